@@ -1,0 +1,1 @@
+"""Kernels written in Python: `reference` is the specification, `numba` and `triton` are fast twins."""

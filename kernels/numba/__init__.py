@@ -1,0 +1,30 @@
+"""CPU twins compiled by Numba on their first call, for an installation without the compiled library."""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_running = threading.Lock()
+
+
+def one_at_a_time(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Let one Python thread at a time into parallel kernels: Numba's workqueue layer aborts the process otherwise."""
+
+    @functools.wraps(kernel)
+    def guarded(*args: Any) -> Any:
+        with _running:
+            return kernel(*args)
+
+    return guarded
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The memory of a CPU tensor as an array; a half-precision tensor is copied to float32, as NumPy needs."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    return tensor.numpy(force=True)

@@ -1,0 +1,62 @@
+"""Numba twin of `linear_trace`: ORs of bit rows."""
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba.bits import positions
+
+TILE = 64  # words of one task: a row of results is split, for a single image has a single row
+
+
+@one_at_a_time
+@njit(nogil=True, parallel=True)
+def _reach(input, positive, negative, start, neuron, flip, reached):
+    words = reached.shape[1]
+    tiles = (words + TILE - 1) // TILE
+    for task in prange(reached.shape[0] * tiles):
+        row = task // tiles
+        first = task % tiles * TILE
+        last = min(words, first + TILE)
+        excited = np.zeros(TILE, dtype=np.uint64)
+        inhibited = np.zeros(TILE, dtype=np.uint64)
+        for i in range(start[row], start[row + 1]):
+            for word in range(first, last):
+                up = positive[neuron[i], word]
+                down = negative[neuron[i], word]
+                excited[word - first] |= down if flip[i] else up
+                inhibited[word - first] |= up if flip[i] else down
+        for word in range(first, last):
+            above = np.uint64(0)
+            below = np.uint64(0)
+            for at in range(word * 64, min(input.shape[1], word * 64 + 64)):
+                value = input[row, at]
+                bit = np.uint64(at & 63)
+                above |= np.uint64(value > 0) << bit
+                below |= np.uint64(value < 0) << bit
+            reached[row, word] = (excited[word - first] & above) | (inhibited[word - first] & below)
+
+
+def linear_trace(
+    input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None
+) -> Tensor:
+    """Union over the points of a row of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
+    checks.linear_trace(input, weight_positive, weight_negative, points, negative)
+    rows, features = input.shape
+    order = np.argsort(array(points), kind="stable")  # flat indices, so by row
+    row, neuron = np.divmod(array(points)[order], max(1, len(weight_positive)))
+    flip = np.zeros(len(order), dtype=bool) if negative is None else array(negative)[order]
+    reached = array(torch.empty(rows, weight_positive.shape[1], dtype=torch.int64)).view(np.uint64)
+    _reach(
+        array(input),
+        array(weight_positive).view(np.uint64),
+        array(weight_negative).view(np.uint64),
+        np.searchsorted(row, np.arange(rows + 1)),
+        neuron,
+        flip,
+        reached,
+    )
+    return positions(reached, features)

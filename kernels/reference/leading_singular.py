@@ -1,0 +1,42 @@
+"""Reference of `leading_singular`: a full SVD in float64 for the Gram route, Halko's iteration for the other."""
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.kernels import checks
+
+AUTO, GRAM, SUBSPACE = range(3)
+OVERSAMPLE = 8
+# Above this many rows and columns on the small side, the Gram matrix costs more than the iteration.
+GRAM_LIMIT = 1024
+
+
+def leading_singular(
+    matrices: Tensor, k: int, method: int, iterations: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Leading `k` singular triplets of `matrices` [B, M, N] and their residuals; see `ops.leading_singular`."""
+    checks.leading_singular(matrices, k, method, iterations)
+    small = min(matrices.shape[1:])
+    exact = matrices.double()
+    if method == GRAM or (method == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE:
+        left, singular, right_t = torch.linalg.svd(exact, full_matrices=False)
+        right = right_t.mT
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        probe = torch.randn(exact.shape[2], k + OVERSAMPLE, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(exact @ probe.to(exact.device)).Q
+        for _ in range(iterations):
+            basis = torch.linalg.qr(exact.mT @ basis).Q
+            basis = torch.linalg.qr(exact @ basis).Q
+        inner, singular, right_t = torch.linalg.svd(basis.mT @ exact, full_matrices=False)
+        left, right = basis @ inner, right_t.mT
+    left, singular, right = left[..., :k], singular[..., :k], right[..., :k]
+    # Of the two signs of a triplet, the one whose left vector sums to a positive number.
+    sign = torch.where(left.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    left, right = left * sign, right * sign
+    error = torch.linalg.vector_norm(exact.mT @ left - right * singular[:, None], dim=1)
+    backward = torch.linalg.vector_norm(exact @ right - left * singular[:, None], dim=1)
+    scale = singular[:, :1].clamp_min(torch.finfo(torch.float64).tiny)
+    residual = torch.maximum(error, backward) / scale
+    dtype = torch.promote_types(matrices.dtype, torch.float32)
+    return left.to(dtype), singular.to(dtype), right.to(dtype), residual.to(dtype)

@@ -1,0 +1,3 @@
+"""Fast visual explanations of convolutional networks on PyTorch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,134 @@
+"""What all explainers share: checking what comes in, choosing the neuron, and handing back ordinary tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.explanation import Explanation
+from pyfast_xai.tape import Tape, Value
+from pyfast_xai.tape.watch import unwrap
+
+Target = int | Sequence[int] | Tensor | None
+
+
+class Explainer:
+    """Base of all explainers.
+
+    Args:
+        model: in evaluation mode; compiled and data-parallel wrappers are looked through. It is never changed.
+        labels: names of the classes, passed on to explanations.
+    """
+
+    method: str
+    paper: str
+
+    def __init__(self, model: nn.Module, *, labels: Sequence[str] | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.model = unwrap(model)
+        self.labels = None if labels is None else list(labels)
+
+    def __call__(self, images: Tensor, target: Target = None) -> Explanation:
+        """Explain a batch of images.
+
+        Args:
+            images: `[N, C, H, W]`, as the model takes them.
+            target: the class to explain: None for the one with the largest output, an int for all images, or one an
+                image.
+        """
+        raise NotImplementedError
+
+    def check(self, images: Tensor) -> None:
+        """Refuse what no explainer can work with.
+
+        Raises:
+            InputError: naming the argument, what was expected and what came.
+        """
+        if not isinstance(images, Tensor):
+            raise InputError(f"images must be a tensor [N, C, H, W], got {type(images).__name__}")
+        if images.dim() != 4:
+            raise InputError(f"images must have shape [N, C, H, W], got {list(images.shape)}")
+        if not images.is_floating_point():
+            raise InputError(f"images must have a floating-point dtype, got {images.dtype}")
+        if images.numel() == 0:
+            raise InputError(f"images must hold at least one image, got shape {list(images.shape)}")
+        if not bool(torch.isfinite(images).all()):
+            bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+            raise InputError(f"images must be finite, got NaN or infinity in image {bad[0]} ({len(bad)} of {len(images)})")
+        for name, module in self.model.named_modules():
+            if module.training:
+                where = f"module {name!r} of it" if name else "it"
+                raise InputError(f"model must be in evaluation mode (call model.eval()), got {where} in training mode")
+
+
+def logits_of(tape: Tape) -> tuple[Value, Tensor]:
+    """The output that classes are read from: the first tensor the model returned, or the one named "logits"/"out".
+
+    Raises:
+        InputError: the model returned no tensor that depends on its input.
+    """
+    outputs, result = tape.outputs, tape.result
+    if isinstance(outputs, dict):
+        name = next((n for n in ("logits", "out") if n in outputs), None)
+        if name is not None:
+            outputs, result = outputs[name], result[name]
+    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(result), strict=True)
+    for value, tensor in pairs:
+        if isinstance(value, Value):
+            return value, tensor
+    raise InputError("model must return a tensor that depends on its input, got none")
+
+
+def choose(logits: Tensor, target: Target) -> Tensor:
+    """The classes to explain, int64 `[N]` or `[N, K]`.
+
+    Args:
+        logits: outputs `[N, classes]`.
+        target: None for the largest output of each image, an int for all, N ints, or `[N, K]` ints.
+
+    Raises:
+        InputError: another length, or a class that does not exist.
+    """
+    if logits.dim() != 2:
+        raise InputError(f"model must return [N, classes] for a target to be chosen, got {list(logits.shape)}")
+    images, classes = logits.shape
+    if target is None:
+        return logits.argmax(1)
+    if callable(target) or isinstance(target, (str, float)):
+        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got {type(target).__name__}")
+    chosen = torch.as_tensor(target, device=logits.device)
+    if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
+        raise InputError(f"target must hold integers, got {chosen.dtype}")
+    if chosen.dim() == 0:
+        chosen = chosen.expand(images)
+    if chosen.dim() > 2 or len(chosen) != images:
+        raise InputError(f"target must have one entry for each of {images} images, got shape {list(chosen.shape)}")
+    if bool(((chosen < 0) | (chosen >= classes)).any()):
+        worst = chosen[(chosen < 0) | (chosen >= classes)].flatten()[0]
+        raise InputError(f"target must lie in [0, {classes}), got {int(worst)}")
+    return chosen.long()
+
+
+def probability(logits: Tensor, target: Tensor) -> Tensor:
+    """Softmax probability of the chosen classes; outputs that are a distribution already are taken as they are."""
+    logits = logits.float()
+    is_distribution = bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+    shares = logits if is_distribution else logits.softmax(1)
+    return shares.gather(1, target.view(len(target), -1)).view(target.shape)
+
+
+def rows_of(images: Tensor, each: int) -> Tensor:
+    """The images of a result with `each` rows an image."""
+    return images if each == 1 else images.repeat_interleave(each, 0)
+
+
+def ordinary(tensor: Any) -> Any:
+    """A tensor made in inference mode, as one that can be used anywhere."""
+    if not isinstance(tensor, Tensor) or not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()

@@ -1,0 +1,228 @@
+"""Eigen-CAM (Muhammad and Yeasin, 2020): activations projected on their own first principal direction."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyfast_xai import ops
+from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.base import Explainer, Target, ordinary, rows_of
+from pyfast_xai.explanation import Explanation
+from pyfast_xai.ops import Method
+from pyfast_xai.tape import Tape, Value, record
+
+logger = logging.getLogger("pyfast_xai")
+
+# Operations that pool or re-arrange a map without a layer of their own.
+_AFTER_FEATURES = ("max_pool", "avg_pool", "adaptive", "dropout", "mean", "flatten", "view", "reshape", "permute")
+
+
+class EigenCAM(Explainer):
+    """Eigen-CAM: what the last feature map is mostly about, whatever the class; no gradient, no classifier.
+
+    The activation of each image is a matrix `A [h w, C]` with a row a position; its leading right singular vector v
+    is the direction in channel space that explains most of it, and `A v` is the map (Eq. 3). The forward stops at the
+    layer.
+
+    The sign of a singular vector is arbitrary; here it is the one that makes the map rise with the strength of the
+    activation: `sum_p (A v)_p |a_p|^2 >= 0`, taken about the means when `center` is set. After a ReLU, without
+    centring, the whole map then is >= 0.
+
+    Args:
+        model: in evaluation mode; classifiers, detectors and their backbones alike.
+        layer: path of a module or name of an operation; several give the mean of their maps; "auto" takes the last
+            spatial map before pooling or flattening that is not a map of classes.
+        component: which principal direction, 1 for the first; several give a row each.
+        center: subtract the mean over positions first, as pytorch-grad-cam does; the paper does not.
+        method: "auto", "gram" or "subspace"; see `ops.leading_singular`.
+        iterations: passes of the subspace iteration.
+        seed: of its random start.
+        tokens: grid `(h, w)` of token activations `[N, T, C]`; None for a square one. Leading extra tokens (class
+            token, registers) are dropped.
+        channels: "first", "last", or "auto" to tell by the shape of the input.
+        threshold: share of the maximum at which `Explanation.boxes` cuts the map (the paper uses 5 to 15 %).
+        labels: names of the classes.
+
+    Raises:
+        InputError: a setting that does not exist.
+    """
+
+    method = "eigen-cam"
+    paper = "Eigen-CAM: class activation map using principal components (Muhammad and Yeasin, 2020)"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layer: str | Sequence[str] = "auto",
+        component: int | Sequence[int] = 1,
+        center: bool = False,
+        method: Literal["auto", "gram", "subspace"] = "auto",
+        iterations: int = 4,
+        seed: int = 0,
+        tokens: tuple[int, int] | None = None,
+        channels: Literal["auto", "first", "last"] = "auto",
+        threshold: float = 0.15,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(model, labels=labels)
+        self.layers = [layer] if isinstance(layer, str) else list(layer)
+        self.components = [component] if isinstance(component, int) else list(component)
+        if not self.components or min(self.components) < 1:
+            raise InputError(f"component must be 1 or larger, got {component!r}")
+        if not self.layers:
+            raise InputError("layer must name at least one layer, got none")
+        if method.upper() not in Method.__members__:
+            raise InputError(f"method must be 'auto', 'gram' or 'subspace', got {method!r}")
+        if channels not in ("auto", "first", "last"):
+            raise InputError(f"channels must be 'auto', 'first' or 'last', got {channels!r}")
+        self.route = Method[method.upper()]
+        self.center, self.iterations, self.seed = center, iterations, seed
+        self.tokens, self.channels, self.threshold = tokens, channels, threshold
+        self._automatic: dict[tuple[int, ...], str] = {}
+
+    def __call__(self, images: Tensor, target: Target = None, *args: Any, **kwargs: Any) -> Explanation:
+        """Project the activations of a batch of images.
+
+        Args:
+            images: `[N, C, H, W]`, as the model takes them.
+            target: ignored but for its count: Eigen-CAM knows no classes. Accepted so that explainers can be swapped.
+            *args: further arguments of the model.
+            **kwargs: further keyword arguments of the model.
+
+        Raises:
+            InputError: images or a layer that does not fit, or activations that are not finite.
+        """
+        self.check(images)
+        size = images.shape[2:]
+        maps, heatmaps = [], []
+        for name in self._resolve(images, args, kwargs):
+            tape = record(self.model, images, *args, until=name, **kwargs)
+            assert tape.reached is not None
+            with torch.inference_mode():
+                projected = self.project(tape.reached, size, name)  # [N, K, h, w]
+                heat = functional.interpolate(projected, size=size, mode="bilinear", align_corners=False).clamp_min(0)
+            maps.append(ordinary(projected.flatten(0, 1)))
+            heatmaps.append(ordinary(heat.flatten(0, 1)))
+        if len(heatmaps) > 1:
+            # Layers differ in scale; each is brought to a maximum of one.
+            scaled = [h / h.amax((1, 2), keepdim=True).clamp_min(torch.finfo(h.dtype).tiny) for h in heatmaps]
+            heatmaps = [torch.stack(scaled).mean(0)]
+        return Explanation(
+            method=self.method,
+            heatmap=heatmaps[0],
+            map=maps[0] if len(maps) == 1 else None,
+            images=rows_of(images, len(self.components)),
+            threshold=self.threshold,
+            labels=self.labels,
+        )
+
+    def project(self, activation: Tensor, size: Sequence[int], name: str = "activation") -> Tensor:
+        """The maps of one activation.
+
+        Args:
+            activation: `[N, C, h, w]`, `[N, h, w, C]` or `[N, T, C]`, any float dtype.
+            size: (H, W) of the images, to tell the layouts apart.
+            name: of the layer, for messages.
+
+        Returns:
+            Signed maps `[N, K, h, w]`, float32 (float64 for float64), K components.
+
+        Raises:
+            InputError: no spatial map, fewer channels or positions than components, or values that are not finite.
+        """
+        grid = self._grid(activation, size, name)  # [N, h, w, C]
+        images, height, width, channels = grid.shape
+        matrices = grid.reshape(images, height * width, channels)
+        k = max(self.components)
+        if k > min(matrices.shape[1:]):
+            raise InputError(
+                f"component must be at most {min(matrices.shape[1:])} on layer {name!r}, whose activation is "
+                f"{list(activation.shape)}, got {k}"
+            )
+        if self.center:
+            matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+            matrices = matrices - matrices.mean(1, keepdim=True)
+        left, singular, _, residual = ops.leading_singular(matrices, k, self.route, self.iterations, self.seed)
+        if not bool(torch.isfinite(singular).all()):
+            bad = (~torch.isfinite(singular)).any(1).nonzero().flatten().tolist()
+            raise InputError(f"activations of layer {name!r} must be finite, got NaN or infinity for image {bad[0]}")
+        if float(residual.max()) > 1e-2:
+            logger.warning(
+                "eigen-cam: the components of layer %r are known to %.0e of the largest only; raise iterations",
+                name,
+                float(residual.max()),
+            )
+        maps = left * singular[:, None]  # [N, hw, k]
+        energy = matrices.to(maps.dtype).square().sum(2, keepdim=True)
+        if self.center:
+            energy = energy - energy.mean(1, keepdim=True)
+        maps = torch.where((maps * energy).sum(1, keepdim=True) < 0, -maps, maps)
+        chosen = maps[:, :, [component - 1 for component in self.components]]
+        return chosen.mT.reshape(images, len(self.components), height, width)
+
+    def _grid(self, activation: Tensor, size: Sequence[int], name: str) -> Tensor:
+        """The activation with a cell for each position: `[N, h, w, C]`."""
+        shape = list(activation.shape)
+        if activation.dim() == 4:
+            last = self.channels == "last" or (self.channels == "auto" and _is_channels_last(shape, size))
+            return activation if last else activation.permute(0, 2, 3, 1)
+        if activation.dim() == 3:
+            height, width = self.tokens or (math.isqrt(shape[1]),) * 2
+            extra = shape[1] - height * width
+            # Without a grid from the user, a square number of patches and a few extra tokens.
+            if extra < 0 or (self.tokens is None and extra > 8):
+                raise InputError(f"tokens must give the grid of layer {name!r} with {shape[1]} tokens, got {self.tokens}")
+            return activation[:, extra:].unflatten(1, (height, width))
+        raise InputError(f"layer must have a spatial map [N, C, h, w] or tokens [N, T, C], got {shape} from {name!r}")
+
+    def _resolve(self, images: Tensor, args: Any, kwargs: Any) -> list[str]:
+        if self.layers != ["auto"]:
+            return self.layers
+        key = tuple(images.shape[1:])
+        if key not in self._automatic:
+            self._automatic[key] = last_features(record(self.model, images[:1], *args, **kwargs))
+        return [self._automatic[key]]
+
+
+def _is_channels_last(shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether `[N, a, b, c]` is `[N, h, w, C]`: only that reading has the shape of the image."""
+
+    def fits(height: int, width: int) -> bool:
+        return abs(height * size[1] - width * size[0]) <= max(size)
+
+    return fits(*shape[1:3]) and not fits(*shape[2:4])
+
+
+def last_features(tape: Tape) -> str:
+    """The name of the last spatial map before pooling and flattening that is not a map of classes.
+
+    Args:
+        tape: of a whole forward pass.
+
+    Raises:
+        InputError: the model has no spatial map.
+    """
+    outputs = [v for v in _values(tape.outputs) if len(v.shape) == 2]
+    classes = outputs[0].shape[1] if outputs else None
+    for node in reversed(tape.nodes):
+        value = node.outputs[0]
+        pools = any(part in node.name.rsplit(".", 1)[-1] for part in _AFTER_FEATURES)
+        if value is None or pools or not isinstance(value, Value):
+            continue
+        spatial = len(value.shape) == 4 and min(value.shape[2:]) > 1
+        patches = len(value.shape) == 3 and value.shape[1] > 4
+        if (spatial and value.shape[1] != classes) or (patches and value.shape[2] != classes):
+            return node.name
+    raise InputError("layer must be named for a model without a spatial map, got 'auto'")
+
+
+def _values(tree: Any) -> list[Value]:
+    from torch.utils import _pytree as pytree
+
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Value)]

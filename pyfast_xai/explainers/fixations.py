@@ -1,0 +1,240 @@
+"""CNN-Fixations (Mopuri, Garg and Babu, 2018): the pixels that excited an answer, traced back neuron by neuron."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyfast_xai import localize, ops
+from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.base import Explainer, Target, choose, logits_of, ordinary, probability, rows_of
+from pyfast_xai.explanation import Explanation
+from pyfast_xai.ops import Location
+from pyfast_xai.rules import evidence
+from pyfast_xai.rules.evidence import Options, Points
+from pyfast_xai.rules.evidence.points import ravel, unravel
+from pyfast_xai.tape import Tape, Value, record
+
+Start = tuple[str | nn.Module, int | Sequence[int] | Literal["max"]]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {"location": "product", "first_fc": "argmax", "duplicates": False},
+    "paper": {"location": "product", "first_fc": "all", "duplicates": False},
+    "authors": {"location": "same", "first_fc": "argmax", "duplicates": True},
+}
+
+
+class CNNFixations(Explainer):
+    """CNN-Fixations: the image locations that guided the prediction, as points, their density and a box.
+
+    One forward pass is recorded; from the chosen neuron the evidence is traced back through every layer to pixels
+    (Algorithms 1 and 2), for all images of the batch together. Points without support around them are dropped and
+    the rest blurred to a heat map (section IV-A).
+
+    Args:
+        model: in evaluation mode.
+        variant: "default"; "paper", the text to the letter; "authors", their released code. It sets the next three,
+            which override it. `docs/fixations.md` says what differs and what it costs.
+        location: where in a receptive field a point lands: "product", "center", "activation" or "same"; see
+            `ops.Location`.
+        first_fc: at the fully connected layer on a flattened map, one position a neuron ("argmax") or all positive
+            contributions ("all").
+        duplicates: keep pixels that are reached through several channels as several points.
+        start: explain any neuron instead of a class: `(layer, index)` with the path of a module (or the module, or
+            the name of an operation) and the index of the neuron in its output without the batch; a shorter index
+            takes the most active neuron below it, "max" the most active of all. The forward stops there.
+        at: stop at this layer instead of the image; its points are scaled to the image (Fig. 5).
+        crops: side of the five crops (corners and centre) that are traced instead of the image, as the authors do;
+            the class is that of the mean softmax over them and their mirror images, and crops that see another class
+            are left out.
+        radius: of the neighbourhood in outlier removal, as a share of the image diagonal; None keeps every point.
+        share: a point needs more than this share of all points within `radius`.
+        sigma: of the Gaussian, as a share of the image diagonal.
+        labels: names of the classes.
+
+    Raises:
+        InputError: a setting that does not exist.
+    """
+
+    method = "fixations"
+    paper = "CNN Fixations: an unraveling approach to visualize the discriminative image regions (Mopuri et al., 2018)"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        variant: Literal["default", "paper", "authors"] = "default",
+        location: Literal["product", "center", "activation", "same"] | None = None,
+        first_fc: Literal["argmax", "all"] | None = None,
+        duplicates: bool | None = None,
+        start: Start | None = None,
+        at: str | None = None,
+        crops: int | None = None,
+        radius: float | None = 0.10,
+        share: float = 0.05,
+        sigma: float = 0.04,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(model, labels=labels)
+        preset = VARIANTS[_one_of("variant", variant, VARIANTS)]
+        location = preset["location"] if location is None else location
+        first_fc = preset["first_fc"] if first_fc is None else first_fc
+        places = {place.name.lower(): place for place in Location}
+        self.options = Options(
+            places[_one_of("location", location, places)], _one_of("first_fc", first_fc, ("argmax", "all"))
+        )
+        self.duplicates = preset["duplicates"] if duplicates is None else duplicates
+        self.start = start
+        self.at = at
+        self.crops = crops
+        for name, number in (("radius", radius), ("share", share), ("sigma", sigma)):
+            if number is not None and not 0 <= number < 1:
+                raise InputError(f"{name} must be a share of 0 to 1, got {number}")
+        self.radius, self.share, self.sigma = radius, share, sigma
+        if start is not None and crops is not None:
+            raise InputError("crops must be None where start names a neuron, got both")
+
+    def __call__(self, images: Tensor, target: Target = None, *args: Any, **kwargs: Any) -> Explanation:
+        """Trace a batch of images.
+
+        Args:
+            images: `[N, C, H, W]`, as the model takes them.
+            target: None for the predicted class, an int, N ints, or `[N, K]` ints (a row for each).
+            *args: further arguments of the model.
+            **kwargs: further keyword arguments of the model.
+
+        Raises:
+            InputError: images, a target or a layer that does not fit.
+            UnsupportedOpError: the model has an op that no rule traces.
+        """
+        self.check(images)
+        if self.crops is not None:
+            return self._explain_crops(images, target, args, kwargs)
+        tape, value, chosen, score = self._starts(images, target, args, kwargs)
+        each = chosen.shape[1]
+        traced = []
+        for k in range(each):
+            first = torch.arange(len(images), device=images.device) * (value.numel // len(images))
+            starts = Points(first + chosen[:, k])
+            traced.append(self._pixels(tape, {value: starts}, images.shape))
+        # Image by image, not target by target.
+        points = [traced[k][n] for n in range(len(images)) for k in range(each)]
+        return self._explanation(points, chosen.flatten(), score.flatten(), rows_of(images, each))
+
+    def _starts(
+        self, images: Tensor, target: Target, args: Any, kwargs: Any
+    ) -> tuple[Tape, Value, Tensor, Tensor]:
+        """The tape, the value to start on, and for each image the neurons `[N, K]` of it and their score."""
+        if self.start is None:
+            tape = record(self.model, images, *args, reading=evidence.reading, **kwargs)
+            value, logits = logits_of(tape)
+            chosen = choose(logits, target)
+            score = probability(logits, chosen)
+            return tape, value, chosen.view(len(images), -1), score.view(len(images), -1)
+        if target is not None:
+            raise InputError(f"target must be None where start names a neuron, got {target!r}")
+        layer, index = self.start
+        name = self._path(layer)
+        tape = record(self.model, images, *args, reading=evidence.reading, until=name, **kwargs)
+        assert tape.reached is not None
+        if len(tape.reached) != len(images):
+            raise InputError(f"start must name an output with one entry an image, got {list(tape.reached.shape)}")
+        chosen = _neuron(tape.reached, index)
+        score = ordinary(tape.reached.flatten(1).gather(1, chosen).float())
+        return tape, tape.find(name), ordinary(chosen), score
+
+    def _path(self, layer: str | nn.Module) -> str:
+        if isinstance(layer, str):
+            return layer
+        for name, module in self.model.named_modules():
+            if module is layer:
+                return name
+        raise InputError(f"start must name a module of the model, got a {type(layer).__name__} that is not part of it")
+
+    def _pixels(self, tape: Tape, starts: dict[Value, Points], shape: torch.Size) -> list[Tensor]:
+        """Traced points of each image of the tape, int64 `[P, 2]` as (y, x) pixels."""
+        to = tape.inputs[0] if self.at is None else tape.find(self.at, "at")
+        if len(to.shape) != 4:
+            raise InputError(f"at must name a layer with a spatial map [N, C, h, w], got {list(to.shape)}")
+        points = evidence.walk(tape, starts, to, self.options)
+        image, _, y, x = unravel(points.index, to.shape)
+        # A cell of a coarser layer stands for its middle.
+        y = torch.div((2 * y + 1) * shape[2], 2 * to.shape[2], rounding_mode="floor")
+        x = torch.div((2 * x + 1) * shape[3], 2 * to.shape[3], rounding_mode="floor")
+        flat = ravel([image, y, x], (to.shape[0], *shape[2:]))
+        if not self.duplicates:
+            flat = ops.points_union(flat, to.shape[0] * shape[2] * shape[3])
+        image, y, x = unravel(flat.sort().values, (to.shape[0], *shape[2:]))
+        counts = torch.bincount(image, minlength=to.shape[0]).tolist()
+        return list(torch.stack([y, x], 1).split(counts))
+
+    def _explanation(
+        self, points: list[Tensor], target: Tensor, score: Tensor, images: Tensor
+    ) -> Explanation:
+        height, width = images.shape[2:]
+        if self.radius is not None:
+            points = localize.remove_outliers(points, (height, width), self.radius, self.share)
+        offset = [n * height * width + p[:, 0] * width + p[:, 1] for n, p in enumerate(points)]
+        sigma = max(self.sigma * math.hypot(height, width), 1e-3)
+        heatmap = ops.point_density(torch.cat(offset), len(points), height, width, sigma)
+        return Explanation(
+            method=self.method,
+            heatmap=heatmap,
+            target=target,
+            score=score,
+            points=points,
+            images=images,
+            labels=self.labels,
+        )
+
+    def _explain_crops(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
+        """Five crops traced, ten asked for the class: the protocol of the authors' code."""
+        side, (height, width) = self.crops, images.shape[2:]
+        if side is None or side > min(height, width):
+            raise InputError(f"crops must be at most the shorter side of the images, {min(height, width)}, got {side}")
+        corners = [(0, 0), (0, width - side), (height - side, 0), (height - side, width - side)]
+        corners.append(((height - side) // 2, (width - side) // 2))
+        crops = torch.cat([images[:, :, y : y + side, x : x + side] for y, x in corners])
+        tape = record(self.model, crops, *args, reading=evidence.reading, **kwargs)
+        value, logits = logits_of(tape)
+        mirrored = record(self.model, crops.flip(3), *args, **kwargs)
+        both = torch.cat([logits, logits_of(mirrored)[1]]).softmax(1).view(10, len(images), -1)
+        mean = both.mean(0)
+        seen = logits.argmax(1).view(5, len(images))
+        chosen = choose(mean, target)
+        if chosen.dim() != 1:
+            raise InputError(f"target must be one class an image with crops, got shape {list(chosen.shape)}")
+        if target is None:
+            # Where no crop sees the class of the mean, that of the centre crop takes its place.
+            chosen = torch.where((seen == chosen).any(0), chosen, seen[4])
+            traced = seen == chosen
+        else:
+            traced = torch.ones_like(seen, dtype=torch.bool)
+        rows = torch.arange(len(crops), device=images.device)[traced.flatten()]
+        starts = Points(rows * logits.shape[1] + chosen.repeat(5)[traced.flatten()])
+        pixels = self._pixels(tape, {value: starts}, crops.shape)
+        points = []
+        for n in range(len(images)):
+            found = [pixels[i * len(images) + n] + torch.tensor(c, device=images.device) for i, c in enumerate(corners)]
+            points.append(torch.cat(found) if self.duplicates else torch.unique(torch.cat(found), dim=0))
+        return self._explanation(points, chosen, mean.gather(1, chosen[:, None]).squeeze(1), images)
+
+
+def _one_of(argument: str, given: Any, known: Any) -> Any:
+    if given not in known:
+        raise InputError(f"{argument} must be one of {', '.join(map(repr, known))}, got {given!r}")
+    return given
+
+
+def _neuron(output: Tensor, index: int | Sequence[int] | str) -> Tensor:
+    """Flat position `[N, 1]` in each image's output of the neuron an index names."""
+    given = [] if index == "max" else [index] if isinstance(index, int) else list(index)  # type: ignore[arg-type]
+    shape = output.shape[1:]
+    if len(given) > len(shape) or any(not 0 <= i < size for i, size in zip(given, shape, strict=False)):
+        raise InputError(f"start must have an index within {list(shape)}, got {index!r}")
+    below = output[(slice(None), *given)].reshape(len(output), -1).argmax(1, keepdim=True)
+    for i, size in zip(reversed(given), [math.prod(shape[d + 1 :]) for d in reversed(range(len(given)))], strict=True):
+        below = below + i * size
+    return below

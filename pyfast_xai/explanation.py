@@ -1,0 +1,191 @@
+"""What every explainer returns."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyfast_xai import localize, render
+from pyfast_xai.errors import InputError
+
+
+@dataclass(eq=False)
+class Explanation:
+    """Why a model answered as it did, for a batch of images.
+
+    Tensors stay on the device of the input until someone asks for something else.
+
+    Where several targets or components of an image were asked for, each is a row, image by image.
+
+    Attributes:
+        method: the explainer that made it.
+        heatmap: float32 `[N, H, W]` at the resolution of the input, >= 0, larger is more important.
+        target: the class (or neuron) explained, int64 `[N]`; None where the method needs none.
+        score: the model's probability for the target (the activation, for a neuron), float32 `[N]`.
+        points: fixations of each row, int64 `[P, 2]` as (y, x) pixels of the input; None for other methods.
+        map: the method's own signed map at the resolution of its layer, `[N, h, w]`; None where there is none.
+        images: what was explained, `[N, C, H, W]`, as the model took it; the ground of pictures.
+        threshold: share of the maximum at which `boxes` cuts the heat map by default.
+        labels: names of the classes, used in pictures and files.
+    """
+
+    method: str
+    heatmap: Tensor
+    target: Tensor | None = None
+    score: Tensor | None = None
+    points: list[Tensor] | None = None
+    map: Tensor | None = None
+    images: Tensor | None = None
+    threshold: float = 0.15
+    labels: list[str] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.heatmap)
+
+    def __getitem__(self, rows: int | slice) -> "Explanation":
+        """Some of the rows; an int gives an explanation of one."""
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"row must lie in [{-len(self)}, {len(self)}), got {rows}")
+            rows = slice(rows, rows + 1 or None)
+        parts = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows]
+            for name in ("heatmap", "target", "score", "points", "map", "images")
+        }
+        return replace(self, **parts)
+
+    def __iter__(self) -> Iterator["Explanation"]:
+        return (self[i] for i in range(len(self)))
+
+    def to(self, device: torch.device | str) -> "Explanation":
+        """The same on another device."""
+        moved = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in _TENSORS}
+        return replace(self, **moved, points=None if self.points is None else [p.to(device) for p in self.points])
+
+    # Other libraries
+
+    def numpy(self) -> np.ndarray:
+        """The heat map as a NumPy array `[N, H, W]`."""
+        return self.heatmap.detach().cpu().numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        return array.astype(dtype) if dtype is not None else array
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.heatmap.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self.heatmap.__dlpack_device__()
+
+    # Places
+
+    def boxes(self, threshold: float | None = None) -> Tensor:
+        """One box an image around the evidence, float32 `[N, 4]` as (x1, y1, x2, y2) in inclusive pixels of the input.
+
+        Args:
+            threshold: cut the heat map at this share of its maximum and take the largest 8-connected segment. None
+                takes the hull of the fixations where there are any, else the explainer's own threshold.
+
+        Returns:
+            Boxes; a row of NaN where there is no evidence.
+        """
+        if threshold is None and self.points is not None:
+            return localize.hull(self.points).to(self.heatmap.device)
+        return localize.largest_segment(self.heatmap, self.threshold if threshold is None else threshold)
+
+    def peak(self) -> Tensor:
+        """Where each heat map is largest, int64 `[N, 2]` as (y, x) pixels of the input."""
+        return localize.peak(self.heatmap)
+
+    # Pictures
+
+    def overlay(self, images: Tensor | None = None, alpha: float = 0.5, colormap: str = "turbo") -> Tensor:
+        """The heat map over the images, float32 `[N, 3, H, W]` in 0..1, with fixations drawn where there are any.
+
+        Args:
+            images: `[N, C, H', W']` to draw on; None for those that were explained.
+            alpha: opacity where the map is hottest.
+            colormap: "turbo", "jet", "viridis", "inferno" or "gray".
+        """
+        ground = self.images if images is None else images
+        if ground is None:
+            raise InputError("images must be given to an explanation that does not hold its own, got None")
+        shown = render.overlay(render.for_display(ground), self.heatmap, alpha=alpha, colormap=colormap)
+        if self.points is None:
+            return shown
+        scale = torch.tensor([shown.shape[-2] / self.heatmap.shape[-2], shown.shape[-1] / self.heatmap.shape[-1]])
+        return render.draw_points(shown, [((p.cpu() + 0.5) * scale).long() for p in self.points])
+
+    def captions(self) -> list[str]:
+        """A line for each image: class and probability."""
+        if self.target is None:
+            return [self.method] * len(self)
+        lines = []
+        for i in range(len(self)):
+            target = int(self.target[i])
+            name = self.labels[target] if self.labels and target < len(self.labels) else f"class {target}"
+            score = "" if self.score is None else f" {float(self.score[i]):.0%}"
+            lines.append(f"{name}{score}")
+        return lines
+
+    def plot(self, images: Tensor | None = None, columns: int = 4) -> Any:
+        """A contact sheet of overlays, as a PIL image."""
+        shown, captions = self.overlay(images), self.captions()
+        rows = [list(shown[i : i + columns]) for i in range(0, len(shown), columns)]
+        titles = [captions[i : i + columns] for i in range(0, len(shown), columns)]
+        return render.montage(rows, titles=titles)
+
+    def save(self, folder: str | Path, names: list[str] | None = None) -> list[Path]:
+        """Write one overlay PNG an image and `<method>.json` with targets, scores, boxes and points.
+
+        Args:
+            folder: made if it is not there.
+            names: stems of the files; None numbers them.
+
+        Returns:
+            The paths written, the JSON last.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [f"{i:04d}" for i in range(len(self))] if names is None else names
+        if len(names) != len(self):
+            raise InputError(f"names must be one for each of {len(self)} images, got {len(names)}")
+        paths = []
+        boxes = self.boxes()
+        for name, picture, box in zip(names, self.overlay(), boxes, strict=True):
+            path = folder / f"{name}.{self.method}.png"
+            render.to_pil(render.draw_boxes(picture[None], box[None].cpu())[0]).save(path)
+            paths.append(path)
+        table = folder / f"{self.method}.json"
+        table.write_text(json.dumps([{"name": n, **row} for n, row in zip(names, self.rows(), strict=True)], indent=1))
+        return [*paths, table]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON-ready record an image: method, size, target, score, box and points."""
+        boxes = self.boxes().cpu()
+        records = []
+        for i in range(len(self)):
+            record: dict[str, Any] = {"method": self.method, "size": list(self.heatmap.shape[-2:])}
+            if self.target is not None:
+                record["target"] = self.target[i].tolist()
+            if self.score is not None:
+                record["score"] = self.score[i].tolist()
+            record["box"] = None if bool(boxes[i].isnan().any()) else boxes[i].tolist()
+            if self.points is not None:
+                record["points"] = self.points[i].tolist()
+            records.append(record)
+        return records
+
+    def _repr_png_(self) -> bytes | None:
+        if self.images is None:
+            return None
+        return render.png_bytes(self[:16].plot())
+
+
+_TENSORS = ("heatmap", "target", "score", "map", "images")

@@ -1,0 +1,25 @@
+"""The hot inner steps, one schema each, served by whichever backend is at hand.
+
+Every op can be called from here with tensors on any device; `report()` says which backend serves it and why.
+"""
+
+from pyfast_xai.ops.conv_trace import Location, conv_trace
+from pyfast_xai.ops.leading_singular import Method, leading_singular
+from pyfast_xai.ops.linear_trace import linear_trace
+from pyfast_xai.ops.point_density import point_density
+from pyfast_xai.ops.points_union import points_union
+from pyfast_xai.ops.registry import backend, report
+from pyfast_xai.ops.sign_bits import sign_bits
+
+__all__ = [
+    "Location",
+    "Method",
+    "backend",
+    "conv_trace",
+    "leading_singular",
+    "linear_trace",
+    "point_density",
+    "points_union",
+    "report",
+    "sign_bits",
+]

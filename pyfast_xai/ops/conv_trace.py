@@ -1,0 +1,97 @@
+"""Evidence of convolution outputs: the receptive-field Hadamard argmax."""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.ops.registry import Op
+
+
+class Location(IntEnum):
+    """Where in its receptive field a point lands once the channel is chosen.
+
+    PRODUCT: the largest activation times weight (Algorithm 2, line 8).
+    CENTER: the middle of the window, `stride * y - padding + dilation * (K // 2)`.
+    ACTIVATION: the largest activation (the authors' code, in the 3x3 convolutions of a ResNet).
+    SAME: `stride * y` (the authors' code elsewhere); equal to CENTER where `K == 2 * padding + 1`.
+    """
+
+    PRODUCT = 0
+    CENTER = 1
+    ACTIVATION = 2
+    SAME = 3
+
+
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    points: Tensor,
+    negative: Tensor | None,
+    output_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    location: int,
+) -> Tensor:
+    return torch.empty_like(points)
+
+
+_op = Op(
+    "conv_trace(Tensor input, Tensor weight, Tensor points, Tensor? negative, int[] output_size, int[] stride,"
+    " int[] padding, int[] dilation, int groups, int location) -> Tensor",
+    _fake,
+)
+
+
+def conv_trace(
+    input: Tensor,
+    weight: Tensor,
+    points: Tensor,
+    negative: Tensor | None,
+    output_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    location: Location = Location.PRODUCT,
+) -> Tensor:
+    """Trace output positions of a convolution to one position each in its input: CNN-Fixations, Algorithm 2.
+
+    For each point the products of receptive field and filter are summed per input channel; the channel with the
+    largest sum wins (the least, for a negative point), the first of equals. `location` then picks the position in
+    that channel. Padding contributes nothing and is never a position; positions outside are clamped to the border.
+    Sums are taken in float32 for half-precision inputs.
+
+    Args:
+        input: `[N, C, *spatial]` with one to three spatial dimensions, any float dtype, any memory format.
+        weight: `[O, C / groups, *kernel]`, the dtype of `input`.
+        points: flat row-major indices into `[N, O, *output_size]`, int64 `[P]`.
+        negative: bool `[P]`, True where the strongest inhibition is wanted; None for nowhere.
+        output_size: spatial size of the convolution's output.
+        stride: steps between windows, one a dimension.
+        padding: zeros before each dimension.
+        dilation: distance between taps of a window, one a dimension.
+        groups: groups of channels.
+        location: the position rule.
+
+    Returns:
+        Flat row-major indices into `[N, C, *spatial]`, int64 `[P]`, in the order of `points`.
+
+    Raises:
+        RuntimeError: shapes that do not fit, or a point outside the output.
+    """
+    return _op(
+        input,
+        weight,
+        points,
+        negative,
+        list(output_size),
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
+        int(location),
+    )

@@ -1,0 +1,41 @@
+"""Evidence of fully connected neurons."""
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.ops.registry import Op
+
+
+def _fake(input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None):
+    return points.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
+_op = Op(
+    "linear_trace(Tensor input, Tensor weight_positive, Tensor weight_negative, Tensor points, Tensor? negative)"
+    " -> Tensor",
+    _fake,
+)
+
+
+def linear_trace(
+    input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None = None
+) -> Tensor:
+    """The inputs that excite any of the chosen neurons of their row: CNN-Fixations, Algorithm 1.
+
+    For every row r, the union over its points (r, o) of `{j : input[r, j] * weight[o, j] > 0}`; for a negative point
+    of `{j : input[r, j] * weight[o, j] < 0}`. Only signs matter, so the weight is read as bits.
+
+    Args:
+        input: activations below the layer `[R, I]`, float16, bfloat16, float32 or float64.
+        weight_positive: bits of `weight > 0`, int64 `[O, ceil(I / 64)]`, from `sign_bits`.
+        weight_negative: bits of `weight < 0`, as above.
+        points: flat indices into `[R, O]`, int64 `[P]`.
+        negative: bool `[P]`, True where the evidence *against* the neuron is wanted; None for nowhere.
+
+    Returns:
+        Sorted distinct flat indices into `[R, I]`, int64 `[Q]`.
+
+    Raises:
+        RuntimeError: shapes that do not fit, or a point outside `[R, O]`.
+    """
+    return _op(input, weight_positive, weight_negative, points, negative)

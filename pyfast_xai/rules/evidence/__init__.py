@@ -1,0 +1,20 @@
+"""Evidence: sets of points walk from an output neuron back to the pixels that excite it (CNN-Fixations)."""
+
+from pyfast_xai.rules.evidence import arithmetic, attention, indexing, layers, pools, recurrent
+from pyfast_xai.rules.evidence.points import Points
+from pyfast_xai.rules.evidence.backward import Options, Step, reading, rule, walk
+
+__all__ = [
+    "Options",
+    "Points",
+    "Step",
+    "arithmetic",
+    "attention",
+    "indexing",
+    "layers",
+    "pools",
+    "reading",
+    "recurrent",
+    "rule",
+    "walk",
+]

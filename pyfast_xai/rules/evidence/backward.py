@@ -1,0 +1,194 @@
+"""The walk itself: visit the tape backwards and hand the points of each result to the rule of its op."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from pyfast_xai.errors import UnsupportedOpError
+from pyfast_xai.ops import Location
+from pyfast_xai.rules.evidence.points import Points, union
+from pyfast_xai.tape import Node, Tape, Value
+from pyfast_xai.tape.record import Keep
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the paper leaves open.
+
+    Attributes:
+        location: where in a receptive field a point lands.
+        first_fc: at the fully connected layer on a flattened map, one position a neuron ("argmax", the authors'
+            code) or every positive contribution ("all", the paper's Algorithm 1).
+    """
+
+    location: Location = Location.PRODUCT
+    first_fc: Literal["argmax", "all"] = "argmax"
+
+
+class Step:
+    """One node on the way back: the points of its results, and where they go.
+
+    Attributes:
+        node: the operation.
+        points: those on the first result that has any (most ops have one result).
+        results: those on each result, None where there are none.
+        options: what the paper leaves open.
+        batch: how many images the tape is of.
+    """
+
+    def __init__(self, walk: "_Walk", node: Node, results: list[Points | None]) -> None:
+        self.node = node
+        self.results = results
+        self.points = next(points for points in results if points is not None)
+        self.options = walk.options
+        self.batch = walk.batch
+        self._walk = walk
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result that `points` lie on."""
+        at = next(i for i, points in enumerate(self.results) if points is self.points)
+        value = self.node.outputs[at]
+        assert value is not None
+        return value.shape
+
+    def tensor(self, name: str) -> Tensor:
+        """What the rule saved under this name."""
+        return self.node.saved[name].tensor
+
+    def depth(self, value: Value) -> int:
+        """The most layers with weights between an input and this value."""
+        return self._walk.depth(value)
+
+    def send(self, value: Any, points: Points) -> None:
+        """Continue at an argument of the node; what reaches a constant ends there."""
+        if isinstance(value, Value) and len(points):
+            self._walk.pending.setdefault(value, []).append(points)
+
+
+Rule = Callable[..., None]
+Saves = Callable[[Node], Iterable[str]]
+
+_rules: dict[str, Rule] = {}
+_saves: dict[str, Saves] = {}
+# Ops with weights that the input does not determine.
+WEIGHTED = {f"aten::{name}" for name in ("conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "mm")}
+
+
+def rule(*names: str, saves: Iterable[str] | Saves = ()) -> Callable[[Rule], Rule]:
+    """Register an evidence rule.
+
+    Args:
+        *names: ops by schema name, without overload or trailing underscore, e.g. "aten::relu"; `aten::` may be left
+            out. The in-place form is meant too.
+        saves: names of the op's tensor arguments that the rule reads, or a function of the node that gives them.
+
+    The rule is called as `rule(step, *args, **kwargs)` with the arguments of the node, in which a `Value` stands for
+    every tensor that depends on the inputs, and calls `step.send(argument, points)`.
+    """
+    given = saves if callable(saves) else (lambda node, fixed=tuple(saves): fixed)
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            qualified = name if "::" in name else f"aten::{name}"
+            _rules[qualified] = function
+            _saves[qualified] = given
+        return function
+
+    return register
+
+
+def key(op: Any) -> str:
+    """The name an op's rule is registered under."""
+    return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"alias::{op.__name__}"
+
+
+class _Evidence:
+    """The reading, as a recording sees it."""
+
+    def understands(self, op: OpOverload) -> bool:
+        return key(op) in _rules
+
+    def save(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = key(node.op)
+        if name not in _saves:
+            return
+        wanted = set(_saves[name](node))
+        if not wanted:
+            return
+        for position, argument in enumerate(node.op._schema.arguments):
+            if argument.name in wanted:
+                value = args[position] if position < len(args) else kwargs.get(argument.name)
+                for i, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+                    if isinstance(tensor, Tensor):
+                        keep(argument.name if tensor is value else f"{argument.name}.{i}", tensor)
+
+
+reading = _Evidence()
+
+
+class _Walk:
+    def __init__(self, tape: Tape, options: Options) -> None:
+        self.options = options
+        self.batch = tape.inputs[0].shape[0]
+        self.pending: dict[Value, list[Points]] = {}
+        self._depth: dict[Value, int] = {}
+
+    def depth(self, value: Value) -> int:
+        # Iterative: networks are deeper than Python's stack.
+        stack = [value]
+        while stack:
+            at = stack[-1]
+            below = at.producer.inputs if at.producer is not None else []
+            missing = [v for v in below if v not in self._depth]
+            if missing:
+                stack.extend(missing)
+                continue
+            weighted = at.producer is not None and key(at.producer.op) in WEIGHTED
+            self._depth[at] = max((self._depth[v] for v in below), default=0) + weighted
+            stack.pop()
+        return self._depth[value]
+
+
+def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -> Points:
+    """Trace points back to a value.
+
+    Args:
+        tape: recorded with `reading`.
+        starts: points to explain, by the value they lie on.
+        to: where to stop: an input of the tape or any value on the way.
+        options: what the paper leaves open.
+
+    Returns:
+        The distinct points that reach `to`.
+
+    Raises:
+        UnsupportedOpError: an op on the way has no rule.
+    """
+    state = _Walk(tape, options)
+    for value, points in starts.items():
+        state.pending[value] = [Points(points.index, points.negative, start=True)]
+    with torch.inference_mode():
+        for node in reversed(tape.nodes):
+            if to in state.pending and to.producer is node:
+                break
+            results = []
+            for value in node.outputs:
+                parts = state.pending.pop(value, None) if value is not None else None
+                results.append(None if parts is None else union(parts, value.numel))  # type: ignore[union-attr]
+            if all(points is None for points in results):
+                continue
+            function = _rules.get(key(node.op))
+            if function is None:
+                raise UnsupportedOpError(
+                    f"CNN-Fixations has no evidence rule for {key(node.op)}, which ran in {node.path or 'the model'!r} "
+                    f"(operation {node.name!r}); register one with pyfast_xai.rules.evidence.rule({key(node.op)!r})"
+                )
+            function(Step(state, node, results), *node.args, **node.kwargs)
+        parts = state.pending.get(to)
+        empty = torch.empty(0, dtype=torch.int64, device=to.device)
+        return Points(empty) if parts is None else union(parts, to.numel)

@@ -1,0 +1,156 @@
+"""Pooling: the strongest activation of the window, whatever the pool does with it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.rules.evidence.points import Points, gather, ravel, unravel
+from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.tape import Value
+
+CHUNK = 1 << 24  # candidates looked at together
+
+
+def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[tuple[Tensor, Tensor, int]], mean: bool):
+    """Send each point to the largest activation in its window, the first of equals.
+
+    Args:
+        activation: the input of the pool.
+        windows: for every input dimension the first coordinate `[P]`, the end `[P]` (exclusive), and the step.
+        mean: the pool averages, so a negative point looks for the least activation instead.
+    """
+    points = step.points
+    counts = [int(((end - start + stride - 1) // stride).max()) for start, end, stride in windows]
+    size = math.prod(counts)
+    parts = []
+    for chunk in torch.arange(len(points), device=points.index.device).split(max(1, CHUNK // size)):
+        taps = torch.cartesian_prod(*[torch.arange(count, device=points.index.device) for count in counts])
+        taps = taps.view(size, len(counts))
+        inside = torch.ones(len(chunk), size, dtype=torch.bool, device=points.index.device)
+        coordinates = []
+        for d, (start, end, stride) in enumerate(windows):
+            at = start[chunk, None] + taps[None, :, d] * stride
+            inside &= at < end[chunk, None]
+            coordinates.append(torch.minimum(at, end[chunk, None] - 1))
+        index = ravel(coordinates, activation.shape)  # [P, K]
+        values = gather(activation, index.flatten()).view(index.shape).float()
+        if mean and points.negative is not None:
+            values = torch.where(points.negative[chunk, None], -values, values)
+        best = values.masked_fill(~inside, -math.inf).argmax(1, keepdim=True)
+        parts.append(index.gather(1, best).squeeze(1))
+    step.send(input, points.to(torch.cat(parts)))
+
+
+def _fixed(coordinates: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, int]]:
+    return [(c, c + 1, 1) for c in coordinates]
+
+
+def _contributors(step: Step, input: Value, activation: Tensor, reduced: Sequence[int], kept: Sequence[Tensor]) -> None:
+    """The neuron to explain is itself an average over a map: the fully connected layer with equal weights that it is.
+
+    Without this, a classifier that is a convolution and an average (SqueezeNet, all-convolutional nets) would
+    leave a single pixel.
+    """
+    points = step.points
+    sizes = [activation.shape[d] for d in reduced]
+    cells = torch.cartesian_prod(*[torch.arange(s, device=points.index.device) for s in sizes])
+    cells = cells.view(-1, len(sizes))
+    coordinates = []
+    for d in range(activation.dim()):
+        along = cells[None, :, reduced.index(d)] if d in reduced else kept[d][:, None]
+        coordinates.append(along.expand(len(points), len(cells)))
+    index = ravel(coordinates, activation.shape)
+    values = gather(activation, index.flatten()).view(index.shape)
+    positive = points.signed(values) > 0
+    negative = None if points.negative is None else points.negative[:, None].expand_as(positive)[positive]
+    step.send(input, Points(index[positive], negative))
+
+
+def _pool(step: Step, input: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, rank: int, mean: bool):
+    activation = step.tensor("input" if "input" in step.node.saved else "self")
+
+    def expand(given: Any) -> list[int]:
+        given = [given] if isinstance(given, int) else list(given)
+        return given * rank if len(given) == 1 else given
+
+    kernel, padding, dilation = expand(kernel), expand(padding), expand(dilation)
+    stride = expand(stride) if stride else kernel
+    coordinates = unravel(step.points.index, step.shape)
+    lead = activation.dim() - rank
+    spatial = activation.shape[lead:]
+    if mean and step.points.start and math.prod(step.shape[lead:]) == 1 and list(spatial) == kernel:
+        _contributors(step, input, activation, range(lead, activation.dim()), coordinates)
+        return
+    windows = _fixed(coordinates[:lead])
+    for d in range(rank):
+        start = coordinates[lead + d] * stride[d] - padding[d]
+        end = (start + (kernel[d] - 1) * dilation[d] + 1).clamp(max=spatial[d])
+        # A window that begins in the padding starts at its first tap inside.
+        short = torch.div(dilation[d] - 1 - start.clamp(max=0), dilation[d], rounding_mode="floor")
+        windows.append((start + short * dilation[d], end, dilation[d]))
+    _strongest(step, input, activation, windows, mean)
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d", saves=["self"])
+@rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", saves=["self"])
+def max_pool(
+    step: Step, self: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> None:
+    """The index the forward found, negative point or not."""
+    _pool(step, self, kernel, stride, padding, dilation, _rank(step), mean=False)
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", saves=["self"])
+def avg_pool(step: Step, self: Value, kernel: Any, stride: Any = (), padding: Any = 0, *rest: Any, **_: Any) -> None:
+    _pool(step, self, kernel, stride, padding, 1, _rank(step), mean=True)
+
+
+def _rank(step: Step) -> int:
+    return int(step.node.op._schema.name.split("pool")[1][0])
+
+
+@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", saves=["self"])
+@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", saves=["self"])
+@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", saves=["self"])
+def adaptive_pool(step: Step, self: Value, output_size: Any) -> None:
+    activation = step.tensor("self")
+    rank = _rank(step)
+    mean = "avg" in step.node.op._schema.name
+    coordinates = unravel(step.points.index, step.shape)
+    lead = activation.dim() - rank
+    if mean and step.points.start and math.prod(step.shape[lead:]) == 1:
+        _contributors(step, self, activation, range(lead, activation.dim()), coordinates)
+        return
+    windows = _fixed(coordinates[:lead])
+    for d in range(lead, activation.dim()):
+        size, out, at = activation.shape[d], step.shape[d], coordinates[d]
+        start = torch.div(at * size, out, rounding_mode="floor")
+        end = torch.div((at + 1) * size + out - 1, out, rounding_mode="floor")
+        windows.append((start, end, 1))
+    _strongest(step, self, activation, windows, mean)
+
+
+@rule("mean", "sum", "amax", "logsumexp", saves=["self"])
+def reduction(step: Step, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
+    """A pool over whole dimensions."""
+    activation = step.tensor("self")
+    rank = activation.dim()
+    dims = range(rank) if dim is None or dim == [] else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
+    found = iter(unravel(step.points.index, step.shape))
+    zero = torch.zeros_like(step.points.index)
+    coordinates = []
+    for d in range(rank):
+        # A reduced dimension is absent from the result, or there with one entry.
+        coordinates.append(next(found) if d not in dims or keepdim else zero)
+    mean = "amax" not in step.node.op._schema.name
+    if mean and step.points.start:
+        _contributors(step, self, activation, list(dims), coordinates)
+        return
+    windows = [
+        (zero, zero + activation.shape[d], 1) if d in dims else (coordinates[d], coordinates[d] + 1, 1)
+        for d in range(rank)
+    ]
+    _strongest(step, self, activation, windows, mean)

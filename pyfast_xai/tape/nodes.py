@@ -1,0 +1,124 @@
+"""What a tape is made of: values, the nodes that made them, and what a reading saved on the way."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyfast_xai.errors import InputError
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One version of one tensor that depends on the inputs; the numbers themselves are not kept."""
+
+    index: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+    producer: "Node | None" = None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        return f"%{self.index}{list(self.shape)}"
+
+
+@dataclass(eq=False, slots=True)
+class Saved:
+    """A tensor that a reading keeps; replaced by a copy just before an in-place op would overwrite it."""
+
+    tensor: Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One operation of the forward pass.
+
+    Attributes:
+        index: place on the tape.
+        op: the ATen overload, or one of the two operations of `tape.alias`.
+        args: positional arguments, with a `Value` for every tensor that depends on the inputs.
+        kwargs: keyword arguments, likewise.
+        outputs: the flattened results, None for one that is no tensor or does not depend on the inputs.
+        path: module the op ran in, "" for the model itself.
+        name: unique on the tape: path, op and a count.
+        saved: what the reading saved, by name.
+    """
+
+    index: int
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Value | None]
+    path: str
+    name: str
+    saved: dict[str, Saved] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[Value]:
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+
+    def __repr__(self) -> str:
+        return f"{self.outputs} = {self.name}({', '.join(map(str, self.inputs))})"
+
+
+@dataclass(eq=False, slots=True)
+class Tape:
+    """The operations of one forward pass, in order.
+
+    Attributes:
+        inputs: values of the tensors the model was given, in order of the flattened arguments.
+        input_structure: how they nest in `(args, kwargs)`, other arguments in place.
+        nodes: the operations that depend on the inputs.
+        outputs: what the model returned, with a `Value` for each tensor that depends on the inputs; None where the
+            forward was stopped early.
+        result: what the model returned, as tensors that can be used outside inference mode.
+        modules: the values each module returned, by module path, one list a call.
+        reached: the tensor at which the forward was stopped.
+        not_replayable: why `replay` would not repeat this forward, or None.
+    """
+
+    inputs: list[Value] = field(default_factory=list)
+    input_structure: Any = None
+    nodes: list[Node] = field(default_factory=list)
+    outputs: Any = None
+    result: Any = None
+    modules: dict[str, list[list[Value]]] = field(default_factory=dict)
+    reached: Tensor | None = None
+    not_replayable: str | None = None
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def names(self) -> list[str]:
+        """Names accepted by `find`: module paths first, then operations."""
+        return [*filter(None, self.modules), *(node.name for node in self.nodes)]
+
+    def find(self, name: str, argument: str = "layer") -> Value:
+        """The value that a module (in its last call) or an operation returned; the first tensor of several.
+
+        Raises:
+            InputError: no such name; the message has the close ones.
+        """
+        calls = [*self.modules.get(name, []), *(node.outputs for node in self.nodes if node.name == name)]
+        for value in calls[-1] if calls else ():
+            if value is not None:
+                return value
+        raise InputError(unknown_name(name, self.names(), argument))
+
+
+def unknown_name(name: str, names: list[str], argument: str) -> str:
+    """The sentence for a layer that is not there."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f" such as {', '.join(map(repr, close))}" if close else f" (there are {len(names)})"
+    return f"{argument} must name a module or operation that ran{hint}, got {name!r}"

@@ -1,0 +1,93 @@
+import importlib.util
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+def _complete_torchvision():
+    # A CUDA build of torchvision beside a CPU build of torch cannot load its binary, and without these two schemas
+    # the import of the package fails. The models need neither op.
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or "torchvision" in sys.modules:
+        return None
+    for binary in Path(spec.origin).parent.glob("_C*.so"):
+        try:
+            torch.ops.load_library(binary)
+        except OSError:
+            continue
+        return None
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+_torchvision = _complete_torchvision()  # before anything imports torchvision
+
+from pyfast_xai import ops  # noqa: E402
+from pyfast_xai.ops.registry import OPS  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def _poison(tensor):
+    # Not for fake, meta or wrapped tensors: they have no memory of their own.
+    if type(tensor) is torch.Tensor and tensor.device.type != "meta":
+        # Nor for a tape to record.
+        with _disable_current_modes():
+            if tensor.is_floating_point() or tensor.is_complex():
+                tensor.fill_(float("nan"))
+            else:
+                tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max)
+    return tensor
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch):
+    """What pyfast_xai allocates without a value holds NaN or a huge number: an element never written shows."""
+
+    def poisoned(allocate):
+        def call(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            if torch.compiler.is_compiling():
+                return tensor
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            return _poison(tensor) if caller.split(".")[0] == "pyfast_xai" else tensor
+
+        return call
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(params=["reference", "numba", "cpp"])
+def backend(request):
+    """Name of the CPU backend that serves the test; in `test_<op>.py` it is there if it has that op, else if all."""
+    name, tested = request.param, request.path.stem.removeprefix("test_")
+    for op in [OPS[tested]] if tested in OPS else OPS.values():
+        missing = op.missing(name, "cpu")
+        if missing is not None:
+            pytest.skip(f"{op.name} on {name}: {missing}")
+    with ops.backend(name):
+        yield name
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder of real images and weights."""
+    folder = Path(os.environ.get("PYFAST_XAI_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}; set PYFAST_XAI_DATA")
+    return folder
