@@ -1,3 +1,41 @@
-"""Fast visual explanations of convolutional networks on PyTorch."""
+"""Fast visual explanations of convolutional networks on PyTorch.
+
+    from pyfast_xai import CNNFixations, EigenCAM
+
+    explanation = CNNFixations(model)(images)
+    explanation.boxes()
+    explanation.plot()
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+# Where each public name lives; imported when it is first asked for.
+_PUBLIC = {
+    "BackendError": "pyfast_xai.errors",
+    "CNNFixations": "pyfast_xai.explainers",
+    "EigenCAM": "pyfast_xai.explainers",
+    "Explainer": "pyfast_xai.explainers",
+    "Explanation": "pyfast_xai.explanation",
+    "InputError": "pyfast_xai.errors",
+    "UnsupportedOpError": "pyfast_xai.errors",
+    "backend": "pyfast_xai.ops",
+    "record": "pyfast_xai.tape",
+    "replay": "pyfast_xai.tape",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pyfast_xai' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -145,13 +145,14 @@ class EigenCAM(Explainer):
                 f"component must be at most {min(matrices.shape[1:])} on layer {name!r}, whose activation is "
                 f"{list(activation.shape)}, got {k}"
             )
+        finite = torch.isfinite(matrices).flatten(1).all(1)
+        if not bool(finite.all()):
+            bad = int((~finite).nonzero()[0])
+            raise InputError(f"activations of layer {name!r} must be finite, got NaN or infinity for image {bad}")
         if self.center:
             matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
             matrices = matrices - matrices.mean(1, keepdim=True)
         left, singular, _, residual = ops.leading_singular(matrices, k, self.route, self.iterations, self.seed)
-        if not bool(torch.isfinite(singular).all()):
-            bad = (~torch.isfinite(singular)).any(1).nonzero().flatten().tolist()
-            raise InputError(f"activations of layer {name!r} must be finite, got NaN or infinity for image {bad[0]}")
         if float(residual.max()) > 1e-2:
             logger.warning(
                 "eigen-cam: the components of layer %r are known to %.0e of the largest only; raise iterations",

@@ -46,7 +46,9 @@ class Paths:
         return self._stack[-1][1] if self._stack else ""
 
     def enter(self, module: nn.Module) -> None:
-        name = self._names.get(id(module), f"{self.current}.<{type(module).__name__}>")
+        name = self._names.get(id(module))
+        if name is None:  # not registered as part of the model
+            name = ".".join(filter(None, [self.current, f"<{type(module).__name__}>"]))
         self._stack.append((id(module), name))
 
     def leave(self, module: nn.Module, output: Any) -> None:

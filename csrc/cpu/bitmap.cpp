@@ -1,0 +1,58 @@
+#include "cpu/bitmap.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "cpu/simd.h"
+
+namespace pyfast_xai {
+namespace {
+
+constexpr int64_t kChunk = 4096;  // words
+
+PYFAST_XAI_CLONES int64_t count_bits(const uint64_t* bits, int64_t words) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < words; ++i) count += std::popcount(bits[i]);
+  return count;
+}
+
+void write_positions(const uint64_t* bits, int64_t begin, int64_t end, int64_t words, int64_t columns, int64_t* out) {
+  int64_t row = begin / words, word = begin % words;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t base = row * columns + word * 64;
+    for (uint64_t left = bits[i]; left; left &= left - 1) *out++ = base + std::countr_zero(left);
+    if (++word == words) {
+      word = 0;
+      ++row;
+    }
+  }
+}
+
+}  // namespace
+
+torch::stable::Tensor set_positions(const uint64_t* bits, int64_t rows, int64_t words, int64_t columns) {
+  const int64_t total = rows * words;
+  const int64_t chunks = (total + kChunk - 1) / kChunk;
+  std::vector<int64_t> first(chunks + 1, 0);
+  torch::stable::parallel_for(0, chunks, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      first[c + 1] = count_bits(bits + c * kChunk, std::min(kChunk, total - c * kChunk));
+    }
+  });
+  for (int64_t c = 0; c < chunks; ++c) first[c + 1] += first[c];
+
+  auto out = torch::stable::empty({first[chunks]}, torch::headeronly::ScalarType::Long);
+  auto* positions = static_cast<int64_t*>(out.mutable_data_ptr());
+  torch::stable::parallel_for(0, chunks, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      write_positions(bits, c * kChunk, std::min((c + 1) * kChunk, total), words, columns, positions + first[c]);
+    }
+  });
+  return out;
+}
+
+}  // namespace pyfast_xai

@@ -1,0 +1,43 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/bitmap.h"
+
+namespace pyfast_xai {
+namespace {
+
+// Above this many places a point, clearing and scanning the bitmap costs more than sorting the points.
+constexpr int64_t kSparse = 4096;
+
+Tensor union_by_sort(const int64_t* points, int64_t count) {
+  std::vector<int64_t> sorted(points, points + count);
+  std::sort(sorted.begin(), sorted.end());
+  sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
+  Tensor out = torch::stable::empty({static_cast<int64_t>(sorted.size())}, ScalarType::Long);
+  std::copy(sorted.begin(), sorted.end(), static_cast<int64_t*>(out.mutable_data_ptr()));
+  return out;
+}
+
+Tensor union_by_bitmap(const int64_t* points, int64_t count, int64_t size) {
+  std::vector<uint64_t> bits((size + 63) / 64, 0);
+  for (int64_t i = 0; i < count; ++i) bits[points[i] / 64] |= uint64_t{1} << (points[i] % 64);
+  return set_positions(bits.data(), 1, static_cast<int64_t>(bits.size()), size);
+}
+
+Tensor points_union(const Tensor& points, int64_t size) {
+  check_points(points);
+  const Tensor list = torch::stable::contiguous(points);
+  const int64_t count = list.numel();
+  const auto* values = static_cast<const int64_t*>(list.const_data_ptr());
+  check_inside(values, count, size);
+  return size / kSparse > count ? union_by_sort(values, count) : union_by_bitmap(values, count, size);
+}
+
+}  // namespace
+}  // namespace pyfast_xai
+
+STABLE_TORCH_LIBRARY_IMPL(pyfast_xai, CPU, m) { m.impl("points_union", TORCH_BOX(&pyfast_xai::points_union)); }

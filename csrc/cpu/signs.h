@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+
+#include "dispatch.h"
+
+namespace pyfast_xai {
+
+inline constexpr int64_t kWordBits = 64;
+
+inline int64_t words_for(int64_t bits) { return (bits + kWordBits - 1) / kWordBits; }
+
+// Bit j of the words says values[j] > 0 (positive) and values[j] < 0 (negative); a NaN sets neither.
+void sign_words(const float* values, int64_t count, uint64_t* positive, uint64_t* negative);
+void sign_words(const double* values, int64_t count, uint64_t* positive, uint64_t* negative);
+void sign_words(const Half* values, int64_t count, uint64_t* positive, uint64_t* negative);
+void sign_words(const BFloat16* values, int64_t count, uint64_t* positive, uint64_t* negative);
+
+// `sign_words` of every row of a contiguous matrix [rows, columns] into [rows, words_for(columns)].
+void sign_matrix(const Tensor& matrix, const char* name, uint64_t* positive, uint64_t* negative);
+
+}  // namespace pyfast_xai
