@@ -30,7 +30,7 @@ class Explanation:
         points: fixations of each row, int64 `[P, 2]` as (y, x) pixels of the input; None for other methods.
         map: the method's own signed map at the resolution of its layer, `[N, h, w]`; None where there is none.
         images: what was explained, `[N, C, H, W]`, as the model took it; the ground of pictures.
-        threshold: share of the maximum at which `boxes` cuts the heat map by default.
+        threshold: share of its range at which `boxes` cuts the heat map by default.
         labels: names of the classes, used in pictures and files.
     """
 
@@ -89,7 +89,7 @@ class Explanation:
         """One box an image around the evidence, float32 `[N, 4]` as (x1, y1, x2, y2) in inclusive pixels of the input.
 
         Args:
-            threshold: cut the heat map at this share of its maximum and take the largest 8-connected segment. None
+            threshold: cut the heat map at this share of its range and take the largest 8-connected segment. None
                 takes the hull of the fixations where there are any, else the explainer's own threshold.
 
         Returns:

@@ -1,12 +1,15 @@
 """From maps and points to places: outliers, boxes, peaks, overlap. Boxes are (x1, y1, x2, y2) in inclusive pixels."""
 
+import importlib.util
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 24  # distances held at once
+from pyfast_xai.errors import InputError
+
+CHUNK = 1 << 21  # spans looked up at once
 
 
 def remove_outliers(
@@ -17,8 +20,11 @@ def remove_outliers(
     A point stays if more than `share` of all points of its image, itself included, lie nearer than `radius`. Points
     that coincide count as often as they occur.
 
+    Neighbours are counted row by row of the disc around a point, as differences of running sums: exact, and linear
+    in the number of points.
+
     Args:
-        points: of each image, int64 `[P, 2]` as (y, x) pixels.
+        points: of each image, int64 `[P, 2]` as (y, x) pixels within it.
         size: (H, W) of the images, in pixels.
         radius: of the neighbourhood, as a share of the image diagonal.
         share: of the points that must lie in it.
@@ -26,15 +32,24 @@ def remove_outliers(
     Returns:
         The points kept of each image, in their order.
     """
-    reach = (radius * math.hypot(*size)) ** 2
+    height, width = size
+    # Squared distances of pixels are integers, and d < r holds where d <= ceil(r) - 1.
+    reach = math.ceil((radius * math.hypot(height, width)) ** 2) - 1
+    far = math.isqrt(max(reach, 0))
+    disc = [(dy, math.isqrt(reach - dy * dy)) for dy in range(-far, far + 1)] if reach >= 0 else []
     kept = []
     for own in points:
-        near = torch.zeros(len(own), dtype=torch.int64, device=own.device)
-        for rows in torch.arange(len(own), device=own.device).split(max(1, CHUNK // max(1, len(own)))):
-            # Integer squares: no rounding at the rim of the circle.
-            apart = (own[rows, None] - own[None]).square().sum(-1)
-            near[rows] = (apart < reach).sum(1)
-        kept.append(own[near > share * len(own)])
+        offset, half = torch.tensor(disc, dtype=torch.int64, device=own.device).view(-1, 2).unbind(1)
+        counts = torch.bincount(own[:, 0] * width + own[:, 1], minlength=height * width).view(height, width)
+        # Rows of zeros above and below, a column of zeros before the sums.
+        sums = counts.new_zeros(height + 2 * far, width + 1)
+        torch.cumsum(counts, 1, out=sums[far : far + height, 1:])
+        near = []
+        for part in own.split(max(1, CHUNK // max(1, len(disc)))):
+            row, x = (part[:, :1] + offset + far) * (width + 1), part[:, 1:]
+            right, left = (x + half + 1).clamp(max=width), (x - half).clamp(min=0)
+            near.append((sums.take(row + right) - sums.take(row + left)).sum(1))
+        kept.append(own[torch.cat(near) > math.floor(share * len(own))])
     return kept
 
 
@@ -45,13 +60,12 @@ def hull(points: Sequence[Tensor]) -> Tensor:
         points: of each image, `[P, 2]` as (y, x) pixels.
 
     Returns:
-        Boxes `[N, 4]`, float32; a row of NaN where an image has no points.
+        Boxes `[N, 4]`, float32, on the device of the points; a row of NaN where an image has no points.
     """
-    boxes = torch.full((len(points), 4), math.nan)
+    boxes = torch.full((len(points), 4), math.nan, device=points[0].device if len(points) else None)
     for n, own in enumerate(points):
         if len(own):
-            low, high = own.amin(0), own.amax(0)
-            boxes[n] = torch.stack([low[1], low[0], high[1], high[0]]).float()
+            boxes[n] = torch.cat([own.amin(0).flip(0), own.amax(0).flip(0)]).float()
     return boxes
 
 
@@ -60,25 +74,51 @@ def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
 
     Args:
         heatmap: `[N, H, W]`.
-        threshold: share of the maximum, 0 to 1; a pixel at the threshold belongs to the segment.
+        threshold: share of the maximum, between 0 and 1; a pixel at the threshold belongs to the segment.
 
     Returns:
-        Boxes `[N, 4]`, float32, on the device of the map; a row of NaN for a map without a positive, finite maximum.
+        Boxes `[N, 4]`, float32, on the device of the map. Of segments with equally many pixels the first in reading
+        order is taken; a map that is not finite or nowhere positive gives a row of NaN.
+
+    Raises:
+        InputError: a threshold that is no such share, or something else than a batch of maps.
     """
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
+    if heatmap.dim() != 3:
+        raise InputError(f"heatmap must have shape [N, H, W], got {list(heatmap.shape)}")
+    maps = heatmap.detach().float()
+    if maps.numel() == 0:
+        return maps.new_full((len(maps), 4), math.nan)
+    top = maps.amax((1, 2), keepdim=True)
+    usable = torch.isfinite(maps).all(2).all(1) & (top.flatten() > 0)
+    labels = _segments((maps >= threshold * top) & usable[:, None, None])
+    sizes = torch.bincount(labels.flatten())
+    sizes[0] = 0
+    flat = labels.flatten(1)
+    largest = flat.gather(1, sizes[flat].argmax(1, keepdim=True))[:, :, None]
+    inside = (labels == largest) & (largest > 0)
+    columns, rows = inside.any(1).int(), inside.any(2).int()
+    ends = [a.argmax(1) for a in (columns, rows)]
+    ends += [a.shape[1] - 1 - a.flip(1).argmax(1) for a in (columns, rows)]
+    return torch.where(usable[:, None], torch.stack(ends, 1).float(), math.nan)
+
+
+def _segments(mask: Tensor) -> Tensor:
+    """Numbers of the 8-connected segments of masks `[N, H, W]`, distinct over all of them; 0 is background."""
+    # Pixels touch within a map, never across maps.
+    touch = [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]
+    if mask.is_cuda and importlib.util.find_spec("cupyx"):
+        import cupy
+        from cupyx.scipy import ndimage
+
+        with cupy.cuda.Device(mask.device.index), cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+            labels, _ = ndimage.label(cupy.from_dlpack(mask.byte()), structure=cupy.array(touch))
+        return torch.from_dlpack(labels).long()
     from scipy import ndimage
 
-    maps = heatmap.detach().float().cpu()
-    boxes = torch.full((len(maps), 4), math.nan)
-    for n, own in enumerate(maps):
-        top = float(own.max())
-        if not math.isfinite(top) or top <= 0:
-            continue
-        labels, count = ndimage.label((own >= threshold * top).numpy(), structure=[[1] * 3] * 3)
-        sizes = torch.bincount(torch.from_numpy(labels).flatten(), minlength=count + 1)
-        largest = int(sizes[1:].argmax()) + 1
-        rows, columns = ndimage.find_objects(labels, largest)[largest - 1]
-        boxes[n] = torch.tensor([columns.start, rows.start, columns.stop - 1, rows.stop - 1]).float()
-    return boxes.to(heatmap.device)
+    labels, _ = ndimage.label(mask.cpu().numpy(), structure=touch)
+    return torch.from_numpy(labels).long().to(mask.device)
 
 
 def peak(heatmap: Tensor) -> Tensor:

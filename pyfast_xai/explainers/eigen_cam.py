@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from pyfast_xai import ops
 from pyfast_xai.errors import InputError
@@ -45,7 +46,7 @@ class EigenCAM(Explainer):
         tokens: grid `(h, w)` of token activations `[N, T, C]`; None for a square one. Leading extra tokens (class
             token, registers) are dropped.
         channels: "first", "last", or "auto" to tell by the shape of the input.
-        threshold: share of the maximum at which `Explanation.boxes` cuts the map (the paper uses 5 to 15 %).
+        threshold: share of its range at which `Explanation.boxes` cuts the map (the paper uses 5 to 15 %).
         labels: names of the classes.
 
     Raises:
@@ -209,7 +210,7 @@ def last_features(tape: Tape) -> str:
     Raises:
         InputError: the model has no spatial map.
     """
-    outputs = [v for v in _values(tape.outputs) if len(v.shape) == 2]
+    outputs = [leaf for leaf in pytree.tree_leaves(tape.outputs) if isinstance(leaf, Value) and len(leaf.shape) == 2]
     classes = outputs[0].shape[1] if outputs else None
     for node in reversed(tape.nodes):
         value = node.outputs[0]
@@ -221,9 +222,3 @@ def last_features(tape: Tape) -> str:
         if (spatial and value.shape[1] != classes) or (patches and value.shape[2] != classes):
             return node.name
     raise InputError("layer must be named for a model without a spatial map, got 'auto'")
-
-
-def _values(tree: Any) -> list[Value]:
-    from torch.utils import _pytree as pytree
-
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Value)]

@@ -1,5 +1,6 @@
 """CNN-Fixations (Mopuri, Garg and Babu, 2018): the pixels that excited an answer, traced back neuron by neuron."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,12 +18,35 @@ from pyfast_xai.rules.evidence import Options, Points
 from pyfast_xai.rules.evidence.points import ravel, unravel
 from pyfast_xai.tape import Tape, Value, record
 
+logger = logging.getLogger("pyfast_xai")
+
 Start = tuple[str | nn.Module, int | Sequence[int] | Literal["max"]]
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {"location": "product", "first_fc": "argmax", "duplicates": False},
-    "paper": {"location": "product", "first_fc": "all", "duplicates": False},
-    "authors": {"location": "same", "first_fc": "argmax", "duplicates": True},
+    "default": {
+        "location": "activation",
+        "first_fc": "argmax",
+        "signed": True,
+        "duplicates": False,
+        "radius": 0.15,
+        "share": 0.10,
+    },
+    "paper": {
+        "location": "product",
+        "first_fc": "all",
+        "signed": False,
+        "duplicates": False,
+        "radius": 0.10,
+        "share": 0.05,
+    },
+    "authors": {
+        "location": "same",
+        "first_fc": "argmax",
+        "signed": False,
+        "duplicates": True,
+        "radius": 0.10,
+        "share": 0.05,
+    },
 }
 
 
@@ -35,12 +59,14 @@ class CNNFixations(Explainer):
 
     Args:
         model: in evaluation mode.
-        variant: "default"; "paper", the text to the letter; "authors", their released code. It sets the next three,
-            which override it. `docs/fixations.md` says what differs and what it costs.
+        variant: "default", chosen by measurement; "paper", the text to the letter; "authors", their released code. It
+            sets every setting below that is None. `docs/fixations.md` says what differs and what it costs.
         location: where in a receptive field a point lands: "product", "center", "activation" or "same"; see
             `ops.Location`.
         first_fc: at the fully connected layer on a flattened map, one position a neuron ("argmax") or all positive
             contributions ("all").
+        signed: let a point on a negative activation look for what made it low (linear bottlenecks, GELU); the paper
+            knows rectified activations only, on which this changes nothing.
         duplicates: keep pixels that are reached through several channels as several points.
         start: explain any neuron instead of a class: `(layer, index)` with the path of a module (or the module, or
             the name of an operation) and the index of the neuron in its output without the batch; a shorter index
@@ -49,7 +75,7 @@ class CNNFixations(Explainer):
         crops: side of the five crops (corners and centre) that are traced instead of the image, as the authors do;
             the class is that of the mean softmax over them and their mirror images, and crops that see another class
             are left out.
-        radius: of the neighbourhood in outlier removal, as a share of the image diagonal; None keeps every point.
+        radius: of the neighbourhood in outlier removal, as a share of the image diagonal; 0 keeps every point.
         share: a point needs more than this share of all points within `radius`.
         sigma: of the Gaussian, as a share of the image diagonal.
         labels: names of the classes.
@@ -68,31 +94,41 @@ class CNNFixations(Explainer):
         variant: Literal["default", "paper", "authors"] = "default",
         location: Literal["product", "center", "activation", "same"] | None = None,
         first_fc: Literal["argmax", "all"] | None = None,
+        signed: bool | None = None,
         duplicates: bool | None = None,
         start: Start | None = None,
         at: str | None = None,
         crops: int | None = None,
-        radius: float | None = 0.10,
-        share: float = 0.05,
+        radius: float | None = None,
+        share: float | None = None,
         sigma: float = 0.04,
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__(model, labels=labels)
+        given = {
+            "location": location,
+            "first_fc": first_fc,
+            "signed": signed,
+            "duplicates": duplicates,
+            "radius": radius,
+            "share": share,
+        }
         preset = VARIANTS[_one_of("variant", variant, VARIANTS)]
-        location = preset["location"] if location is None else location
-        first_fc = preset["first_fc"] if first_fc is None else first_fc
+        chosen = {name: preset[name] if value is None else value for name, value in given.items()}
         places = {place.name.lower(): place for place in Location}
         self.options = Options(
-            places[_one_of("location", location, places)], _one_of("first_fc", first_fc, ("argmax", "all"))
+            location=places[_one_of("location", chosen["location"], places)],
+            first_fc=_one_of("first_fc", chosen["first_fc"], ("argmax", "all")),
+            signed=chosen["signed"],
         )
-        self.duplicates = preset["duplicates"] if duplicates is None else duplicates
+        self.duplicates = chosen["duplicates"]
         self.start = start
         self.at = at
         self.crops = crops
-        for name, number in (("radius", radius), ("share", share), ("sigma", sigma)):
-            if number is not None and not 0 <= number < 1:
-                raise InputError(f"{name} must be a share of 0 to 1, got {number}")
-        self.radius, self.share, self.sigma = radius, share, sigma
+        self.radius, self.share, self.sigma = chosen["radius"], chosen["share"], sigma
+        for name in ("radius", "share", "sigma"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be a share of 0 to 1, got {getattr(self, name)}")
         if start is not None and crops is not None:
             raise InputError("crops must be None where start names a neuron, got both")
 
@@ -174,7 +210,16 @@ class CNNFixations(Explainer):
         self, points: list[Tensor], target: Tensor, score: Tensor, images: Tensor
     ) -> Explanation:
         height, width = images.shape[2:]
-        if self.radius is not None:
+        lost = [n for n, own in enumerate(points) if len(own) == 0]
+        if lost:
+            logger.warning(
+                "fixations: no evidence of %d of %d rows reached the image (the first is row %d); the trace ended in "
+                "constants of the model",
+                len(lost),
+                len(points),
+                lost[0],
+            )
+        if self.radius:
             points = localize.remove_outliers(points, (height, width), self.radius, self.share)
         offset = [n * height * width + p[:, 0] * width + p[:, 1] for n, p in enumerate(points)]
         sigma = max(self.sigma * math.hypot(height, width), 1e-3)

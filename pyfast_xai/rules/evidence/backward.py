@@ -23,10 +23,13 @@ class Options:
         location: where in a receptive field a point lands.
         first_fc: at the fully connected layer on a flattened map, one position a neuron ("argmax", the authors'
             code) or every positive contribution ("all", the paper's Algorithm 1).
+        signed: below a layer, a point on a negative activation looks for what made it low. The paper has only
+            rectified activations, on which this changes nothing.
     """
 
     location: Location = Location.PRODUCT
     first_fc: Literal["argmax", "all"] = "argmax"
+    signed: bool = False
 
 
 class Step:

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.ops import Location
-from pyfast_xai.rules.evidence.points import Points, unravel
+from pyfast_xai.rules.evidence.points import Points, gather, unravel
 from pyfast_xai.rules.evidence.backward import Step, rule
 from pyfast_xai.tape import Value
 
@@ -54,7 +54,15 @@ def fully_connected(step: Step, input: Value, activation: Tensor, weight: Tensor
             1,
             Location.CENTER,
         )
-    step.send(input, Points(index))
+    step.send(input, _evidence(step, rows, index))
+
+
+def _evidence(step: Step, activation: Tensor, index: Tensor) -> Points:
+    """Points on what a layer read; a negative activation counts by being low, where signs are followed."""
+    if not step.options.signed:
+        return Points(index)
+    negative = gather(activation, index) < 0
+    return Points(index, negative if bool(negative.any()) else None)
 
 
 def _flattened_map(value: Value) -> bool:
@@ -144,7 +152,7 @@ def conv(
         groups,
         step.options.location,
     )
-    step.send(input, Points(index))
+    step.send(input, _evidence(step, activation, index))
 
 
 @rule("convolution", saves=["input"])
