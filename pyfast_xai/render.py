@@ -12,18 +12,22 @@ from torch.nn import functional
 
 from pyfast_xai.errors import InputError
 
-COLORMAPS = ("turbo", "jet", "viridis", "inferno", "gray")
-WHITE, YELLOW, RED = (1.0, 1.0, 1.0), (1.0, 0.85, 0.1), (1.0, 0.15, 0.2)
+WHITE, YELLOW, GREEN = (1.0, 1.0, 1.0), (1.0, 0.85, 0.1), (0.2, 0.9, 0.4)
+SHADOW = (20, 20, 20)
 
-# Anchor colours, hexadecimal, evenly spaced; between them the scale is linear. Turbo is Google's (A. Mikhailov, 2019),
-# viridis and inferno are by S. van der Walt and N. Smith.
+# Anchor colours, evenly spaced; between them the scale is linear. Turbo is Google's (A. Mikhailov, 2019, Apache-2.0),
+# viridis and inferno are by S. van der Walt and N. Smith (CC0): within 3 % of the originals. Jet is MATLAB's, exactly.
 _ANCHORS = {
-    "turbo": "30123b 4145ab 4675ed 39a2fc 1bcfd4 24eca6 61fc6c a4fc3b d1e834 f3c63a fe9b2d f36315 d93806 b11901 7a0402",
+    "turbo": "30123b 4143a7 4771e9 3e9bfe 22c5e2 1ae4b6 46f884 88ff4e "
+    "b9f635 e1dd37 faba39 fd8d27 f05b12 d63506 af1801 7a0403",
     "jet": "000080 0000ff 0080ff 00ffff 80ff80 ffff00 ff8000 ff0000 800000",
-    "viridis": "440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725",
-    "inferno": "000004 1f0c48 550f6d 88226a ba3655 e35933 f98c0a f9c932 fcffa4",
+    "viridis": "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e "
+    "1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725",
+    "inferno": "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c "
+    "c73e4c dd513a ed6925 f8850f fca50a fac62d f2e661 fcffa4",
     "gray": "000000 ffffff",
 }
+COLORMAPS = tuple(_ANCHORS)
 
 
 @functools.cache
@@ -31,35 +35,38 @@ def _table(colormap: str) -> Tensor:
     """256 colours `[256, 3]`."""
     if colormap not in _ANCHORS:
         raise InputError(f"colormap must be one of {', '.join(map(repr, COLORMAPS))}, got {colormap!r}")
-    anchors = [[int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)] for code in _ANCHORS[colormap].split()]
-    return functional.interpolate(
-        torch.tensor(anchors).T[None], size=256, mode="linear", align_corners=True
-    )[0].T.contiguous()
+    anchors = torch.tensor([list(bytes.fromhex(code)) for code in _ANCHORS[colormap].split()]) / 255
+    return functional.interpolate(anchors.T[None], size=256, mode="linear", align_corners=True)[0].T.contiguous()
 
 
 def for_display(images: Tensor) -> Tensor:
     """Any images `[N, C, H, W]` as `[N, 3, H, W]` in 0..1.
 
-    Images already within 0..1 are kept; others are stretched from their own least to their own largest value.
+    Images already within 0..1 are kept, others are stretched from their own least to their own largest value. One
+    channel becomes grey; of any other number of channels the mean is shown. What is not finite counts as 0.
     """
-    shown = images.detach().float()
+    if images.dim() != 4:
+        raise InputError(f"images must have shape [N, C, H, W], got {list(images.shape)}")
+    shown = images.detach().float().nan_to_num(0, 0, 0)
     low, high = shown.amin((1, 2, 3), keepdim=True), shown.amax((1, 2, 3), keepdim=True)
-    outside = (low < 0) | (high > 1)
-    stretched = (shown - low) / (high - low).clamp_min(1e-12)
-    shown = torch.where(outside, stretched, shown)
+    # A range too small for its own reciprocal is constant.
+    span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    shown = torch.where((low < 0) | (high > 1), (shown - low) / span, shown)
     return shown if shown.shape[1] == 3 else shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
 
 
 def normalize(heatmap: Tensor) -> Tensor:
-    """Each map `[N, H, W]` stretched to 0..1; a constant map becomes zero."""
+    """Each map `[N, H, W]` stretched to 0..1; a constant map becomes zero. What is not finite counts as 0."""
+    heatmap = heatmap.detach().float().nan_to_num(0, 0, 0)
     low, high = heatmap.amin((1, 2), keepdim=True), heatmap.amax((1, 2), keepdim=True)
-    return (heatmap - low) / torch.where(high > low, high - low, torch.ones_like(high))
+    return (heatmap - low) / torch.where(high > low, high - low, 1)
 
 
 def colorize(heatmap: Tensor, colormap: str = "turbo") -> Tensor:
     """Colours `[N, 3, H, W]` of maps `[N, H, W]` in 0..1."""
     table = _table(colormap).to(heatmap.device)
-    return table[(heatmap * 255).round().long().clamp(0, 255)].permute(0, 3, 1, 2)
+    steps = (heatmap.detach().float().nan_to_num(0) * 255).round().clamp(0, 255)
+    return table[steps.long()].permute(0, 3, 1, 2)
 
 
 def overlay(images: Tensor, heatmap: Tensor, alpha: float = 0.5, colormap: str = "turbo") -> Tensor:
@@ -74,20 +81,26 @@ def overlay(images: Tensor, heatmap: Tensor, alpha: float = 0.5, colormap: str =
     Returns:
         `[N, 3, H, W]` in 0..1, on the CPU.
     """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha must lie in 0 to 1, got {alpha}")
     images, heatmap = images.detach().float().cpu(), heatmap.detach().float().cpu()
+    if len(images) != len(heatmap):
+        raise InputError(f"heatmap must be one for each of {len(images)} images, got {len(heatmap)}")
     if heatmap.shape[1:] != images.shape[2:]:
         heatmap = functional.interpolate(heatmap[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     heat = normalize(heatmap)
-    # Half the opacity everywhere keeps the colours of the map readable, the other half follows the heat.
-    opacity = (alpha * (0.4 + 0.6 * heat.clamp(0, 1)))[:, None]
+    # Full opacity from half the heat on, and a soft step below: cold places keep the colours of the photograph.
+    rise = (2 * heat).clamp(max=1)
+    opacity = (alpha * rise * rise * (3 - 2 * rise))[:, None]
     return images * (1 - opacity) + colorize(heat, colormap) * opacity
 
 
 def _drawn(images: Tensor, draw: Any) -> Tensor:
-    """`images` after `draw(n, canvas, scale)` has drawn on each at four times its size, for smooth edges."""
+    """`images` after `draw(n, canvas, scale)` has drawn on each, enlarged for smooth edges."""
     from PIL import Image, ImageDraw
 
-    scale = 4
+    # Large pictures need no enlarging, and their enlargement would not fit.
+    scale = min(4, max(1, 2400 // max(images.shape[2:])))
     results = []
     for n, image in enumerate(images.detach().float().cpu()):
         layer = Image.new("RGBA", (image.shape[2] * scale, image.shape[1] * scale))
@@ -104,7 +117,7 @@ def _ink(color: Sequence[float]) -> tuple[int, ...]:
 
 
 def draw_points(
-    images: Tensor, points: Sequence[Tensor], color: Sequence[float] = RED, radius: float | None = None
+    images: Tensor, points: Sequence[Tensor], color: Sequence[float] = WHITE, radius: float | None = None
 ) -> Tensor:
     """Dots with a thin dark rim.
 
@@ -112,34 +125,52 @@ def draw_points(
         images: `[N, 3, H, W]` in 0..1.
         points: of each image, `[P, 2]` as (y, x) pixels.
         color: red, green, blue in 0..1.
-        radius: in pixels; None takes 1 % of the shorter side.
+        radius: in pixels; None takes 1.1 % of the shorter side, less where there are more than 200 points.
     """
-    size = max(1.0, 0.01 * min(images.shape[2:])) if radius is None else radius
-    rim = max(0.35, size / 3)
+    if len(points) != len(images):
+        raise InputError(f"points must be one tensor for each of {len(images)} images, got {len(points)}")
 
     def draw(n: int, canvas: Any, scale: int) -> None:
-        for reach, ink in ((size + rim, (20, 20, 20, 255)), (size, (*_ink(color), 255))):
-            for y, x in points[n].tolist():
+        own = points[n].tolist()
+        crowd = min(1.0, max(0.4, math.sqrt(200 / max(1, len(own)))))
+        size = max(0.6, 0.011 * min(images.shape[2:]) * crowd) if radius is None else radius
+        # All rims first: where dots overlap they join.
+        for reach, ink in ((size + max(0.35, size / 4), SHADOW), (size, _ink(color))):
+            for y, x in own:
                 left, top = (x + 0.5 - reach) * scale, (y + 0.5 - reach) * scale
-                canvas.ellipse([left, top, left + 2 * reach * scale, top + 2 * reach * scale], fill=ink)
+                right, bottom = left + 2 * reach * scale - 1, top + 2 * reach * scale - 1
+                canvas.ellipse([left, top, max(left, right), max(top, bottom)], fill=(*ink, 255))
 
     return _drawn(images, draw)
 
 
-def draw_boxes(
-    images: Tensor, boxes: Tensor, color: Sequence[float] = YELLOW, width: float | None = None
-) -> Tensor:
-    """Outlines of boxes `[N, 4]` (x1, y1, x2, y2), one an image; a row of NaN draws nothing."""
-    line = max(1.0, 0.008 * min(images.shape[2:])) if width is None else width
+def draw_boxes(images: Tensor, boxes: Tensor, color: Sequence[float] = YELLOW, width: float | None = None) -> Tensor:
+    """Outlines of boxes with a thin dark rim.
+
+    Args:
+        images: `[N, 3, H, W]` in 0..1.
+        boxes: `[N, 4]` as (x1, y1, x2, y2), one an image; a row of NaN draws nothing.
+        color: red, green, blue in 0..1.
+        width: of the line, in pixels; None takes 1 % of the shorter side.
+    """
+    if boxes.shape != (len(images), 4):
+        raise InputError(f"boxes must have shape [{len(images)}, 4], got {list(boxes.shape)}")
+    line = max(1.0, 0.01 * min(images.shape[2:])) if width is None else width
 
     def draw(n: int, canvas: Any, scale: int) -> None:
         box = boxes[n].tolist()
         if any(map(math.isnan, box)):
             return
-        corners = [box[0] * scale, box[1] * scale, (box[2] + 1) * scale - 1, (box[3] + 1) * scale - 1]
-        grown = [corners[0] - 2, corners[1] - 2, corners[2] + 2, corners[3] + 2]
-        canvas.rectangle(grown, outline=(20, 20, 20, 160), width=round(line * scale) + 4)
-        canvas.rectangle(corners, outline=(*_ink(color), 255), width=round(line * scale))
+        # The line lies around the pixels of the box, with a rim on both sides, as far as the picture goes.
+        stroke, rim = max(1, round(line * scale)), max(1, round(line * scale / 4))
+        least, most = rim, [side * scale - 1 - rim for side in (images.shape[3], images.shape[2])]
+        outer = [max(least, box[0] * scale - stroke), max(least, box[1] * scale - stroke)]
+        outer += [min(most[0], (box[2] + 1) * scale - 1 + stroke), min(most[1], (box[3] + 1) * scale - 1 + stroke)]
+        grown = [outer[0] - rim, outer[1] - rim, outer[2] + rim, outer[3] + rim]
+        if grown[2] > grown[0] and grown[3] > grown[1]:
+            canvas.rectangle(grown, outline=(*SHADOW, 255), width=stroke + 2 * rim)
+        if outer[2] > outer[0] and outer[3] > outer[1]:
+            canvas.rectangle(outer, outline=(*_ink(color), 255), width=stroke)
 
     return _drawn(images, draw)
 
@@ -170,7 +201,7 @@ def montage(
     Args:
         rows: images `[3, H, W]` in 0..1, row by row; each is fitted into a square cell.
         labels: of the rows, written to their left.
-        titles: of the images, written above them, row by row.
+        titles: of the images, written above them, row by row; the last rows may have none.
         side: of a cell, in pixels.
 
     Returns:
@@ -178,30 +209,43 @@ def montage(
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(size=14)
-    gap, head = 8, 22 if titles else 0
-    margin = max((font.getlength(label) for label in labels), default=0) + 2 * gap if labels else gap
+    # The size grows slowly with the cells, so that a sheet of large pictures can be read when it is scaled down.
+    font = ImageFont.load_default(size=round(11 + side / 64))
+    line = math.ceil(font.size * 1.5)
+    gap = max(6, side // 24)
+    named = [_fitted(label, font, 2 * side) for label in labels or []]
+    margin = math.ceil(max((font.getlength(label) for label in named), default=0)) + (2 * gap if named else gap)
+    heads = [line if titles and r < len(titles) and any(titles[r]) else 0 for r in range(len(rows))]
     columns = max((len(row) for row in rows), default=0)
-    width, height = int(margin + columns * (side + gap)), gap + len(rows) * (side + head + gap)
-    sheet = Image.new("RGB", (max(width, 1), max(height, 1)), "white")
+    sheet = Image.new("RGB", (margin + columns * (side + gap), gap + sum(heads) + len(rows) * (side + gap)), "white")
     canvas = ImageDraw.Draw(sheet)
+    top = gap
     for r, row in enumerate(rows):
-        top = gap + r * (side + head + gap)
-        if labels:
-            canvas.text((gap, top + head + side // 2 - 8), labels[r], fill="black", font=font)
+        if r < len(named):
+            canvas.text((gap, top + heads[r] + side / 2), named[r], fill="black", font=font, anchor="lm")
         for c, image in enumerate(row):
-            left = int(margin + c * (side + gap))
-            if titles and c < len(titles[r]):
-                title = titles[r][c]
-                while title and font.getlength(title) > side:
-                    title = title[:-2].rstrip("…") + "…" if len(title) > 2 else ""
-                canvas.text((left, top + 2), title, fill="black", font=font)
+            left = margin + c * (side + gap)
+            if titles and heads[r] and c < len(titles[r]):
+                title = _fitted(titles[r][c], font, side)
+                canvas.text((left, top + heads[r] / 2 - 1), title, fill="black", font=font, anchor="lm")
             picture = to_pil(image)
             ratio = side / max(picture.size)
-            # Small pictures keep their pixels, large ones are averaged down.
             picture = picture.resize(
                 (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))),
                 Image.Resampling.LANCZOS if ratio < 1 else Image.Resampling.BICUBIC,
             )
-            sheet.paste(picture, (left + (side - picture.width) // 2, top + head + (side - picture.height) // 2))
+            place = (left + (side - picture.width) // 2, top + heads[r] + (side - picture.height) // 2)
+            sheet.paste(picture, place)
+        top += heads[r] + side + gap
     return sheet
+
+
+def _fitted(text: str, font: Any, room: float) -> str:
+    """`text` on one line, cut with an ellipsis where it is wider than `room` pixels."""
+    # File names may hold line breaks and bytes that are no text.
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "…") > room:
+        text = text[:-1]
+    return text + "…"

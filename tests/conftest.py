@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import random
 import sys
@@ -9,29 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-
-def _complete_torchvision():
-    # A CUDA build of torchvision beside a CPU build of torch cannot load its binary, and without these two schemas
-    # the import of the package fails. The models need neither op.
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or "torchvision" in sys.modules:
-        return None
-    for binary in Path(spec.origin).parent.glob("_C*.so"):
-        try:
-            torch.ops.load_library(binary)
-        except OSError:
-            continue
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-_torchvision = _complete_torchvision()  # before anything imports torchvision
-
-from pyfast_xai import ops  # noqa: E402
-from pyfast_xai.ops.registry import OPS  # noqa: E402
+from pyfast_xai import ops
+from pyfast_xai.ops.registry import OPS
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/simd.h"
+#include "pyfast_xai/bits.h"
 
 namespace pyfast_xai {
 namespace {
@@ -23,8 +24,7 @@ PYFAST_XAI_CLONES int64_t count_bits(const uint64_t* bits, int64_t words) {
 void write_positions(const uint64_t* bits, int64_t begin, int64_t end, int64_t words, int64_t columns, int64_t* out) {
   int64_t row = begin / words, word = begin % words;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t base = row * columns + word * 64;
-    for (uint64_t left = bits[i]; left; left &= left - 1) *out++ = base + std::countr_zero(left);
+    out = write_places(bits[i], row * columns + word * kWordBits, out);
     if (++word == words) {
       word = 0;
       ++row;

@@ -6,8 +6,10 @@
 #include <optional>
 #include <vector>
 
+#include "convolution.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
+#include "pyfast_xai/argmax.h"
 #include "pyfast_xai/window.h"
 
 namespace pyfast_xai {
@@ -69,26 +71,20 @@ PYFAST_XAI_CLONES int64_t strongest_channel(const double* const* fields, const d
   return sum_and_select(fields, filters, taps, channels, sign, sums);
 }
 
-// Elements of a tensor [N, C, d, h, w] or [O, C, d, h, w] at their strides.
 template <class T>
-struct Strided {
+struct Strided : Strides {
   const T* data;
-  int64_t outer, channel;
-  int64_t spatial[kSpatial];
 
   explicit Strided(const Tensor& tensor)
-      : data(static_cast<const T*>(tensor.const_data_ptr())), outer(tensor.stride(0)), channel(tensor.stride(1)) {
-    const int64_t missing = kSpatial + 2 - tensor.dim();
-    for (int64_t d = 0; d < kSpatial; ++d) spatial[d] = d < missing ? 0 : tensor.stride(d - missing + 2);
-  }
+      : Strides(strides_of(tensor)), data(static_cast<const T*>(tensor.const_data_ptr())) {}
 
-  Strided(const T* values, const Convolution& conv) : data(values), outer(conv.positions() * conv.channels), channel(1) {
+  Strided(const T* values, const Convolution& conv) : data(values) {
+    outer = conv.positions() * conv.channels;
+    channel = 1;
     spatial[2] = conv.channels;
     spatial[1] = spatial[2] * conv.spatial[2];
     spatial[0] = spatial[1] * conv.spatial[1];
   }
-
-  int64_t offset(const int64_t* at) const { return at[0] * spatial[0] + at[1] * spatial[1] + at[2] * spatial[2]; }
 };
 
 // Copies the whole input to [N, *spatial, C]: cheaper than gathering windows once these overlap enough.
@@ -137,50 +133,37 @@ class Tracer {
 
   int64_t trace(int64_t flat, bool negative) {
     const OutputPoint point = unravel_output(conv_, flat);
-    find_taps(point);
+    const Window window = window_of(conv_, point);
+    find_taps(window);
     find_window(point);
     find_filter(point.filter);
     const A sign = negative ? A(-1) : A(1);
     const int64_t channel = strongest_channel(fields_.data(), filters_.data(), static_cast<int64_t>(inside_.size()),
                                               conv_.group_channels, sign, sums_.data());
     int64_t at[kSpatial];
-    locate(point, channel, sign, at);
-    return ravel_input(conv_, point.image, first_channel(point.filter) + channel, at);
+    if (!place_without_values(conv_, point, window, location_, at)) {
+      std::copy_n(inside_[strongest_tap(channel, sign)].at, kSpatial, at);
+    }
+    return ravel_input(conv_, point.image, first_channel(conv_, point.filter) + channel, at);
   }
 
  private:
-  struct Tap {
-    int64_t index;  // in the filter, row-major
-    int64_t at[kSpatial];
-  };
-
-  int64_t first_channel(int64_t filter) const { return filter / conv_.group_filters * conv_.group_channels; }
-
   bool weight_in_place() const {
     return std::is_same_v<T, A> && (weight_.channel == 1 || conv_.group_channels == 1);
   }
 
-  void find_taps(const OutputPoint& point) {
-    int64_t start[kSpatial];
-    TapRange range[kSpatial];
-    for (int d = 0; d < kSpatial; ++d) {
-      start[d] = window_start(conv_, d, point.at[d]);
-      range[d] = taps_inside(conv_, d, start[d]);
-    }
+  void find_taps(const Window& window) {
+    const TapRange* range = window.inside;
     inside_.clear();
     for (int64_t i = range[0].begin; i < range[0].end; ++i) {
       for (int64_t j = range[1].begin; j < range[1].end; ++j) {
-        for (int64_t k = range[2].begin; k < range[2].end; ++k) {
-          inside_.push_back({(i * conv_.kernel[1] + j) * conv_.kernel[2] + k,
-                             {start[0] + i * conv_.dilation[0], start[1] + j * conv_.dilation[1],
-                              start[2] + k * conv_.dilation[2]}});
-        }
+        for (int64_t k = range[2].begin; k < range[2].end; ++k) inside_.push_back(tap_at(conv_, window, i, j, k));
       }
     }
   }
 
   void find_window(const OutputPoint& point) {
-    const int64_t channel = first_channel(point.filter), channels = conv_.group_channels;
+    const int64_t channel = first_channel(conv_, point.filter), channels = conv_.group_channels;
     fields_.clear();
     if (rows_) {
       const A* base = rows_->data + point.image * rows_->outer + channel * rows_->channel;
@@ -212,50 +195,36 @@ class Tracer {
     for (const Tap& tap : inside_) {
       if constexpr (std::is_same_v<T, A>) {
         if (weight_in_place()) {
-          filters_.push_back(weight_.data + filter * weight_.outer + weight_offset(tap.index));
+          filters_.push_back(weight_.data + filter * weight_.outer + weight_.offset(tap.kernel));
           continue;
         }
       }
-      filters_.push_back(filter_.data() + tap.index * channels);
+      filters_.push_back(filter_.data() + packed_index(tap.kernel) * channels);
     }
   }
 
-  int64_t weight_offset(int64_t tap) const {
-    const int64_t row = tap / conv_.kernel[2];
-    const int64_t at[] = {row / conv_.kernel[1], row % conv_.kernel[1], tap % conv_.kernel[2]};
-    return weight_.offset(at);
+  int64_t packed_index(const int64_t* at) const {
+    return (at[0] * conv_.kernel[1] + at[1]) * conv_.kernel[2] + at[2];
   }
 
   void pack_filter(int64_t filter) {
     const int64_t channels = conv_.group_channels;
     for (int64_t t = 0; t < conv_.taps(); ++t) {
-      const T* from = weight_.data + filter * weight_.outer + weight_offset(t);
+      const int64_t row = t / conv_.kernel[2];
+      const int64_t at[] = {row / conv_.kernel[1], row % conv_.kernel[1], t % conv_.kernel[2]};
+      const T* from = weight_.data + filter * weight_.outer + weight_.offset(at);
       A* to = filter_.data() + t * channels;
       for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<A>(from[c * weight_.channel]);
     }
   }
 
-  void locate(const OutputPoint& point, int64_t channel, A sign, int64_t* at) const {
-    if (location_ == Location::kCenter || location_ == Location::kSame) {
-      for (int d = 0; d < kSpatial; ++d) at[d] = fixed_coordinate(conv_, d, point.at[d], location_);
-    } else if (inside_.empty()) {
-      // The window lies in the padding: its first tap, brought to the border.
-      for (int d = 0; d < kSpatial; ++d) at[d] = clamp_to_input(conv_, d, window_start(conv_, d, point.at[d]));
-    } else {
-      std::copy_n(inside_[strongest_tap(channel, sign)].at, kSpatial, at);
+  int64_t strongest_tap(int64_t channel, A sign) const {
+    Ranked<A> best = lowest_rank<A>();
+    for (size_t t = 0; t < inside_.size(); ++t) {
+      const A value = tap_value(location_, fields_[t][channel], filters_[t][channel], sign);
+      best = stronger(best, Ranked<A>{value, static_cast<int64_t>(t)});
     }
-  }
-
-  size_t strongest_tap(int64_t channel, A sign) const {
-    const auto value = [&](size_t t) {
-      const A activation = fields_[t][channel];
-      return location_ == Location::kActivation ? activation : sign * (activation * filters_[t][channel]);
-    };
-    size_t best = 0;
-    for (size_t t = 1; t < inside_.size(); ++t) {
-      if (beats(value(t), value(best))) best = t;
-    }
-    return best;
+    return best.index;
   }
 
   static constexpr size_t kGather = 64;  // taps gathered in one pass over the channels
@@ -308,60 +277,11 @@ void trace_all(const Convolution& conv, Location location, const Tensor& input, 
   });
 }
 
-void fill_spatial(int64_t* padded, const std::vector<int64_t>& values, int64_t missing_value, const char* name,
-                  int64_t least) {
-  for (int d = 0; d < kSpatial; ++d) padded[d] = missing_value;
-  const size_t missing = kSpatial - values.size();
-  for (size_t d = 0; d < values.size(); ++d) {
-    check(values[d] >= least, name, " must be at least ", least, " in every dimension, got ",
-          Listed<std::vector<int64_t>>{values});
-    padded[missing + d] = values[d];
-  }
-}
-
-Convolution convolution_of(const Tensor& input, const Tensor& weight, const std::vector<int64_t>& output_size,
-                           const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                           const std::vector<int64_t>& dilation, int64_t groups) {
-  const int64_t spatial = input.dim() - 2;
-  check(spatial >= 1 && spatial <= kSpatial, "input must have shape [N, C, *spatial] with one to three spatial "
-        "dimensions, got ", ShapeOf{input});
-  check(weight.dim() == input.dim(), "weight must have shape [O, C / groups, *kernel] with ", spatial,
-        " kernel dimensions, got ", ShapeOf{weight});
-  check_dtype(weight, "weight", input.scalar_type());
-  check(groups >= 1 && input.size(1) == weight.size(1) * groups && weight.size(0) % groups == 0,
-        "groups must divide input of shape ", ShapeOf{input}, " and weight of shape ", ShapeOf{weight},
-        " into matching channels, got ", groups);
-  const auto check_length = [&](const std::vector<int64_t>& values, const char* name) {
-    check(static_cast<int64_t>(values.size()) == spatial, name, " must have ", spatial, " entries, got ",
-          Listed<std::vector<int64_t>>{values});
-  };
-  check_length(output_size, "output_size");
-  check_length(stride, "stride");
-  check_length(padding, "padding");
-  check_length(dilation, "dilation");
-
-  const auto sizes = input.sizes(), kernel = weight.sizes();
-  Convolution conv{};
-  conv.images = sizes[0];
-  conv.channels = sizes[1];
-  conv.filters = kernel[0];
-  conv.group_channels = kernel[1];
-  conv.group_filters = kernel[0] / groups;
-  fill_spatial(conv.spatial, {sizes.begin() + 2, sizes.end()}, 1, "input size", 0);
-  fill_spatial(conv.kernel, {kernel.begin() + 2, kernel.end()}, 1, "kernel size", 0);
-  fill_spatial(conv.output, output_size, 1, "output_size", 0);
-  fill_spatial(conv.stride, stride, 1, "stride", 1);
-  fill_spatial(conv.padding, padding, 0, "padding", 0);
-  fill_spatial(conv.dilation, dilation, 1, "dilation", 1);
-  return conv;
-}
-
 Tensor conv_trace(const Tensor& input, const Tensor& weight, const Tensor& points, std::optional<Tensor> negative,
                   std::vector<int64_t> output_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
                   std::vector<int64_t> dilation, int64_t groups, int64_t location) {
   const Convolution conv = convolution_of(input, weight, output_size, stride, padding, dilation, groups);
-  check(location >= 0 && location <= static_cast<int64_t>(Location::kSame), "location must be 0, 1, 2 or 3, got ",
-        location);
+  const Location place = location_of(location);
   check_points(points);
   if (negative) check_negative(*negative, points);
   const Tensor list = torch::stable::contiguous(points);
@@ -369,14 +289,13 @@ Tensor conv_trace(const Tensor& input, const Tensor& weight, const Tensor& point
   const int64_t count = list.numel();
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
   check_inside(flat, count, conv.images * conv.filters * conv.outputs());
-  check(count == 0 || (input.numel() > 0 && weight.numel() > 0), "input and weight must not be empty, got shapes ",
-        ShapeOf{input}, " and ", ShapeOf{weight});
+  if (count > 0) check_not_empty(input, weight);
 
   Tensor out = torch::stable::empty({count}, ScalarType::Long);
   dispatch_floating(input, "input", [&](auto type) {
     using T = typename decltype(type)::type;
     if (count == 0) return;
-    trace_all<T>(conv, static_cast<Location>(location), input, weight, flat,
+    trace_all<T>(conv, place, input, weight, flat,
                  negative ? static_cast<const bool*>(flips.const_data_ptr()) : nullptr, count,
                  static_cast<int64_t*>(out.mutable_data_ptr()));
   });

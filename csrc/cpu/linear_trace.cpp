@@ -8,6 +8,7 @@
 #include "cpu/bitmap.h"
 #include "cpu/signs.h"
 #include "cpu/simd.h"
+#include "linear.h"
 
 namespace pyfast_xai {
 namespace {
@@ -97,18 +98,7 @@ void trace_block(const Selection& selection, int64_t row, const uint64_t* agreei
 
 Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Tensor& weight_negative,
                     const Tensor& points, std::optional<Tensor> negative) {
-  check(input.dim() == 2, "input must have shape [R, I], got ", ShapeOf{input});
-  const int64_t rows = input.size(0), columns = input.size(1), words = words_for(columns);
-  check_dtype(weight_positive, "weight_positive", ScalarType::Long);
-  check_dtype(weight_negative, "weight_negative", ScalarType::Long);
-  check(weight_positive.dim() == 2 && weight_positive.size(1) == words, "weight_positive must have shape [O, ", words,
-        "] for inputs of ", columns, " features, got ", ShapeOf{weight_positive});
-  const int64_t outputs = weight_positive.size(0);
-  check(weight_negative.dim() == 2 && weight_negative.size(0) == outputs && weight_negative.size(1) == words,
-        "weight_negative must have shape [", outputs, ", ", words, "] as weight_positive has, got ",
-        ShapeOf{weight_negative});
-  check_points(points);
-  if (negative) check_negative(*negative, points);
+  const auto [rows, columns, outputs, words] = linear_layer(input, weight_positive, weight_negative, points, negative);
 
   const Tensor list = torch::stable::contiguous(points);
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;

@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "cpu/bitmap.h"
+#include "pyfast_xai/bits.h"
 
 namespace pyfast_xai {
 namespace {
@@ -23,8 +24,8 @@ Tensor union_by_sort(const int64_t* points, int64_t count) {
 }
 
 Tensor union_by_bitmap(const int64_t* points, int64_t count, int64_t size) {
-  std::vector<uint64_t> bits((size + 63) / 64, 0);
-  for (int64_t i = 0; i < count; ++i) bits[points[i] / 64] |= uint64_t{1} << (points[i] % 64);
+  std::vector<uint64_t> bits(words_for(size), 0);
+  for (int64_t i = 0; i < count; ++i) bits[points[i] / kWordBits] |= bit_of(points[i]);
   return set_positions(bits.data(), 1, static_cast<int64_t>(bits.size()), size);
 }
 

@@ -3,12 +3,9 @@
 #include <cstdint>
 
 #include "dispatch.h"
+#include "pyfast_xai/bits.h"
 
 namespace pyfast_xai {
-
-inline constexpr int64_t kWordBits = 64;
-
-inline int64_t words_for(int64_t bits) { return (bits + kWordBits - 1) / kWordBits; }
 
 // Bit j of the words says values[j] > 0 (positive) and values[j] < 0 (negative); a NaN sets neither.
 void sign_words(const float* values, int64_t count, uint64_t* positive, uint64_t* negative);

@@ -1,5 +1,6 @@
 """What all explainers share: checking what comes in, choosing the neuron, and handing back ordinary tensors."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.tape import Tape, Value
-from pyfast_xai.tape.watch import unwrap
+from pyfast_xai.tape import Tape, Value, record
+from pyfast_xai.tape.watch import modules_of, unwrap
+
+logger = logging.getLogger("pyfast_xai")
 
 Target = int | Sequence[int] | Tensor | None
 
@@ -31,6 +34,7 @@ class Explainer:
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = unwrap(model)
         self.labels = None if labels is None else list(labels)
+        self._channels_last = True
 
     def __call__(self, images: Tensor, target: Target = None) -> Explanation:
         """Explain a batch of images.
@@ -59,10 +63,28 @@ class Explainer:
         if not bool(torch.isfinite(images).all()):
             bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
             raise InputError(f"images must be finite, got NaN or infinity in image {bad[0]} ({len(bad)} of {len(images)})")
-        for name, module in self.model.named_modules():
+        for module, name in modules_of(self.model).items():
             if module.training:
                 where = f"module {name!r} of it" if name else "it"
                 raise InputError(f"model must be in evaluation mode (call model.eval()), got {where} in training mode")
+
+    def record(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
+        """`tape.record` of the model on a batch of images.
+
+        On a CPU the images are handed over in channels_last: convolutions are faster and receptive fields lie
+        together. A model that cannot take them so (`x.view` of a map) is run again with the images as they are, and
+        from then on at once.
+        """
+        fast = self._channels_last and images.device.type == "cpu" and images.dtype != torch.float64
+        if fast and not images.is_contiguous(memory_format=torch.channels_last):
+            try:
+                return record(self.model, images.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+            except RuntimeError as error:
+                tape = record(self.model, images, *args, **kwargs)
+                self._channels_last = False
+                logger.info("%s: the model cannot take channels_last images (%s)", self.method, error)
+                return tape
+        return record(self.model, images, *args, **kwargs)
 
 
 def logits_of(tape: Tape) -> tuple[Value, Tensor]:

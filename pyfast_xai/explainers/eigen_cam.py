@@ -15,7 +15,7 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, Target, ordinary, rows_of
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.ops import Method
-from pyfast_xai.tape import Tape, Value, record
+from pyfast_xai.tape import Tape, Value
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -103,7 +103,7 @@ class EigenCAM(Explainer):
         size = images.shape[2:]
         maps, heatmaps = [], []
         for name in self._resolve(images, args, kwargs):
-            tape = record(self.model, images, *args, until=name, **kwargs)
+            tape = self.record(images, *args, until=name, **kwargs)
             assert tape.reached is not None
             with torch.inference_mode():
                 projected = self.project(tape.reached, size, name)  # [N, K, h, w]
@@ -188,7 +188,7 @@ class EigenCAM(Explainer):
             return self.layers
         key = tuple(images.shape[1:])
         if key not in self._automatic:
-            self._automatic[key] = last_features(record(self.model, images[:1], *args, **kwargs))
+            self._automatic[key] = last_features(self.record(images[:1], *args, **kwargs))
         return [self._automatic[key]]
 
 

@@ -16,7 +16,7 @@ from pyfast_xai.ops import Location
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence import Options, Points
 from pyfast_xai.rules.evidence.points import ravel, unravel
-from pyfast_xai.tape import Tape, Value, record
+from pyfast_xai.tape import Tape, Value
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -164,7 +164,7 @@ class CNNFixations(Explainer):
     ) -> tuple[Tape, Value, Tensor, Tensor]:
         """The tape, the value to start on, and for each image the neurons `[N, K]` of it and their score."""
         if self.start is None:
-            tape = record(self.model, images, *args, reading=evidence.reading, **kwargs)
+            tape = self.record(images, *args, reading=evidence.reading, **kwargs)
             value, logits = logits_of(tape)
             chosen = choose(logits, target)
             score = probability(logits, chosen)
@@ -173,7 +173,7 @@ class CNNFixations(Explainer):
             raise InputError(f"target must be None where start names a neuron, got {target!r}")
         layer, index = self.start
         name = self._path(layer)
-        tape = record(self.model, images, *args, reading=evidence.reading, until=name, **kwargs)
+        tape = self.record(images, *args, reading=evidence.reading, until=name, **kwargs)
         assert tape.reached is not None
         if len(tape.reached) != len(images):
             raise InputError(f"start must name an output with one entry an image, got {list(tape.reached.shape)}")
@@ -242,9 +242,9 @@ class CNNFixations(Explainer):
         corners = [(0, 0), (0, width - side), (height - side, 0), (height - side, width - side)]
         corners.append(((height - side) // 2, (width - side) // 2))
         crops = torch.cat([images[:, :, y : y + side, x : x + side] for y, x in corners])
-        tape = record(self.model, crops, *args, reading=evidence.reading, **kwargs)
+        tape = self.record(crops, *args, reading=evidence.reading, **kwargs)
         value, logits = logits_of(tape)
-        mirrored = record(self.model, crops.flip(3), *args, **kwargs)
+        mirrored = self.record(crops.flip(3), *args, **kwargs)
         both = torch.cat([logits, logits_of(mirrored)[1]]).softmax(1).view(10, len(images), -1)
         mean = both.mean(0)
         seen = logits.argmax(1).view(5, len(images))

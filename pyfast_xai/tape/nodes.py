@@ -2,15 +2,17 @@
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
+
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
@@ -66,7 +68,7 @@ class Node:
 
     @property
     def inputs(self) -> list[Value]:
-        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+        return find(Value, self.args, self.kwargs)
 
     def __repr__(self) -> str:
         return f"{self.outputs} = {self.name}({', '.join(map(str, self.inputs))})"
@@ -115,6 +117,35 @@ class Tape:
             if value is not None:
                 return value
         raise InputError(unknown_name(name, self.names(), argument))
+
+
+def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T]:
+    """The arguments of an op that are of a kind.
+
+    Arguments of an op nest no deeper than a list of tensors, and this runs for each op that is recorded: no pytree.
+    """
+    found: list[T] = []
+    for argument in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(argument, kind):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found.extend(part for part in argument if isinstance(part, kind))
+    return found
+
+
+def substitute(
+    kind: type[T], function: Callable[[T], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an op with `function` applied to those of a kind."""
+
+    def changed(argument: Any) -> Any:
+        if isinstance(argument, kind):
+            return function(argument)
+        if isinstance(argument, (list, tuple)) and any(isinstance(part, kind) for part in argument):
+            return type(argument)(function(part) if isinstance(part, kind) else part for part in argument)
+        return argument
+
+    return tuple(map(changed, args)), {name: changed(argument) for name, argument in kwargs.items()}
 
 
 def unknown_name(name: str, names: list[str], argument: str) -> str:

@@ -15,12 +15,11 @@ from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.tape import alias, watch
 from pyfast_xai.tape.alias import Geometry
-from pyfast_xai.tape.nodes import Node, Saved, Tape, Value, unknown_name
+from pyfast_xai.tape.nodes import Node, Saved, Tape, Value, find, substitute, unknown_name
 
 Keep = Callable[[str, Tensor], None]
 
@@ -56,9 +55,12 @@ def record(
     model = watch.unwrap(model)
     recorder = _Recorder(reading, until)
     recorder.begin(args, kwargs)
-    recorder.protect([*model.parameters(), *model.buffers()])
+    modules = watch.modules_of(model)
+    for module in modules:
+        recorder.protect(tensor for tensor in module._parameters.values() if tensor is not None)
+        recorder.protect(tensor for tensor in module._buffers.values() if tensor is not None)
     try:
-        with watch.watching(model, recorder.returned) as recorder.paths, torch.inference_mode(), recorder:
+        with watch.watching(modules, recorder.returned) as recorder.paths, torch.inference_mode(), recorder:
             result = model(*args, **kwargs)
         if until is not None:
             raise InputError(unknown_name(until, recorder.tape.names(), "layer"))
@@ -147,7 +149,9 @@ class _Recorder(TorchDispatchMode):
         self.paths: watch.Paths
         self._reading = reading
         self._until = until
-        self._values = WeakTensorKeyDictionary()  # tensor -> (value, writes to its memory so far)
+        # By id of the tensor: what it is, how often its memory had been written to then, and the address of that.
+        # An id that is used again is told by the address, which is not.
+        self._values: dict[int, tuple[Value, int, int]] = {}
         # By storage address.
         self._memory: dict[int, _Memory] = {}
         self._kept: dict[int, list[Saved]] = {}
@@ -187,7 +191,8 @@ class _Recorder(TorchDispatchMode):
 
     def returned(self, path: str, output: Any) -> None:
         """Called as each module returns."""
-        pairs = [(tensor, value) for tensor in _tensors(output) if (value := self._value(tensor)) is not None]
+        tensors = [output] if isinstance(output, Tensor) else _tensors(output)
+        pairs = [(tensor, value) for tensor in tensors if (value := self._value(tensor)) is not None]
         if pairs:
             self.tape.modules.setdefault(path, []).append([value for _, value in pairs])
             if path == self._until:
@@ -200,7 +205,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         facts = _facts(op)
-        tensors = _tensors((args, kwargs))
+        tensors = find(Tensor, args, kwargs)
         values = {id(tensor): value for tensor in tensors if (value := self._value(tensor)) is not None}
         if values and facts.composite and self._reading is not None and not self._reading.understands(op):
             with self:
@@ -225,10 +230,10 @@ class _Recorder(TorchDispatchMode):
         self._about_to_write(written)
         result = op(*args, **kwargs)
         sources = {_storage(tensor) for tensor in tensors if id(tensor) in values}
-        for output in pytree.tree_leaves(result):
+        for output in result if isinstance(result, (list, tuple)) else (result,):
             node.outputs.append(self._output(output, node, written, sources) if isinstance(output, Tensor) else None)
         if node.name == self._until:
-            self._stop(_tensors(result)[0])
+            self._stop(find(Tensor, (result,), {})[0])
         return result
 
     def _node(self, op: Any, name: str, args: Any, kwargs: Any, values: dict[int, Value]) -> Node:
@@ -244,7 +249,7 @@ class _Recorder(TorchDispatchMode):
         self._names[name] += 1
         if self._names[name] > 1:
             name = f"{name}_{self._names[name] - 1}"
-        args, kwargs = pytree.tree_map_only(Tensor, on_tape, (tuple(args), dict(kwargs)))
+        args, kwargs = substitute(Tensor, on_tape, args, kwargs)
         node = Node(len(self.tape.nodes), op, args, kwargs, [], path, name)
         self.tape.nodes.append(node)
         return node
@@ -273,24 +278,26 @@ class _Recorder(TorchDispatchMode):
     def _fresh(self, tensor: Tensor, producer: Node | None) -> Value:
         """A value with memory of its own."""
         value = self._new(tensor, producer)
-        self._memory[_storage(tensor)] = _Memory(value, tensor)
-        self._values[tensor] = (value, 0)
+        storage = _storage(tensor)
+        self._memory[storage] = _Memory(value, tensor)
+        self._values[id(tensor)] = (value, 0, storage)
         return value
 
     def _value(self, tensor: Tensor) -> Value | None:
         """What a tensor is on the tape now; None where it does not depend on the inputs."""
-        entry = self._values.get(tensor)
-        memory = self._memory.get(_storage(tensor))
-        if entry is None:
-            if memory is None or memory.alive.expired():
-                return None
-        elif memory is None or entry[1] == memory.writes:
+        storage = _storage(tensor)
+        memory = self._memory.get(storage)
+        if memory is None:
+            return None
+        entry = self._values.get(id(tensor))
+        known = entry is not None and entry[2] == storage and entry[0].shape == tensor.shape
+        if entry is not None and known and entry[1] == memory.writes:
             return entry[0]
         # Another view of this memory was written to since, or the view was made out of sight (`x.data`).
         node = self._node(alias.refresh, "refresh", (memory.owner, _geometry(tensor, memory.owner)), {}, {})
         value = self._new(tensor, node)
         node.outputs.append(value)
-        self._values[tensor] = (value, memory.writes)
+        self._values[id(tensor)] = (value, memory.writes, storage)
         return value
 
     def _output(self, tensor: Tensor, node: Node, written: list[Tensor], sources: set[int]) -> Value:
@@ -299,7 +306,7 @@ class _Recorder(TorchDispatchMode):
             if storage not in sources:
                 return self._fresh(tensor, node)
             value = self._new(tensor, node)
-            self._values[tensor] = (value, self._memory[storage].writes)
+            self._values[id(tensor)] = (value, self._memory[storage].writes, storage)
             return value
         memory = self._memory[storage]
         value = self._new(tensor, node)
@@ -315,7 +322,7 @@ class _Recorder(TorchDispatchMode):
             self._count += 1
             spread.outputs.append(memory.owner)
         memory.writes += 1
-        self._values[tensor] = (value, memory.writes)
+        self._values[id(tensor)] = (value, memory.writes, storage)
         return value
 
     def _adopt(self, tensor: Tensor) -> Value:

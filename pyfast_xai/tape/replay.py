@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.tape import alias
-from pyfast_xai.tape.nodes import Tape, Value
+from pyfast_xai.tape.nodes import Tape, Value, substitute
 
 
 def replay(tape: Tape, *inputs: Tensor) -> Any:
@@ -53,8 +53,9 @@ def replay(tape: Tape, *inputs: Tensor) -> Any:
                 # The write itself has happened to the memory that both share.
                 results = [environment[node.args[0]]]
             else:
-                args, kwargs = pytree.tree_map_only(Value, resolve, (node.args, node.kwargs))
-                results = pytree.tree_leaves(node.op(*args, **kwargs))
+                args, kwargs = substitute(Value, resolve, node.args, node.kwargs)
+                result = node.op(*args, **kwargs)
+                results = result if isinstance(result, (list, tuple)) else [result]
             for value, result in zip(node.outputs, results, strict=True):
                 if value is not None:
                     environment[value] = result

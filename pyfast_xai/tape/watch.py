@@ -33,29 +33,43 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-class Paths:
-    """The stack of modules that are running, by their paths in `model`."""
+def modules_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Every module of a model with its path: `named_modules` without its nested generators."""
+    found = {model: ""}
+    stack = [model]
+    while stack:
+        parent = stack.pop()
+        path = found[parent]
+        for name, child in reversed(parent._modules.items()):
+            if child is not None and child not in found:
+                found[child] = f"{path}.{name}" if path else name
+                stack.append(child)
+    return found
 
-    def __init__(self, model: nn.Module, returned: Returned) -> None:
-        self._names = {id(module): name for name, module in model.named_modules()}
+
+class Paths:
+    """The stack of modules that are running, by their paths in the model."""
+
+    def __init__(self, modules: dict[nn.Module, str], returned: Returned) -> None:
+        self._names = modules
         self._returned = returned
-        self._stack: list[tuple[int, str]] = []
+        self._stack: list[tuple[nn.Module, str]] = []
 
     @property
     def current(self) -> str:
         return self._stack[-1][1] if self._stack else ""
 
     def enter(self, module: nn.Module) -> None:
-        name = self._names.get(id(module))
+        name = self._names.get(module)
         if name is None:  # not registered as part of the model
             name = ".".join(filter(None, [self.current, f"<{type(module).__name__}>"]))
-        self._stack.append((id(module), name))
+        self._stack.append((module, name))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         # A module that raised, and whose exception the model caught, is still on the stack.
         while self._stack:
-            identity, name = self._stack.pop()
-            if identity == id(module):
+            running, name = self._stack.pop()
+            if running is module:
                 self._returned(name, output)
                 return
 
@@ -82,16 +96,16 @@ def _install() -> None:
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module, returned: Returned) -> Iterator[Paths]:
-    """Follow the modules of `model` on this thread; `returned(path, output)` is called as each one returns."""
+def watching(modules: dict[nn.Module, str], returned: Returned) -> Iterator[Paths]:
+    """Follow the modules of a model on this thread; `returned(path, output)` is called as each one returns."""
     global _recording
     with _lock:
         _recording += 1
         if _recording == 1:
             _install()
-    before, _thread.paths = getattr(_thread, "paths", None), Paths(model, returned)
+    before, _thread.paths = getattr(_thread, "paths", None), Paths(modules, returned)
     try:
-        with _eager(model):
+        with _eager():
             yield _thread.paths
     finally:
         _thread.paths = before
@@ -102,7 +116,7 @@ def watching(model: nn.Module, returned: Returned) -> Iterator[Paths]:
                     _undo.pop()()
 
 
-def _eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+def _eager() -> contextlib.AbstractContextManager[Any]:
     """Parts that were compiled run as they were written; importing the compiler is avoided where nothing was."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()

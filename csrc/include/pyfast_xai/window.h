@@ -77,10 +77,72 @@ PYFAST_XAI_HD inline int64_t fixed_coordinate(const Convolution& conv, int d, in
   return clamp_to_input(conv, d, at * conv.stride[d] + middle);
 }
 
-// The order of torch.argmax: a NaN beats every number, the first of equals wins.
-template <class T>
-PYFAST_XAI_HD inline bool beats(T candidate, T best) {
-  return candidate > best || (candidate != candidate && best == best);
+// The part of a receptive field that lies inside the input.
+struct Window {
+  int64_t start[kSpatial];
+  TapRange inside[kSpatial];
+
+  PYFAST_XAI_HD int64_t extent(int d) const { return inside[d].end - inside[d].begin; }
+  PYFAST_XAI_HD int64_t taps() const { return extent(0) * extent(1) * extent(2); }
+};
+
+PYFAST_XAI_HD inline Window window_of(const Convolution& conv, const OutputPoint& point) {
+  Window window;
+  for (int d = 0; d < kSpatial; ++d) {
+    window.start[d] = window_start(conv, d, point.at[d]);
+    window.inside[d] = taps_inside(conv, d, window.start[d]);
+  }
+  return window;
 }
+
+struct Tap {
+  int64_t kernel[kSpatial];
+  int64_t at[kSpatial];  // in the input
+};
+
+PYFAST_XAI_HD inline Tap tap_at(const Convolution& conv, const Window& window, int64_t i, int64_t j, int64_t k) {
+  return {{i, j, k},
+          {window.start[0] + i * conv.dilation[0], window.start[1] + j * conv.dilation[1],
+           window.start[2] + k * conv.dilation[2]}};
+}
+
+// The n-th of the taps inside, in row-major order.
+PYFAST_XAI_HD inline Tap nth_tap(const Convolution& conv, const Window& window, int64_t n) {
+  const int64_t row = n / window.extent(2);
+  return tap_at(conv, window, window.inside[0].begin + row / window.extent(1),
+                window.inside[1].begin + row % window.extent(1), window.inside[2].begin + n % window.extent(2));
+}
+
+PYFAST_XAI_HD inline int64_t first_channel(const Convolution& conv, int64_t filter) {
+  return filter / conv.group_filters * conv.group_channels;
+}
+
+// Where the point lands if that does not depend on values; false if it does.
+PYFAST_XAI_HD inline bool place_without_values(const Convolution& conv, const OutputPoint& point, const Window& window,
+                                               Location location, int64_t* at) {
+  const bool fixed = location == Location::kCenter || location == Location::kSame;
+  // A window that lies in the padding: its first tap, brought to the border.
+  if (!fixed && window.taps() > 0) return false;
+  for (int d = 0; d < kSpatial; ++d) {
+    at[d] = fixed ? fixed_coordinate(conv, d, point.at[d], location) : clamp_to_input(conv, d, window.start[d]);
+  }
+  return true;
+}
+
+// What competes for the place of a point.
+template <class T>
+PYFAST_XAI_HD inline T tap_value(Location location, T activation, T weight, T sign) {
+  return location == Location::kActivation ? activation : sign * (activation * weight);
+}
+
+// Steps in memory of a tensor [N, C, d, h, w] or [O, C, d, h, w].
+struct Strides {
+  int64_t outer, channel;
+  int64_t spatial[kSpatial];
+
+  PYFAST_XAI_HD int64_t offset(const int64_t* at) const {
+    return at[0] * spatial[0] + at[1] * spatial[1] + at[2] * spatial[2];
+  }
+};
 
 }  // namespace pyfast_xai

@@ -66,10 +66,11 @@ def union(parts: Sequence[Points], size: int) -> Points:
 def unravel(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
     """Coordinates `[P]`, one a dimension, of flat row-major indices."""
     coordinates = []
-    for size in reversed(shape):
-        coordinates.append(index % size)
-        index = torch.div(index, size, rounding_mode="floor")
-    return coordinates[::-1]
+    for size in reversed(shape[1:]):
+        above = torch.div(index, size, rounding_mode="floor")
+        coordinates.append(index - above * size)
+        index = above
+    return [index, *coordinates[::-1]] if shape else []
 
 
 def ravel(coordinates: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -80,9 +81,20 @@ def ravel(coordinates: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     return index
 
 
+def memory(tensor: Tensor) -> Tensor:
+    """The memory a tensor lies in, as a vector that starts at its first element."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((extent,), (1,))
+
+
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
     """Elements of `tensor` at flat row-major indices of its logical shape; the memory format does not matter."""
-    return tensor[tuple(unravel(index, tensor.shape))] if tensor.dim() else tensor.expand(index.shape)
+    if tensor.is_contiguous():
+        return tensor.view(-1)[index]
+    offset = torch.zeros_like(index)
+    for coordinate, stride in zip(unravel(index, tensor.shape), tensor.stride(), strict=True):
+        offset += coordinate * stride
+    return memory(tensor)[offset]
 
 
 def broadcast(index: Tensor, shape: Sequence[int], source: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.evidence.points import Points, gather, ravel, unravel
+from pyfast_xai.rules.evidence.points import Points, gather, memory, ravel, unravel
 from pyfast_xai.rules.evidence.backward import Step, rule
 from pyfast_xai.tape import Value
 
@@ -23,25 +23,34 @@ def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[t
         mean: the pool averages, so a negative point looks for the least activation instead.
     """
     points = step.points
+    device = points.index.device
     counts = [int(((end - start + stride - 1) // stride).max()) for start, end, stride in windows]
     size = math.prod(counts)
-    parts = []
-    for chunk in torch.arange(len(points), device=points.index.device).split(max(1, CHUNK // size)):
-        taps = torch.cartesian_prod(*[torch.arange(count, device=points.index.device) for count in counts])
-        taps = taps.view(size, len(counts))
-        inside = torch.ones(len(chunk), size, dtype=torch.bool, device=points.index.device)
-        coordinates = []
-        for d, (start, end, stride) in enumerate(windows):
-            at = start[chunk, None] + taps[None, :, d] * stride
-            inside &= at < end[chunk, None]
-            coordinates.append(torch.minimum(at, end[chunk, None] - 1))
-        index = ravel(coordinates, activation.shape)  # [P, K]
-        values = gather(activation, index.flatten()).view(index.shape).float()
+    taps = torch.cartesian_prod(*[torch.arange(count, device=device) for count in counts]).view(size, len(counts))
+    # Flat index and memory offset of a window's first element, and what a tap adds to them.
+    first = ravel([start for start, _, _ in windows], activation.shape)
+    place = torch.zeros_like(first)
+    added = torch.zeros(size, dtype=torch.int64, device=device)
+    moved = torch.zeros_like(added)
+    below = 1
+    for d in reversed(range(activation.dim())):
+        start, _, stride = windows[d]
+        place += start * activation.stride(d)
+        added += taps[:, d] * (stride * below)
+        moved += taps[:, d] * (stride * activation.stride(d))
+        below *= activation.shape[d]
+    cells = memory(activation)
+    best = []
+    for chunk in torch.arange(len(points), device=device).split(max(1, CHUNK // size)):
+        values = cells[(place[chunk, None] + moved).clamp_(max=len(cells) - 1)].float()  # [P, K]
         if mean and points.negative is not None:
             values = torch.where(points.negative[chunk, None], -values, values)
-        best = values.masked_fill(~inside, -math.inf).argmax(1, keepdim=True)
-        parts.append(index.gather(1, best).squeeze(1))
-    step.send(input, points.to(torch.cat(parts)))
+        for d, (start, end, stride) in enumerate(windows):
+            if counts[d] > 1:
+                outside = start[chunk, None] + taps[:, d] * stride >= end[chunk, None]
+                values = values.masked_fill_(outside, -math.inf)
+        best.append(values.argmax(1))
+    step.send(input, points.to(first + added[torch.cat(best)]))
 
 
 def _fixed(coordinates: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, int]]:

@@ -1,0 +1,68 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Pinned so that every build sees the same headers; at run time any torch >= 2.10 will do.
+TORCH ?= torch==2.13.0
+OUT ?= out
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/include/*/*.h)
+
+.PHONY: demo test lint bench bench-localization wheel-check cuda-check clean
+
+demo: $(VENV)/demo
+	$(BIN)/pyfast-xai demo --out $(OUT)/demo
+
+test: $(VENV)/test
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test
+	$(BIN)/python -m pytest bench/test_cost.py -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds $(ARGS)
+
+bench-localization: $(VENV)/test
+	$(BIN)/python bench/localization.py --out docs/localization.md $(ARGS)
+
+# Builds the wheel, installs it alone in a clean environment and uses it from another folder.
+wheel-check: $(VENV)/build
+	rm -rf dist $(VENV)-wheel
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/pip --disable-pip-version-check install --quiet $(TORCH)
+	$(VENV)-wheel/bin/pip --disable-pip-version-check install --quiet dist/*.whl
+	cp tests/smoke.py $(VENV)-wheel/smoke.py
+	cd $(VENV)-wheel && bin/python smoke.py && bin/pyfast-xai backends
+
+# Compiles the CUDA library where there is a compiler for it; no GPU is needed.
+cuda-check: $(VENV)/build
+	@if command -v nvcc > /dev/null; then \
+	  $(BIN)/cmake -S . -B build/cuda -G Ninja -DPYFAST_XAI_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) && $(BIN)/cmake --build build/cuda; \
+	else echo "no nvcc on PATH, the CUDA library was not compiled"; fi
+
+clean:
+	rm -rf $(VENV) $(VENV)-wheel build dist $(OUT)
+
+$(VENV)/build: Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) install --quiet numpy "scikit-build-core>=1.0.3" "cmake>=3.26" ninja
+	touch $@
+
+$(VENV)/demo: $(VENV)/build $(SOURCES)
+	$(PIP) install --quiet --no-build-isolation --editable ".[demo]"
+	touch $@
+
+$(VENV)/test: $(VENV)/build $(SOURCES) tests/oracles.txt
+	$(PIP) install --quiet --no-build-isolation --editable ".[test,bench]"
+	$(PIP) install --quiet --no-deps --requirement tests/oracles.txt
+	touch $@
+
+$(VENV)/lint: $(VENV)/build pyproject.toml
+	$(PIP) install --quiet "ruff==0.17.5" "mypy==2.4.1"
+	touch $@

@@ -1,0 +1,96 @@
+"""What an explanation costs, as a multiple of the same model's own eager forward on the same images.
+
+Forward and explanation take turns in one process; the figure is the median of their ratios. Random weights: the cost
+does not depend on what a network has learnt, but for how many points are traced.
+"""
+
+import statistics
+import time
+import warnings
+
+import pytest
+import torch
+
+import pyfast_xai
+from pyfast_xai import CNNFixations, EigenCAM
+
+torchvision = pytest.importorskip("torchvision")
+
+NETWORKS = ("alexnet", "vgg16", "googlenet", "resnet50", "densenet121")
+METHODS = {
+    "eigen-cam": lambda model: EigenCAM(model),
+    "fixations": lambda model: CNNFixations(model),
+    "fixations, paper": lambda model: CNNFixations(model, variant="paper"),
+    "fixations, authors": lambda model: CNNFixations(model, variant="authors"),
+}
+BATCH = 8
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    torch.manual_seed(0)
+    settings = {"init_weights": False} if request.param == "googlenet" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torchvision.models.get_model(request.param, weights=None, **settings).eval()
+    return request.param, model, torch.randn(BATCH, 3, 224, 224)
+
+
+def compare(benchmark, rows, request, network, method, explain, backend):
+    name, model, images = network
+    forwards, explained = [], []
+
+    def forward():
+        with torch.inference_mode():
+            start = time.perf_counter()
+            model(images)
+            forwards.append(time.perf_counter() - start)
+
+    def timed():
+        start = time.perf_counter()
+        explain(images)
+        explained.append(time.perf_counter() - start)
+
+    rounds = request.config.getoption("--rounds")
+    for _ in range(2):  # first calls pack weights and fill caches
+        forward()
+        timed()
+    forwards.clear()
+    explained.clear()
+    benchmark.pedantic(timed, setup=forward, rounds=rounds, warmup_rounds=0)
+    ratios = sorted(e / f for e, f in zip(explained, forwards, strict=True))
+    row = {
+        "network": name,
+        "batch": len(images),
+        "method": method,
+        "backend": backend,
+        "forward_ms": 1000 * statistics.median(forwards),
+        "explain_ms": 1000 * statistics.median(explained),
+        "forwards": statistics.median(ratios),
+        "low": ratios[len(ratios) // 5],
+        "high": ratios[-1 - len(ratios) // 5],
+        "rounds": rounds,
+    }
+    benchmark.extra_info.update(row)
+    rows.append(row)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explainer(benchmark, rows, request, network, method):
+    backend = pyfast_xai.ops.report()[0].backend
+    compare(benchmark, rows, request, network, method, METHODS[method](network[1]), backend)
+
+
+def test_peer_eigen_cam(benchmark, rows, request, network):
+    peer = pytest.importorskip("pytorch_grad_cam")
+    layers = {
+        "alexnet": lambda m: m.features[-2],
+        "vgg16": lambda m: m.features[-2],
+        "googlenet": lambda m: m.inception5b,
+        "resnet50": lambda m: m.layer4[-1],
+        "densenet121": lambda m: m.features[-1],
+    }
+    with peer.EigenCAM(network[1], [layers[network[0]](network[1])]) as explain:
+        compare(
+            benchmark, rows, request, network, "eigen-cam", lambda x: explain(x, targets=None), "pytorch-grad-cam"
+        )

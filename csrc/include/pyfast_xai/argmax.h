@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "pyfast_xai/portable.h"
+
+// The order of torch.argmax, for any order of comparison: a NaN beats every number, the first of equals wins.
+namespace pyfast_xai {
+
+template <class T>
+PYFAST_XAI_HD inline bool beats(T candidate, T best) {
+  return candidate > best || (candidate != candidate && best == best);
+}
+
+template <class T>
+struct Ranked {
+  T value;
+  int64_t index;
+};
+
+// Loses against every candidate, also against one of the same value.
+template <class T>
+PYFAST_XAI_HD inline Ranked<T> lowest_rank() {
+  constexpr T least = -std::numeric_limits<T>::infinity();
+  constexpr int64_t last = std::numeric_limits<int64_t>::max();
+  return {least, last};
+}
+
+template <class T>
+PYFAST_XAI_HD inline Ranked<T> stronger(Ranked<T> a, Ranked<T> b) {
+  if (beats(a.value, b.value)) return a;
+  if (beats(b.value, a.value)) return b;
+  return a.index < b.index ? a : b;
+}
+
+}  // namespace pyfast_xai
