@@ -27,7 +27,8 @@ def folder() -> Path:
 
 def _definitions(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("pyfast_xai_bench_networks", path / "models.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -90,6 +91,5 @@ def pictures(count: int | None = None, seed: int = 0) -> list[Picture]:
     rows = [r for r in json.loads((root / "annotations.json").read_text()) if r["file"].startswith("val227")]
     random.Random(seed).shuffle(rows)
     return [
-        Picture(root / r["file"], r["cls"], (r["width"], r["height"]), torch.tensor(r["boxes"]))
-        for r in rows[:count]
+        Picture(root / r["file"], r["cls"], (r["width"], r["height"]), torch.tensor(r["boxes"])) for r in rows[:count]
     ]

@@ -91,6 +91,4 @@ def test_peer_eigen_cam(benchmark, rows, request, network):
         "densenet121": lambda m: m.features[-1],
     }
     with peer.EigenCAM(network[1], [layers[network[0]](network[1])]) as explain:
-        compare(
-            benchmark, rows, request, network, "eigen-cam", lambda x: explain(x, targets=None), "pytorch-grad-cam"
-        )
+        compare(benchmark, rows, request, network, "eigen-cam", lambda x: explain(x, targets=None), "pytorch-grad-cam")

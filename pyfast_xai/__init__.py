@@ -1,10 +1,10 @@
 """Fast visual explanations of convolutional networks on PyTorch.
 
-    from pyfast_xai import CNNFixations, EigenCAM
+from pyfast_xai import CNNFixations, EigenCAM
 
-    explanation = CNNFixations(model)(images)
-    explanation.boxes()
-    explanation.plot()
+explanation = CNNFixations(model)(images)
+explanation.boxes()
+explanation.plot()
 """
 
 import importlib

@@ -53,7 +53,7 @@ class Explanation:
             if not -len(self) <= rows < len(self):
                 raise IndexError(f"row must lie in [{-len(self)}, {len(self)}), got {rows}")
             rows = slice(rows, rows + 1 or None)
-        parts = {
+        parts: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
             for name in ("heatmap", "target", "score", "points", "map", "images")
         }
@@ -64,7 +64,7 @@ class Explanation:
 
     def to(self, device: torch.device | str) -> "Explanation":
         """The same on another device."""
-        moved = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in _TENSORS}
+        moved: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in _TENSORS}
         return replace(self, **moved, points=None if self.points is None else [p.to(device) for p in self.points])
 
     # Other libraries

@@ -70,15 +70,16 @@ def hull(points: Sequence[Tensor]) -> Tensor:
 
 
 def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
-    """The box of the largest 8-connected segment of each map, cut at a share of its maximum.
+    """The box of the largest 8-connected segment of each map, cut at a share of its range.
 
     Args:
         heatmap: `[N, H, W]`.
-        threshold: share of the maximum, between 0 and 1; a pixel at the threshold belongs to the segment.
+        threshold: how far from the least to the largest value of the map to cut, between 0 and 1 (Eigen-CAM scales
+            its map to 0..255 first); a pixel at the threshold belongs to the segment.
 
     Returns:
         Boxes `[N, 4]`, float32, on the device of the map. Of segments with equally many pixels the first in reading
-        order is taken; a map that is not finite or nowhere positive gives a row of NaN.
+        order is taken; a map that is not finite or constant gives a row of NaN.
 
     Raises:
         InputError: a threshold that is no such share, or something else than a batch of maps.
@@ -90,9 +91,9 @@ def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
     maps = heatmap.detach().float()
     if maps.numel() == 0:
         return maps.new_full((len(maps), 4), math.nan)
-    top = maps.amax((1, 2), keepdim=True)
-    usable = torch.isfinite(maps).all(2).all(1) & (top.flatten() > 0)
-    labels = _segments((maps >= threshold * top) & usable[:, None, None])
+    low, top = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    usable = torch.isfinite(maps).all(2).all(1) & (top > low).flatten()
+    labels = _segments((maps >= low + threshold * (top - low)) & usable[:, None, None])
     sizes = torch.bincount(labels.flatten())
     sizes[0] = 0
     flat = labels.flatten(1)

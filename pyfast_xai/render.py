@@ -100,7 +100,7 @@ def _drawn(images: Tensor, draw: Any) -> Tensor:
     from PIL import Image, ImageDraw
 
     # Large pictures need no enlarging, and their enlargement would not fit.
-    scale = min(4, max(1, 2400 // max(images.shape[2:])))
+    scale = min(4, max(1, 1200 // max(images.shape[2:])))
     results = []
     for n, image in enumerate(images.detach().float().cpu()):
         layer = Image.new("RGBA", (image.shape[2] * scale, image.shape[1] * scale))
@@ -125,7 +125,7 @@ def draw_points(
         images: `[N, 3, H, W]` in 0..1.
         points: of each image, `[P, 2]` as (y, x) pixels.
         color: red, green, blue in 0..1.
-        radius: in pixels; None takes 1.1 % of the shorter side, less where there are more than 200 points.
+        radius: in pixels; None takes 1 % of the shorter side, less where there are more than 200 points.
     """
     if len(points) != len(images):
         raise InputError(f"points must be one tensor for each of {len(images)} images, got {len(points)}")
@@ -133,7 +133,7 @@ def draw_points(
     def draw(n: int, canvas: Any, scale: int) -> None:
         own = points[n].tolist()
         crowd = min(1.0, max(0.4, math.sqrt(200 / max(1, len(own)))))
-        size = max(0.6, 0.011 * min(images.shape[2:]) * crowd) if radius is None else radius
+        size = max(0.6, 0.01 * min(images.shape[2:]) * crowd) if radius is None else radius
         # All rims first: where dots overlap they join.
         for reach, ink in ((size + max(0.35, size / 4), SHADOW), (size, _ink(color))):
             for y, x in own:
@@ -151,11 +151,11 @@ def draw_boxes(images: Tensor, boxes: Tensor, color: Sequence[float] = YELLOW, w
         images: `[N, 3, H, W]` in 0..1.
         boxes: `[N, 4]` as (x1, y1, x2, y2), one an image; a row of NaN draws nothing.
         color: red, green, blue in 0..1.
-        width: of the line, in pixels; None takes 1 % of the shorter side.
+        width: of the line, in pixels; None takes 0.8 % of the shorter side.
     """
     if boxes.shape != (len(images), 4):
         raise InputError(f"boxes must have shape [{len(images)}, 4], got {list(boxes.shape)}")
-    line = max(1.0, 0.01 * min(images.shape[2:])) if width is None else width
+    line = max(1.0, 0.008 * min(images.shape[2:])) if width is None else width
 
     def draw(n: int, canvas: Any, scale: int) -> None:
         box = boxes[n].tolist()

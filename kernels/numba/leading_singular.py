@@ -42,8 +42,8 @@ def leading_singular(
     # Of the two signs of a triplet, the one whose left vector sums to a positive number.
     sign = np.where(left.sum(1, keepdims=True) < 0, -1.0, 1.0)
     dtype = torch.promote_types(matrices.dtype, torch.float32)
-    left, singular, right, residual = (
-        torch.from_numpy(np.ascontiguousarray(result)).to(dtype)
-        for result in (left * sign, singular, right * sign, residual)
-    )
-    return left, singular, right, residual
+
+    def tensor(result: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(result)).to(dtype)
+
+    return tensor(left * sign), tensor(singular), tensor(right * sign), tensor(residual)

@@ -73,7 +73,8 @@ def _trace(input, weight, points, negative, output_size, stride, padding, dilati
         place.append(coordinate.clamp(0, spatial[d] - 1))
 
     channels = first_channel[:, None] + torch.arange(per_group, device=device)  # [P, C]
-    fields = input[(batch[:, None, None], channels[:, :, None], *[p[:, None, :] for p in place])]  # [P, C, K]
+    receptive_field = (batch[:, None, None], channels[:, :, None], *[p[:, None, :] for p in place])
+    fields = input[receptive_field]  # [P, C, K]
     # Half-precision inputs are summed in float32, as every backend does.
     exact = torch.promote_types(input.dtype, torch.float32)
     fields = fields.to(exact)

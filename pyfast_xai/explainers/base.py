@@ -62,7 +62,9 @@ class Explainer:
             raise InputError(f"images must hold at least one image, got shape {list(images.shape)}")
         if not bool(torch.isfinite(images).all()):
             bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
-            raise InputError(f"images must be finite, got NaN or infinity in image {bad[0]} ({len(bad)} of {len(images)})")
+            raise InputError(
+                f"images must be finite, got NaN or infinity in image {bad[0]} ({len(bad)} of {len(images)})"
+            )
         for module, name in modules_of(self.model).items():
             if module.training:
                 where = f"module {name!r} of it" if name else "it"

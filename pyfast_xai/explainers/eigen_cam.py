@@ -179,7 +179,9 @@ class EigenCAM(Explainer):
             extra = shape[1] - height * width
             # Without a grid from the user, a square number of patches and a few extra tokens.
             if extra < 0 or (self.tokens is None and extra > 8):
-                raise InputError(f"tokens must give the grid of layer {name!r} with {shape[1]} tokens, got {self.tokens}")
+                raise InputError(
+                    f"tokens must give the grid of layer {name!r} with {shape[1]} tokens, got {self.tokens}"
+                )
             return activation[:, extra:].unflatten(1, (height, width))
         raise InputError(f"layer must have a spatial map [N, C, h, w] or tokens [N, T, C], got {shape} from {name!r}")
 

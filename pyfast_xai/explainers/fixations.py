@@ -105,7 +105,7 @@ class CNNFixations(Explainer):
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__(model, labels=labels)
-        given = {
+        given: dict[str, Any] = {
             "location": location,
             "first_fc": first_fc,
             "signed": signed,
@@ -159,9 +159,7 @@ class CNNFixations(Explainer):
         points = [traced[k][n] for n in range(len(images)) for k in range(each)]
         return self._explanation(points, chosen.flatten(), score.flatten(), rows_of(images, each))
 
-    def _starts(
-        self, images: Tensor, target: Target, args: Any, kwargs: Any
-    ) -> tuple[Tape, Value, Tensor, Tensor]:
+    def _starts(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> tuple[Tape, Value, Tensor, Tensor]:
         """The tape, the value to start on, and for each image the neurons `[N, K]` of it and their score."""
         if self.start is None:
             tape = self.record(images, *args, reading=evidence.reading, **kwargs)
@@ -206,9 +204,7 @@ class CNNFixations(Explainer):
         counts = torch.bincount(image, minlength=to.shape[0]).tolist()
         return list(torch.stack([y, x], 1).split(counts))
 
-    def _explanation(
-        self, points: list[Tensor], target: Tensor, score: Tensor, images: Tensor
-    ) -> Explanation:
+    def _explanation(self, points: list[Tensor], target: Tensor, score: Tensor, images: Tensor) -> Explanation:
         height, width = images.shape[2:]
         lost = [n for n, own in enumerate(points) if len(own) == 0]
         if lost:
@@ -275,11 +271,11 @@ def _one_of(argument: str, given: Any, known: Any) -> Any:
 
 def _neuron(output: Tensor, index: int | Sequence[int] | str) -> Tensor:
     """Flat position `[N, 1]` in each image's output of the neuron an index names."""
-    given = [] if index == "max" else [index] if isinstance(index, int) else list(index)  # type: ignore[arg-type]
+    given: list[int] = [] if isinstance(index, str) else [index] if isinstance(index, int) else list(index)
     shape = output.shape[1:]
     if len(given) > len(shape) or any(not 0 <= i < size for i, size in zip(given, shape, strict=False)):
         raise InputError(f"start must have an index within {list(shape)}, got {index!r}")
-    below = output[(slice(None), *given)].reshape(len(output), -1).argmax(1, keepdim=True)
-    for i, size in zip(reversed(given), [math.prod(shape[d + 1 :]) for d in reversed(range(len(given)))], strict=True):
-        below = below + i * size
-    return below
+    cells = output.flatten(1)
+    first = sum(i * math.prod(shape[d + 1 :]) for d, i in enumerate(given))
+    below = math.prod(shape[len(given) :])
+    return first + cells[:, first : first + below].argmax(1, keepdim=True)

@@ -116,7 +116,7 @@ class Op:
 
     def served(self, device: str) -> tuple[str, str]:
         """The backend that serves this op on `device` by itself, and why."""
-        passed = []
+        passed: list[str] = []
         for name in PREFERENCE.get(device, ("reference",)):
             missing = self.missing(name, device)
             if missing is None:

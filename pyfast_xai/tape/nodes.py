@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyfast_xai.errors import InputError
 
-
 T = TypeVar("T")
 
 
@@ -112,10 +111,11 @@ class Tape:
         Raises:
             InputError: no such name; the message has the close ones.
         """
-        calls = [*self.modules.get(name, []), *(node.outputs for node in self.nodes if node.name == name)]
-        for value in calls[-1] if calls else ():
-            if value is not None:
-                return value
+        calls: list[Any] = [*self.modules.get(name, []), *(n.outputs for n in self.nodes if n.name == name)]
+        if calls:
+            for value in calls[-1]:
+                if value is not None:
+                    return value
         raise InputError(unknown_name(name, self.names(), argument))
 
 

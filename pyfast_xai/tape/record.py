@@ -267,7 +267,7 @@ class _Recorder(TorchDispatchMode):
             self._count,
             tuple(tensor.shape),
             tensor.stride() if strided else (),
-            tensor.storage_offset() if strided else 0,
+            int(tensor.storage_offset()) if strided else 0,
             tensor.dtype,
             tensor.device,
             producer,
@@ -359,4 +359,4 @@ class _Recorder(TorchDispatchMode):
 
 
 def _geometry(tensor: Tensor, owner: Value) -> Geometry:
-    return Geometry(tuple(tensor.shape), tensor.stride(), tensor.storage_offset() - owner.offset)
+    return Geometry(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()) - owner.offset)

@@ -51,14 +51,14 @@ def replay(tape: Tape, *inputs: Tensor) -> Any:
         for node in tape.nodes:
             if node.op is alias.overwrite:
                 # The write itself has happened to the memory that both share.
-                results = [environment[node.args[0]]]
+                results: Any = [environment[node.args[0]]]
             else:
                 args, kwargs = substitute(Value, resolve, node.args, node.kwargs)
                 result = node.op(*args, **kwargs)
                 results = result if isinstance(result, (list, tuple)) else [result]
-            for value, result in zip(node.outputs, results, strict=True):
-                if value is not None:
-                    environment[value] = result
+            for output, result in zip(node.outputs, results, strict=True):
+                if output is not None:
+                    environment[output] = result
             for value in {*node.inputs, *filter(None, node.outputs)}:
                 if last_use.get(value, -1) <= node.index and value not in wanted:
                     environment.pop(value, None)

@@ -25,25 +25,25 @@ Returned = Callable[[str, Any], None]
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers."""
     while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
+        parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inside: Any = model.module if parallel else getattr(model, "_orig_mod", None)
+        if not isinstance(inside, nn.Module):
             return model
+        model = inside
 
 
 def modules_of(model: nn.Module) -> dict[nn.Module, str]:
     """Every module of a model with its path: `named_modules` without its nested generators."""
-    found = {model: ""}
-    stack = [model]
-    while stack:
-        parent = stack.pop()
-        path = found[parent]
-        for name, child in reversed(parent._modules.items()):
-            if child is not None and child not in found:
-                found[child] = f"{path}.{name}" if path else name
-                stack.append(child)
+    found: dict[nn.Module, str] = {}
+
+    def visit(module: nn.Module, path: str) -> None:
+        if module not in found:
+            found[module] = path
+            for name, child in module._modules.items():
+                if child is not None:
+                    visit(child, f"{path}.{name}" if path else name)
+
+    visit(model, "")
     return found
 
 

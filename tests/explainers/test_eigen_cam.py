@@ -91,7 +91,9 @@ def test_peak_lies_on_the_object():
     assert ((peaks - torch.tensor([24, 39])).abs() <= 8).all()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float64, 1e-12)]
+)
 def test_dtypes_of_activations(dtype, tolerance):
     activation = photograph_like(2, 24, 7).to(dtype)
     model = Features(activation).eval()

@@ -216,7 +216,7 @@ def test_parts_that_were_compiled_run_as_written(images):
 
 
 def test_scripted_model(images):
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         model = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval())
     assert [node.name.split(".")[-1] for node in record(model, images)] == ["conv2d", "relu"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.rules.evidence.points import Points, broadcast, gather
 from pyfast_xai.rules.evidence.backward import Step, key, rule
+from pyfast_xai.rules.evidence.points import Points, broadcast, gather
 from pyfast_xai.tape import Node, Value
 
 # Outputs of these in a product say how much of the other factor passes.

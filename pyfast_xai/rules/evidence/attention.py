@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.evidence.points import gather, ravel, unravel
 from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.evidence.points import gather, ravel, unravel
 from pyfast_xai.tape import Value
 
 
@@ -24,7 +24,11 @@ def _strongest_token(step: Step, weights: Tensor, values: Tensor) -> Tensor:
     # Keys and values may be shared between queries: a leading size of one is broadcast.
     lead = [c if size > 1 else torch.zeros_like(c) for c, size in zip(lead, values.shape[:-2], strict=True)]
     index = ravel(
-        [*(c[:, None].expand(-1, tokens) for c in lead), token.expand(len(feature), -1), feature[:, None].expand(-1, tokens)],
+        [
+            *(c[:, None].expand(-1, tokens) for c in lead),
+            token.expand(len(feature), -1),
+            feature[:, None].expand(-1, tokens),
+        ],
         values.shape,
     )
     contributions = weights * gather(values, index.flatten()).view(index.shape)
@@ -49,13 +53,14 @@ def scaled_dot_product_attention(
     if enable_gqa:
         k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     *lead, row, _ = unravel(step.points.index, step.shape)
-    lead = [c if size > 1 else torch.zeros_like(c) for c, size in zip(lead, k.shape[:-2], strict=True)]
-    scores = torch.einsum("pd,psd->ps", q[(*lead, row)], k[tuple(lead)]) * (scale or 1 / math.sqrt(q.shape[-1]))
+    at = (*lead, row)
+    shared = tuple(c if size > 1 else torch.zeros_like(c) for c, size in zip(lead, k.shape[:-2], strict=True))
+    scores = torch.einsum("pd,psd->ps", q[at], k[shared]) * (scale or 1 / math.sqrt(q.shape[-1]))
     if is_causal:
         future = torch.arange(k.shape[-2], device=k.device) > row[:, None]
         scores = scores.masked_fill(future, -math.inf)
     if isinstance(attn_mask, Tensor):
-        mask = attn_mask.expand(*step.shape[:-1], k.shape[-2])[(*lead, row)]
+        mask = attn_mask.expand(*step.shape[:-1], k.shape[-2])[at]
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     source = _strongest_token(step, scores.softmax(-1), v)
     if enable_gqa and isinstance(value, Value):

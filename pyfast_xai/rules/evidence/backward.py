@@ -173,16 +173,16 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
         UnsupportedOpError: an op on the way has no rule.
     """
     state = _Walk(tape, options)
-    for value, points in starts.items():
-        state.pending[value] = [Points(points.index, points.negative, start=True)]
+    for start, points in starts.items():
+        state.pending[start] = [Points(points.index, points.negative, start=True)]
     with torch.inference_mode():
         for node in reversed(tape.nodes):
             if to in state.pending and to.producer is node:
                 break
             results = []
             for value in node.outputs:
-                parts = state.pending.pop(value, None) if value is not None else None
-                results.append(None if parts is None else union(parts, value.numel))  # type: ignore[union-attr]
+                parts = None if value is None else state.pending.pop(value, None)
+                results.append(None if value is None or parts is None else union(parts, value.numel))
             if all(points is None for points in results):
                 continue
             function = _rules.get(key(node.op))
@@ -192,6 +192,6 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
                     f"(operation {node.name!r}); register one with pyfast_xai.rules.evidence.rule({key(node.op)!r})"
                 )
             function(Step(state, node, results), *node.args, **node.kwargs)
-        parts = state.pending.get(to)
+        reached = state.pending.get(to)
         empty = torch.empty(0, dtype=torch.int64, device=to.device)
-        return Points(empty) if parts is None else union(parts, to.numel)
+        return Points(empty) if reached is None else union(reached, to.numel)

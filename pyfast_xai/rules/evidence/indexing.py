@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.rules.evidence.points import broadcast, ravel, unravel
 from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.evidence.points import broadcast, ravel, unravel
 from pyfast_xai.tape import Value
 from pyfast_xai.tape.alias import Geometry
 

@@ -10,8 +10,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.ops import Location
-from pyfast_xai.rules.evidence.points import Points, gather, unravel
 from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.evidence.points import Points, gather, unravel
 from pyfast_xai.tape import Value
 
 # Elements of a weight that are compared to see that its packed signs are still those of the weight.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.evidence.points import Points, gather, memory, ravel, unravel
 from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.evidence.points import Points, gather, memory, ravel, unravel
 from pyfast_xai.tape import Value
 
 CHUNK = 1 << 24  # candidates looked at together

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
+from pyfast_xai.rules.evidence.backward import Step, rule
 from pyfast_xai.rules.evidence.layers import sign_bits
 from pyfast_xai.rules.evidence.points import Points, ravel, union, unravel
-from pyfast_xai.rules.evidence.backward import Step, rule
 from pyfast_xai.tape import Value
 
 
@@ -74,10 +74,14 @@ def lstm(
 
     hidden = read[-1].shape[-1] // directions
     # Points on each layer's states, by direction and time.
-    on = [[[[] for _ in range(steps)] for _ in range(directions)] for _ in range(num_layers)]
+    on: list[list[list[list[Points]]]] = [
+        [[[] for _ in range(steps)] for _ in range(directions)] for _ in range(num_layers)
+    ]
+    output, state = step.node.outputs[:2]
+    assert output is not None
+    assert state is not None
     if step.results[0] is not None:
-        value = step.node.outputs[0]
-        first, second, unit = unravel(step.results[0].index, value.shape)  # type: ignore[union-attr]
+        first, second, unit = unravel(step.results[0].index, output.shape)
         time, row = (second, first) if batch_first else (first, second)
         for direction in range(directions):
             for t in range(steps):
@@ -86,11 +90,11 @@ def lstm(
                 on[-1][direction][t].append(step.results[0].to(index, here))
     final = _results(step, 1, 2)
     if final is not None:
-        number, row, unit = unravel(final.index, step.node.outputs[1].shape)  # type: ignore[union-attr]
+        cell, row, unit = unravel(final.index, state.shape)
         for layer in range(num_layers):
             for direction in range(directions):
                 last = 0 if direction else steps - 1
-                here = number == layer * directions + direction
+                here = cell == layer * directions + direction
                 on[layer][direction][last].append(final.to(row * hidden + unit, here))
 
     for layer in reversed(range(num_layers)):

@@ -1,0 +1,325 @@
+"""A model from a short name, with the preprocessing it was trained with and the names of its classes."""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.images import Preprocess
+
+logger = logging.getLogger("pyfast_xai")
+
+SPECS = "'digits', 'torchvision/<name>', 'timm/<name>' or 'package.module:callable'"
+
+# Heads that only training uses, and published files contain.
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to be explained.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        preprocess: makes its input from a PIL image.
+        classes: names of its outputs; None where they are not known.
+        name: what the user called it.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    classes: list[str] | None
+    name: str
+
+
+def load_model(spec: str, weights: str | Path | None = None, num_classes: int | None = None) -> LoadedModel:
+    """Build a network and fill it.
+
+    Args:
+        spec: `digits`, the small network of the demo; `torchvision/<name>`; `timm/<name>` where timm is installed;
+            or `package.module:callable`, called without arguments to give a module (the working folder is searched
+            too).
+        weights: a safetensors file or a state dict saved by `torch.save`; "DEFAULT" or the name of published
+            weights. None leaves a torchvision or timm network random, and says so.
+        num_classes: outputs of a torchvision or timm network whose weights do not say; None for its own number.
+
+    Raises:
+        InputError: a name that does not exist, or weights that cannot be read or do not fit.
+    """
+    if spec == "digits":
+        return _digits(weights, num_classes)
+    family, slash, name = spec.partition("/")
+    if slash and family == "torchvision":
+        return _torchvision(name, weights, num_classes)
+    if slash and family == "timm":
+        return _timm(name, weights, num_classes)
+    if ":" in spec:
+        return _imported(spec, weights, num_classes)
+    raise InputError(f"model must be {SPECS}, got {spec!r}")
+
+
+def _digits(weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+    from pyfast_xai import demo
+
+    _no_count("digits", num_classes)
+    model = demo.load()
+    if weights not in (None, "DEFAULT"):
+        _fill(model, read_weights(str(weights)), "digits", str(weights))
+    preprocess = Preprocess(96, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return LoadedModel(model, preprocess, [str(digit) for digit in range(10)], "digits")
+
+
+def _imported(spec: str, weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+    path, _, attribute = spec.partition(":")
+    _no_count(spec, num_classes)
+    with _working_folder():
+        try:
+            found = importlib.import_module(path)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise InputError(f"model must be {SPECS}, got {spec!r} ({_line(error)})") from error
+        # A ready module is callable too, but takes images.
+        if not isinstance(found, nn.Module):
+            if not callable(found):
+                raise InputError(f"model {spec!r} must be callable, got {type(found).__name__}")
+            try:
+                found = found()
+            except Exception as error:
+                raise InputError(
+                    f"model {spec!r} must be callable without arguments, got {type(error).__name__}: {_line(error)}"
+                ) from error
+    if not isinstance(found, nn.Module):
+        raise InputError(f"model {spec!r} must give a torch.nn.Module, got {type(found).__name__}")
+    if weights is not None:
+        _fill(found, read_weights(str(weights)), spec, str(weights))
+    return LoadedModel(found.eval(), Preprocess(224, resize=256), None, spec)
+
+
+@contextlib.contextmanager
+def _working_folder() -> Iterator[None]:
+    """The working folder as the last place to import from, which an installed command does not search."""
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        # The import may have changed the list.
+        for i in reversed(range(len(sys.path))):
+            if sys.path[i] == folder:
+                del sys.path[i]
+                break
+
+
+def _torchvision(name: str, weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise InputError("model 'torchvision/…' needs torchvision: pip install pyfast-xai[models]") from error
+    except RuntimeError as error:
+        raise InputError(f"torchvision must fit the installed torch {torch.__version__}, got {_line(error)}") from error
+    known = models.list_models()
+    if name not in known:
+        raise InputError(f"model must be one of torchvision's, got {name!r}{_close(name, known)}")
+    try:
+        published = list(models.get_model_weights(name))
+        default = models.get_model_weights(name)["DEFAULT"] if published else None
+    except (KeyError, ValueError):  # a network nobody published weights of
+        published, default = [], None
+
+    state, source = None, None
+    if weights is not None and Path(weights).is_file():
+        state = read_weights(weights)
+        # A downloaded file keeps its name, and with it what is known of its training.
+        source = next((entry for entry in published if Path(entry.url).name == Path(weights).name), None)
+    elif weights is not None:
+        wanted = str(weights).rpartition(".")[2]
+        source = default if wanted == "DEFAULT" else next((e for e in published if e.name == wanted), None)
+        if source is None:
+            names = ", ".join(["a file", *(["DEFAULT"] if published else []), *(e.name for e in published)])
+            raise InputError(f"weights of torchvision/{name} must be one of {names}, got {str(weights)!r}")
+        state = _download(source)
+
+    model = _build(models, name, state, source, num_classes)
+    if state is None:
+        _warn_random(f"torchvision/{name}")
+    else:
+        _fill(model, _renamed(name, state), f"torchvision/{name}", str(weights))
+    for head in _AUXILIARY.get(name, ()):
+        setattr(model, head, None)
+        model.aux_logits = False
+
+    recipe = source or default
+    classes = None if recipe is None else recipe.meta.get("categories")
+    if state is None or (source is None and num_classes is not None):
+        classes = None
+    return LoadedModel(model.eval(), _recipe(recipe), None if classes is None else list(classes), f"torchvision/{name}")
+
+
+def _build(models: Any, name: str, state: Any, source: Any, num_classes: int | None) -> nn.Module:
+    """A torchvision network with the settings that its weights were made with."""
+    settings: dict[str, Any] = {}
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    if "weights_backbone" in accepted:  # a detector would fetch its backbone else
+        settings["weights_backbone"] = None
+    if name in _AUXILIARY:
+        settings["init_weights"] = False  # takes longer than everything else together
+        settings["aux_logits"] = state is not None and any(key.startswith(_AUXILIARY[name]) for key in state)
+        settings["transform_input"] = source is not None
+    if "aux_loss" in accepted:
+        settings["aux_loss"] = state is not None and any(key.startswith("aux_classifier.") for key in state)
+    if source is not None:
+        if source.meta.get("categories"):
+            settings["num_classes"] = len(source.meta["categories"])
+        if name.startswith("vit_"):
+            settings["image_size"] = source.meta["min_size"][0]
+    if num_classes is not None:
+        settings["num_classes"] = num_classes
+    return models.get_model(name, weights=None, **settings)
+
+
+def _recipe(weights: Any) -> Preprocess:
+    """The preprocessing of published torchvision weights; the usual one where there are none."""
+    preset = None if weights is None else weights.transforms()
+    if preset is None or not hasattr(preset, "mean"):
+        if weights is not None:  # detectors normalise by themselves
+            return Preprocess(480, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return Preprocess(224, resize=256)
+    resize = preset.resize_size[0]
+    crop = getattr(preset, "crop_size", preset.resize_size)[0]
+    return Preprocess(crop, resize, tuple(preset.mean), tuple(preset.std), preset.interpolation.value)
+
+
+def _renamed(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published DenseNet files name layers as an early release did."""
+    if not name.startswith("densenet"):
+        return state
+    old = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+    return {old.sub(r"\1\2", key): tensor for key, tensor in state.items()}
+
+
+def _download(weights: Any) -> dict[str, Tensor]:
+    try:
+        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"weights {weights} must be fetched from {weights.url}, got {_line(error)}") from error
+
+
+def _timm(name: str, weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError("model 'timm/…' needs timm: pip install timm") from error
+    if not timm.is_model(name):
+        raise InputError(f"model must be one of timm's, got {name!r}{_close(name, timm.list_models())}")
+    settings = {} if num_classes is None else {"num_classes": num_classes}
+    model = timm.create_model(name, pretrained=weights == "DEFAULT", **settings)
+    if weights is None:
+        _warn_random(f"timm/{name}")
+    elif weights != "DEFAULT":
+        _fill(model, read_weights(str(weights)), f"timm/{name}", str(weights))
+    data = timm.data.resolve_model_data_config(model)
+    height, width = data["input_size"][1:]
+    preprocess = Preprocess(
+        (height, width),
+        int(min(height, width) / data["crop_pct"]),
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["interpolation"],
+        "squash" if data["crop_mode"] == "squash" else "center",
+    )
+    return LoadedModel(model.eval(), preprocess, None, f"timm/{name}")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weight file, by name; nothing in the file is run.
+
+    Args:
+        path: safetensors, or a state dict saved by `torch.save`, also inside of "state_dict" or "model", also of a
+            compiled or data-parallel module.
+
+    Raises:
+        InputError: no such file, not a file of tensors, or a pickle of anything else.
+    """
+    shown = repr(str(path))
+    if not os.path.isfile(path):
+        raise InputError(f"weights must be a file, got {shown}")
+    try:
+        if str(path).lower().endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        forbidden = re.search(r"Unsupported (?:global|class|operand).*?(?= was not|\n|$)", str(error))
+        found = f"a pickle with more than tensors ({forbidden[0]})" if forbidden else f"something else ({_line(error)})"
+        raise InputError(f"weights {shown} must be safetensors or a saved state dict, got {found}") from error
+    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+        inner = next((state[key] for key in ("state_dict", "model", "model_state_dict") if key in state), None)
+        if inner is None:
+            break
+        state = inner
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        kind = f"a {type(state).__name__}"
+        raise InputError(f"weights {shown} must hold named tensors and nothing else, got {kind} of other things")
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: str) -> None:
+    """Load `state` into `model`, all of it.
+
+    Raises:
+        InputError: naming the first key that is missing, of another shape or kind, or not of the model.
+    """
+    own = model.state_dict()
+    fits = f"weights {path!r} must fit {name}"
+    for key, tensor in own.items():
+        if key not in state:
+            if key.endswith("num_batches_tracked"):  # older files have no such counter, and evaluation needs none
+                continue
+            raise InputError(f"{fits}, got no tensor {key!r}{_close(key, state)}")
+        if not isinstance(tensor, Tensor):
+            continue
+        if state[key].shape != tensor.shape:
+            raise InputError(f"{fits}, got {key!r} of shape {list(state[key].shape)} instead of {list(tensor.shape)}")
+        if state[key].is_floating_point() != tensor.is_floating_point():
+            raise InputError(f"{fits}, got {key!r} of dtype {state[key].dtype} instead of {tensor.dtype}")
+    extra = next((key for key in state if key not in own), None)
+    if extra is not None:
+        raise InputError(f"{fits}, got a tensor {extra!r} it does not have{_close(extra, own)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _warn_random(name: str) -> None:
+    logger.warning("model %s has RANDOM weights, so its explanations mean nothing; name a file or DEFAULT", name)
+
+
+def _no_count(name: str, num_classes: int | None) -> None:
+    if num_classes is not None:
+        raise InputError(f"num_classes must be None for {name!r}, whose classes are fixed, got {num_classes}")
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 3)
+    return f"; close names are {', '.join(map(repr, close))}" if close else ""
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

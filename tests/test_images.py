@@ -1,0 +1,294 @@
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.images import FORMATS, ImageError, Preprocess, find_images, load_image
+
+# Four corners of different colours show every turn.
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.fixture
+def picture():
+    image = Image.new("RGB", (64, 32), WHITE)
+    image.paste(RED, (0, 0, 32, 16))
+    image.paste(GREEN, (32, 0, 64, 16))
+    image.paste(BLUE, (0, 16, 32, 32))
+    return image
+
+
+def corners(image):
+    width, height = image.size
+    return [image.getpixel((x, y)) for y in (4, height - 5) for x in (4, width - 5)]
+
+
+def near(a, b, far=6):
+    return np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= far
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), list(zip(FORMATS, ("png", "jpg", "webp", "bmp", "gif", "tif"), strict=True))
+)
+def test_every_format_is_read_whatever_its_name(tmp_path, picture, kind, suffix):
+    for name in (f"a.{suffix}", "no suffix", "lies.txt"):
+        picture.save(tmp_path / name, kind)
+        image = load_image(tmp_path / name)
+        assert (image.mode, image.size) == ("RGB", (64, 32))
+        assert near(corners(image), [RED, GREEN, BLUE, WHITE], 40 if kind in ("JPEG", "WEBP") else 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    grey = Image.new("L", (16, 8), 0)
+    grey.paste(255, (0, 0, 8, 8))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    elif mode == "PA":
+        image = grey.convert("LA").convert("PA")
+    else:
+        image = grey.convert(mode)
+    assert image.mode == mode
+    path = tmp_path / ("a.tif" if mode in ("PA", "CMYK", "YCbCr", "I", "F") else "a.png")
+    image.save(path)
+    loaded = load_image(path)
+    assert loaded.mode == "RGB"
+    assert near(loaded.getpixel((2, 2)), WHITE)
+    assert near(loaded.getpixel((12, 2)), (0, 0, 0))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    for kind in ("png", "tif"):
+        Image.fromarray(ramp).save(tmp_path / f"a.{kind}")
+        assert np.array_equal(np.asarray(load_image(tmp_path / f"a.{kind}"))[..., 0].ravel(), np.arange(256))
+    # Dark pictures stay dark: the range is that of the format, not of the picture.
+    Image.fromarray(ramp // 4).save(tmp_path / "dark.png")
+    assert np.asarray(load_image(tmp_path / "dark.png")).max() == 64
+
+
+def test_big_endian_sixteen_bits(tmp_path):
+    ramp = np.linspace(0, 65535, 256).round().astype(">u2")
+    Image.frombytes("I;16B", (16, 16), ramp.tobytes()).save(tmp_path / "a.tif")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "a.tif"))[..., 0].ravel(), np.arange(256))
+
+
+def test_grey_without_a_known_range_is_stretched(tmp_path):
+    Image.fromarray(np.array([[-3.0, 0.0], [np.nan, 5.0]], dtype=np.float32)).save(tmp_path / "a.tif")
+    values = np.asarray(load_image(tmp_path / "a.tif"))[..., 0]
+    assert (values.min(), values.max()) == (0, 255)
+
+
+def test_transparency_lies_on_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    Image.new("RGBA", (4, 4), (255, 0, 0, 128)).save(tmp_path / "b.webp", lossless=True)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.save(tmp_path / "c.png", transparency=1)
+    palette.save(tmp_path / "d.gif", transparency=1)
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "e.png", transparency=(1, 2, 3))
+    Image.new("L", (4, 4), 7).save(tmp_path / "f.png", transparency=7)
+    Image.new("P", (4, 4), 0).save(tmp_path / "g.png", transparency=bytes([0, 255]))
+    for name in ("a.png", "c.png", "d.gif", "e.png", "f.png", "g.png"):
+        assert load_image(tmp_path / name).getpixel((1, 1)) == WHITE, name
+    assert near(load_image(tmp_path / "b.webp").getpixel((1, 1)), (255, 127, 127), 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_the_camera_is_applied(tmp_path, picture, orientation, kind):
+    # What is stored so that a viewer sees `picture` again.
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    stored = picture if orientation == 1 else picture.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a", kind, exif=exif)
+    image = load_image(tmp_path / "a")
+    assert image.size == (64, 32)
+    assert near(corners(image), [RED, GREEN, BLUE, WHITE], 40)
+
+
+def test_broken_metadata_is_no_reason_to_refuse(tmp_path, picture):
+    picture.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert load_image(tmp_path / "a.jpg").size == (64, 32)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "a.gif").getpixel((2, 2)) == RED
+    assert load_image(tmp_path / "a.tif").getpixel((2, 2)) == RED
+
+
+def png_header(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def bad_files(folder):
+    buffer = io.BytesIO()
+    Image.effect_noise((128, 128), 60).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    jpeg = io.BytesIO()
+    Image.effect_noise((128, 128), 60).save(jpeg, "JPEG")
+    files = {
+        "truncated.png": (whole[: len(whole) // 2], "broken data"),
+        "truncated.jpg": (jpeg.getvalue()[: len(jpeg.getvalue()) // 2], "broken data"),
+        "flipped.png": (whole[:60] + bytes(200) + whole[260:], "broken data"),
+        "head.png": (whole[:20], ""),
+        "zero.png": (b"", "empty"),
+        "text.jpg": (b"this is no picture", "something else"),
+        "page.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "something else"),
+        "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "something else"),
+        "wide.png": (png_header(9000, 9000), "64,000,000 pixels, got 9000 x 9000"),
+        "bomb.png": (png_header(60000, 60000), "64,000,000 pixels"),
+        "odd\n[name]\t.png": (b"no", "something else"),
+    }
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    names = {name: reason for name, (_, reason) in files.items()}
+    return {
+        **names,
+        "missing.png": "no such file",
+        "folder.png": "a folder",
+        "pipe.png": "no such file",
+        "\0": "no such",
+    }
+
+
+def test_bad_file_is_one_sentence_that_names_it(tmp_path):
+    for name, reason in bad_files(tmp_path).items():
+        with pytest.raises(ImageError) as caught:
+            load_image(tmp_path / name)
+        message = str(caught.value)
+        assert message.startswith("image ")
+        assert "\n" not in message
+        assert repr(name)[1:-1] in message
+        assert reason in message, message
+        assert isinstance(caught.value, InputError)
+
+
+def test_size_is_checked_before_decoding(tmp_path):
+    # Its data would be broken: the header alone is read.
+    (tmp_path / "a.png").write_bytes(png_header(100, 100))
+    with pytest.raises(ImageError, match="at most 9,999 pixels, got 100 x 100"):
+        load_image(tmp_path / "a.png", max_pixels=9_999)
+    with pytest.raises(ImageError, match="broken data"):
+        load_image(tmp_path / "a.png", max_pixels=10_000)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(ImageError, match="must be readable"):
+        load_image(tmp_path / "a.png")
+
+
+def test_folders_and_patterns(tmp_path, monkeypatch):
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png", "sub/c.tiff", "sub/.cache/d.png", "x[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def names(*given):
+        return [str(path) for path in find_images(given)]
+
+    assert names(".") == ["a.jpg", "b.PNG", "sub/c.tiff", "x[1].png"]
+    assert names("*.jpg", "sub") == ["a.jpg", "sub/c.tiff"]
+    assert names("**/*.tiff") == ["sub/c.tiff"]
+    assert names("x[1].png") == ["x[1].png"]
+    assert names("b.PNG", "a.jpg", "b.PNG") == ["b.PNG", "a.jpg"]
+    # What is named is taken, so that a missing file is reported as one.
+    assert names("notes.txt", "missing.png") == ["notes.txt", "missing.png"]
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "*.gif"):
+        with pytest.raises(ImageError, match="at least one picture"):
+            find_images([nothing])
+
+
+def test_preprocess_equals_torchvision(picture):
+    transforms = pytest.importorskip("torchvision.transforms._presets")
+    rng = np.random.default_rng(0)
+    for size in ((64, 32), (301, 443), (500, 375), (224, 224), (255, 257)):
+        image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        for crop, resize in ((224, 256), (224, 224), (299, 342)):
+            expected = transforms.ImageClassification(crop_size=crop, resize_size=resize)(image)
+            seen, shown = Preprocess(crop, resize)(image)
+            torch.testing.assert_close(seen, expected, atol=1e-6, rtol=0)
+            assert shown.shape == (3, crop, crop)
+            assert 0 <= shown.min() <= shown.max() <= 1
+
+
+def test_preprocess_of_one_channel_and_of_a_rectangle(picture):
+    seen, shown = Preprocess((20, 44), mean=(0.0,), std=(1.0,), crop="squash")(picture)
+    assert seen.shape == (1, 20, 44)
+    assert shown.shape == (3, 20, 44)
+    assert seen[0, 2, 2] == pytest.approx(0.299, abs=1e-3)
+
+
+@pytest.mark.parametrize("crop", ["center", "squash"])
+@pytest.mark.parametrize("size", [(320, 200), (200, 320), (97, 431), (64, 64)])
+def test_places_on_the_input_are_found_on_the_picture(size, crop):
+    preprocess = Preprocess(48, 56, interpolation="bilinear", crop=crop)
+    left, top, right, bottom = preprocess.window(size)
+    for x, y in ((0.1, 0.2), (0.5, 0.5), (0.9, 0.7)):
+        # A bright spot put on the picture lights up a pixel of the input, which leads back to it.
+        column, row = int(left + x * (right - left)), int(top + y * (bottom - top))
+        radius = max(3, min(size) // 25)
+        image = Image.new("RGB", size)
+        image.paste(WHITE, (column - radius, row - radius, column + radius + 1, row + radius + 1))
+        seen = preprocess(image)[1].mean(0)
+        peak = seen.flatten().argmax()
+        point = torch.stack([peak // 48, peak % 48])[None]
+        back = preprocess.points_in(point, size)[0]
+        pixel = max((right - left) / 48, (bottom - top) / 48)
+        assert (back - torch.tensor([row, column])).abs().max() <= radius + pixel
+        lit = (seen > seen.max() / 2).nonzero()
+        box = torch.cat([lit.amin(0).flip(0), lit.amax(0).flip(0)])[None].float()
+        expected = torch.tensor([column - radius, row - radius, column + radius, row + radius])
+        assert (preprocess.boxes_in(box, size)[0] - expected).abs().max() <= pixel + 1
+
+
+def test_whole_input_is_the_whole_window():
+    preprocess = Preprocess(224, 256)
+    box = preprocess.boxes_in(torch.tensor([[0.0, 0, 223, 223], [torch.nan] * 4]), (512, 512))
+    assert box[0].tolist() == [32, 32, 479, 479]
+    assert box[1].isnan().all()
+    assert Preprocess(96).boxes_in(torch.tensor([[3.0, 4, 5, 6]]), (96, 96)).tolist() == [[3, 4, 5, 6]]
+    assert Preprocess(96).points_in(torch.tensor([[3, 95]]), (96, 96)).tolist() == [[3, 95]]
+
+
+def test_enlarged_view_shows_the_same_crop(picture):
+    for preprocess in (Preprocess(24, 28), Preprocess(24, crop="squash"), Preprocess(40, 20)):
+        once, larger = preprocess.shown(picture), preprocess.shown(picture, 4)
+        assert larger.shape == (3, 4 * once.shape[1], 4 * once.shape[2])
+        small = torch.nn.functional.avg_pool2d(larger[None], 4)[0]
+        assert (small - once).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "size must be at least 1 pixel, got size 0"),
+        ({"size": 8, "mean": (0.5,)}, "mean and std must have 3 values each, or 1, got 1 and 3"),
+        ({"size": 8, "std": (1.0, 0.0, 1.0)}, "std must be positive"),
+        ({"size": 8, "interpolation": "fancy"}, "interpolation must be"),
+        ({"size": 8, "crop": "left"}, "crop must be 'center' or 'squash', got 'left'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        Preprocess(**settings)

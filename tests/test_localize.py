@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.measure import label, regionprops
+
+from pyfast_xai import localize
+from pyfast_xai.errors import InputError
+
+
+def kept_by_the_text(points, size, radius, share):
+    """The rule word for word: more than a share of all points, itself included, nearer than the radius."""
+    p = points.double()
+    near = ((p[:, None] - p[None]).square().sum(-1).sqrt() < radius * math.hypot(*size)).sum(1)
+    return points[near > share * len(points)]
+
+
+def random_points(count, size, seed=0, spread=None):
+    generator = np.random.default_rng(seed)
+    if spread is None:
+        return torch.from_numpy(generator.integers(0, size, (count, 2)))
+    points = generator.normal(np.array(size) / 2, spread, (count, 2)).round()
+    return torch.from_numpy(points.clip(0, np.array(size) - 1)).long()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 97), (224, 160)])
+@pytest.mark.parametrize(("radius", "share"), [(0.10, 0.05), (0.03, 0.02), (0.5, 0.4), (1.0, 0.9), (0.001, 0.01)])
+def test_outliers_equal_brute_force(size, radius, share):
+    batch = [random_points(n, size, n, spread) for n, spread in ((1, None), (20, 9), (300, 12), (700, None))]
+    found = localize.remove_outliers(batch, size, radius, share)
+    for points, kept in zip(batch, found, strict=True):
+        assert torch.equal(kept, kept_by_the_text(points, size, radius, share))
+
+
+def test_outliers_are_cut_strictly_on_both_sides():
+    # A diagonal of 50 makes the radius exactly 5: (3, 4) lies at that distance, not nearer.
+    pair = torch.tensor([[10, 10], [13, 14]])
+    assert len(localize.remove_outliers([pair], (30, 40), 0.10, 0.5)[0]) == 0
+    assert len(localize.remove_outliers([pair], (30, 40), 0.101, 0.5)[0]) == 2
+    # One point of twenty alone is exactly the share of 5 %, not more.
+    crowd = torch.tensor([[5, 5]] * 19 + [[29, 39]])
+    assert localize.remove_outliers([crowd], (30, 40))[0].tolist() == [[5, 5]] * 19
+    assert len(localize.remove_outliers([crowd[1:]], (30, 40))[0]) == 19
+
+
+def test_outliers_keep_duplicates_and_order():
+    points = torch.tensor([[8, 9], [1, 30], [8, 9], [7, 9]])
+    assert localize.remove_outliers([points], (32, 32), 0.1, 0.3)[0].tolist() == [[8, 9], [8, 9], [7, 9]]
+
+
+def test_outliers_without_points_and_without_images():
+    assert localize.remove_outliers([], (8, 8)) == []
+    assert localize.remove_outliers([torch.zeros(0, 2, dtype=torch.int64)], (8, 8))[0].shape == (0, 2)
+    assert len(localize.remove_outliers([torch.tensor([[3, 3]])], (8, 8), radius=0.0)[0]) == 0
+
+
+def test_outliers_of_many_points_on_a_large_picture():
+    # All pairs would be 10^10 distances.
+    size = (2848, 4288)
+    points = torch.cat([random_points(99_000, size, 1, 200), random_points(1_000, size, 2)])
+    kept = localize.remove_outliers([points], size)[0]
+    some = kept[:: len(kept) // 50].double()
+    near = (torch.cdist(some, points.double()) < 0.1 * math.hypot(*size)).sum(1)
+    assert 99_000 <= len(kept) < 100_000
+    assert (near > 5_000).all()
+
+
+def test_hull_of_points():
+    boxes = localize.hull([torch.tensor([[3, 9], [7, 2]]), torch.zeros(0, 2).long(), torch.tensor([[4, 5]])])
+    assert boxes.dtype == torch.float32
+    assert boxes[0].tolist() == [2, 3, 9, 7]
+    assert boxes[1].isnan().all()
+    assert boxes[2].tolist() == [5, 4, 5, 4]
+    assert localize.hull([]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.15, 0.5, 0.9])
+@pytest.mark.parametrize("size", [(1, 2), (1, 17), (23, 31), (64, 64)])
+def test_segment_equals_scikit_image(size, threshold):
+    maps = torch.rand(6, *size).pow(8)
+    boxes = localize.largest_segment(maps, threshold)
+    for own, box in zip(maps, boxes, strict=True):
+        mask = (own >= own.min() + threshold * (own.max() - own.min())).numpy()
+        regions = regionprops(label(mask, connectivity=2))
+        most = max(region.area for region in regions)
+        # The first of equals in reading order.
+        first = min((r for r in regions if r.area == most), key=lambda r: r.coords.tolist())
+        y1, x1, y2, x2 = first.bbox
+        assert box.tolist() == [x1, y1, x2 - 1, y2 - 1]
+
+
+def test_segment_joins_corners_and_not_neighbouring_maps():
+    maps = torch.zeros(2, 4, 6)
+    maps[0, 0, 0] = maps[0, 1, 1] = maps[0, 0, 2] = maps[0, 3, 5] = 1
+    maps[1, 0, 0] = maps[1, 3, 4] = maps[1, 3, 5] = 1
+    assert localize.largest_segment(maps, 0.5).tolist() == [[0, 0, 2, 1], [4, 3, 5, 3]]
+
+
+def test_pixel_at_the_threshold_is_inside():
+    heatmap = torch.tensor([[[0.25, 0.249, 1.0, 0.25, 0.0]]])
+    assert localize.largest_segment(heatmap, 0.25).tolist() == [[2, 0, 3, 0]]
+
+
+def test_maps_without_evidence_have_no_box():
+    maps = torch.ones(5, 4, 4)
+    maps[4, 0] = 0.5
+    maps[0] = 0
+    maps[1, 2, 2] = math.nan
+    maps[2, 2, 2] = math.inf
+    maps[3] = -1
+    boxes = localize.largest_segment(maps)
+    assert boxes[:4].isnan().all()
+    assert boxes[4].tolist() == [0, 1, 3, 3]
+    assert localize.largest_segment(maps[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.5, 15, math.nan])
+def test_threshold_is_a_share(threshold):
+    with pytest.raises(InputError, match=r"threshold must lie between 0 and 1, got"):
+        localize.largest_segment(torch.rand(1, 4, 4), threshold)
+
+
+def test_segment_wants_a_batch():
+    with pytest.raises(InputError, match=r"heatmap must have shape \[N, H, W\], got \[4, 4\]"):
+        localize.largest_segment(torch.rand(4, 4))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device")
+def test_segment_on_a_device_equals_the_cpu():
+    maps = torch.rand(6, 33, 47).pow(8)
+    assert torch.equal(localize.largest_segment(maps.cuda()).cpu(), localize.largest_segment(maps))
+
+
+def test_peak_is_the_first_maximum():
+    maps = torch.zeros(3, 5, 7)
+    maps[1, 4, 2] = 3
+    maps[2, 1, 6] = maps[2, 3, 0] = 2
+    assert localize.peak(maps).tolist() == [[0, 0], [4, 2], [1, 6]]
+
+
+def test_iou_counts_pixels():
+    def pixels(box):
+        mask = torch.zeros(20, 20, dtype=torch.bool)
+        mask[box[1] : box[3] + 1, box[0] : box[2] + 1] = True
+        return mask
+
+    corners = torch.randint(0, 10, (40, 2, 2))
+    boxes = torch.cat([corners[:, 0], corners[:, 0] + corners[:, 1]], 1)
+    found = localize.iou(boxes[:, None], boxes[None].float())
+    for i, a in enumerate(boxes.tolist()):
+        for j, b in enumerate(boxes.tolist()):
+            expected = (pixels(a) & pixels(b)).sum() / (pixels(a) | pixels(b)).sum()
+            assert found[i, j] == pytest.approx(float(expected))
+
+
+def test_iou_of_no_box_is_zero():
+    none, box = torch.full((4,), math.nan), torch.tensor([0.0, 0, 3, 3])
+    assert localize.iou(none, box) == localize.iou(box, none) == localize.iou(none, none) == 0
+    assert localize.iou(box, box) == 1
+    assert localize.iou(box, torch.tensor([4.0, 0, 5, 3])) == 0
