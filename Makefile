@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/include/*/*.h)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h)
 
 .PHONY: demo test lint bench bench-localization wheel-check cuda-check clean
 
@@ -23,7 +23,7 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 
 bench: $(VENV)/test
-	$(BIN)/python -m pytest bench/test_cost.py -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds $(ARGS)
+	PYTHONPATH=bench $(BIN)/python -m pytest bench/test_cost.py -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds $(ARGS)
 
 bench-localization: $(VENV)/test
 	$(BIN)/python bench/localization.py --out docs/localization.md $(ARGS)

@@ -11,6 +11,8 @@ import warnings
 import pytest
 import torch
 
+from loop_fixations import loop_fixations
+
 import pyfast_xai
 from pyfast_xai import CNNFixations, EigenCAM
 
@@ -92,3 +94,17 @@ def test_peer_eigen_cam(benchmark, rows, request, network):
     }
     with peer.EigenCAM(network[1], [layers[network[0]](network[1])]) as explain:
         compare(benchmark, rows, request, network, "eigen-cam", lambda x: explain(x, targets=None), "pytorch-grad-cam")
+
+
+def test_loop_fixations(benchmark, rows, request, network):
+    """The same points, one by one in NumPy; one image, whose cost is that of every other."""
+    name, model, images = network
+    if name not in ("alexnet", "vgg16"):
+        pytest.skip("the loop knows AlexNet and VGG")
+    image = images[:1]
+    expected = {tuple(point) for point in CNNFixations(model, radius=0)(image).points[0].tolist()}
+    found = loop_fixations(model, image[0])
+    # Float32 sums in another order may turn a near tie.
+    assert len(expected & found) >= 0.98 * len(expected | found)
+    single = (name, model, image)
+    compare(benchmark, rows, request, single, "fixations", lambda x: loop_fixations(model, x[0]), "NumPy loop")

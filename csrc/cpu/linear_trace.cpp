@@ -98,7 +98,8 @@ void trace_block(const Selection& selection, int64_t row, const uint64_t* agreei
 
 Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Tensor& weight_negative,
                     const Tensor& points, std::optional<Tensor> negative) {
-  const auto [rows, columns, outputs, words] = linear_layer(input, weight_positive, weight_negative, points, negative);
+  const LinearLayer sizes = linear_layer(input, weight_positive, weight_negative, points, negative);
+  const int64_t rows = sizes.rows, columns = sizes.columns, outputs = sizes.outputs, words = sizes.words;
 
   const Tensor list = torch::stable::contiguous(points);
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;

@@ -16,7 +16,11 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """One version of one tensor that depends on the inputs; the numbers themselves are not kept."""
+    """One version of one tensor that depends on the inputs; the numbers themselves are not kept.
+
+    The node that made it is known by its place on the tape: a reference would close a cycle, and all that a reading
+    saved would wait for the garbage collector.
+    """
 
     index: int
     shape: tuple[int, ...]
@@ -24,7 +28,7 @@ class Value:
     offset: int
     dtype: torch.dtype
     device: torch.device
-    producer: "Node | None" = None
+    producer: int | None = None
 
     @property
     def numel(self) -> int:
@@ -100,6 +104,10 @@ class Tape:
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
+
+    def producer(self, value: Value) -> Node | None:
+        """The node that made a value; None for an input."""
+        return None if value.producer is None else self.nodes[value.producer]
 
     def names(self) -> list[str]:
         """Names accepted by `find`: module paths first, then operations."""

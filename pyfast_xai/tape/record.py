@@ -146,7 +146,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, reading: Reading | None, until: str | None) -> None:
         super().__init__()
         self.tape = Tape()
-        self.paths: watch.Paths
+        self.paths: watch.Paths | None = None
         self._reading = reading
         self._until = until
         # By id of the tensor: what it is, how often its memory had been written to then, and the address of that.
@@ -183,6 +183,9 @@ class _Recorder(TorchDispatchMode):
             self.tape.result = pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, result)
 
     def restore(self) -> None:
+        """Put back what the forward changed, and let go of everything but the tape."""
+        self.paths = None  # it knows `returned`, and so this recorder
+        self._kept.clear()
         with torch.inference_mode():
             for tensor, copy in self._before.values():
                 tensor.copy_(copy)
@@ -244,7 +247,7 @@ class _Recorder(TorchDispatchMode):
                 return tensor
             return value
 
-        path = self.paths.current
+        path = self.paths.current if self.paths is not None else ""
         name = f"{path}.{name}" if path else name
         self._names[name] += 1
         if self._names[name] > 1:
@@ -270,7 +273,7 @@ class _Recorder(TorchDispatchMode):
             int(tensor.storage_offset()) if strided else 0,
             tensor.dtype,
             tensor.device,
-            producer,
+            None if producer is None else producer.index,
         )
         self._count += 1
         return value
@@ -317,7 +320,7 @@ class _Recorder(TorchDispatchMode):
         else:
             spread = self._node(alias.overwrite, "overwrite", (owner, value, geometry), {}, {})
             memory.owner = Value(
-                self._count, owner.shape, owner.stride, owner.offset, owner.dtype, owner.device, spread
+                self._count, owner.shape, owner.stride, owner.offset, owner.dtype, owner.device, spread.index
             )
             self._count += 1
             spread.outputs.append(memory.owner)

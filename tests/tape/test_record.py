@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -308,8 +311,6 @@ def test_replay_leaves_its_input_alone(images):
 
 
 def test_activations_are_freed_while_the_forward_runs(images):
-    import weakref
-
     alive = []
 
     def forward(self, x):
@@ -321,3 +322,24 @@ def test_activations_are_freed_while_the_forward_runs(images):
     tape = record(Call(forward), images)
     assert len(tape.nodes) == 9
     assert not any(reference() is not None for reference in alive)
+
+
+def test_a_tape_is_freed_without_the_garbage_collector(images):
+    class KeepsInput:
+        def understands(self, op):
+            return True
+
+        def save(self, node, keep, args, kwargs):
+            keep("input", args[0])
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)).eval()
+    gc.disable()
+    try:
+        for until in (None, "1"):
+            tape = record(model, images, reading=KeepsInput(), until=until)
+            saved = [weakref.ref(node.saved["input"].tensor) for node in tape.nodes[1:]]
+            assert saved
+            del tape
+            assert all(reference() is None for reference in saved)
+    finally:
+        gc.enable()

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "pyfast_xai/portable.h"
 
@@ -22,9 +22,7 @@ struct Ranked {
 // Loses against every candidate, also against one of the same value.
 template <class T>
 PYFAST_XAI_HD inline Ranked<T> lowest_rank() {
-  constexpr T least = -std::numeric_limits<T>::infinity();
-  constexpr int64_t last = std::numeric_limits<int64_t>::max();
-  return {least, last};
+  return {static_cast<T>(-INFINITY), INT64_MAX};
 }
 
 template <class T>

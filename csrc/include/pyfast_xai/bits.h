@@ -31,9 +31,4 @@ PYFAST_XAI_HD inline int64_t* write_places(uint64_t word, int64_t first, int64_t
   return out;
 }
 
-// The inputs of a word that excite: positive under a weight of the wanted sign, negative under one of the other.
-PYFAST_XAI_HD inline uint64_t exciting(uint64_t above, uint64_t wanted, uint64_t below, uint64_t opposite) {
-  return (above & wanted) | (below & opposite);
-}
-
 }  // namespace pyfast_xai

@@ -93,8 +93,9 @@ def rsub(step: Step, self: Any, other: Any, alpha: float = 1) -> None:
     _send(step, self, step.points.flip() if alpha > 0 else step.points)
 
 
-def _is_gate(value: Value) -> bool:
-    return value.producer is not None and key(value.producer.op) in _GATES
+def _is_gate(step: Step, value: Value) -> bool:
+    producer = step.producer(value)
+    return producer is not None and key(producer.op) in _GATES
 
 
 @rule("mul")
@@ -109,7 +110,7 @@ def mul(step: Step, self: Any, other: Any) -> None:
             else:
                 _send(step, feature, step.points.flip() if negative else step.points)
             return
-    smaller = other.numel < self.numel or (other.numel == self.numel and not _is_gate(self))
+    smaller = other.numel < self.numel or (other.numel == self.numel and not _is_gate(step, self))
     _send(step, self if smaller else other, step.points)
 
 

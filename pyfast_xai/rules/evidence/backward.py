@@ -63,6 +63,10 @@ class Step:
         """What the rule saved under this name."""
         return self.node.saved[name].tensor
 
+    def producer(self, value: Value) -> Node | None:
+        """The node that made a value; None for an input."""
+        return self._walk.tape.producer(value)
+
     def depth(self, value: Value) -> int:
         """The most layers with weights between an input and this value."""
         return self._walk.depth(value)
@@ -79,7 +83,8 @@ Saves = Callable[[Node], Iterable[str]]
 _rules: dict[str, Rule] = {}
 _saves: dict[str, Saves] = {}
 # Ops with weights that the input does not determine.
-WEIGHTED = {f"aten::{name}" for name in ("conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "mm")}
+_LAYERS = ("conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "mm", "lstm", "lstm_cell")
+_WEIGHTED = {f"aten::{name}" for name in _LAYERS}
 
 
 def rule(*names: str, saves: Iterable[str] | Saves = ()) -> Callable[[Rule], Rule]:
@@ -110,6 +115,11 @@ def key(op: Any) -> str:
     return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"alias::{op.__name__}"
 
 
+def weighted(node: Node) -> bool:
+    """Whether a node is a layer with weights."""
+    return key(node.op) in _WEIGHTED
+
+
 class _Evidence:
     """The reading, as a recording sees it."""
 
@@ -136,6 +146,7 @@ reading = _Evidence()
 
 class _Walk:
     def __init__(self, tape: Tape, options: Options) -> None:
+        self.tape = tape
         self.options = options
         self.batch = tape.inputs[0].shape[0]
         self.pending: dict[Value, list[Points]] = {}
@@ -146,13 +157,14 @@ class _Walk:
         stack = [value]
         while stack:
             at = stack[-1]
-            below = at.producer.inputs if at.producer is not None else []
+            producer = self.tape.producer(at)
+            below = [] if producer is None else producer.inputs
             missing = [v for v in below if v not in self._depth]
             if missing:
                 stack.extend(missing)
                 continue
-            weighted = at.producer is not None and key(at.producer.op) in WEIGHTED
-            self._depth[at] = max((self._depth[v] for v in below), default=0) + weighted
+            layer = producer is not None and weighted(producer)
+            self._depth[at] = max((self._depth[v] for v in below), default=0) + layer
             stack.pop()
         return self._depth[value]
 
@@ -177,7 +189,7 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
         state.pending[start] = [Points(points.index, points.negative, start=True)]
     with torch.inference_mode():
         for node in reversed(tape.nodes):
-            if to in state.pending and to.producer is node:
+            if to in state.pending and to.producer == node.index:
                 break
             results = []
             for value in node.outputs:

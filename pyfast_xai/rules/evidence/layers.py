@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.ops import Location
-from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.evidence.backward import Step, rule, weighted
 from pyfast_xai.rules.evidence.points import Points, gather, unravel
 from pyfast_xai.tape import Value
 
@@ -54,10 +54,10 @@ def fully_connected(step: Step, input: Value, activation: Tensor, weight: Tensor
             1,
             Location.CENTER,
         )
-    step.send(input, _evidence(step, rows, index))
+    step.send(input, evidence_on(step, rows, index))
 
 
-def _evidence(step: Step, activation: Tensor, index: Tensor) -> Points:
+def evidence_on(step: Step, activation: Tensor, index: Tensor) -> Points:
     """Points on what a layer read; a negative activation counts by being low, where signs are followed."""
     if not step.options.signed:
         return Points(index)
@@ -65,15 +65,23 @@ def _evidence(step: Step, activation: Tensor, index: Tensor) -> Points:
     return Points(index, negative if bool(negative.any()) else None)
 
 
-def _flattened_map(value: Value) -> bool:
+def _flattened_map(step: Step, value: Value) -> bool:
     """Whether a vector is a map with height and width, laid out in a row."""
-    while value.producer is not None and value.producer.inputs:
-        before = value.producer.inputs[0]
+    while (producer := step.producer(value)) is not None and producer.inputs and not weighted(producer):
+        before = producer.inputs[0]
         if before.numel != value.numel:
             return False
         if len(before.shape) > 2 >= len(value.shape):
             return math.prod(before.shape[2:]) > 1
         value = before
+    return False
+
+
+def _every(step: Step, input: Value, rows: int) -> bool:
+    """Whether all positive contributions to a neuron of a fully connected layer are its evidence."""
+    if step.points.start or rows == step.batch:
+        return step.options.first_fc == "all" or not _flattened_map(step, input)
+    # One of many tokens: a 1x1 convolution in all but name.
     return False
 
 
@@ -83,12 +91,7 @@ def linear(step: Step, input: Value, weight: Tensor, bias: Any = None) -> None:
         raise UnsupportedOpError(f"CNN-Fixations traces linear layers with fixed weights only, not {step.node.name!r}")
     activation = step.tensor("input")
     rows = activation.numel() // activation.shape[-1]
-    if step.points.start or rows == step.batch:
-        every = step.options.first_fc == "all" or not _flattened_map(input)
-    else:
-        # One of many tokens: a 1x1 convolution in all but name.
-        every = False
-    fully_connected(step, input, activation, weight, every)
+    fully_connected(step, input, activation, weight, _every(step, input, rows))
 
 
 @rule("mm", saves=["self"])
@@ -96,7 +99,7 @@ def mm(step: Step, self: Value, mat2: Tensor) -> None:
     if isinstance(mat2, Value) or not isinstance(self, Value):
         raise UnsupportedOpError(f"CNN-Fixations traces products with fixed weights only, not {step.node.name!r}")
     activation = step.tensor("self")
-    fully_connected(step, self, activation, mat2.t(), step.points.start or len(activation) == step.batch)
+    fully_connected(step, self, activation, mat2.t(), _every(step, self, len(activation)))
 
 
 @rule("addmm", saves=["mat1"])
@@ -104,7 +107,7 @@ def addmm(step: Step, self: Any, mat1: Value, mat2: Tensor, **scales: Any) -> No
     if isinstance(mat2, Value) or not isinstance(mat1, Value):
         raise UnsupportedOpError(f"CNN-Fixations traces products with fixed weights only, not {step.node.name!r}")
     activation = step.tensor("mat1")
-    fully_connected(step, mat1, activation, mat2.t(), step.points.start or len(activation) == step.batch)
+    fully_connected(step, mat1, activation, mat2.t(), _every(step, mat1, len(activation)))
 
 
 def _expand(value: Any, rank: int) -> list[int]:
@@ -152,7 +155,7 @@ def conv(
         groups,
         step.options.location,
     )
-    step.send(input, _evidence(step, activation, index))
+    step.send(input, evidence_on(step, activation, index))
 
 
 @rule("convolution", saves=["input"])

@@ -40,9 +40,10 @@ def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[t
         moved += taps[:, d] * (stride * activation.stride(d))
         below *= activation.shape[d]
     cells = memory(activation)
+    exact = torch.promote_types(cells.dtype, torch.float32)
     best = []
     for chunk in torch.arange(len(points), device=device).split(max(1, CHUNK // size)):
-        values = cells[(place[chunk, None] + moved).clamp_(max=len(cells) - 1)].float()  # [P, K]
+        values = cells[(place[chunk, None] + moved).clamp_(max=len(cells) - 1)].to(exact)  # [P, K]
         if mean and points.negative is not None:
             values = torch.where(points.negative[chunk, None], -values, values)
         for d, (start, end, stride) in enumerate(windows):

@@ -9,18 +9,18 @@ from torch.nn import functional
 from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.rules.evidence.backward import Step, rule
-from pyfast_xai.rules.evidence.layers import sign_bits
+from pyfast_xai.rules.evidence.layers import evidence_on, sign_bits
 from pyfast_xai.rules.evidence.points import Points, ravel, union, unravel
 from pyfast_xai.tape import Value
 
 
-def _through_gates(points: Points, read: Tensor, weight: Tensor) -> Points:
+def _through_gates(step: Step, points: Points, read: Tensor, weight: Tensor) -> Points:
     """Positive contributions of `read` [N, I] to any of the four gates of units given as points on [N, H]."""
     hidden = weight.shape[0] // 4
     row, unit = torch.div(points.index, hidden, rounding_mode="floor"), points.index % hidden
     gates = [row * 4 * hidden + gate * hidden + unit for gate in range(4)]
     negative = None if points.negative is None else points.negative.repeat(4)
-    return Points(ops.linear_trace(read, *sign_bits(weight), torch.cat(gates), negative))
+    return evidence_on(step, read, ops.linear_trace(read, *sign_bits(weight), torch.cat(gates), negative))
 
 
 def _results(step: Step, *numbers: int) -> Points | None:
@@ -35,8 +35,8 @@ def lstm_cell(step: Step, input: Any, hx: list[Any], w_ih: Tensor, w_hh: Tensor,
     """From the new state (h or c) to the previous m and to the input; the memory path c is not traced."""
     points = _results(step, 0, 1)
     assert points is not None
-    step.send(input, _through_gates(points, step.tensor("input"), w_ih))
-    step.send(hx[0], _through_gates(points, step.tensor("hx.0"), w_hh))
+    step.send(input, _through_gates(step, points, step.tensor("input"), w_ih))
+    step.send(hx[0], _through_gates(step, points, step.tensor("hx.0"), w_hh))
 
 
 @rule("lstm", saves=["input", "hx"])
@@ -108,13 +108,13 @@ def lstm(
                 if not any(len(part) for part in on[layer][direction][t]):
                     continue
                 points = union(on[layer][direction][t], batch * hidden)
-                reached[t].append(_through_gates(points, below[t], w_ih))
+                reached[t].append(_through_gates(step, points, below[t], w_ih))
                 before = t + 1 if direction else t - 1
                 if 0 <= before < steps:
                     previous = states[layer][direction][before]
-                    on[layer][direction][before].append(_through_gates(points, previous, w_hh))
+                    on[layer][direction][before].append(_through_gates(step, points, previous, w_hh))
                 else:
-                    start = _through_gates(points, initial[number], w_hh)
+                    start = _through_gates(step, points, initial[number], w_hh)
                     step.send(hx[0], start.to(start.index + number * batch * hidden))
         for t, parts in enumerate(reached):
             if parts:
