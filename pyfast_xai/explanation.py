@@ -160,7 +160,7 @@ class Explanation:
         boxes = self.boxes()
         for name, picture, box in zip(names, self.overlay(), boxes, strict=True):
             path = folder / f"{name}.{self.method}.png"
-            render.to_pil(render.draw_boxes(picture[None], box[None].cpu())[0]).save(path)
+            path.write_bytes(render.png_bytes(render.to_pil(render.draw_boxes(picture[None], box[None].cpu())[0])))
             paths.append(path)
         table = folder / f"{self.method}.json"
         table.write_text(json.dumps([{"name": n, **row} for n, row in zip(names, self.rows(), strict=True)], indent=1))

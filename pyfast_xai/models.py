@@ -152,7 +152,7 @@ def _torchvision(name: str, weights: str | Path | None, num_classes: int | None)
             raise InputError(f"weights of torchvision/{name} must be one of {names}, got {str(weights)!r}")
         state = _download(source)
 
-    model = _build(models, name, state, source, num_classes)
+    model: Any = _build(models, name, state, source, num_classes)
     if state is None:
         _warn_random(f"torchvision/{name}")
     else:
@@ -254,6 +254,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         InputError: no such file, not a file of tensors, or a pickle of anything else.
     """
     shown = repr(str(path))
+    state: Any
     if not os.path.isfile(path):
         raise InputError(f"weights must be a file, got {shown}")
     try:

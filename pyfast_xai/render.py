@@ -186,7 +186,8 @@ def to_pil(image: Tensor) -> Any:
 def png_bytes(picture: Any) -> bytes:
     """A PIL image as PNG."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    # Three times as fast as the default, for a twentieth more bytes.
+    picture.save(buffer, "PNG", compress_level=2)
     return buffer.getvalue()
 
 
@@ -210,7 +211,7 @@ def montage(
     from PIL import Image, ImageDraw, ImageFont
 
     # The size grows slowly with the cells, so that a sheet of large pictures can be read when it is scaled down.
-    font = ImageFont.load_default(size=round(11 + side / 64))
+    font: Any = ImageFont.load_default(size=round(11 + side / 64))
     line = math.ceil(font.size * 1.5)
     gap = max(6, side // 24)
     named = [_fitted(label, font, 2 * side) for label in labels or []]

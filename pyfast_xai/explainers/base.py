@@ -124,12 +124,16 @@ def choose(logits: Tensor, target: Target) -> Tensor:
         return logits.argmax(1)
     if callable(target) or isinstance(target, (str, float)):
         raise InputError(f"target must be None, an int, N ints or [N, K] ints, got {type(target).__name__}")
-    chosen = torch.as_tensor(target, device=logits.device)
+    try:
+        chosen = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(target).__name__
+        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got a {kind} of something else") from None
     if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
         raise InputError(f"target must hold integers, got {chosen.dtype}")
     if chosen.dim() == 0:
         chosen = chosen.expand(images)
-    if chosen.dim() > 2 or len(chosen) != images:
+    if chosen.dim() > 2 or len(chosen) != images or chosen.numel() == 0:
         raise InputError(f"target must have one entry for each of {images} images, got shape {list(chosen.shape)}")
     if bool(((chosen < 0) | (chosen >= classes)).any()):
         worst = chosen[(chosen < 0) | (chosen >= classes)].flatten()[0]

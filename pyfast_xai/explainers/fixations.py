@@ -233,8 +233,8 @@ class CNNFixations(Explainer):
     def _explain_crops(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         """Five crops traced, ten asked for the class: the protocol of the authors' code."""
         side, (height, width) = self.crops, images.shape[2:]
-        if side is None or side > min(height, width):
-            raise InputError(f"crops must be at most the shorter side of the images, {min(height, width)}, got {side}")
+        if side is None or not 0 < side <= min(height, width):
+            raise InputError(f"crops must be from 1 to the shorter side of the images, {min(height, width)}, got {side}")
         corners = [(0, 0), (0, width - side), (height - side, 0), (height - side, width - side)]
         corners.append(((height - side) // 2, (width - side) // 2))
         crops = torch.cat([images[:, :, y : y + side, x : x + side] for y, x in corners])
@@ -273,7 +273,8 @@ def _neuron(output: Tensor, index: int | Sequence[int] | str) -> Tensor:
     """Flat position `[N, 1]` in each image's output of the neuron an index names."""
     given: list[int] = [] if isinstance(index, str) else [index] if isinstance(index, int) else list(index)
     shape = output.shape[1:]
-    if len(given) > len(shape) or any(not 0 <= i < size for i, size in zip(given, shape, strict=False)):
+    inside = all(0 <= i < size for i, size in zip(given, shape, strict=False))
+    if len(given) > len(shape) or not inside or (isinstance(index, str) and index != "max"):
         raise InputError(f"start must have an index within {list(shape)}, got {index!r}")
     cells = output.flatten(1)
     first = sum(i * math.prod(shape[d + 1 :]) for d, i in enumerate(given))

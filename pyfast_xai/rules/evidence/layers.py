@@ -172,7 +172,11 @@ def convolution(
     groups: int,
 ) -> None:
     if transposed:
-        raise UnsupportedOpError(f"CNN-Fixations has no rule for transposed convolutions, not {step.node.name!r}")
+        raise UnsupportedOpError(
+            f"CNN-Fixations has no evidence rule for transposed convolutions (aten::convolution), which ran in "
+            f"{step.node.path or 'the model'!r} (operation {step.node.name!r}); start before it (start=), stop "
+            f"behind it (at=), or register a rule with pyfast_xai.rules.evidence.rule"
+        )
     conv(step, input, weight, bias, stride, padding, dilation, groups)
 
 

@@ -1,0 +1,81 @@
+"""Every family of classifiers in torchvision, with random weights: what a network is made of, not what it has learnt."""
+
+import pytest
+import torch
+
+from pyfast_xai import CNNFixations, EigenCAM
+from pyfast_xai.rules import evidence
+from pyfast_xai.tape import record, replay
+
+models = pytest.importorskip("torchvision.models")
+
+# The smallest image each accepts, or nearly; higher than wide where a network takes it.
+SIZES = {
+    "alexnet": (71, 64),
+    "convnext_tiny": (48, 32),
+    "densenet121": (48, 32),
+    "efficientnet_b0": (48, 32),
+    "efficientnet_v2_s": (48, 32),
+    "googlenet": (48, 32),
+    "inception_v3": (90, 75),
+    "maxvit_t": (224, 224),
+    "mnasnet0_5": (48, 32),
+    "mobilenet_v2": (48, 32),
+    "mobilenet_v3_small": (48, 32),
+    "regnet_x_400mf": (48, 32),
+    "regnet_y_400mf": (48, 32),
+    "resnet18": (48, 32),
+    "resnet50": (48, 32),
+    "resnext50_32x4d": (48, 32),
+    "shufflenet_v2_x1_0": (48, 32),
+    "squeezenet1_0": (48, 32),
+    "swin_t": (64, 64),
+    "swin_v2_t": (64, 64),
+    "vgg11_bn": (48, 32),
+    "vit_b_32": (224, 224),
+    "wide_resnet50_2": (48, 32),
+}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def network(request):
+    torch.manual_seed(0)
+    settings = {"init_weights": False} if request.param in ("googlenet", "inception_v3") else {}
+    model = models.get_model(request.param, weights=None, num_classes=10, **settings)
+    return model.eval().requires_grad_(False), torch.randn(1, 3, *SIZES[request.param])
+
+
+@pytest.mark.parametrize("reading", [None, evidence.reading], ids=["every op", "evidence"])
+def test_replay_gives_the_output_bit_for_bit(network, reading):
+    model, images = network
+    tape = record(model, images, reading=reading)
+    expected = model(images)
+    assert torch.equal(tape.result, expected)
+    assert torch.equal(replay(tape, images), expected)
+    # Nothing of the recorded image is left on the tape.
+    other = images.flip(3) + 0.5
+    assert torch.equal(replay(tape, other), model(other))
+
+
+@pytest.mark.parametrize("variant", ["default", "paper", "authors"])
+def test_fixations_lie_in_the_image(network, variant):
+    model, images = network
+    explanation = CNNFixations(model, variant=variant)(images)
+    size = images.shape[2:]
+    assert explanation.heatmap.shape == (1, *size)
+    assert explanation.heatmap.isfinite().all()
+    assert explanation.target.tolist() == model(images).argmax(1).tolist()
+    (points,) = explanation.points
+    assert len(points)
+    assert explanation.heatmap.max() > 0
+    assert (points >= 0).all()
+    assert (points < torch.tensor(size)).all()
+
+
+def test_eigen_cam_is_a_finite_map_of_the_size_of_the_image(network):
+    model, images = network
+    explanation = EigenCAM(model)(images)
+    assert explanation.heatmap.shape == (1, *images.shape[2:])
+    assert explanation.heatmap.isfinite().all()
+    assert explanation.heatmap.min() >= 0
+    assert explanation.heatmap.max() > 0
