@@ -26,7 +26,7 @@ bench: $(VENV)/test
 	PYTHONPATH=bench $(BIN)/python -m pytest bench/test_cost.py -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds $(ARGS)
 
 bench-localization: $(VENV)/test
-	$(BIN)/python bench/localization.py --out docs/localization.md $(ARGS)
+	$(BIN)/python bench/localization.py $(ARGS)
 
 # Builds the wheel, installs it alone in a clean environment and uses it from another folder.
 wheel-check: $(VENV)/build

@@ -1,6 +1,6 @@
 """Where do explanations point? Box and pointing accuracy on real networks and pictures, with the centre baseline.
 
-    python bench/localization.py --pictures 600 --out docs/localization.md
+    python bench/localization.py --out out/localization.md
 
 Box error: intersection over union with no ground-truth box reaches 0.5 (inclusive pixels); "top-1" also asks for the
 right class. Pointing: the peak of the heat map lies in a ground-truth box. Both also for pictures whose largest box
@@ -19,10 +19,10 @@ import pyfast_xai
 from pyfast_xai import CNNFixations, EigenCAM, Explainer, localize
 
 METHODS: dict[str, Callable[[nn.Module], Explainer]] = {
-    "CNN-Fixations, default": lambda m: CNNFixations(m),
+    "CNN-Fixations, default (activation)": lambda m: CNNFixations(m),
     "CNN-Fixations, product": lambda m: CNNFixations(m, location="product"),
     "CNN-Fixations, center": lambda m: CNNFixations(m, location="center"),
-    "CNN-Fixations, unsigned": lambda m: CNNFixations(m, signed=False),
+    "CNN-Fixations, activation, unsigned": lambda m: CNNFixations(m, signed=False),
     "CNN-Fixations, paper": lambda m: CNNFixations(m, variant="paper"),
     "CNN-Fixations, authors": lambda m: CNNFixations(m, variant="authors"),
     "Eigen-CAM": lambda m: EigenCAM(m),
@@ -104,8 +104,7 @@ def main() -> None:
             lines.append(f"| {name} | {label} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     if arguments.out:
-        text = f"# Localisation\n\n```\n{__doc__.split('Box error')[0].strip()}\n```\n\n" + "\n".join(lines) + "\n"
-        arguments.out.write_text(text)
+        arguments.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class EigenCAM(Explainer):
 
         Args:
             images: `[N, C, H, W]`, as the model takes them.
-            target: ignored but for its count: Eigen-CAM knows no classes. Accepted so that explainers can be swapped.
+            target: ignored: Eigen-CAM knows no classes. Accepted so that explainers can be swapped.
             *args: further arguments of the model.
             **kwargs: further keyword arguments of the model.
 

@@ -193,7 +193,9 @@ class CNNFixations(Explainer):
         if len(to.shape) != 4:
             raise InputError(f"at must name a layer with a spatial map [N, C, h, w], got {list(to.shape)}")
         points = evidence.walk(tape, starts, to, self.options)
-        image, _, y, x = unravel(points.index, to.shape)
+        # A position that is evidence both by being high and by being low is one point.
+        index = points.index if points.negative is None else ops.points_union(points.index, to.numel)
+        image, _, y, x = unravel(index, to.shape)
         # A cell of a coarser layer stands for its middle.
         y = torch.div((2 * y + 1) * shape[2], 2 * to.shape[2], rounding_mode="floor")
         x = torch.div((2 * x + 1) * shape[3], 2 * to.shape[3], rounding_mode="floor")
@@ -222,10 +224,10 @@ class CNNFixations(Explainer):
         heatmap = ops.point_density(torch.cat(offset), len(points), height, width, sigma)
         return Explanation(
             method=self.method,
-            heatmap=heatmap,
-            target=target,
-            score=score,
-            points=points,
+            heatmap=ordinary(heatmap),
+            target=ordinary(target),
+            score=ordinary(score),
+            points=[ordinary(own) for own in points],
             images=images,
             labels=self.labels,
         )
