@@ -128,7 +128,7 @@ def choose(logits: Tensor, target: Target) -> Tensor:
         chosen = torch.as_tensor(target, device=logits.device)
     except (TypeError, ValueError, RuntimeError):
         kind = type(target).__name__
-        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got a {kind} of something else") from None
+        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got a {kind} of others") from None
     if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
         raise InputError(f"target must hold integers, got {chosen.dtype}")
     if chosen.dim() == 0:

@@ -236,7 +236,7 @@ class CNNFixations(Explainer):
         """Five crops traced, ten asked for the class: the protocol of the authors' code."""
         side, (height, width) = self.crops, images.shape[2:]
         if side is None or not 0 < side <= min(height, width):
-            raise InputError(f"crops must be from 1 to the shorter side of the images, {min(height, width)}, got {side}")
+            raise InputError(f"crops must lie in 1 to the shorter image side, {min(height, width)}, got {side}")
         corners = [(0, 0), (0, width - side), (height - side, 0), (height - side, width - side)]
         corners.append(((height - side) // 2, (width - side) // 2))
         crops = torch.cat([images[:, :, y : y + side, x : x + side] for y, x in corners])

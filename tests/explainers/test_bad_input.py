@@ -175,7 +175,7 @@ def test_an_at_layer_without_a_map(model, images):
 
 @pytest.mark.parametrize("crops", [9, 0, -2])
 def test_crops_that_do_not_fit_in_the_image(model, images, crops):
-    with refused("crops must be", str(crops)):
+    with refused("crops must lie in", str(crops)):
         CNNFixations(model, crops=crops)(images)
 
 
