@@ -10,7 +10,6 @@ import warnings
 
 import pytest
 import torch
-
 from loop_fixations import loop_fixations
 
 import pyfast_xai

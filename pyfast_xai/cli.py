@@ -227,7 +227,9 @@ def demo(
     for row in rows:
         cost = "" if row["seconds"] is None else f"{1000 * row['seconds']:.1f}"
         style = "dim" if row["seconds"] is None else None
-        table.add_row(row["method"], _percent(row["box"]), _percent(row["segment"]), _percent(row["peak"]), cost, style=style)
+        table.add_row(
+            row["method"], _percent(row["box"]), _percent(row["segment"]), _percent(row["peak"]), cost, style=style
+        )
     human.print(table)
     human.print(
         Text(f"Pictures: {out / 'demo.png'} and {_count(count * len(METHODS), 'overlay')} beside it"), soft_wrap=True
