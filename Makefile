@@ -63,6 +63,7 @@ $(VENV)/test: $(VENV)/build $(SOURCES) tests/oracles.txt
 	$(PIP) install --quiet --no-deps --requirement tests/oracles.txt
 	touch $@
 
-$(VENV)/lint: $(VENV)/test  # types of what the package imports are read, too
+# Types of what the package imports are read, too.
+$(VENV)/lint: $(VENV)/test
 	$(PIP) install --quiet "ruff==0.17.5" "mypy==2.4.1"
 	touch $@

@@ -72,7 +72,7 @@ def test_overlay_draws_on_images_of_another_size(explanation):
     ground = torch.zeros(3, 3, 40, 60)
     shown = explanation.overlay(ground)
     assert shown.shape == (3, 3, 40, 60)
-    assert 0 <= shown.min()
+    assert shown.min() >= 0
     assert shown.max() <= 1
     # The one point of the second image, at twice the scale.
     assert shown[1, :, 21, 41].max() > 0.5
