@@ -56,6 +56,16 @@ PYFAST_XAI_INLINE int64_t sum_and_select(const A* const* fields, const A* const*
   if (has_nan) {
     while (sums[c] == sums[c]) ++c;
   } else {
+    // Block by block first: one at a time, the search would take longer than the sums.
+    typename Vector<A>::type wanted = {};
+    wanted += best;
+    for (; c + kBlock <= channels; c += kBlock) {
+      auto hit = *lanes(sums + c) == wanted;
+      for (int v = 1; v < 4; ++v) hit |= *lanes(sums + c + v * kLanes) == wanted;
+      bool any = false;
+      for (int64_t v = 0; v < kLanes; ++v) any |= hit[v] != 0;
+      if (any) break;
+    }
     while (sums[c] != best) ++c;
   }
   return c;
