@@ -74,7 +74,7 @@ def explain(
     layer: Annotated[str | None, typer.Option(help="Layer for the methods that look at one.")] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Cut boxes at this share of the maximum, 0 to 1.", show_default="per method"),
+        typer.Option(help="Cut boxes at this share of a map's range, 0 to 1.", show_default="per method"),
     ] = None,
     colormap: Annotated[str, typer.Option(help="turbo, jet, viridis, inferno or gray.")] = "turbo",
     alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,
