@@ -1,5 +1,7 @@
 """Argument checks of the Python kernels: one sentence naming the argument, what was expected and what came."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,30 @@ def _shape(tensor: Tensor) -> str:
 
 def _float(tensor: Tensor, name: str) -> None:
     _require(tensor.dtype in FLOATS, f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill their memory, in whichever order of the dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected and tensor.numel():
+            return False
+        expected *= size
+    return True
+
+
+def _like(tensor: Tensor, name: str, model: Tensor, model_name: str) -> None:
+    """Check that two tensors agree in shape, dtype and memory order."""
+    _require(tensor.dtype == model.dtype, f"{name} must be {model.dtype} as {model_name} is, got {tensor.dtype}")
+    _require(
+        tensor.shape == model.shape,
+        f"{name} must have shape {_shape(model)} as {model_name} has, got {_shape(tensor)}",
+    )
+    _require(
+        all(size <= 1 or a == b for size, a, b in zip(model.shape, tensor.stride(), model.stride(), strict=True))
+        or not model.numel(),
+        f"{name} must have strides {list(model.stride())} as {model_name} has, got {list(tensor.stride())}",
+    )
 
 
 def points_within(points: Tensor, size: int) -> None:
@@ -123,3 +149,58 @@ def point_density(points: Tensor, images: int, height: int, width: int, sigma: f
         _require(extent >= 0, f"{name} must not be negative, got {extent}")
     _require(sigma > 0, f"sigma must be positive, got {sigma}")
     points_within(points, images * height * width)
+
+
+def relu_forward(input: Tensor, upper: float, bound: Tensor | None, clamp: bool, out: Tensor) -> None:
+    """Check the arguments of `relu_forward`."""
+    _float(input, "input")
+    _require(_dense(input), f"input must be dense, got shape {_shape(input)} with strides {list(input.stride())}")
+    _require(upper > 0, f"upper must be positive, got {upper}")
+    _require(bound is not None or not clamp, "bound must be a tensor where clamp is true, got None")
+    if bound is not None:
+        _like(bound, "bound", input, "input")
+    _like(out, "out", input, "input")
+
+
+def relu_backward(grad: Tensor, bits: Tensor | None, rule: int, negative_slope: float, out: Tensor) -> None:
+    """Check the arguments of `relu_backward`."""
+    _float(grad, "grad")
+    _require(grad.dim() > 0, f"grad must have shape [K, ...], got {_shape(grad)}")
+    size = math.prod(grad.shape[1:])
+    _require(
+        _dense(grad) and (len(grad) <= 1 or grad.stride(0) == size or size == 0),
+        f"grad must be dense with its first dimension outermost, got shape {_shape(grad)} with strides"
+        f" {list(grad.stride())}",
+    )
+    _require(0 <= rule <= 2, f"rule must be in [0, 3), got {rule}")
+    _require(
+        negative_slope == 0 or rule == 0, f"negative_slope must be 0 unless rule is GRADIENT, got {negative_slope}"
+    )
+    if rule == 1:
+        _require(bits is None, "bits must be None where rule is DECONVNET, got a tensor")
+    else:
+        _require(bits is not None, "bits must be a tensor unless rule is DECONVNET, got None")
+    if bits is not None:
+        _require(bits.dtype == torch.uint8, f"bits must be uint8, got {bits.dtype}")
+        _require(
+            bits.shape == ((size + 7) // 8,),
+            f"bits must have shape [{(size + 7) // 8}], one bit for each of {size} elements, got {_shape(bits)}",
+        )
+    _like(out, "out", grad, "grad")
+
+
+def response_argmax(responses: Tensor, classes: Tensor, best: Tensor, winner: Tensor) -> None:
+    """Check the arguments of `response_argmax`."""
+    _float(responses, "responses")
+    _require(responses.dim() == 5, f"responses must have shape [K, N, C, H, W], got {_shape(responses)}")
+    count, images, _, height, width = responses.shape
+    wide = torch.float64 if responses.dtype == torch.float64 else torch.float32
+    for name, tensor, dtype, shape in (
+        ("classes", classes, torch.int64, [count, images]),
+        ("best", best, wide, [images, height, width]),
+        ("winner", winner, torch.int64, [images, height, width]),
+    ):
+        _require(tensor.dtype == dtype, f"{name} must be {dtype}, got {tensor.dtype}")
+        _require(list(tensor.shape) == shape, f"{name} must have shape {shape}, got {_shape(tensor)}")
+    for name, tensor in (("best", best), ("winner", winner)):
+        _require(tensor.is_contiguous(), f"{name} must be contiguous, got strides {list(tensor.stride())}")

@@ -9,17 +9,24 @@ from pyfast_xai.ops.linear_trace import linear_trace
 from pyfast_xai.ops.point_density import point_density
 from pyfast_xai.ops.points_union import points_union
 from pyfast_xai.ops.registry import backend, report
+from pyfast_xai.ops.relu_backward import Rectify, relu_backward
+from pyfast_xai.ops.relu_forward import relu_forward
+from pyfast_xai.ops.response_argmax import response_argmax
 from pyfast_xai.ops.sign_bits import sign_bits
 
 __all__ = [
     "Location",
     "Method",
+    "Rectify",
     "backend",
     "conv_trace",
     "leading_singular",
     "linear_trace",
     "point_density",
     "points_union",
+    "relu_backward",
+    "relu_forward",
     "report",
+    "response_argmax",
     "sign_bits",
 ]

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "cpu/simd.h"
+#include "dispatch.h"
+
+namespace pyfast_xai {
+
+// Of two floats that are not negative the larger is the larger as an integer too, and what lies above infinity is NaN.
+// So rectifiers compare integers: one kernel serves both half types, and every type fills its vectors.
+template <class T>
+struct Pattern {
+  using Integer = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
+
+  static constexpr Integer of(T value) { return std::bit_cast<Integer>(value); }
+  static constexpr Integer kInfinity = of(std::numeric_limits<T>::infinity());
+};
+
+template <class I>
+PYFAST_XAI_INLINE bool is_nan(I pattern, I infinity) {
+  return static_cast<I>(pattern & std::numeric_limits<I>::max()) > infinity;
+}
+
+// Elements whose mask is one word of bits. In between it is 64 bytes, which compilers vectorise.
+constexpr int64_t kBlock = 64;
+// Blocks worth a thread: as many elements as ATen's.
+constexpr int64_t kGrain = 32768 / kBlock;
+
+inline int64_t blocks_for(int64_t count) { return (count + kBlock - 1) / kBlock; }
+inline int64_t bytes_for(int64_t count) { return (count + 7) / 8; }
+
+// Eight bytes that are 0 or 1 become the bits of one by a multiplication.
+PYFAST_XAI_INLINE void pack_mask(const uint8_t* mask, int64_t bytes, uint8_t* bits) {
+  for (int64_t i = 0; i < bytes; ++i) {
+    uint64_t eight;
+    std::memcpy(&eight, mask + 8 * i, 8);
+    bits[i] = static_cast<uint8_t>((eight * 0x0102040810204080ULL) >> 56);
+  }
+}
+
+// Bytes that are 0 where the bit is.
+PYFAST_XAI_INLINE void unpack_mask(const uint8_t* bits, int64_t bytes, uint8_t* mask) {
+  for (int64_t i = 0; i < bytes; ++i) {
+    const uint64_t eight = (bits[i] * 0x0101010101010101ULL) & 0x8040201008040201ULL;
+    std::memcpy(mask + 8 * i, &eight, 8);
+  }
+}
+
+// Whether the elements fill their memory, in whichever order of the dimensions.
+inline bool is_dense(const Tensor& tensor) {
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) != 1) dims.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected && tensor.numel() > 0) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// Checks that two tensors agree in shape, dtype and memory order.
+inline void check_like(const Tensor& tensor, const char* name, const Tensor& model, const char* model_name) {
+  check_dtype(tensor, name, model.scalar_type());
+  bool same_shape = tensor.dim() == model.dim(), same_order = true;
+  for (int64_t d = 0; same_shape && d < model.dim(); ++d) {
+    same_shape = tensor.size(d) == model.size(d);
+    same_order &= model.size(d) <= 1 || tensor.stride(d) == model.stride(d);
+  }
+  check(same_shape, name, " must have shape ", ShapeOf{model}, " as ", model_name, " has, got ", ShapeOf{tensor});
+  const auto strides = tensor.strides(), expected = model.strides();
+  using Strides = decltype(strides);
+  check(same_order || model.numel() == 0, name, " must have strides ", Listed<Strides>{expected}, " as ", model_name,
+        " has, got ", Listed<Strides>{strides});
+}
+
+}  // namespace pyfast_xai
