@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from pyfast_xai.errors import InputError
 
@@ -125,6 +126,11 @@ class Tape:
                 if value is not None:
                     return value
         raise InputError(unknown_name(name, self.names(), argument))
+
+
+def key(op: Any) -> str:
+    """The name that rules for an op are registered under: of its schema, in-place forms included."""
+    return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"alias::{op.__name__}"
 
 
 def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T]:

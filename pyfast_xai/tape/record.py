@@ -33,6 +33,9 @@ class Reading(Protocol):
     def save(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the rule of `node` will need; called just before it runs, with the real tensors."""
 
+    def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do what `node.op(*args, **kwargs)` does and return its result; may keep of the result, too."""
+
 
 def record(
     model: nn.Module, *args: Any, reading: Reading | None = None, until: str | None = None, **kwargs: Any
@@ -228,10 +231,14 @@ class _Recorder(TorchDispatchMode):
                 values[id(tensor)] = self._adopt(tensor)
 
         node = self._node(op, facts.name, args, kwargs, values)
-        if self._reading is not None:
-            self._reading.save(node, functools.partial(self._keep, node), args, kwargs)
-        self._about_to_write(written)
-        result = op(*args, **kwargs)
+        if self._reading is None:
+            self._about_to_write(written)
+            result = op(*args, **kwargs)
+        else:
+            keep = functools.partial(self._keep, node)
+            self._reading.save(node, keep, args, kwargs)
+            self._about_to_write(written)
+            result = self._reading.run(node, keep, args, kwargs)
         sources = {_storage(tensor) for tensor in tensors if id(tensor) in values}
         for output in result if isinstance(result, (list, tuple)) else (result,):
             node.outputs.append(self._output(output, node, written, sources) if isinstance(output, Tensor) else None)

@@ -10,6 +10,19 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.tape import alias, record, replay
 
 
+class Reads:
+    """A reading that understands everything and keeps nothing."""
+
+    def understands(self, op):
+        return True
+
+    def save(self, node, keep, args, kwargs):
+        pass
+
+    def run(self, node, keep, args, kwargs):
+        return node.op(*args, **kwargs)
+
+
 class Call(nn.Module):
     """A model made of one function."""
 
@@ -65,12 +78,9 @@ def test_composite_ops_arrive_whole_without_a_reading(images):
 
 
 def test_ops_a_reading_does_not_understand_are_taken_apart(images):
-    class OnlyConvolution:
+    class OnlyConvolution(Reads):
         def understands(self, op):
             return op._schema.name == "aten::convolution"
-
-        def save(self, node, keep, args, kwargs):
-            pass
 
     tape = record(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), images, reading=OnlyConvolution())
     assert names(tape) == ["0.convolution", "1.view"]
@@ -134,10 +144,7 @@ def test_a_constant_buffer_filled_with_activations(images):
 def test_what_a_reading_keeps_survives_a_later_write(images):
     kept = []
 
-    class KeepsInput:
-        def understands(self, op):
-            return True
-
+    class KeepsInput(Reads):
         def save(self, node, keep, args, kwargs):
             keep("input", args[0])
             kept.append((node, args[0].clone()))
@@ -158,10 +165,7 @@ def test_what_a_reading_keeps_survives_a_later_write(images):
 def test_nothing_is_copied_where_nothing_is_overwritten(images):
     pointers = []
 
-    class KeepsInput:
-        def understands(self, op):
-            return True
-
+    class KeepsInput(Reads):
         def save(self, node, keep, args, kwargs):
             keep("input", args[0])
             pointers.append((node, args[0].data_ptr()))
@@ -325,10 +329,7 @@ def test_activations_are_freed_while_the_forward_runs(images):
 
 
 def test_a_tape_is_freed_without_the_garbage_collector(images):
-    class KeepsInput:
-        def understands(self, op):
-            return True
-
+    class KeepsInput(Reads):
         def save(self, node, keep, args, kwargs):
             keep("input", args[0])
 
@@ -343,3 +344,25 @@ def test_a_tape_is_freed_without_the_garbage_collector(images):
             assert all(reference() is None for reference in saved)
     finally:
         gc.enable()
+
+
+def test_a_reading_may_do_an_op_itself_and_keep_of_the_result(images):
+    class Doubles(Reads):
+        def run(self, node, keep, args, kwargs):
+            result = node.op(*args, **kwargs)
+            if node.op._schema.name == "aten::relu_":
+                keep("mask", result > 0)
+                keep("result", result)
+                return result.mul_(2)
+            return result
+
+    def forward(self, x):
+        return self.conv(x).relu_().add_(1)
+
+    model = Call(forward)
+    tape = record(model, images, reading=Doubles())
+    expected = 2 * model.conv(images).relu().detach()
+    assert torch.equal(tape.result, expected + 1)
+    relu = next(node for node in tape if node.name == "relu")
+    assert torch.equal(relu.saved["mask"].tensor, expected > 0)
+    assert torch.equal(relu.saved["result"].tensor, expected)  # copied before the addition wrote to it

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.rules.evidence.backward import Step, key, rule
+from pyfast_xai.rules.evidence.backward import Step, rule
 from pyfast_xai.rules.evidence.points import Points, broadcast, gather
-from pyfast_xai.tape import Node, Value
+from pyfast_xai.tape import Node, Value, key
 
 # Outputs of these in a product say how much of the other factor passes.
 _GATES = {f"aten::{name}" for name in ("sigmoid", "hardsigmoid", "softmax", "tanh", "silu", "gelu", "relu")}

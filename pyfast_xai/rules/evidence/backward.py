@@ -11,7 +11,8 @@ from torch._ops import OpOverload
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.ops import Location
 from pyfast_xai.rules.evidence.points import Points, union
-from pyfast_xai.tape import Node, Tape, Value
+from pyfast_xai.rules.saving import keep_arguments
+from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.record import Keep
 
 
@@ -110,11 +111,6 @@ def rule(*names: str, saves: Iterable[str] | Saves = ()) -> Callable[[Rule], Rul
     return register
 
 
-def key(op: Any) -> str:
-    """The name an op's rule is registered under."""
-    return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"alias::{op.__name__}"
-
-
 def weighted(node: Node) -> bool:
     """Whether a node is a layer with weights."""
     return key(node.op) in _WEIGHTED
@@ -130,15 +126,10 @@ class _Evidence:
         name = key(node.op)
         if name not in _saves:
             return
-        wanted = set(_saves[name](node))
-        if not wanted:
-            return
-        for position, argument in enumerate(node.op._schema.arguments):
-            if argument.name in wanted:
-                value = args[position] if position < len(args) else kwargs.get(argument.name)
-                for i, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
-                    if isinstance(tensor, Tensor):
-                        keep(argument.name if tensor is value else f"{argument.name}.{i}", tensor)
+        keep_arguments(node, _saves[name](node), keep, args, kwargs)
+
+    def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return node.op(*args, **kwargs)
 
 
 reading = _Evidence()

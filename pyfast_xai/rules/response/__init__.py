@@ -1,0 +1,27 @@
+"""Response: a gradient-shaped tensor walks from an output back to the image.
+
+The plain gradient is the base table. Each method is a small table laid over it.
+"""
+
+from pyfast_xai.rules.response import arithmetic, layers, pools, shapes
+from pyfast_xai.rules.response.backward import Response, Step, walk
+from pyfast_xai.rules.response.rectifiers import DECONVNET, GUIDED, LINEAR, rectifies
+from pyfast_xai.rules.response.table import GRADIENT, Rule, Table, rule
+
+__all__ = [
+    "DECONVNET",
+    "GRADIENT",
+    "GUIDED",
+    "LINEAR",
+    "Response",
+    "Rule",
+    "Step",
+    "Table",
+    "arithmetic",
+    "layers",
+    "pools",
+    "rectifies",
+    "rule",
+    "shapes",
+    "walk",
+]

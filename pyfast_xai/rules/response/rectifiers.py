@@ -1,0 +1,236 @@
+"""Rectifying nonlinearities, the one place where saliency, DeconvNet, guided backprop and FGVis differ.
+
+With R the gradient of the output and f' the derivative at the input x:
+
+==========  ===========================================  ====================================================
+table       passes                                       source
+==========  ===========================================  ====================================================
+GRADIENT    R f'(x)                                      Simonyan, Vedaldi and Zisserman, 2014
+DECONVNET   max(R, 0)                                    Zeiler and Fergus, 2014
+GUIDED      max(R, 0) f'(x) where x > 0                  Springenberg et al., 2015
+LINEAR      R                                            CLEAR, equations 1 to 3 (Kumar, Wong and Taylor, 2017)
+==========  ===========================================  ====================================================
+
+The papers know ReLU only. For the others the same reading is taken: DeconvNet looks at no activation, and guided
+backprop drops what is negative above or below, on which f' >= 0 holds for every rectifier here. Sigmoid, tanh and
+their kind do not rectify and keep their gradient in every table.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai import ops
+from pyfast_xai.ops import Rectify
+from pyfast_xai.rules.response.backward import Step
+from pyfast_xai.rules.response.table import Table, rule
+from pyfast_xai.tape import Node, Value, key
+from pyfast_xai.tape.record import Keep
+
+aten = torch.ops.aten
+
+DECONVNET: Table = {}
+GUIDED: Table = {}
+LINEAR: Table = {}
+
+
+def argument(node: Node, name: str) -> Any:
+    """An argument of a node by its name in the schema."""
+    for position, declared in enumerate(node.op._schema.arguments):
+        if declared.name == name:
+            return node.args[position] if position < len(node.args) else node.kwargs.get(name, declared.default_value)
+    raise KeyError(name)
+
+
+# Masks of one bit an element
+
+
+def memory_order(value: Value) -> list[int]:
+    """Dimensions of a value from the outermost in memory to the innermost; as they are where it has gaps."""
+    order = sorted(range(len(value.shape)), key=lambda d: -value.stride[d])
+    expected = 1
+    for d in reversed(order):
+        if value.shape[d] != 1 and value.stride[d] != expected:
+            return list(range(len(order)))
+        expected *= value.shape[d]
+    return order
+
+
+def _aligned(step: Step) -> tuple[Tensor, bool]:
+    """The gradient in the memory order of its value, in which its bits were written, and whether it is ours."""
+    value = step.node.outputs[0]
+    assert value is not None
+    order = memory_order(value)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    aligned = step.grad.permute(0, *[d + 1 for d in order]).contiguous().permute(0, *[d + 1 for d in back])
+    return aligned, step.exclusive or aligned.data_ptr() != step.grad.data_ptr()
+
+
+def _rectified(step: Step, mode: Rectify, negative_slope: float = 0.0) -> Tensor:
+    if mode is Rectify.DECONVNET:
+        return step.grad.clamp_min_(0) if step.exclusive else step.grad.clamp_min(0)
+    grad, ours = _aligned(step)
+    bits = step.tensor("bits")
+    return ops.relu_backward(grad, bits, mode, negative_slope=negative_slope, out=grad if ours else None)
+
+
+def _writes(node: Node) -> bool:
+    return node.op._schema.name.endswith("_")
+
+
+def relu(node: Node, keep: Keep, input: Tensor, **settings: Any) -> Tensor:
+    """Rectify, in place where the op does, and keep the mask."""
+    if _writes(node):
+        output, bits = ops.relu_forward(input, out=input if _dense(input) else None, **settings)
+        result = input if output is input else input.copy_(output)
+    else:
+        result, bits = ops.relu_forward(input, **settings)
+    keep("bits", bits)
+    return result
+
+
+def _dense(tensor: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def upper_of(node: Node) -> float | None:
+    """Where a rectifier that is the identity above zero saturates; None for others."""
+    name = key(node.op)
+    if name == "aten::relu":
+        return math.inf
+    return argument(node, "max_val") if name == "aten::hardtanh" and not _not_relu6(node) else None
+
+
+def _runs_relu(node: Node, keep: Keep, self: Tensor) -> Tensor:
+    return relu(node, keep, self)
+
+
+def _runs_hardtanh(node: Node, keep: Keep, self: Tensor, min_val: float = -1, max_val: float = 1) -> Tensor:
+    return relu(node, keep, self, upper=max_val)
+
+
+def _runs_leaky(node: Node, keep: Keep, self: Tensor, negative_slope: float = 0.01) -> Tensor:
+    keep("bits", ops.relu_forward(self)[1])
+    return node.op(self, negative_slope)
+
+
+def _not_relu6(node: Node) -> bool:
+    return not 0 == argument(node, "min_val") < argument(node, "max_val")
+
+
+@rule("relu", runs=_runs_relu)
+def _relu(step: Step, self: Value) -> None:
+    step.send(self, _rectified(step, Rectify.GRADIENT))
+
+
+@rule("hardtanh", runs=_runs_hardtanh, unless=_not_relu6)
+def _hardtanh(step: Step, self: Value, *limits: float) -> None:
+    step.send(self, _rectified(step, Rectify.GRADIENT))
+
+
+@rule("leaky_relu", runs=_runs_leaky)
+def _leaky_relu(step: Step, self: Value, negative_slope: float = 0.01) -> None:
+    step.send(self, _rectified(step, Rectify.GRADIENT, negative_slope))
+
+
+@rule("relu", runs=_runs_relu, table=GUIDED)
+@rule("hardtanh", runs=_runs_hardtanh, unless=_not_relu6, table=GUIDED)
+@rule("leaky_relu", runs=_runs_leaky, table=GUIDED)
+def _guided_by_bits(step: Step, self: Value, *settings: float) -> None:
+    step.send(self, _rectified(step, Rectify.GUIDED))
+
+
+@rule("relu", "leaky_relu", table=DECONVNET)
+@rule("hardtanh", unless=_not_relu6, table=DECONVNET)
+def _deconvnet(step: Step, self: Value, *settings: Any, **more: Any) -> None:
+    step.send(self, _rectified(step, Rectify.DECONVNET))
+
+
+@rule("relu", "leaky_relu", table=LINEAR)
+@rule("hardtanh", unless=_not_relu6, table=LINEAR)
+def _linear(step: Step, self: Value, *settings: Any, **more: Any) -> None:
+    step.send(self, step.grad)
+
+
+# Smooth ones, and others whose derivative has more than two values: the input is kept
+
+Derivative = Callable[..., Tensor]
+
+
+def _elu(grad: Tensor, x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    return aten.elu_backward(grad, alpha, scale, input_scale, False, x)
+
+
+def _clamp(grad: Tensor, x: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    inside = x >= min
+    return torch.where(inside if max is None else inside & (x <= max), grad, 0)
+
+
+def _prelu(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    weight = weight.detach()
+    slope = weight.view(-1, *[1] * (x.dim() - 2)) if weight.dim() == 1 and weight.numel() > 1 else weight
+    return torch.where(x > 0, grad, grad * slope)
+
+
+_DERIVATIVES: dict[str, Derivative] = {
+    "silu": aten.silu_backward,
+    "mish": aten.mish_backward,
+    "hardswish": aten.hardswish_backward,
+    "gelu": lambda grad, x, *, approximate="none": aten.gelu_backward(grad, x, approximate=approximate),
+    "softplus": lambda grad, x, beta=1, threshold=20: aten.softplus_backward(grad, x, beta, threshold),
+    "elu": _elu,
+    "celu": lambda grad, x, alpha=1.0: _elu(grad, x, alpha, 1, 1 / alpha),
+    "selu": lambda grad, x: _elu(grad, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946),
+    "prelu": _prelu,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "threshold": lambda grad, x, threshold, value: aten.threshold_backward(grad, x, threshold),
+}
+
+
+def _does_not_rectify(node: Node) -> bool:
+    """Clamps and thresholds at another place than zero; a slope that depends on the input."""
+    name = key(node.op).removeprefix("aten::")
+    if name in ("clamp", "clamp_min"):
+        return argument(node, "min") != 0 or len(node.inputs) > 1
+    if name == "threshold":
+        return argument(node, "threshold") != 0 or argument(node, "value") != 0
+    return len(node.inputs) > 1
+
+
+def _derivative(step: Step, grad: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    function = _DERIVATIVES[key(step.node.op).removeprefix("aten::")]
+    x = step.tensor("self")
+    # One target at a time: not every kernel broadcasts.
+    parts = [function(own, x, *args, **kwargs) for own in grad]
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+
+@rule(*_DERIVATIVES, saves=["self"], unless=_does_not_rectify)
+def _smooth(step: Step, self: Value, *args: Any, **kwargs: Any) -> None:
+    step.send(self, _derivative(step, step.grad, *args, **kwargs))
+
+
+@rule(*_DERIVATIVES, saves=["self"], unless=_does_not_rectify, table=GUIDED)
+def _smooth_guided(step: Step, self: Value, *args: Any, **kwargs: Any) -> None:
+    grad = _derivative(step, step.grad.clamp_min(0), *args, **kwargs)
+    step.send(self, torch.where(step.tensor("self") > 0, grad, 0))
+
+
+rule(*_DERIVATIVES, unless=_does_not_rectify, table=DECONVNET)(_deconvnet)
+rule(*_DERIVATIVES, unless=_does_not_rectify, table=LINEAR)(_linear)
+
+
+def rectifies(node: Node) -> bool:
+    """Whether a node is a rectifying nonlinearity, which the tables above rewrite."""
+    found = GUIDED.get(key(node.op))
+    return found is not None and not (found.unless is not None and found.unless(node))

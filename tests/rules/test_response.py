@@ -1,0 +1,311 @@
+"""The gradient of every op, against autograd."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pyfast_xai.errors import UnsupportedOpError
+from pyfast_xai.rules.response import DECONVNET, GUIDED, Response, Step, rule, walk
+from pyfast_xai.tape import record
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def by_autograd(model, x, seeds):
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        out = model(leaf * 1)  # the model may write to it
+        return torch.stack([torch.autograd.grad(out, leaf, seed, retain_graph=True)[0] for seed in seeds])
+
+
+def by_tape(model, x, targets, overlay=None, **settings):
+    reading = Response(overlay)
+    tape = record(model, x, reading=reading)
+    seeds = torch.randn(targets, *tape.result.shape, dtype=tape.result.dtype)
+    return tape, seeds, walk(reading, tape, {tape.outputs: seeds}, tape.inputs, **settings)[0]
+
+
+def assert_is_gradient(function, x, targets=1):
+    model = function if isinstance(function, nn.Module) else Call(function)
+    tape, seeds, grad = by_tape(model, x, targets)
+    expected = by_autograd(model, x, seeds)
+    assert grad.dtype == x.dtype
+    assert not grad.is_inference()
+    # Products of several targets at once add up in another order.
+    torch.testing.assert_close(grad, expected, rtol=0 if targets == 1 else 1e-12, atol=0 if targets == 1 else 1e-12)
+    return tape
+
+
+torch.manual_seed(0)
+DOUBLE = {"dtype": torch.float64}
+W = torch.randn(6, 4, 3, 3, **DOUBLE)
+V = torch.randn(4, **DOUBLE)
+M = torch.randn(8, 5, **DOUBLE)
+SCALAR = torch.tensor(0.7, **DOUBLE)
+
+
+def norm(x):
+    return F.batch_norm(x, V * 0.1, V.abs() + 0.5, V, V * 0.3, False, 0.1, 1e-5)
+
+
+def written(x):
+    y = x * 2
+    y[:, 1:3] = y[:, :2].relu() * x[:, 2:]
+    y[:, 0].mul_(3)
+    return y.sum(1) * y[:, 1]
+
+
+def copied(x):
+    buffer = torch.zeros(2, 4, 8, 8, **DOUBLE)
+    buffer[:, :, ::2] = x[:, :, 1::2]
+    buffer[:, 1] += x[:, 0]
+    return buffer * 2
+
+
+FUNCTIONS = {
+    "conv": lambda x: F.conv2d(x, W, None, 2, 1),
+    "conv dilated": lambda x: F.conv2d(x, W, None, 1, 2, 2),
+    "conv with rows left over": lambda x: F.conv2d(x, W[..., :2, :2], None, 3),
+    "conv uneven": lambda x: F.conv2d(x, W[..., :2], None, (2, 1), (0, 1)),
+    "conv grouped": lambda x: F.conv2d(x, W[:4, :1], None, 1, 1, 1, 4),
+    "conv same": lambda x: F.conv2d(x, W, None, padding="same"),
+    "conv unbatched": lambda x: F.conv2d(x[0], W),
+    "conv1d": lambda x: F.conv1d(x.flatten(2), W[..., 0], None, 2, 1),
+    "conv3d": lambda x: F.conv3d(x[:, :, None], W[:, :, None], None, 1, (0, 1, 1)),
+    "conv transposed": lambda x: F.conv_transpose2d(x, W.transpose(0, 1), None, 2, 1, 1),
+    "conv of a made weight": lambda x: F.conv2d(x, W * x.mean()),
+    "conv of a constant": lambda x: F.conv2d(torch.ones(1, 4, 8, 8, **DOUBLE), W * x.mean()),
+    "linear": lambda x: F.linear(x, M.T, M[0, :5]),
+    "linear made bias": lambda x: F.linear(x, M.T, x[0, 0, 0, :5]),
+    "mm": lambda x: x[0, 0] @ M,
+    "mm from the left": lambda x: M.T @ x[0, 0],
+    "matmul": lambda x: x @ x.mT,
+    "matmul batch": lambda x: x @ M,
+    "addmm": lambda x: torch.addmm(x[0, 0, 0, :5], x[0, 1], M, beta=2, alpha=3),
+    "addmm of a constant": lambda x: torch.addmm(x[0, 0], M, M.T @ x[0, 1]),
+    "bmm": lambda x: torch.bmm(x[0], x[1]),
+    "einsum": lambda x: torch.einsum("nchw,cd->ndhw", x, W[0, :, :, 0]),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x.relu()),
+    "batch norm": norm,
+    "batch norm no weights": lambda x: F.batch_norm(x, V, V.abs() + 0.5),
+    "batch norm of the batch": lambda x: F.batch_norm(x, None, None, V, V, True),
+    "instance norm": F.instance_norm,
+    "layer norm": lambda x: F.layer_norm(x, (8,), M[:, 0], M[:, 1]),
+    "group norm": lambda x: F.group_norm(x, 2, V, V),
+    "local response norm": lambda x: F.local_response_norm(x, 3),
+    "normalize": F.normalize,
+    "max pool": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "max pool dilated": lambda x: F.max_pool2d(x, 2, 1, 0, 3),
+    "max pool ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "max pool uneven": lambda x: F.max_pool2d(x, (2, 3), (1, 2)),
+    "max pool of zeros": lambda x: F.max_pool2d(x.relu(), 2),
+    "max pool indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "max pool 1d": lambda x: F.max_pool1d(x.flatten(1), 2),
+    "max pool 3d": lambda x: F.max_pool3d(x, 2),
+    "max pool large": lambda x: F.max_pool2d(F.pad(x, (8, 8, 8, 8)), 17),
+    "max pool unbatched": lambda x: F.max_pool2d(x[0], 2),
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 3),
+    "avg pool": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "adaptive avg pool": lambda x: F.adaptive_avg_pool2d(x, 3),
+    "global avg pool": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "lp pool": lambda x: F.lp_pool2d(x.abs() + 1, 2, 2),
+    "relu": torch.relu,
+    "relu in place": lambda x: F.relu_(x * 1),
+    "relu of a slice": lambda x: x[:, 1:3, ::2].relu(),
+    "relu of a slice in place": lambda x: torch.cat([(y := x * 2)[:, 1:3].relu_(), y], 1),
+    "relu and a skip": lambda x: x + x.relu(),
+    "relu of a transposed": lambda x: x.permute(0, 3, 1, 2).relu().permute(0, 2, 3, 1) * V.view(4, 1, 1),
+    "relu expanded": lambda x: x[:, :1].expand(2, 4, 8, 8).relu(),
+    "relu6": F.relu6,
+    "relu6 in place": lambda x: F.relu6(x * 9, inplace=True),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 0.4),
+    "leaky relu": lambda x: F.leaky_relu(x, 0.2),
+    "leaky relu in place": lambda x: F.leaky_relu_(x * 1, 0.2),
+    "prelu": lambda x: F.prelu(x, V),
+    "prelu shared": lambda x: F.prelu(x, V[:1]),
+    "rrelu": F.rrelu,
+    "elu": lambda x: F.elu(x, 0.7),
+    "celu": lambda x: F.celu(x, 0.75),
+    "selu": F.selu,
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "silu in place": lambda x: F.silu(x * 1, inplace=True),
+    "mish": F.mish,
+    "softplus": lambda x: F.softplus(x, 2, 1),
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "threshold": lambda x: F.threshold(x, 0, 0),
+    "threshold elsewhere": lambda x: F.threshold(x, 0.3, 2),
+    "clamp": lambda x: x.clamp(0, 0.5),
+    "clamp below": lambda x: x.clamp(min=0),
+    "clamp elsewhere": lambda x: x.clamp(-0.5, 0.5),
+    "clamp_min": lambda x: x.clamp_min(0),
+    "maximum": lambda x: torch.maximum(x, x.flip(3)),
+    "sigmoid": torch.sigmoid,
+    "tanh": lambda x: (x * 1).tanh_(),
+    "softsign": F.softsign,
+    "logsigmoid": F.logsigmoid,
+    "softmax": lambda x: x.softmax(1),
+    "log softmax": lambda x: x.log_softmax(-1),
+    "glu": lambda x: F.glu(x, 1),
+    "exp sqrt": lambda x: x.exp().sqrt(),
+    "power": lambda x: x**3 / (x * x + 1),
+    "add": lambda x: torch.add(x, x.relu(), alpha=0.3),
+    "add broadcast": lambda x: x + x.mean((2, 3), keepdim=True) + x[0, 0, 0],
+    "add scalar": lambda x: x + x.max(),
+    "sub": lambda x: torch.sub(x.relu(), x, alpha=0.4),
+    "rsub": lambda x: 1 - x,
+    "mul": lambda x: x * x.sigmoid(),
+    "mul scalar": lambda x: 3 * x * SCALAR,
+    "mul itself": lambda x: x * x,
+    "mul broadcast": lambda x: x * x.mean((2, 3), keepdim=True),
+    "div": lambda x: x / 3 / V.view(4, 1, 1),
+    "div by": lambda x: 2 / (x.abs() + 1),
+    "in place chain": lambda x: (x * 1).add_(x).mul_(2).sub_(1).div_(3).neg_(),
+    "three uses": lambda x: x * 0.1 + x.relu() * 0.2 + x * 0.7 + x.sigmoid(),
+    "cat": lambda x: torch.cat([x, x.relu(), x * 0.3, torch.ones(2, 1, 8, 8, **DOUBLE)], 1),
+    "stack": lambda x: torch.stack([x, x * 2], -1),
+    "views": lambda x: x.view(2, -1).reshape(8, 64).unflatten(1, (8, 8))[None].squeeze(0).flatten(),
+    "permute": lambda x: x.permute(1, 3, -2, 0).transpose(0, -1).mT.movedim(0, 2),
+    "t": lambda x: x[0, 0].t(),
+    "slice": lambda x: x[:, 1:3, 1:-1:2, -3:],
+    "select": lambda x: x[:, -1, 2],
+    "index": lambda x: x[:, [0, 2, 2]],
+    "mask": lambda x: torch.where(x > 0, x, x * 0.1) + x.masked_fill(x > 0.3, 2),
+    "gather": lambda x: x.gather(1, x.argsort(1)),
+    "sort": lambda x: x.sort(1)[0],
+    "topk": lambda x: x.topk(2, 1)[0],
+    "split": lambda x: torch.cat(x.split(3, 1)[::-1], 1),
+    "chunk": lambda x: x.chunk(2, -1)[1],
+    "unbind": lambda x: x.unbind(1)[2],
+    "expand": lambda x: x[:, :1].expand(-1, 5, -1, -1) * 2,
+    "repeat": lambda x: x.repeat(1, 2, 1, 1),
+    "roll": lambda x: x.roll((1, 2), (2, 3)),
+    "flip": lambda x: x.flip(2),
+    "pad": lambda x: F.pad(x, (1, 2, -1, 0)),
+    "pad reflect": lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
+    "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "unfold": lambda x: F.unfold(x, 3),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
+    "interpolate nearest": lambda x: F.interpolate(x, (11, 5)),
+    "mean": lambda x: x.mean((2, 3)),
+    "mean of all": lambda x: x.mean() * 2,
+    "mean kept": lambda x: x.mean(1, keepdim=True),
+    "sum": lambda x: x.sum(-1) + x.sum(),
+    "var": lambda x: x.var((2, 3)),
+    "norm": lambda x: x.norm(dim=1),
+    "amax": lambda x: x.amax((2, 3)),
+    "max": lambda x: x.max(1)[0],
+    "cumsum": lambda x: x.cumsum(1),
+    "written views": written,
+    "copied": copied,
+    "dtype": lambda x: x.float().double() * 2,
+    "fill": lambda x: (x * 1).zero_() + x,
+    "dropout": lambda x: F.dropout(x, training=False) * 2,
+    "detach": lambda x: x * x.detach(),
+    "cdist": lambda x: torch.cdist(x[0], x[1]),
+}
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradient_of_an_op_is_that_of_autograd(name, targets):
+    assert_is_gradient(FUNCTIONS[name], torch.randn(2, 4, 8, 8, **DOUBLE), targets)
+
+
+def test_the_tape_can_be_walked_again_where_it_is_retained():
+    model, x = Call(lambda x: F.max_pool2d(F.silu(F.conv2d(x, W).relu()), 2)), torch.randn(2, 4, 8, 8, **DOUBLE)
+    reading = Response()
+    tape = record(model, x, reading=reading)
+    seeds = {tape.outputs: torch.randn(1, *tape.result.shape, **DOUBLE)}
+    first, again = (walk(reading, tape, seeds, tape.inputs, retain=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert any(node.saved for node in tape)
+    assert torch.equal(walk(reading, tape, seeds, tape.inputs)[0], first)
+    assert not any(node.saved for node in tape)
+
+
+def test_seeds_are_not_written_to():
+    model, x = Call(lambda x: x.relu().relu()), torch.randn(2, 4, 8, 8, **DOUBLE)
+    reading = Response()
+    tape = record(model, x, reading=reading)
+    seed = torch.randn(1, 2, 4, 8, 8, **DOUBLE)
+    before = seed.clone()
+    walk(reading, tape, {tape.outputs: seed}, tape.inputs)
+    assert torch.equal(seed, before)
+
+
+def test_to_a_value_on_the_way():
+    """Also where the walk goes on below it, to another."""
+    model, x = Call(lambda x: (h := F.conv2d(x, W).relu()) * 2 + h), torch.randn(2, 4, 8, 8, **DOUBLE)
+    reading = Response()
+    tape = record(model, x, reading=reading)
+    middle = tape.find("relu")
+    seed = torch.randn(1, *tape.result.shape, **DOUBLE)
+    at_middle, at_input = walk(reading, tape, {tape.outputs: seed}, [middle, *tape.inputs], retain=True)
+    torch.testing.assert_close(at_middle, 3 * seed, rtol=1e-15, atol=0)
+    assert torch.equal(at_input[0], by_autograd(model, x, seed)[0])
+    assert torch.equal(walk(reading, tape, {tape.outputs: seed}, [middle])[0], at_middle)
+
+
+def test_where_nothing_arrives_is_zero():
+    x = torch.randn(2, 4, 8, 8, **DOUBLE)
+    _, _, grad = by_tape(Call(lambda x: x.detach() * 2), x, 2)
+    assert grad.shape == (2, *x.shape)
+    assert (grad == 0).all()
+
+
+def test_an_op_without_derivative_is_named():
+    model, x = Call(lambda x: torch.nextafter(x, 2 * x).relu()), torch.randn(2, 4, 8, 8)
+    with pytest.raises(
+        UnsupportedOpError, match=r"aten::nextafter, which ran in .* cannot be differentiated \(derivative"
+    ):
+        by_tape(model, x, 1)
+
+    table = {}
+
+    @rule("nextafter", table=table)
+    def nextafter(step, x, other):
+        step.send(x, step.grad)
+
+    _, seeds, grad = by_tape(model, x, 1, table)
+    assert torch.equal(grad, seeds * (x > 0))
+
+
+def kept(tape):
+    """Bytes that a reading saved, storage by storage."""
+    storages = {s.tensor.untyped_storage()._cdata: s.tensor.untyped_storage() for n in tape for s in n.saved.values()}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_what_is_saved():
+    """A bit an element of a rectifier, a byte an output of a pool, of layers nothing (DESIGN: save what is needed)."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 8, 3)),
+        *(nn.ReLU(True), nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(8 * 49, 5)),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 32, 32)
+    bits, offsets = (2 * 16 * 32 * 32 + 2 * 8 * 14 * 14) // 8, 2 * 16 * 16 * 16
+    assert kept(record(model, x, reading=Response())) == bits + offsets
+    assert kept(record(model, x, reading=Response(GUIDED))) == bits + offsets
+    assert kept(record(model, x, reading=Response(DECONVNET))) == offsets
+
+
+def test_a_rule_can_replace_that_of_the_gradient():
+    table = {}
+
+    @rule("convolution", "conv2d", table=table)
+    def ones(step: Step, input, *args):
+        step.send(input, torch.ones(len(step.grad), *input.shape, dtype=input.dtype))
+
+    _, _, grad = by_tape(Call(lambda x: F.conv2d(x * 3, W)), torch.randn(2, 4, 8, 8, **DOUBLE), 2, table)
+    assert (grad == 3).all()
