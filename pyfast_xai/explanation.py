@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Explanation:
         target: the class (or neuron) explained, int64 `[N]`; None where the method needs none.
         score: the model's probability for the target (the activation, for a neuron), float32 `[N]`.
         points: fixations of each row, int64 `[P, 2]` as (y, x) pixels of the input; None for other methods.
+        attribution: signed, one number for each number of the image, `[N, C, H, W]`; None for methods without.
         map: the method's own signed map at the resolution of its layer, `[N, h, w]`; None where there is none.
         images: what was explained, `[N, C, H, W]`, as the model took it; the ground of pictures.
         threshold: share of its range at which `boxes` cuts the heat map by default.
@@ -39,6 +40,7 @@ class Explanation:
     target: Tensor | None = None
     score: Tensor | None = None
     points: list[Tensor] | None = None
+    attribution: Tensor | None = None
     map: Tensor | None = None
     images: Tensor | None = None
     threshold: float = 0.15
@@ -53,10 +55,7 @@ class Explanation:
             if not -len(self) <= rows < len(self):
                 raise IndexError(f"row must lie in [{-len(self)}, {len(self)}), got {rows}")
             rows = slice(rows, rows + 1 or None)
-        parts: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[rows]
-            for name in ("heatmap", "target", "score", "points", "map", "images")
-        }
+        parts: dict[str, Any] = {name: value[rows] for name, value in self._by_row().items()}
         return replace(self, **parts)
 
     def __iter__(self) -> Iterator["Explanation"]:
@@ -64,8 +63,18 @@ class Explanation:
 
     def to(self, device: torch.device | str) -> "Explanation":
         """The same on another device."""
-        moved: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in _TENSORS}
-        return replace(self, **moved, points=None if self.points is None else [p.to(device) for p in self.points])
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else [part.to(device) for part in value]
+            for name, value in self._by_row().items()
+        }
+        return replace(self, **moved)
+
+    def _by_row(self) -> dict[str, Any]:
+        """What has one entry a row."""
+        values = {own.name: getattr(self, own.name) for own in fields(self)}
+        return {
+            name: value for name, value in values.items() if isinstance(value, Tensor) or (name == "points" and value)
+        }
 
     # Other libraries
 
@@ -121,6 +130,22 @@ class Explanation:
             return shown
         scale = torch.tensor([shown.shape[-2] / self.heatmap.shape[-2], shown.shape[-1] / self.heatmap.shape[-1]])
         return render.draw_points(shown, [((p.cpu() + 0.5) * scale).long() for p in self.points])
+
+    def rgb(self) -> Tensor:
+        """The attribution as pictures `[N, 3, H, W]` in 0..1, each stretched from its least to its largest value.
+
+        As in Nie et al., 2018: signed, so that what has no influence is a mid grey. Of any other number of channels
+        than three the mean is shown.
+
+        Raises:
+            InputError: the method has no attribution.
+        """
+        if self.attribution is None:
+            raise InputError(f"attribution must be there to be shown, got an explanation by {self.method}")
+        shown = self.attribution.float()
+        if shown.shape[1] != 3:
+            shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        return render.stretch(shown)
 
     def captions(self) -> list[str]:
         """A line for each image: class and probability."""
@@ -186,6 +211,3 @@ class Explanation:
         if self.images is None:
             return None
         return render.png_bytes(self[:16].plot())
-
-
-_TENSORS = ("heatmap", "target", "score", "map", "images")

@@ -55,6 +55,13 @@ def for_display(images: Tensor) -> Tensor:
     return shown if shown.shape[1] == 3 else shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
 
 
+def stretch(images: Tensor) -> Tensor:
+    """Each image `[N, C, H, W]` from its least to its largest value over 0..1; a constant one becomes mid grey."""
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    span = (high - low).clamp_min(torch.finfo(images.dtype).tiny)
+    return torch.where(high > low, (images - low) / span, 0.5)
+
+
 def normalize(heatmap: Tensor) -> Tensor:
     """Each map `[N, H, W]` stretched to 0..1; a constant map becomes zero. What is not finite counts as 0."""
     heatmap = heatmap.detach().float().nan_to_num(0, 0, 0)

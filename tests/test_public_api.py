@@ -8,8 +8,9 @@ import pyfast_xai
 
 def test_every_public_name_is_there():
     assert sorted(pyfast_xai.__all__) == [
-        "BackendError", "CNNFixations", "EigenCAM", "Explainer", "Explanation", "InputError", "UnsupportedOpError",
-        "__version__", "backend", "record", "replay",
+        "BackendError", "CNNFixations", "DeconvNet", "EigenCAM", "Explainer", "Explanation", "FGVis",
+        "GuidedBackprop", "InputError", "InputXGradient", "IntegratedGradients", "Saliency", "SmoothGrad",
+        "UnsupportedOpError", "__version__", "backend", "record", "replay",
     ]  # fmt: skip
     for name in pyfast_xai.__all__:
         assert getattr(pyfast_xai, name) is not None

@@ -1,5 +1,6 @@
 """Trained networks on photographs, where a folder of them is at hand."""
 
+import copy
 import importlib.util
 import json
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
-from pyfast_xai import CNNFixations, EigenCAM, backend
+from pyfast_xai import CNNFixations, DeconvNet, EigenCAM, GuidedBackprop, Saliency, backend
 
 COUNT = 24
 
@@ -76,3 +78,44 @@ def test_backends_trace_the_same_points(case):
         for other in others:
             # Sums in another order may turn a near tie.
             assert len(first & other) >= 0.95 * len(first | other)
+
+
+def class_sensitivity(method, model, images):
+    """Distance between the maps of two classes, each scaled to unit length (Nie et al., 2018, Fig. 7)."""
+    both = method(model)(images, torch.tensor([[100, 700]] * len(images))).attribution
+    first, second = functional.normalize(both.flatten(1), dim=1).view(len(images), 2, -1).unbind(1)
+    return float((first - second).norm(dim=1).mean())
+
+
+def test_of_three_only_saliency_is_sensitive_to_the_class(case):
+    model, images, _ = case
+    saliency, deconvnet, guided = (
+        class_sensitivity(m, model, images[:8]) for m in (Saliency, DeconvNet, GuidedBackprop)
+    )
+    assert saliency > 1.5 * deconvnet
+    assert saliency > 1.5 * guided
+
+
+def randomized(model, names):
+    """A copy in which the convolutions of these names are drawn anew, from weights of the same size."""
+    copied = copy.deepcopy(model)
+    for name in names:
+        weight = copied.get_submodule(name).weight
+        with torch.no_grad():
+            weight.copy_(torch.randn_like(weight) * weight.std())
+    return copied
+
+
+def likeness(method, model, other, images):
+    one, two = (method(m)(images, 100).attribution.flatten(1) for m in (model, other))
+    return float(functional.cosine_similarity(one, two).mean())
+
+
+def test_guided_backprop_hardly_sees_the_upper_weights(case):
+    """Nie et al., section 4.3: it is the lower layers that make its picture, whatever is above."""
+    model, images, _ = case
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    upper, lower = randomized(model, layers[-(len(layers) // 4) :]), randomized(model, layers[:2])
+    above = likeness(GuidedBackprop, model, upper, images[:4])
+    assert above > likeness(GuidedBackprop, model, lower, images[:4]) + 0.2
+    assert above > likeness(Saliency, model, upper, images[:4]) + 0.2

@@ -1,9 +1,11 @@
 """Every family of classifiers in torchvision, with random weights."""
 
+import copy
+
 import pytest
 import torch
 
-from pyfast_xai import CNNFixations, EigenCAM
+from pyfast_xai import CNNFixations, EigenCAM, Saliency
 from pyfast_xai.rules import evidence
 from pyfast_xai.tape import record, replay
 
@@ -94,3 +96,31 @@ def test_eigen_cam_is_a_finite_map_of_the_size_of_the_image(network):
     assert explanation.heatmap.isfinite().all()
     assert explanation.heatmap.min() >= 0
     assert explanation.heatmap.max() > 0
+
+
+def gradient_by_autograd(model, images, chosen):
+    leaf = images.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf)
+        return torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), leaf)[0]
+
+
+@pytest.mark.usefixtures("_unfused")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_saliency_is_the_gradient_of_autograd(network, dtype):
+    model, images = network
+    if images.shape[3] == 32:
+        # Maps one pixel wide are channels_last and contiguous at once, where batch norm rounds in another order.
+        images = torch.randn(1, 3, 96, 64)
+    model, images = copy.deepcopy(model).to(dtype), images.to(dtype)
+    explanation = Saliency(model)(images)
+    if dtype == torch.float32:
+        # As the model was run: in another layout sums round otherwise, and rectifiers near zero flip.
+        images = images.contiguous(memory_format=torch.channels_last)
+    expected = gradient_by_autograd(model, images, explanation.target)
+    if dtype == torch.float64 and not isinstance(model, (models.ConvNeXt, models.MaxVit)):
+        assert torch.equal(explanation.attribution, expected)
+    elif dtype == torch.float64:  # a strided convolution onto a few pixels: its adjoint adds up in another order
+        torch.testing.assert_close(explanation.attribution, expected, rtol=0, atol=1e-13 * expected.abs().max().item())
+    else:
+        torch.testing.assert_close(explanation.attribution, expected, rtol=0, atol=2e-4 * expected.abs().max().item())

@@ -1,9 +1,36 @@
 """One file a paper or family; all are called alike and return an `Explanation`."""
 
+from pyfast_xai.explainers.backprop import (
+    DeconvNet,
+    GuidedBackprop,
+    InputXGradient,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+)
 from pyfast_xai.explainers.base import Explainer
 from pyfast_xai.explainers.eigen_cam import EigenCAM
+from pyfast_xai.explainers.fgvis import FGVis
 from pyfast_xai.explainers.fixations import CNNFixations
 
-METHODS: dict[str, type[Explainer]] = {explainer.method: explainer for explainer in (CNNFixations, EigenCAM)}
+METHODS: dict[str, type[Explainer]] = {
+    explainer.method: explainer
+    for explainer in (
+        *(CNNFixations, EigenCAM, Saliency, DeconvNet, GuidedBackprop),
+        *(InputXGradient, SmoothGrad, IntegratedGradients, FGVis),
+    )
+}
 
-__all__ = ["METHODS", "CNNFixations", "EigenCAM", "Explainer"]
+__all__ = [
+    "METHODS",
+    "CNNFixations",
+    "DeconvNet",
+    "EigenCAM",
+    "Explainer",
+    "FGVis",
+    "GuidedBackprop",
+    "InputXGradient",
+    "IntegratedGradients",
+    "Saliency",
+    "SmoothGrad",
+]

@@ -28,6 +28,7 @@ class Explainer:
 
     method: str
     paper: str
+    slow = False  # takes tens of forward passes or more
 
     def __init__(self, model: nn.Module, *, labels: Sequence[str] | None = None) -> None:
         if not isinstance(model, nn.Module):
@@ -141,12 +142,23 @@ def choose(logits: Tensor, target: Target) -> Tensor:
     return chosen.long()
 
 
+def is_distribution(logits: Tensor) -> bool:
+    """Whether outputs `[N, classes]` are probabilities already."""
+    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+
+
 def probability(logits: Tensor, target: Tensor) -> Tensor:
     """Softmax probability of the chosen classes; outputs that are a distribution already are taken as they are."""
     logits = logits.float()
-    is_distribution = bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
-    shares = logits if is_distribution else logits.softmax(1)
+    shares = logits if is_distribution(logits) else logits.softmax(1)
     return shares.gather(1, target.view(len(target), -1)).view(target.shape)
+
+
+def one_of(argument: str, given: Any, known: Any) -> Any:
+    """A setting that must be one of some names."""
+    if given not in known:
+        raise InputError(f"{argument} must be one of {', '.join(map(repr, known))}, got {given!r}")
+    return given
 
 
 def rows_of(images: Tensor, each: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyfast_xai import localize, ops
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, Target, choose, logits_of, ordinary, probability, rows_of
+from pyfast_xai.explainers.base import Explainer, Target, choose, logits_of, one_of, ordinary, probability, rows_of
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.ops import Location
 from pyfast_xai.rules import evidence
@@ -113,12 +113,12 @@ class CNNFixations(Explainer):
             "radius": radius,
             "share": share,
         }
-        preset = VARIANTS[_one_of("variant", variant, VARIANTS)]
+        preset = VARIANTS[one_of("variant", variant, VARIANTS)]
         chosen = {name: preset[name] if value is None else value for name, value in given.items()}
         places = {place.name.lower(): place for place in Location}
         self.options = Options(
-            location=places[_one_of("location", chosen["location"], places)],
-            first_fc=_one_of("first_fc", chosen["first_fc"], ("argmax", "all")),
+            location=places[one_of("location", chosen["location"], places)],
+            first_fc=one_of("first_fc", chosen["first_fc"], ("argmax", "all")),
             signed=chosen["signed"],
         )
         self.duplicates = chosen["duplicates"]
@@ -263,12 +263,6 @@ class CNNFixations(Explainer):
             found = [pixels[i * len(images) + n] + torch.tensor(c, device=images.device) for i, c in enumerate(corners)]
             points.append(torch.cat(found) if self.duplicates else torch.unique(torch.cat(found), dim=0))
         return self._explanation(points, chosen, mean.gather(1, chosen[:, None]).squeeze(1), images)
-
-
-def _one_of(argument: str, given: Any, known: Any) -> Any:
-    if given not in known:
-        raise InputError(f"{argument} must be one of {', '.join(map(repr, known))}, got {given!r}")
-    return given
 
 
 def _neuron(output: Tensor, index: int | Sequence[int] | str) -> Tensor:

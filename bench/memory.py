@@ -1,0 +1,80 @@
+"""Peak memory of guided backprop beside Captum's, each in a process of its own: `make bench-memory`.
+
+The figure is the increment of the process's peak over the loaded model and its images. Linux counts it.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+NETWORKS = ("vgg16", "resnet50")
+WHO = ("forward", "pyfast_xai", "captum")
+
+
+def peak() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def measure(network: str, who: str, batch: int) -> dict[str, float]:
+    """Run one explanation in this process."""
+    import torch
+
+    import pyfast_xai
+
+    torchvision = __import__("torchvision")
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(network, weights=None).eval()
+    images = torch.randn(batch, 3, 224, 224)
+    target = list(range(batch))
+    if who == "captum":
+        from captum.attr import GuidedBackprop
+
+        explain = GuidedBackprop(model)
+        run = lambda x, t: explain.attribute(x.requires_grad_(), target=t)  # noqa: E731
+    elif who == "pyfast_xai":
+        run = pyfast_xai.GuidedBackprop(model)
+    else:
+        run = lambda x, t: torch.inference_mode()(model)(x)  # noqa: E731
+    run(torch.randn(1, 3, 224, 224), [0])  # libraries load their code and pack weights on first use
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    run(images, target)
+    return {"increment_mib": (peak() - before) / 2**20, "model_mib": before / 2**20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rows", type=Path, help="write the table here")
+    parser.add_argument("--one", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(*given.one, given.batch)))
+        return
+    rows = []
+    for network in NETWORKS:
+        for who in WHO:
+            command = [sys.executable, __file__, "--batch", str(given.batch), "--one", network, who]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            rows.append({"network": network, "batch": given.batch, "who": who, **json.loads(done.stdout)})
+            print(f"{network:10} {who:12} {rows[-1]['increment_mib']:8.0f} MiB over the loaded model")
+    if given.rows:
+        with given.rows.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    # The import of torchvision needs the operators that a CPU build of torch lacks.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import conftest  # noqa: F401
+
+    main()

@@ -1,0 +1,250 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.fgvis import GAMES, FGVis
+from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
+from pyfast_xai.tape import record
+
+_spec = importlib.util.spec_from_file_location("slow_fgvis", Path(__file__).with_name("slow_fgvis.py"))
+slow_fgvis = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(slow_fgvis)
+
+DOUBLE = torch.float64
+SCORE = 0.5
+
+
+class Net(nn.Module):
+    """Every kind of nonlinearity, a module called twice, in place and functional ones, and a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 6), (6, 6), (6, 8)))
+        self.relu, self.fc = nn.ReLU(inplace=True), nn.Linear(8, 5)
+
+    def forward(self, x):
+        def act(function, y):
+            return function(y)
+
+        return self.written(x, act, self.relu)
+
+    def written(self, x, act, relu=torch.relu):
+        x = act(relu, self.conv1(x))
+        x = F.max_pool2d(x + act(F.silu, self.conv2(x)), 2)
+        x = act(relu, self.conv3(x))
+        x = act(torch.tanh, x)
+        x = act(F.relu6, 4 * x)
+        return self.fc(act(lambda y: F.leaky_relu(y, 0.1), x.mean((2, 3))))
+
+
+@pytest.fixture
+def net():
+    net = Net().to(DOUBLE).eval()
+    with torch.no_grad():
+        net.fc.weight.mul_(20)
+        for conv in (net.conv1, net.conv2, net.conv3):
+            conv.bias.fill_(0.02)  # alive on a grey image, and hardly excited
+    return net
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 8, 8, dtype=DOUBLE)
+
+
+def slow(net, images, target, reference, **settings):
+    return [
+        slow_fgvis.play(
+            lambda x, act: net.written(x, act), images[n : n + 1], reference[n : n + 1], target[n], **settings
+        )
+        for n in range(len(images))
+    ]
+
+
+@pytest.mark.parametrize("similarity", ["cross-entropy", "softmax"])
+@pytest.mark.parametrize("defence", ["gradient", "forward", "none"])
+@pytest.mark.parametrize("game", GAMES)
+def test_masks_are_those_of_the_paper(net, images, game, defence, similarity):
+    seen = []
+    explainer = FGVis(
+        net, game=game, defence=defence, similarity=similarity, iterations=6, sparsity=0.05, rate=0.2, patience=99,
+        until="class", progress=False,
+    )  # fmt: skip
+    evaluate = explainer._evaluate
+
+    def watched(reading, match, rows, args, kwargs):
+        result = evaluate(reading, match, rows, args, kwargs)
+        seen.append((match.mask.clone(), result[1]))
+        return result
+
+    explainer._evaluate = watched
+    target = [1, 4, 0]
+    explainer(images, target)
+    expected = slow(
+        net, images, target, torch.zeros_like(images), game=game, defence=defence, similarity=similarity,
+        sparsity=[0.05] * 6, rate=0.2, iterations=6,
+    )  # fmt: skip
+    for i, (masks, scores) in enumerate(seen):
+        for n in range(3):
+            torch.testing.assert_close(masks[n], expected[n][0][i][0], rtol=0, atol=1e-9)
+            assert scores[n].item() == pytest.approx(expected[n][1][i], abs=1e-6)
+    assert not torch.equal(seen[0][0], seen[-1][0])
+
+
+def test_bounds_are_held_at_every_call(net, images):
+    """Without the forward changed, a gradient stops where an activation goes further than on the image."""
+    bounds = bounds_of(record(net, images, reading=Bounding()))
+    assert len(bounds) == 6  # the module that runs twice has two
+    tape = record(net, images * 1.5, reading=(reading := Clipped(bounds)))
+    assert torch.equal(tape.result, net(images * 1.5))
+    stopped = 0
+    for node in tape:
+        if node.name in bounds:
+            stopped += "within" in node.saved or "bits" in node.saved
+    assert stopped == 6
+    assert reading.rule_of(tape.nodes[1]) is not None
+
+
+def test_the_answer_itself_has_no_bound(images):
+    model = nn.Sequential(nn.Conv2d(3, 5, 8, dtype=DOUBLE), nn.ReLU(), nn.Flatten(), nn.ReLU()).eval()
+    bounds = bounds_of(record(model, images, reading=Bounding()))
+    assert list(bounds) == ["1.relu"]
+
+
+def test_at_the_image_every_gradient_passes(net, images):
+    """At m = 1 each activation lies on its bound, and a tie passes: defended and not, the first step is the same."""
+    masks = []
+    for defence in ("gradient", "none"):
+        explainer = FGVis(net, defence=defence, iterations=2, sparsity=0.0, until="class", progress=False, patience=9)
+        seen = []
+        explainer._evaluate = watch(explainer._evaluate, seen)
+        explainer(images)
+        masks.append(seen[1])
+    assert torch.equal(*masks)
+    assert (masks[0] < 1).any()
+
+
+def watch(evaluate, seen):
+    def watched(reading, match, *rest):
+        result = evaluate(reading, match, *rest)
+        seen.append(match.mask.clone())
+        return result
+
+    return watched
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_holds_in_a_batch_whose_images_leave(net, images, dtype):
+    net, images = net.to(dtype), images.to(dtype)
+    together = FGVis(net, iterations=60, score=SCORE, patience=4, progress=False)(images)
+    assert together.iterations.unique().numel() > 1
+    for n in range(3):
+        alone = FGVis(net, iterations=60, score=SCORE, patience=4, progress=False)(images[n : n + 1])
+        # In float32 another batch rounds otherwise.
+        torch.testing.assert_close(
+            alone.mask[0], together.mask[n], rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-9
+        )
+        assert alone.iterations.item() == together.iterations[n].item()
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_a_game_that_is_won_has_the_score_that_was_asked_for(net, images, game):
+    found = FGVis(net, game=game, iterations=150, score=SCORE, progress=False)(images)
+    again = net(found.perturbed).softmax(1).gather(1, found.target[:, None])[:, 0]
+    torch.testing.assert_close(found.after, again.float(), rtol=0, atol=1e-5)
+    kept = GAMES[game].keeps
+    expected = again >= SCORE * found.score if kept else again <= (1 - SCORE) * found.score
+    assert found.reached.any()
+    assert torch.equal(found.reached, expected)
+    assert ((found.mask >= 0) & (found.mask <= 1)).all()
+    size = found.evidence.mean((1, 2, 3))
+    assert (size[found.reached] < 0.9).all()
+
+
+def test_what_comes_out(net, images):
+    found = FGVis(net, iterations=5, reference="blur", progress=False)(images, [[0, 1], [2, 3], [4, 0]])
+    assert found.target.tolist() == [0, 1, 2, 3, 4, 0]
+    assert found.mask.shape == (6, 3, 8, 8)
+    assert found.heatmap.shape == (6, 8, 8)
+    torch.testing.assert_close(found.heatmap, (1 - found.mask).mean(1).float())
+    torch.testing.assert_close(found.perturbed + found.complement, found.images + found.images * 0 + blurred(images))
+    assert found.rgb().shape == (6, 3, 8, 8)
+    assert found[2:4].mask.shape == (2, 3, 8, 8)
+    assert found[1].reached.shape == (1,)
+    assert len(found.rows()) == 6
+
+
+def blurred(images):
+    from pyfast_xai.explainers.fgvis import _blurred
+
+    return _blurred(images, 10.0).repeat_interleave(2, 0)
+
+
+def test_blur_is_a_gaussian():
+    from scipy.ndimage import gaussian_filter
+
+    from pyfast_xai.explainers.fgvis import _blurred
+
+    image = torch.randn(1, 2, 40, 50, dtype=DOUBLE)
+    expected = [gaussian_filter(channel.numpy(), 2, mode="mirror", truncate=3) for channel in image[0]]
+    torch.testing.assert_close(_blurred(image, 2.0)[0], torch.from_numpy(np.stack(expected)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("reference", ["zero", "blur", "noise", torch.full((3, 1, 1), 0.3)])
+def test_reference(net, images, reference):
+    found = FGVis(net, game="generation", iterations=1, reference=reference, progress=False)(images)
+    assert (found.mask == 0).all()
+    again = FGVis(net, game="generation", iterations=1, reference=reference, progress=False)(images)
+    assert torch.equal(found.perturbed, again.perturbed)
+    assert not torch.equal(found.perturbed, images)
+
+
+def test_progress_is_told(net, images):
+    told = []
+    FGVis(net, iterations=4, patience=99, progress=lambda *step: told.append(step))(images)
+    assert [step[:2] for step in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(0 <= score <= 1 and left == 3 for _, _, score, left in told)
+
+
+def test_a_bar_on_stderr(net, images, capsys):
+    FGVis(net, iterations=2, progress=True)(images)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"game": "chess"}, "game must be one of"),
+        ({"similarity": "l2"}, "similarity must be one of"),
+        ({"reference": "black"}, "reference must be one of"),
+        ({"defence": None}, "defence must be one of"),
+        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"rate": 0}, "rate must be positive, got 0"),
+        ({"sparsity": -1}, "sparsity must not be negative, got -1"),
+        ({"growth": 1}, "growth must be larger than 1, got 1"),
+        ({"score": 1.5}, "score must lie between 0 and 1, got 1.5"),
+        ({"until": "never"}, "until must be one of"),
+    ],
+)
+def test_bad_settings(net, settings, message):
+    with pytest.raises(InputError, match=message):
+        FGVis(net, **settings)
+
+
+def test_a_reference_that_does_not_fit(net, images):
+    with pytest.raises(InputError, match=r"reference must broadcast to the images, \[3, 3, 8, 8\], got \[2, 1, 1\]"):
+        FGVis(net, reference=torch.zeros(2, 1, 1))(images)
+
+
+def test_probabilities_are_taken_as_they_are(net, images):
+    """A model that ends in a softmax plays the same game; only the rounding of the logarithm differs."""
+    with_softmax = nn.Sequential(net, nn.Softmax(1)).eval()
+    one = FGVis(net, iterations=5, progress=False)(images)
+    other = FGVis(with_softmax, iterations=5, progress=False)(images)
+    torch.testing.assert_close(one.mask, other.mask, rtol=0, atol=1e-9)
