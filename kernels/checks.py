@@ -204,3 +204,45 @@ def response_argmax(responses: Tensor, classes: Tensor, best: Tensor, winner: Te
         _require(list(tensor.shape) == shape, f"{name} must have shape {shape}, got {_shape(tensor)}")
     for name, tensor in (("best", best), ("winner", winner)):
         _require(tensor.is_contiguous(), f"{name} must be contiguous, got strides {list(tensor.stride())}")
+
+
+def max_pool(
+    input: Tensor,
+    input_name: str,
+    output: Tensor,
+    output_name: str,
+    offsets: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> None:
+    """Check the arguments of `max_pool_forward` and, with gradients in their place, of `max_pool_backward`."""
+    _float(input, input_name)
+    _require(input.dim() == 4, f"{input_name} must have shape [N, C, H, W], got {_shape(input)}")
+    images, channels = input.shape[:2]
+    _require(
+        output.dim() == 4 and output.shape[:2] == input.shape[:2],
+        f"{output_name} must have shape [{images}, {channels}, H', W'], got {_shape(output)}",
+    )
+    _require(output.dtype == input.dtype, f"{output_name} must be {input.dtype}, got {output.dtype}")
+    for name, values, least in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        _require(
+            len(values) == 2 and min(values) >= least,
+            f"{name} must be 2 numbers of at least {least}, got {list(values)}",
+        )
+    taps = math.prod(kernel)
+    _require(taps <= 256, f"kernel must have at most 256 taps, which a byte can tell apart, got {taps}")
+    _require(offsets.dtype == torch.uint8, f"offsets must be uint8, got {offsets.dtype}")
+    _require(
+        offsets.dim() == 4
+        and offsets.shape[1:] == output.shape[1:]
+        and len(output) % max(1, len(offsets)) == 0
+        and (len(offsets) > 0 or not len(output)),
+        f"offsets must have shape [N, {', '.join(map(str, output.shape[1:]))}], got {_shape(offsets)}",
+    )

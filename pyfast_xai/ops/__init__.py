@@ -6,6 +6,8 @@ Every op can be called from here with tensors on any device; `report()` says whi
 from pyfast_xai.ops.conv_trace import Location, conv_trace
 from pyfast_xai.ops.leading_singular import Method, leading_singular
 from pyfast_xai.ops.linear_trace import linear_trace
+from pyfast_xai.ops.max_pool_backward import max_pool_backward
+from pyfast_xai.ops.max_pool_forward import max_pool_forward
 from pyfast_xai.ops.point_density import point_density
 from pyfast_xai.ops.points_union import points_union
 from pyfast_xai.ops.registry import backend, report
@@ -22,6 +24,8 @@ __all__ = [
     "conv_trace",
     "leading_singular",
     "linear_trace",
+    "max_pool_backward",
+    "max_pool_forward",
     "point_density",
     "points_union",
     "relu_backward",
