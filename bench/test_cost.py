@@ -13,7 +13,7 @@ import torch
 from loop_fixations import loop_fixations
 
 import pyfast_xai
-from pyfast_xai import CNNFixations, EigenCAM
+from pyfast_xai import CNNFixations, EigenCAM, FGVis, GuidedBackprop, Saliency
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -23,7 +23,11 @@ METHODS = {
     "fixations": lambda model: CNNFixations(model),
     "fixations, paper": lambda model: CNNFixations(model, variant="paper"),
     "fixations, authors": lambda model: CNNFixations(model, variant="authors"),
+    "saliency": lambda model: Saliency(model),
+    "guided-backprop": lambda model: GuidedBackprop(model),
+    "fgvis, an iteration": lambda model: FGVis(model, iterations=ITERATIONS, patience=ITERATIONS, progress=False),
 }
+ITERATIONS = 5  # of FGVis; the pass that takes the bounds and the one that chooses the class are shared among them
 BATCH = 8
 
 
@@ -37,7 +41,8 @@ def network(request):
     return request.param, model, torch.randn(BATCH, 3, 224, 224)
 
 
-def compare(benchmark, rows, request, network, method, explain, backend):
+def compare(benchmark, rows, request, network, method, explain, backend, shares=1):
+    """Time `explain` against the forward; `shares` is how many equal parts it is made of."""
     name, model, images = network
     forwards, explained = [], []
 
@@ -50,7 +55,7 @@ def compare(benchmark, rows, request, network, method, explain, backend):
     def timed():
         start = time.perf_counter()
         explain(images)
-        explained.append(time.perf_counter() - start)
+        explained.append((time.perf_counter() - start) / shares)
 
     rounds = request.config.getoption("--rounds")
     for _ in range(2):  # first calls pack weights and fill caches
@@ -79,7 +84,8 @@ def compare(benchmark, rows, request, network, method, explain, backend):
 @pytest.mark.parametrize("method", METHODS)
 def test_explainer(benchmark, rows, request, network, method):
     backend = pyfast_xai.ops.report()[0].backend
-    compare(benchmark, rows, request, network, method, METHODS[method](network[1]), backend)
+    shares = ITERATIONS if method.startswith("fgvis") else 1
+    compare(benchmark, rows, request, network, method, METHODS[method](network[1]), backend, shares)
 
 
 def test_peer_eigen_cam(benchmark, rows, request, network):
@@ -93,6 +99,25 @@ def test_peer_eigen_cam(benchmark, rows, request, network):
     }
     with peer.EigenCAM(network[1], [layers[network[0]](network[1])]) as explain:
         compare(benchmark, rows, request, network, "eigen-cam", lambda x: explain(x, targets=None), "pytorch-grad-cam")
+
+
+PEERS = {"saliency": "Saliency", "guided-backprop": "GuidedBackprop"}
+
+
+@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.filterwarnings("ignore")
+def test_peer_backprop(benchmark, rows, request, network, method):
+    attr = pytest.importorskip("captum.attr")
+    if method == "guided-backprop" and network[0] in ("googlenet", "densenet121"):
+        pytest.skip("Captum does not see the functional rectifiers of this network")
+    peer = getattr(attr, PEERS[method])(network[1])
+    settings = {"abs": False} if method == "saliency" else {}
+    target = list(range(BATCH))
+    compare(
+        *(benchmark, rows, request, network, method),
+        lambda x: peer.attribute(x.clone().requires_grad_(), target=target, **settings),
+        "captum",
+    )
 
 
 def test_loop_fixations(benchmark, rows, request, network):

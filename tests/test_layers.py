@@ -19,6 +19,7 @@ LEVELS = {
     "images": 3,
     "demo": 3,
     "explainers": 5,
+    "metrics": 6,
     "models": 5,
     "cli": 9,
 }

@@ -55,6 +55,10 @@ class _Backprop(Explainer):
             InputError: images or a target that do not fit.
             UnsupportedOpError: the model has an op that cannot be differentiated.
         """
+        with torch.inference_mode(False), torch.no_grad():
+            return self._explain(images, target, args, kwargs)
+
+    def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         self.check(images)
         attribution, seeds = self._attribute(images, target, args, kwargs)
         attribution = attribution.transpose(0, 1).flatten(0, 1).contiguous()

@@ -180,6 +180,10 @@ class FGVis(Explainer):
             InputError: images or a target that do not fit.
             UnsupportedOpError: the model has an op that cannot be differentiated.
         """
+        with torch.inference_mode(False), torch.no_grad():
+            return self._explain(images, target, args, kwargs)
+
+    def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> MaskExplanation:
         self.check(images)
         images = images.detach()
         _, logits = logits_of(self.record(images, *args, **kwargs))
@@ -188,7 +192,7 @@ class FGVis(Explainer):
         rows, chosen = rows_of(images, each), chosen.flatten()
         before = _log_probability(rows_of(logits, each), chosen).exp().float()
         match = _Match(self, rows, self._reference(rows), chosen, before)
-        with torch.inference_mode(False), torch.no_grad(), _shown(self.progress, self.iterations) as show:
+        with _shown(self.progress, self.iterations) as show:
             self._play(match, args, kwargs, show)
         mask = match.best
         game = GAMES[self.game]

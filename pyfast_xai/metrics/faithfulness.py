@@ -1,0 +1,474 @@
+"""Does the model use what the map shows? Pixels are removed, kept or recoloured, and the model is asked again.
+
+The model is called as it is, in inference mode and in batches. Results are values for each image; a figure for a data
+set is their mean.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyfast_xai import render
+from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.base import Target
+from pyfast_xai.metrics.checks import check_classes, check_maps, check_share
+from pyfast_xai.metrics.scorer import Scorer
+
+Substrate = Literal["zero", "blur"] | Tensor | Callable[[Tensor], Tensor]
+
+STEPS = 28  # RISE: 224 * 8 of 224 * 224 pixels at a time
+CACHED = 1 << 18  # numbers of images solved for at once on a CPU
+PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
+
+
+class Curve(NamedTuple):
+    """Probability of a class while pixels change, hottest first.
+
+    Attributes:
+        scores: float32 `[N, S + 1]`, before any and after each of S steps.
+        auc: area under each curve, float32 `[N]`.
+        changed: share of the pixels that have changed at each score, float32 `[S + 1]`.
+    """
+
+    scores: Tensor
+    auc: Tensor
+    changed: Tensor
+
+
+def deletion(
+    model: nn.Module,
+    images: Tensor,
+    heatmaps: Tensor,
+    target: Target = None,
+    *,
+    step: int | None = None,
+    substrate: Substrate = "zero",
+    batch: int = 64,
+) -> Curve:
+    """Probability of a class while the hottest pixels are deleted; a small area is good (RISE, Petsiuk et al., 2018).
+
+    Args:
+        model: in evaluation mode.
+        images: `[N, C, H, W]`, as the model takes them.
+        heatmaps: `[N, H, W]`; of equal values the first in reading order is the hotter one.
+        target: None for the class with the largest output, an int for all, or one an image.
+        step: pixels that change at a time, in all channels; None for a 28th of them, RISE's 1792 of 224 x 224.
+        substrate: what pixels become: "zero", "blur" (a Gaussian of 11 pixels and sigma 5), a tensor that broadcasts
+            to the images, or a function of them.
+        batch: images the model is given at once.
+
+    Raises:
+        InputError: maps of another size or with NaN, or images or a target that do not fit.
+    """
+    scorer = Scorer(model, images, target, batch)
+    order = _order(check_maps(heatmaps, images))
+    return _curve(scorer, order, images, _substrate(images, substrate), step, batch)
+
+
+def insertion(
+    model: nn.Module,
+    images: Tensor,
+    heatmaps: Tensor,
+    target: Target = None,
+    *,
+    step: int | None = None,
+    substrate: Substrate = "blur",
+    batch: int = 64,
+) -> Curve:
+    """Probability of a class while the hottest pixels are inserted; a large area is good (RISE, Petsiuk et al., 2018).
+
+    Args:
+        model: in evaluation mode.
+        images: `[N, C, H, W]`, as the model takes them.
+        heatmaps: `[N, H, W]`; of equal values the first in reading order is the hotter one.
+        target: None for the class with the largest output for the whole image, an int for all, or one an image.
+        step: pixels that change at a time, see `deletion`.
+        substrate: what the images start as, see `deletion`; RISE blurs them.
+        batch: images the model is given at once.
+
+    Raises:
+        InputError: maps of another size or with NaN, or images or a target that do not fit.
+    """
+    scorer = Scorer(model, images, target, batch)
+    order = _order(check_maps(heatmaps, images))
+    return _curve(scorer, order, _substrate(images, substrate), images, step, batch)
+
+
+def auc(scores: Tensor) -> Tensor:
+    """Area under curves `[..., S + 1]` over 0..1 by the trapezoid rule, as in RISE's evaluator.
+
+    Steps count alike, also a last one that changes fewer pixels.
+    """
+    if scores.shape[-1] < 2:
+        raise InputError(f"scores must hold at least two points, got {scores.shape[-1]}")
+    return (scores.sum(-1) - scores[..., 0] / 2 - scores[..., -1] / 2) / (scores.shape[-1] - 1)
+
+
+def _order(maps: Tensor) -> Tensor:
+    """Rank of each pixel, hottest first, int64 `[N, H, W]`."""
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.zeros_like(order).scatter_(1, order, ranks).view(maps.shape)
+
+
+def _rows(count: int, versions: int, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image with each of its versions, in batches."""
+    for part in torch.arange(count * versions, device=device).split(batch):
+        yield torch.div(part, versions, rounding_mode="floor"), part % versions
+
+
+def _curve(scorer: Scorer, order: Tensor, start: Tensor, finish: Tensor, step: int | None, batch: int) -> Curve:
+    pixels = order[0].numel()
+    step = math.ceil(pixels / STEPS) if step is None else step
+    if step < 1:
+        raise InputError(f"step must be at least 1 pixel, got {step}")
+    steps = math.ceil(pixels / step)
+    start, finish = start.detach(), finish.detach()
+    scores = []
+    for image, done in _rows(len(order), steps + 1, batch, order.device):
+        changed = order[image] < (done * step)[:, None, None]
+        scores.append(scorer(torch.where(changed[:, None], finish[image], start[image]), image))
+    curve = torch.cat(scores).view(len(order), steps + 1)
+    share = (torch.arange(steps + 1, device=curve.device) * step).clamp(max=pixels) / pixels
+    return Curve(curve, auc(curve), share)
+
+
+def _substrate(images: Tensor, substrate: Substrate, name: str = "substrate") -> Tensor:
+    images = images.detach()
+    if isinstance(substrate, str):
+        if substrate not in ("zero", "blur"):
+            raise InputError(f"substrate must be 'zero', 'blur', a tensor or a function, got {substrate!r}")
+        return blur(images) if substrate == "blur" else torch.zeros_like(images)
+    made = substrate if isinstance(substrate, Tensor) else substrate(images)
+    try:
+        return made.detach().to(images).expand(images.shape)
+    except RuntimeError:
+        raise InputError(f"{name} must broadcast to {list(images.shape)}, got {list(made.shape)}") from None
+
+
+def blur(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
+    """Images `[N, C, H, W]` as RISE's insertion game starts from them.
+
+    RISE makes its kernel by filtering a dot on a grid of `size` pixels whose edges reflect: what would fall outside
+    folds back in, so the kernel is flatter than a Gaussian. Beyond the image all is zero.
+    """
+    if size < 1 or size % 2 == 0:
+        raise InputError(f"size must be odd, got {size}")
+    reach = int(4 * sigma + 0.5)
+    taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (taps / sigma) ** 2)
+    folded = (taps.long() + size // 2) % (2 * size)
+    folded = torch.minimum(folded, 2 * size - 1 - folded)
+    kernel = torch.zeros(size, dtype=torch.float64).index_add_(0, folded, weights / weights.sum()).to(images)
+    flat = images.detach().flatten(0, 1)[:, None]
+    flat = functional.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(size // 2, 0))
+    return functional.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, size // 2)).view(images.shape)
+
+
+class DropIncrease(NamedTuple):
+    """What is lost and won when the model sees only what the map shows.
+
+    Attributes:
+        drop: share of the probability that is lost, 0 where none is, float32 `[N]`; its mean is the average drop.
+        increase: whether the probability rises, bool `[N]`; its mean is the average increase (in confidence).
+    """
+
+    drop: Tensor
+    increase: Tensor
+
+
+def drop_increase(
+    model: nn.Module, images: Tensor, heatmaps: Tensor, target: Target = None, *, batch: int = 64
+) -> DropIncrease:
+    """Average drop and increase in confidence (Chattopadhay et al., Grad-CAM++, 2018).
+
+    The image is multiplied by its map, stretched to 0..1, after normalisation; pixels that the map leaves out become
+    the colour that the model sees as zero.
+
+    Args:
+        model: in evaluation mode.
+        images: `[N, C, H, W]`, as the model takes them.
+        heatmaps: `[N, H, W]`.
+        target: None for the class with the largest output, an int for all, or one an image.
+        batch: images the model is given at once.
+
+    Raises:
+        InputError: maps of another size or with NaN, or images or a target that do not fit.
+    """
+    scorer = Scorer(model, images, target, batch)
+    maps = render.normalize(check_maps(heatmaps, images)).to(images.dtype)
+    after = scorer(images.detach() * maps[:, None], torch.arange(len(images), device=images.device))
+    lost = (scorer.before - after).clamp_min(0) / scorer.before
+    return DropIncrease(lost.nan_to_num(nan=0.0), after > scorer.before)
+
+
+class Road(NamedTuple):
+    """Change of the probability when pixels are made unremarkable.
+
+    Attributes:
+        most: of the most relevant pixels, float32 `[N, P]`; the lower the better.
+        least: of the least relevant ones, float32 `[N, P]`; the higher the better.
+        combined: half the difference, mean over percentiles, float32 `[N]`; the higher the better.
+    """
+
+    most: Tensor
+    least: Tensor
+    combined: Tensor
+
+
+def road(
+    model: nn.Module,
+    images: Tensor,
+    heatmaps: Tensor,
+    target: Target = None,
+    *,
+    percentiles: Sequence[float] = PERCENTILES,
+    noise: float = 0.01,
+    seed: int = 0,
+    batch: int = 64,
+) -> Road:
+    """Remove and debias (Rong et al., 2022): pixels are replaced by what their neighbourhood lets one expect.
+
+    A deleted pixel betrays its place; one that is imputed by `noisy_linear_imputation` does not. Numbers are those of
+    pytorch-grad-cam's ROADMostRelevantFirst, ROADLeastRelevantFirst and ROADCombined on the softmax of the class.
+
+    Args:
+        model: in evaluation mode.
+        images: `[N, C, H, W]`, as the model takes them.
+        heatmaps: `[N, H, W]`; of equal values the first in reading order is the more relevant one.
+        target: None for the class with the largest output, an int for all, or one an image.
+        percentiles: of each map, between 0 and 100; pixels at and above are removed (for `least`, as many of the
+            lowest).
+        noise: standard deviation of what is added to imputed pixels, in units of the images.
+        seed: of that noise, which is the same for every image.
+        batch: images at once, for the model and the imputation.
+
+    Raises:
+        InputError: maps of another size or with NaN, or images or a target that do not fit.
+    """
+    scorer = Scorer(model, images, target, batch)
+    order = _order(check_maps(heatmaps, images))
+    for percentile in percentiles:
+        if not 0 < percentile < 100:
+            raise InputError(f"percentiles must lie between 0 and 100, got {percentile}")
+    if not len(percentiles):
+        raise InputError("percentiles must hold at least one, got none")
+    pixels, levels = order[0].numel(), len(percentiles)
+    # NumPy's percentile lies among sorted values at (n - 1) p / 100; rounded, since 9.000001 of 10 is nine.
+    kept = [max(1, math.ceil(round((pixels - 1) * p / 100, 6))) for p in percentiles]
+    limit = torch.tensor([*(pixels - k for k in kept), *kept], device=order.device)
+    changes = []
+    for image, version in _rows(len(order), 2 * levels, batch, order.device):
+        limits, ranks = limit[version][:, None, None], order[image]
+        missing = torch.where((version < levels)[:, None, None], ranks < limits, ranks >= limits)
+        imputed = noisy_linear_imputation(images[image], missing, noise=noise, seed=seed)
+        changes.append(scorer(imputed, image) - scorer.before[image])
+    most, least = torch.cat(changes).view(len(order), 2, levels).unbind(1)
+    return Road(most, least, (least - most).mean(1) / 2)
+
+
+def noisy_linear_imputation(
+    images: Tensor, missing: Tensor, *, noise: float = 0.01, seed: int = 0, tolerance: float = 3e-6
+) -> Tensor:
+    """Missing pixels as the weighted mean of their eight neighbours, and noise (Rong et al., 2022).
+
+    Direct neighbours weigh 1/6, diagonal ones 1/12, those outside of the image nothing. Missing neighbours are unknowns
+    themselves: one sparse system an image, solved for all at once by conjugate gradients.
+
+    Args:
+        images: `[N, C, H, W]`.
+        missing: pixels to replace, bool `[N, H, W]`; not all of an image.
+        noise: standard deviation of what is added, in units of the images.
+        seed: of that noise, which is the same for every image.
+        tolerance: of the residual, as a share of the largest magnitude in the image. Values are then right to about a
+            hundred times as much, which is little beside the noise.
+
+    Raises:
+        InputError: a mask of another size or dtype, or an image of which nothing is left.
+    """
+    if missing.dtype != torch.bool or missing.shape != (len(images), *images.shape[2:]):
+        wanted, got = [len(images), *images.shape[2:]], list(missing.shape)
+        raise InputError(f"missing must be a bool mask {wanted}, got {got} of {missing.dtype}")
+    if bool(missing.flatten(1).all(1).any()):
+        raise InputError("missing must leave a pixel of each image, got an image without any")
+    values = images.detach()
+    values = values if values.dtype == torch.float64 else values.float()
+    known = torch.where(missing[:, None], 0, values)
+    # On a CPU, in groups whose buffers stay in the cache and need no new pages at every step.
+    group = max(1, CACHED // values[0].numel()) if values.device.type == "cpu" else len(values)
+    parts = zip(known.split(group), missing[:, None].to(values).split(group), strict=True)
+    unknown = torch.cat([_solve(*part, tolerance) for part in parts])
+    if noise:
+        generator = torch.Generator().manual_seed(seed)
+        unknown = unknown + noise * torch.randn(1, *images.shape[1:], generator=generator).to(values)
+    return torch.where(missing[:, None], unknown, known).to(images.dtype)
+
+
+def _solve(known: Tensor, missing: Tensor, tolerance: float) -> Tensor:
+    """Unknowns u `[N, C, H, W]`, with `d u - neighbours(u) = neighbours(known)` where missing and 0 elsewhere.
+
+    The matrix is symmetric and positive definite. Its diagonal d, the weights that lie inside of the image, is the
+    preconditioner.
+    """
+    diagonal = _neighbours(torch.ones_like(missing[:1]))
+    close = tolerance * known.abs().amax((1, 2, 3), keepdim=True)
+    residual = missing * _neighbours(known)
+    solution = torch.zeros_like(known)
+    direction = residual / diagonal
+    product = (residual * direction).sum((1, 2, 3), keepdim=True)
+    # Exact after as many steps as there are unknowns; tens to hundreds are needed.
+    for step in range(missing[0].numel()):
+        # An image that is done stays as it is, so that no result depends on the others of the batch.
+        active = residual.abs().amax((1, 2, 3), keepdim=True) > close
+        # Now and then, for the answer has to come from the device.
+        if step % 8 == 0 and not bool(active.any()):
+            break
+        applied = (diagonal * direction).sub_(_neighbours(direction)).mul_(missing)
+        bend = (direction * applied).sum((1, 2, 3), keepdim=True)
+        length = torch.where(active, product / torch.where(active, bend, 1), 0)
+        solution.addcmul_(length, direction)
+        residual.addcmul_(length, applied, value=-1)
+        scaled = residual / diagonal
+        previous, product = product, (residual * scaled).sum((1, 2, 3), keepdim=True)
+        direction.mul_(torch.where(active, product / torch.where(active, previous, 1), 0)).add_(scaled)
+    return solution
+
+
+def _neighbours(values: Tensor) -> Tensor:
+    """Sum of the eight neighbours, 1/6 for the direct and 1/12 for the diagonal ones, zero outside."""
+    framed = functional.pad(values, (1, 1, 1, 1))
+    rows = (framed[..., :-2] + framed[..., 2:]).add_(framed[..., 1:-1], alpha=2)
+    # The sum with weights 1, 2, 1 both ways counts the pixel itself four times.
+    return (rows[..., :-2, :] + rows[..., 2:, :]).add_(rows[..., 1:-1, :], alpha=2).sub_(values, alpha=4).div_(12)
+
+
+class ColorSwap(NamedTuple):
+    """Which labels survive other colours.
+
+    Attributes:
+        kept: whether the class stays, bool `[N, S]`.
+        correct: whether the image was right before, bool `[N]`; all are where no labels were given.
+    """
+
+    kept: Tensor
+    correct: Tensor
+
+    @property
+    def share(self) -> Tensor:
+        """Of the images that were right, those that stay so, mean over swaps; NaN where none was right."""
+        return self.kept[self.correct].float().mean()
+
+
+def color_swap(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    swaps: Sequence[Sequence[int]] = ((2, 0, 1), (1, 2, 0)),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    batch: int = 64,
+) -> ColorSwap:
+    """Does a class depend on colour? Channels are swapped and the model is asked again (FGVis, section 4.3).
+
+    Args:
+        model: in evaluation mode.
+        images: `[N, C, H, W]`, as the model takes them.
+        labels: right class of each image, int `[N]`: images that are wrong to begin with do not count. None asks
+            whether the predicted class stays.
+        swaps: for each, which channel goes where. The paper's BGR to RBG and BGR to GRB, which are the two rotations in
+            any order of channels: no channel keeps its place.
+        mean: of the normalisation, one a channel, so that colours are swapped and not normalised values.
+        std: likewise.
+        batch: images the model is given at once.
+
+    Raises:
+        InputError: a swap that is none, or images or labels that do not fit.
+    """
+    scorer = Scorer(model, images, None, batch)
+    channels, images = images.shape[1], images.detach()
+    for swap in swaps:
+        if sorted(swap) != list(range(channels)):
+            raise InputError(f"swaps must each hold the channels 0..{channels - 1} once, got {tuple(swap)}")
+    if not len(swaps):
+        raise InputError("swaps must hold at least one, got none")
+    shift = _per_channel(mean, images, "mean", 0.0)
+    scale = _per_channel(std, images, "std", 1.0)
+    right = scorer.target if labels is None else check_classes(labels, len(images), "labels").to(images.device)
+    colors = images * scale + shift
+    kept = [scorer.outputs((colors[:, list(swap)] - shift) / scale).argmax(1) == right for swap in swaps]
+    return ColorSwap(torch.stack(kept, 1), scorer.target == right)
+
+
+def _per_channel(values: Sequence[float] | None, images: Tensor, name: str, default: float) -> Tensor:
+    values = [default] * images.shape[1] if values is None else values
+    if len(values) != images.shape[1]:
+        raise InputError(f"{name} must hold one number for each of {images.shape[1]} channels, got {len(values)}")
+    return torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+
+
+class StrongFeatures(NamedTuple):
+    """Whether images are classified correctly, bool `[N]` each; the means are accuracies.
+
+    Attributes:
+        full: as they are.
+        only: with nothing but their strong features.
+        without: without them.
+    """
+
+    full: Tensor
+    only: Tensor
+    without: Tensor
+
+
+def strong_features(
+    model: nn.Module,
+    images: Tensor,
+    responses: Tensor,
+    labels: Tensor,
+    *,
+    threshold: float = 0.5,
+    dilation: int = 0,
+    fill: float | Tensor = 0.0,
+    batch: int = 64,
+) -> StrongFeatures:
+    """Accuracy on what a class responds to, and on the rest (CLEAR, Table 1).
+
+    Which response is strong, and how far around it pixels are taken, the paper does not say.
+
+    Args:
+        model: in evaluation mode.
+        images: `[N, C, H, W]`, as the model takes them.
+        responses: to the right class, `[N, H, W]`.
+        labels: right class of each image, int `[N]`.
+        threshold: least response of a strong feature, as a share of the largest; only positive ones count.
+        dilation: pixels around a strong feature that belong to it.
+        fill: what other pixels become, broadcast to the images: the background (MNIST) or grey (SVHN) in the paper.
+        batch: images the model is given at once.
+
+    Raises:
+        InputError: responses of another size or with NaN, or images or labels that do not fit.
+    """
+    check_share(threshold, "threshold")
+    if dilation < 0:
+        raise InputError(f"dilation must not be negative, got {dilation}")
+    scorer = Scorer(model, images, None, batch)
+    maps = check_maps(responses, images, "responses")
+    labels = check_classes(labels, len(images), "labels", scorer.logits.shape[1]).to(images.device)
+    strong = (maps >= threshold * maps.amax((1, 2), keepdim=True)) & (maps > 0)
+    if dilation:
+        size = 2 * dilation + 1
+        strong = functional.max_pool2d(strong[:, None].float(), size, 1, dilation)[:, 0] > 0
+    images = images.detach()
+    rest = _substrate(images, fill if isinstance(fill, Tensor) else torch.tensor(fill), "fill")
+    only = torch.where(strong[:, None], images, rest)
+    without = torch.where(strong[:, None], rest, images)
+    return StrongFeatures(
+        scorer.target == labels,
+        scorer.outputs(only).argmax(1) == labels,
+        scorer.outputs(without).argmax(1) == labels,
+    )
