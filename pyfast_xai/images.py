@@ -1,10 +1,11 @@
 """Picture files to network inputs, and pixels of the input back to pixels of the file."""
 
+import contextlib
 import glob
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +62,7 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Any:
         # What is odd about somebody's metadata is of no interest here, and the size is checked below.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with _pillow_allows(max_pixels), Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise ImageError(
                         f"image {name} must have at most {max_pixels:,} pixels, got {image.width} x {image.height}"
@@ -80,6 +81,22 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Any:
         except Exception as error:  # decoders raise whatever they come across in broken data
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ImageError(f"image {name} must be a whole picture, got broken data ({reason})") from error
+
+
+@contextlib.contextmanager
+def _pillow_allows(pixels: int) -> Iterator[None]:
+    """Lift Pillow's own limit, one for the whole process, where the caller asks for more."""
+    from PIL import Image
+
+    own = Image.MAX_IMAGE_PIXELS
+    if own is None or own >= pixels:
+        yield
+        return
+    Image.MAX_IMAGE_PIXELS = pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = own
 
 
 def _check_file(path: str | Path, name: str) -> None:
@@ -132,12 +149,13 @@ def _upright(picture: Any, source: Any) -> Any:
     return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
+def find_images(paths: Iterable[str | Path], without: str | Path | None = None) -> list[Path]:
     """The files that paths, folders and patterns stand for, each once.
 
     Args:
         paths: a file is taken as it is; of a folder all pictures in it and below, sorted, hidden ones left out; a
             pattern such as `photos/**/*.jpg` is expanded, sorted.
+        without: a folder that is passed over where it lies below one of `paths`.
 
     Raises:
         ImageError: a folder or a pattern without any picture.
@@ -146,9 +164,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for given in map(Path, paths):
         # A file may have brackets in its name.
         if given.is_dir():
-            own = [Path(folder, file) for folder, _, files in os.walk(given) for file in files]
-            hidden = {p for p in own if any(part.startswith(".") for part in p.relative_to(given).parts)}
-            own = sorted(p for p in own if p.suffix.lower() in SUFFIXES and p not in hidden)
+            own = sorted(_pictures_in(given, without))
         elif glob.has_magic(str(given)) and not os.path.lexists(given):
             own = sorted(Path(p) for p in glob.glob(str(given), recursive=True) if os.path.isfile(p))
         else:
@@ -157,6 +173,17 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             raise ImageError(f"images must name at least one picture, got none for {str(given)!r}")
         found.update(dict.fromkeys(own))
     return list(found)
+
+
+def _pictures_in(folder: Path, without: str | Path | None) -> Iterator[Path]:
+    passed_over = None if without is None else os.path.realpath(without)
+    for here, below, files in os.walk(folder):
+        below[:] = [
+            name for name in below if name[0] != "." and os.path.realpath(os.path.join(here, name)) != passed_over
+        ]
+        for path in (Path(here, file) for file in files if file[0] != "."):
+            if path.suffix.lower() in SUFFIXES:
+                yield path
 
 
 @dataclass(frozen=True)
@@ -222,6 +249,7 @@ class Preprocess:
         import numpy as np
         from PIL import Image
 
+        image = self._without_far_ends(image)
         height, width = self.shape
         scaled_width, scaled_height = self._scaled(image.size)
         left, top = self._corner(image.size)
@@ -281,6 +309,17 @@ class Preprocess:
         first, last = (edges[:, :2] + 1e-6).floor(), (edges[:, 2:] - 1e-6).ceil() - 1
         most = torch.tensor([size[0] - 1, size[1] - 1], dtype=torch.float64).repeat(2)
         return torch.cat([first, last], 1).clamp(min=0).minimum(most).float()
+
+    def _without_far_ends(self, image: Any) -> Any:
+        """A picture of a few pixels by thousands, cut down to what the crop can see: scaled, the whole may not fit."""
+        if math.prod(self._scaled(image.size)) <= MAX_PIXELS:
+            return image
+        left, top, right, _ = self.window(image.size)
+        # The widest filter looks three pixels beyond the window, of the picture or of the input, whichever are larger.
+        reach = 3 * max(1.0, (right - left) / self.shape[1])
+        # As much from either end, so that the middle stays the middle.
+        x, y = max(0, math.floor(left - reach)), max(0, math.floor(top - reach))
+        return image.crop((x, y, image.width - x, image.height - y))
 
     def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         """(W, H) of the whole picture at the scale of the input."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pyfast_xai import images
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import FORMATS, ImageError, Preprocess, find_images, load_image
 
@@ -189,6 +190,21 @@ def test_size_is_checked_before_decoding(tmp_path):
         load_image(tmp_path / "a.png", max_pixels=10_000)
 
 
+def test_more_pixels_than_pillow_allows(tmp_path, monkeypatch):
+    Image.new("1", (60, 50)).save(tmp_path / "a.png")
+    Image.new("1", (60, 500)).save(tmp_path / "b.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert load_image(tmp_path / "a.png", max_pixels=3000).size == (60, 50)
+    with pytest.raises(ImageError, match="at most 2,999 pixels, got 60 x 50"):
+        load_image(tmp_path / "a.png", max_pixels=2999)
+    with pytest.raises(ImageError, match="at most 3,000 pixels, got far more"):
+        load_image(tmp_path / "b.png", max_pixels=3000)
+    # A limit below Pillow's own is told from what lies between the two, and Pillow's is as it was.
+    with pytest.raises(ImageError, match="at most 999 pixels, got far more"):
+        load_image(tmp_path / "a.png", max_pixels=999)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_unreadable_file(tmp_path, picture):
     picture.save(tmp_path / "a.png")
@@ -213,6 +229,9 @@ def test_folders_and_patterns(tmp_path, monkeypatch):
     assert names("b.PNG", "a.jpg", "b.PNG") == ["b.PNG", "a.jpg"]
     # What is named is taken, so that a missing file is reported as one.
     assert names("notes.txt", "missing.png") == ["notes.txt", "missing.png"]
+    assert names("sub", "*.jpg") == ["sub/c.tiff", "a.jpg"]
+    assert [str(path) for path in find_images(["."], without=tmp_path / "sub")] == ["a.jpg", "b.PNG", "x[1].png"]
+    assert [str(path) for path in find_images(["sub"], without="sub")] == ["sub/c.tiff"]
     (tmp_path / "empty").mkdir()
     for nothing in ("empty", "*.gif"):
         with pytest.raises(ImageError, match="at least one picture"):
@@ -269,6 +288,41 @@ def test_whole_input_is_the_whole_window():
     assert box[1].isnan().all()
     assert Preprocess(96).boxes_in(torch.tensor([[3.0, 4, 5, 6]]), (96, 96)).tolist() == [[3, 4, 5, 6]]
     assert Preprocess(96).points_in(torch.tensor([[3, 95]]), (96, 96)).tolist() == [[3, 95]]
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 60_000_000), (3, 5_000_001)])
+@pytest.mark.parametrize(
+    "preprocess", [Preprocess(224, 256), Preprocess(224), Preprocess(40, 20), Preprocess((64, 900))]
+)
+def test_extreme_shapes_are_never_resized_as_a_whole(monkeypatch, size, preprocess):
+    resize = Image.Image.resize
+
+    def small(image, size, *args, **kwargs):
+        assert size[0] * size[1] <= images.MAX_PIXELS
+        return resize(image, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", small)
+    image = Image.new("RGB", size, RED)
+    for zoom in (1, 2):
+        shown = preprocess.shown(image, zoom)
+        assert shown.shape == (3, zoom * preprocess.shape[0], zoom * preprocess.shape[1])
+        assert shown[0].mean() > 0.2
+
+
+@pytest.mark.parametrize(("width", "height"), [(12, 4001), (31, 4000), (4001, 50), (300, 4003)])
+@pytest.mark.parametrize(
+    "preprocess", [Preprocess(48, 56), Preprocess(48, interpolation="lanczos"), Preprocess(40, 20)]
+)
+def test_far_ends_do_not_matter(monkeypatch, width, height, preprocess):
+    rng = np.random.default_rng(0)
+    # Coarse structure, as the ends may shift the view by less than a pixel of the input.
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 50 + 1, width // 50 + 1, 3), dtype=np.uint8))
+    image = coarse.resize((width, height), Image.Resampling.BICUBIC)
+    for zoom in (1, 3):
+        whole = preprocess.shown(image, zoom)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "MAX_PIXELS", 1000)
+            assert (preprocess.shown(image, zoom) - whole).abs().mean() < 0.06
 
 
 def test_enlarged_view_shows_the_same_crop(picture):

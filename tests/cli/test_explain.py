@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -8,19 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-import pyfast_xai
-from pyfast_xai import CNNFixations, EigenCAM, cli, demo
+from pyfast_xai import CNNFixations, EigenCAM, demo
+from pyfast_xai.cli import arguments
 from pyfast_xai.explainers import METHODS
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 def opened(path):
@@ -28,26 +18,12 @@ def opened(path):
         return image.copy()
 
 
-@pytest.fixture(scope="module")
-def scenes():
-    return demo.make_scenes(5, seed=3)
-
-
-@pytest.fixture
-def folder(tmp_path, scenes):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for n, image in enumerate(scenes.images):
-        Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(folder / f"{n}.png")
-    return folder
-
-
 def inputs(folder, names):
     read = [np.array(opened(folder / name).convert("RGB")) for name in names]
     return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2) / 255
 
 
-def test_explain_writes_what_the_explainers_find(folder, tmp_path):
+def test_explain_writes_what_the_explainers_find(run, folder, tmp_path):
     out = tmp_path / "results"
     run("explain", folder, "--model", "digits", "--out", out, "--batch", 2)
     results = json.loads((out / "explanations.json").read_text())
@@ -78,7 +54,7 @@ def test_explain_writes_what_the_explainers_find(folder, tmp_path):
     assert len(list(out.glob("*.png"))) == 3 * 5
 
 
-def test_places_are_told_in_pixels_of_the_file(folder, tmp_path, scenes):
+def test_places_are_told_in_pixels_of_the_file(run, folder, tmp_path, scenes):
     # Twice as large, with a margin that the centre crop cuts off.
     large = Image.new("RGB", (292, 192), "gray")
     large.paste(opened(folder / "0.png").resize((192, 192), Image.Resampling.NEAREST), (50, 0))
@@ -97,7 +73,7 @@ def test_places_are_told_in_pixels_of_the_file(folder, tmp_path, scenes):
         assert found["box"]["original"] == [2 * x1 + 50, 2 * y1, 2 * x2 + 51, 2 * y2 + 1]
 
 
-def test_bad_files_are_reported_and_the_others_done(folder, tmp_path):
+def test_bad_files_are_reported_and_the_others_done(run, folder, tmp_path):
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:900])
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("no picture")
@@ -117,13 +93,13 @@ def test_bad_files_are_reported_and_the_others_done(folder, tmp_path):
     assert "4 failed" in result.output
 
 
-def test_no_image_can_be_read(tmp_path):
+def test_no_image_can_be_read(run, tmp_path):
     (tmp_path / "a.png").touch()
     run("explain", tmp_path / "a.png", "--model", "digits", "--out", tmp_path / "out", code=3)
     assert json.loads((tmp_path / "out/explanations.json").read_text())["images"] == []
 
 
-def test_names_with_odd_characters(folder, tmp_path):
+def test_names_with_odd_characters(run, folder, tmp_path):
     names = ["[red]a[bold].png", "two\nlines.png", "ünï & $x;.png", "-m.png", "x" * 240 + ".png", "*.png"]
     names += [os.fsdecode(b"bytes \xff.png"), "same.png", "same.jpg", "SAME.webp", "same-2.png"]
     odd = tmp_path / "odd [1]"
@@ -142,7 +118,98 @@ def test_names_with_odd_characters(folder, tmp_path):
     assert "[bold]bad[" in result.output
 
 
-def test_json_on_stdout_is_for_machines(folder, tmp_path):
+def test_every_result_has_a_name_of_its_own(run, folder, tmp_path):
+    # Names that look like results of each other, and the same name thrice.
+    names = ["a.png", "a.eigen-cam.png", "a.sheet.png", "a.eigen-cam.sheet.png", "a.jpg", "sub/a.png", "a-2.png"]
+    photos = tmp_path / "photos"
+    (photos / "sub").mkdir(parents=True)
+    for n, name in enumerate(names):
+        opened(folder / f"{n % 5}.png").save(photos / name)
+    told = []
+    for out in (tmp_path / "once", tmp_path / "again"):
+        run("explain", photos, "--model", "digits", "--method", "eigen-cam", "--out", out)
+        records = json.loads((out / "explanations.json").read_text())["images"]
+        pictures = [name for record in records for name in (record["eigen-cam"]["overlay"], record["sheet"])]
+        assert sorted(pictures) == sorted(path.name for path in out.glob("*.png"))
+        assert len(pictures) == 2 * len(names)
+        told.append({record["file"]: (record["eigen-cam"]["overlay"], record["sheet"]) for record in records})
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("images", "out"),
+    [
+        ("pictures", "pictures"),
+        ("pictures/0.png", "pictures"),
+        ("pictures/*.png", "link to pictures"),
+        ("link to pictures", "pictures/../pictures"),
+        ("links", "pictures"),
+        ("pictures", "links"),
+    ],
+)
+def test_pictures_are_never_overwritten(run, folder, tmp_path, images, out, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link to pictures").symlink_to(folder)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/0.png").symlink_to(folder / "0.png")
+    # As results of 1.png are called; a picture may have been linked there since.
+    (tmp_path / "links/1.eigen-cam.png").symlink_to(folder / "1.png")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused = (images, out) != ("pictures", "links")
+    result = run("explain", images, "--model", "digits", "--method", "eigen-cam", "--out", out, code=2 * refused)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    if refused:
+        assert f"out must be a folder without pictures to explain, got '{out}', where '" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_results_below_the_pictures_are_not_explained_in_the_next_run(run, folder):
+    for _ in range(2):
+        run("explain", folder, "--model", "digits", "--method", "eigen-cam", "--out", folder / "explained")
+        records = json.loads((folder / "explained/explanations.json").read_text())["images"]
+        assert [record["file"] for record in records] == [str(folder / f"{n}.png") for n in range(5)]
+
+
+def test_pictures_of_extreme_shape(run, folder, tmp_path):
+    Image.new("RGB", (1, 20_000), "red").save(folder / "tall.png")
+    Image.new("RGB", (20_000, 1), "red").save(folder / "wide.png")
+    run("explain", folder, "--model", "digits", "--out", tmp_path / "out")
+    records = json.loads((tmp_path / "out/explanations.json").read_text())["images"]
+    assert [record["size"]["original"] for record in records[5:]] == [[20_000, 1], [1, 20_000]]
+
+
+def test_sheet_shows_an_attribution_in_colour(run, folder, tmp_path, monkeypatch):
+    class Painted(EigenCAM):
+        def __call__(self, images, target=None):
+            explanation = super().__call__(images)
+            explanation.attribution = images * 0
+            explanation.attribution[:, 0, 0, 0], explanation.attribution[:, 0, 0, 1] = -1, 1
+            return explanation
+
+    monkeypatch.setitem(METHODS, "painted", Painted)
+    run("explain", folder, "--model", "digits", "--method", "eigen-cam,painted", "--out", tmp_path)
+    sheet = opened(tmp_path / "0.sheet.png")
+    # Picture, two overlays, and the mid grey of no influence.
+    assert sheet.width > 4 * 448
+    assert sheet.getpixel((sheet.width - 240, sheet.height - 240)) == (128, 128, 128)
+
+
+def test_slow_method_tells_how_far_it_is(run, folder, tmp_path, monkeypatch):
+    class Slow(EigenCAM):
+        def __init__(self, model, *, progress=None, labels=None):
+            super().__init__(model, labels=labels)
+            self.progress = progress
+
+        def __call__(self, images, target=None):
+            for iteration in range(1, 4):
+                self.progress(iteration, 3, 0.5, len(images))
+            return super().__call__(images)
+
+    monkeypatch.setitem(METHODS, "slow", Slow)
+    run("explain", folder, "--model", "digits", "--method", "slow", "--out", tmp_path / "out")
+
+
+def test_json_on_stdout_is_for_machines(run, folder, tmp_path):
     (folder / "bad.png").touch()
     result = run("explain", folder, "--model", "digits", "--out", tmp_path / "out", "--json", code=3)
     printed = json.loads(result.stdout)
@@ -154,7 +221,7 @@ def test_json_on_stdout_is_for_machines(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("given", "expected"), [("none", None), ("3", 3), ("7", 7)])
-def test_target(folder, tmp_path, given, expected):
+def test_target(run, folder, tmp_path, given, expected):
     out = tmp_path / "out"
     run("explain", folder / "0.png", "--model", "digits", "--method", "fixations", "--target", given, "--out", out)
     found = json.loads((out / "explanations.json").read_text())["images"][0]["fixations"]
@@ -165,15 +232,15 @@ def test_target(folder, tmp_path, given, expected):
 
 def test_target_by_the_name_of_a_class():
     classes = ["tabby cat", "Tiger", "tench"]
-    assert cli._target("tiger", classes) == 1
-    assert cli._target("2", classes) == 2
-    assert cli._target("None", classes) is None
-    assert cli._target("12", None) == 12
+    assert arguments.target("tiger", classes) == 1
+    assert arguments.target("2", classes) == 2
+    assert arguments.target("None", classes) is None
+    assert arguments.target("12", None) == 12
     # The digits are called by their number.
-    assert cli._target("1", ["1", "0"]) == 0
+    assert arguments.target("1", ["1", "0"]) == 0
 
 
-def test_layer_and_threshold_reach_the_explainer(folder, tmp_path):
+def test_layer_and_threshold_reach_the_explainer(run, folder, tmp_path):
     layer = next(name for name, module in demo.load().named_modules() if isinstance(module, torch.nn.MaxPool2d))
     arguments = ("--method", "eigen-cam", "--layer", layer, "--threshold", 0.6, "--colormap", "viridis")
     run("explain", folder / "1.png", "--model", "digits", *arguments, "--out", tmp_path / "out")
@@ -183,7 +250,17 @@ def test_layer_and_threshold_reach_the_explainer(folder, tmp_path):
     assert found["box"]["input"] != EigenCAM(demo.load())(inputs(folder, ["1.png"])).boxes()[0].int().tolist()
 
 
-def test_own_module_and_weights(folder, tmp_path, monkeypatch):
+def test_settings_reach_the_explainer(run, folder, tmp_path):
+    settings = ("--set", "fixations.variant=paper", "--set", "fixations.radius=0.3", "--set", "eigen-cam.center=true")
+    run("explain", folder / "1.png", "--model", "digits", *settings, "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out/explanations.json").read_text())["images"][0]
+    images = inputs(folder, ["1.png"])
+    fixations = CNNFixations(demo.load(), variant="paper", radius=0.3)(images)
+    assert record["fixations"]["points"]["input"] == fixations.points[0].tolist()
+    assert record["eigen-cam"]["box"]["input"] == EigenCAM(demo.load(), center=True)(images).boxes()[0].int().tolist()
+
+
+def test_own_module_and_weights(run, folder, tmp_path, monkeypatch):
     code = "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), "
     code += "torch.nn.Flatten(), torch.nn.LazyLinear(2))\n"
     code += "def small():\n    from pyfast_xai.demo import DigitsNet\n    return DigitsNet()\n"
@@ -201,7 +278,7 @@ def test_own_module_and_weights(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "magic"], "method must be one of fixations, eigen-cam, got 'magic'"),
+        (["--method", "magic"], f"method must be one of {', '.join(METHODS)}, got 'magic'"),
         (["--method", ","], "method must be one of"),
         (["--target", "zebra"], "target must be none, an index or a class of the model, got 'zebra'"),
         (["--target", "10"], "target must lie in [0, 10), got 10"),
@@ -214,12 +291,14 @@ def test_own_module_and_weights(folder, tmp_path, monkeypatch):
         (["--std", "1"], "mean and std must have 3 values each"),
         (["--weights", "missing.pt"], "weights must be a file, got 'missing.pt'"),
         (["--layer", "nowhere"], "nowhere"),
+        (["--set", "fixations.radius=2"], "radius must"),
+        (["--set", "fixations"], "set must look like METHOD.NAME=VALUE, got 'fixations'"),
         (["--method", "fixations", "--layer", "conv1"], "layer must be left out for fixations"),
         (["--batch", "0"], "--batch"),
         (["--model", "nonsense"], "model must be 'digits'"),
     ],
 )
-def test_wrong_usage_is_one_sentence(folder, tmp_path, arguments, message):
+def test_wrong_usage_is_one_sentence(run, folder, tmp_path, arguments, message):
     model = [] if "--model" in arguments else ["--model", "digits"]
     result = run("explain", folder, *model, *arguments, "--out", tmp_path / "out", code=2)
     assert message in result.stderr
@@ -229,20 +308,20 @@ def test_wrong_usage_is_one_sentence(folder, tmp_path, arguments, message):
     assert result.stdout == ""
 
 
-def test_usage_without_images_or_model(folder, tmp_path):
+def test_usage_without_images_or_model(run, folder, tmp_path):
     run("explain", code=2)
     run("explain", folder, code=2)
     (tmp_path / "empty").mkdir()
     assert "at least one picture" in run("explain", tmp_path / "empty", "--model", "digits", code=2).stderr
 
 
-def test_folder_that_cannot_be_written_fails(folder, tmp_path):
+def test_folder_that_cannot_be_written_fails(run, folder, tmp_path):
     (tmp_path / "file").touch()
     result = run("explain", folder, "--model", "digits", "--out", tmp_path / "file" / "out", code=1)
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_model_without_a_rule_fails(folder, tmp_path, monkeypatch):
+def test_model_without_a_rule_fails(run, folder, tmp_path, monkeypatch):
     code = "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n"
     code += "        return torch.fft.rfft2(x).abs().mean((2, 3))\n"
     (tmp_path / "cli_odd_network.py").write_text(code)
@@ -253,7 +332,7 @@ def test_model_without_a_rule_fails(folder, tmp_path, monkeypatch):
     sys.modules.pop("cli_odd_network")
 
 
-def test_one_image_that_spoils_a_batch_is_named(folder, tmp_path, monkeypatch):
+def test_one_image_that_spoils_a_batch_is_named(run, folder, tmp_path, monkeypatch):
     # A picture of pure black makes this network divide by zero.
     Image.new("RGB", (96, 96)).save(folder / "black.png")
     code = "import torch\nfrom pyfast_xai.demo import load\nclass Net(torch.nn.Module):\n"
@@ -268,66 +347,3 @@ def test_one_image_that_spoils_a_batch_is_named(folder, tmp_path, monkeypatch):
     assert "finite" in errors[0]["error"]
     assert len(json.loads((tmp_path / "out/explanations.json").read_text())["images"]) == 5
     sys.modules.pop("cli_fragile")
-
-
-def test_demo(tmp_path):
-    out = tmp_path / "demo"
-    result = run("demo", "--out", out, "--count", 9)
-    lines = result.stdout.strip().splitlines()
-    assert str(out / "demo.png") in lines[-1]
-    table = json.loads((out / "demo.json").read_text())
-    assert [row["method"] for row in table["methods"]] == ["centred box, centre point", *METHODS]
-    assert len(list(out.glob("scene-*.png"))) == 9 * len(METHODS)
-    assert opened(out / "demo.png").width > 1000
-
-    scenes = demo.make_scenes(9, 0)
-    correct = demo.load()(scenes.images).argmax(1) == scenes.labels
-    assert table["top1"] == pytest.approx(float(correct.float().mean()))
-    for row, (name, explainer) in zip(table["methods"][1:], METHODS.items(), strict=True):
-        explanation = explainer(demo.load())(scenes.images)
-        hits = peaks = 0
-        for n in correct.nonzero().flatten().tolist():
-            x1, y1, x2, y2 = scenes.boxes[n].tolist()
-            a = np.zeros((96, 96), bool)
-            a[y1 : y2 + 1, x1 : x2 + 1] = True
-            b = np.zeros((96, 96), bool)
-            bx1, by1, bx2, by2 = explanation.boxes()[n].int().tolist()
-            b[by1 : by2 + 1, bx1 : bx2 + 1] = True
-            hits += (a & b).sum() >= 0.5 * (a | b).sum()
-            heat = explanation.heatmap[n].numpy()
-            peaks += a[np.unravel_index(heat.argmax(), heat.shape)]
-        assert row["box"] == pytest.approx(hits / int(correct.sum()))
-        assert row["peak"] == pytest.approx(peaks / int(correct.sum()))
-        assert row["seconds"] > 0
-        assert name in result.stdout
-
-
-def test_demo_as_json_and_of_one_scene(tmp_path):
-    result = run("demo", "--out", tmp_path, "--count", 1, "--json")
-    assert json.loads(result.stdout)["scenes"] == 1
-    run("demo", "--out", tmp_path, "--count", 0, code=2)
-
-
-def test_backends_tells_who_serves_what():
-    output = run("backends").stdout
-    for name in ("conv_trace", "point_density", "cpu", "torch", "numba", "triton", "cupy", torch.__version__):
-        assert name in output
-    assert pyfast_xai.__version__ in output
-
-
-def test_methods_lists_every_explainer():
-    output = run("methods").stdout
-    for name in METHODS:
-        assert name in output
-
-
-def test_help_and_version_import_nothing_heavy():
-    code = (
-        "import sys; from typer.testing import CliRunner; from pyfast_xai.cli import app\n"
-        "for a in (['--help'], ['explain', '--help'], ['--version']):\n"
-        "    result = CliRunner().invoke(app, a); assert result.exit_code == 0, result.output\n"
-        "print(result.output, [m for m in ('torch', 'numpy', 'PIL', 'scipy') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert pyfast_xai.__version__ in done.stdout
-    assert done.stdout.strip().endswith("[]")

@@ -1,0 +1,35 @@
+"""The `pyfast-xai` command, one file a subcommand.
+
+Nothing heavy is imported before a command runs, so that help comes at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from pyfast_xai.cli import backends, demo, explain, methods
+
+app = typer.Typer(
+    help="Fast visual explanations of convolutional networks.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed and the others are done.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (explain.explain, demo.demo, backends.backends, methods.methods):
+    app.command()(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from pyfast_xai import __version__
+
+        typer.echo(f"pyfast-xai {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Fast visual explanations of convolutional networks."""

@@ -1,0 +1,133 @@
+"""What was asked for: each function turns an argument into what it stands for, or refuses it in one sentence."""
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyfast_xai.cli.messages import refuse
+
+if TYPE_CHECKING:
+    from pyfast_xai.cli.progress import Bar
+    from pyfast_xai.explainers import Explainer
+    from pyfast_xai.models import LoadedModel
+
+
+def one_of(option: str, given: str, known: Collection[str]) -> str:
+    if given not in known:
+        refuse(f"{option} must be one of {', '.join(known)}, got {given!r}")
+    return given
+
+
+def methods(given: str) -> list[str]:
+    """Names of explainers, each once."""
+    from pyfast_xai.explainers import METHODS
+
+    names = list(dict.fromkeys(filter(None, (part.strip() for part in given.split(",")))))
+    if not names:
+        refuse(f"method must be one of {', '.join(METHODS)}, got none")
+    return [one_of("method", name, METHODS) for name in names]
+
+
+def folder(out: Path, pictures: Iterable[Path]) -> Path:
+    """Where results go; never among the pictures, which they might overwrite and would join in the next run."""
+    place = os.path.realpath(out)
+    for path in pictures:
+        # A link may lie in one folder and lead to another.
+        if place in (os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))):
+            refuse(f"out must be a folder without pictures to explain, got {str(out)!r}, where {path.name!r} lies")
+    return out
+
+
+def network(
+    spec: str, weights: str | None, classes: int | None, size: int | None, mean: str | None, std: str | None
+) -> "LoadedModel":
+    from dataclasses import replace
+
+    from pyfast_xai.models import load_model
+
+    loaded = load_model(spec, weights, classes)
+    changes: dict[str, Any] = {}
+    if size is not None:
+        # The usual margin around the crop.
+        changes.update(size=size, resize=None if loaded.preprocess.resize is None else round(size * 8 / 7))
+    if mean is not None:
+        changes["mean"] = _numbers("mean", mean)
+    if std is not None:
+        changes["std"] = _numbers("std", std)
+    return replace(loaded, preprocess=replace(loaded.preprocess, **changes))
+
+
+def _numbers(option: str, given: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in given.split(","))
+    except ValueError:
+        refuse(f"{option} must be numbers separated by commas, got {given!r}")
+
+
+def device(given: str | None) -> str:
+    import torch
+
+    if given is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=given)
+    except Exception as error:  # each device type refuses in its own way
+        refuse(f"device must be one that is here, such as cpu, got {given!r} ({str(error).splitlines()[0]})")
+    return given
+
+
+def target(given: str, classes: list[str] | None) -> int | None:
+    """The index of a class; None for the predicted one."""
+    import difflib
+
+    if given.lower() == "none":
+        return None
+    # A class may be called by a number, as the digits are; then the name says the same or more.
+    named = [i for i, name in enumerate(classes or []) if name.casefold() == given.casefold()]
+    if named:
+        return named[0]
+    index = int(given) if given.removeprefix("-").isdecimal() else None
+    if index is not None:
+        if index < 0 or (classes and index >= len(classes)):
+            refuse(f"target must lie in [0, {len(classes) if classes else 'classes'}), got {index}")
+        return index
+    if not classes:
+        refuse(f"target must be none or an index for a model whose classes have no names, got {given!r}")
+    close = difflib.get_close_matches(given.lower(), [name.lower() for name in classes], 3)
+    hint = f"; close names are {', '.join(map(repr, close))}" if close else ""
+    refuse(f"target must be none, an index or a class of the model, got {given!r}{hint}")
+
+
+def explainers(
+    names: Sequence[str],
+    loaded: "LoadedModel",
+    bar: "Bar",
+    layer: str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "dict[str, Explainer]":
+    """Explainers of a network.
+
+    Args:
+        names: of methods.
+        loaded: the network, on its device.
+        bar: where slow ones tell how far they are.
+        layer: for the methods that look at one.
+        settings: of each method, from `--set`; they go before `layer`.
+    """
+    import inspect
+
+    from pyfast_xai.explainers import METHODS
+
+    takes = {name: inspect.signature(METHODS[name]).parameters for name in names}
+    if layer is not None and not any("layer" in taken for taken in takes.values()):
+        refuse(f"layer must be left out for {', '.join(names)}, which looks at no single layer, got {layer!r}")
+    made = {}
+    for name, taken in takes.items():
+        given: dict[str, Any] = {}
+        if layer is not None and "layer" in taken:
+            given["layer"] = layer
+        if "progress" in taken:
+            given["progress"] = bar.within(name)
+        made[name] = METHODS[name](loaded.model, labels=loaded.classes, **{**given, **(settings or {}).get(name, {})})
+    return made

@@ -1,0 +1,151 @@
+"""`pyfast-xai explain`."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pyfast_xai.cli import arguments, results, settings
+from pyfast_xai.cli.messages import SOME_FAILED, count, one_sentence, printable, refuse
+from pyfast_xai.cli.progress import Bar
+
+
+def explain(
+    images: Annotated[list[str], typer.Argument(help="Files, folders and patterns.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="digits, torchvision/NAME, timm/NAME or package.module:callable.", show_default=False, metavar="MODEL"
+        ),
+    ],
+    weights: Annotated[
+        str | None, typer.Option(help="safetensors or a state dict; DEFAULT or a published name.", metavar="FILE|NAME")
+    ] = None,
+    method: Annotated[str, typer.Option(help="Explainers, separated by commas; see `methods`.")] = (
+        "fixations,eigen-cam"
+    ),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of a method, e.g. fixations.variant=paper.", metavar="METHOD.NAME=VALUE"),
+    ] = None,
+    target: Annotated[str, typer.Option(help="none for the predicted class, an index or a class name.")] = "none",
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results, another than that of the pictures.", file_okay=False)
+    ] = Path("out/explain"),
+    layer: Annotated[str | None, typer.Option(help="Layer for the methods that look at one.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Cut boxes at this share of a map's range, 0 to 1.", show_default="per method"),
+    ] = None,
+    colormap: Annotated[str, typer.Option(help="turbo, jet, viridis, inferno or gray.")] = "turbo",
+    alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there")] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Outputs of a network whose weights have another number than usual.", min=1)
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the network's input, in pixels.", min=1, show_default="the network's")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of the channels in 0..1, e.g. 0.5,0.5,0.5.", show_default="the network's")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="Of the channels, e.g. 0.5,0.5,0.5.", show_default="the network's")
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.", min=1)] = 64_000_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+) -> None:
+    """Explain what a network sees in pictures.
+
+    Writes an overlay for each image and method, a sheet for each image, explanations.json and errors.json.
+    """
+    from pyfast_xai.cli.job import Job
+    from pyfast_xai.images import find_images
+    from pyfast_xai.render import COLORMAPS
+
+    # With --json stdout belongs to the machine.
+    human = Console(stderr=as_json, highlight=False)
+    began = time.perf_counter()
+    with one_sentence():
+        files = find_images(images, without=out)
+        out = arguments.folder(out, files)
+        names = arguments.methods(method)
+        chosen = settings.read(set_ or [], names)
+        if threshold is not None and not 0 < threshold < 1:
+            refuse(f"threshold must lie between 0 and 1, got {threshold}")
+        if not 0 <= alpha <= 1:
+            refuse(f"alpha must lie in 0 to 1, got {alpha}")
+        arguments.one_of("colormap", colormap, COLORMAPS)
+        loaded = arguments.network(model, weights, classes, size, mean, std)
+        where = arguments.device(device)
+        loaded.model.to(where)
+        with Bar(len(files), "explaining") as bar:
+            job = Job(
+                loaded=loaded,
+                explainers=arguments.explainers(names, loaded, bar, layer, chosen),
+                target=arguments.target(target, loaded.classes),
+                folder=out,
+                device=where,
+                colormap=colormap,
+                alpha=alpha,
+                threshold=threshold,
+                max_pixels=max_pixels,
+            )
+            out.mkdir(parents=True, exist_ok=True)
+            records, errors = job.run(files, batch, bar)
+        found = {
+            "model": loaded.name,
+            "methods": names,
+            "layout": {
+                "box": "x1, y1, x2, y2 in inclusive pixels",
+                "points": "y, x in pixels",
+                "size": "height, width",
+            },
+            "spaces": {"original": "the file, upright", "input": "the network's input"},
+            "images": records,
+        }
+        results.write_json(out / "explanations.json", found)
+        results.write_json(out / "errors.json", {"errors": errors})
+    for error in errors:
+        human.print(Text.assemble(("failed  ", "bold red"), printable(error["error"])), soft_wrap=True)
+    if records:
+        human.print(_table(records, names), soft_wrap=False)
+    seconds = time.perf_counter() - began
+    done = f"{count(len(records), 'image')} explained in {seconds:.1f} s{f', {len(errors)} failed' if errors else ''}"
+    human.print(Text(f"{done}. Pictures: {printable(out)}"), soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps({**found, "errors": errors}))
+    if errors:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _table(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("image", overflow="fold")
+    table.add_column("method", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    shown = records[:20]
+    for record in shown:
+        for name in names:
+            image = printable(record["file"]) if name == names[0] else ""
+            table.add_row(Text(image), name, Text(_found(record[name])))
+    if len(records) > len(shown):
+        table.add_row(Text(f"and {len(records) - len(shown)} more", style="dim"))
+    return table
+
+
+def _found(record: dict[str, Any]) -> str:
+    place = record["box"]["original"]
+    where = "no evidence" if place is None else f"box {' '.join(map(str, place))}"
+    if "target" not in record:
+        return where
+    name = record["class"] or f"class {record['target']}"
+    return f"{name} {record['score']:.0%}, {where}" if "score" in record else f"{name}, {where}"

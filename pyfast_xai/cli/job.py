@@ -1,0 +1,176 @@
+"""The work of `explain`, batch by batch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai import render
+from pyfast_xai.cli import results
+from pyfast_xai.errors import InputError
+from pyfast_xai.images import Preprocess, load_image
+
+if TYPE_CHECKING:
+    from pyfast_xai.cli.progress import Bar
+    from pyfast_xai.explainers import Explainer
+    from pyfast_xai.models import LoadedModel
+
+SIDE = 448  # about how many pixels the shorter side of a picture is drawn with
+COLUMNS = 6  # of a sheet
+
+
+@dataclass
+class Picture:
+    """An image on its way through: its input, and what is drawn on."""
+
+    path: Path
+    stem: str
+    input: Tensor  # [C, H, W]
+    shown: Tensor  # [3, zoom H, zoom W]
+    size: tuple[int, int]  # (W, H) of the file, in pixels
+
+
+@dataclass
+class Job:
+    """One call of `explain`: settings, and the loop over batches.
+
+    Of a picture called a.jpg the results are a.METHOD.png and a.sheet.png, so that pictures whose names differ never
+    share one.
+    """
+
+    loaded: "LoadedModel"
+    explainers: "dict[str, Explainer]"
+    target: int | None
+    folder: Path
+    device: str
+    colormap: str
+    alpha: float
+    threshold: float | None
+    max_pixels: int
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.loaded.preprocess
+
+    def run(self, files: Sequence[Path], batch: int, bar: "Bar") -> tuple[list[dict], list[dict]]:
+        """Explain every file.
+
+        Returns:
+            A record for each image that was explained, and one for each that was not.
+        """
+        records: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
+        stems: set[str] = set()
+        for start in range(0, len(files), batch):
+            pictures = []
+            for path in files[start : start + batch]:
+                try:
+                    pictures.append(self.open(path, _stem(path, stems)))
+                except InputError as error:
+                    errors.append({"file": str(path), "error": str(error)})
+            try:
+                records += self.explain(pictures)
+            except InputError:
+                # One image can spoil a batch; the fault of a setting shows in every one.
+                if len(pictures) == 1 and not records:
+                    raise
+                done, failed = self.one_by_one(pictures)
+                if not records and not done:
+                    raise
+                records += done
+                errors += failed
+            bar.advance(len(files[start : start + batch]))
+        return records, errors
+
+    def open(self, path: Path, stem: str) -> Picture:
+        image = load_image(path, self.max_pixels)
+        zoom = max(1, round(SIDE / min(self.preprocess.shape)))
+        return Picture(path, stem, self.preprocess(image)[0], self.preprocess.shown(image, zoom), image.size)
+
+    def one_by_one(self, pictures: Sequence[Picture]) -> tuple[list[dict], list[dict]]:
+        records, errors = [], []
+        for picture in pictures:
+            try:
+                records += self.explain([picture])
+            except InputError as error:
+                errors.append({"file": str(picture.path), "error": f"image {str(picture.path)!r}: {error}"})
+        return records, errors
+
+    def explain(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+        """Explain a batch by every method, write its pictures, and return a record for each image."""
+        if not pictures:
+            return []
+        inputs = torch.stack([picture.input for picture in pictures]).to(self.device)
+        shown = torch.stack([picture.shown for picture in pictures])
+        zoom = shown.shape[-1] // inputs.shape[-1]
+        # All methods first: a batch that fails leaves no half of its pictures.
+        explanations = {name: explainer(inputs, self.target) for name, explainer in self.explainers.items()}
+        records: list[dict[str, Any]] = [
+            {"file": str(p.path), "size": {"original": [p.size[1], p.size[0]], "input": list(inputs.shape[2:])}}
+            for p in pictures
+        ]
+        # Of each picture's sheet: what is shown, and its title.
+        cells: list[list[tuple[Tensor, str]]] = [[(p.shown, p.path.name)] for p in pictures]
+        for name, explanation in explanations.items():
+            boxes = explanation.boxes(self.threshold).cpu()
+            drawn = explanation.overlay(shown, alpha=self.alpha, colormap=self.colormap)
+            drawn = render.draw_boxes(drawn, results.zoomed(boxes, zoom))
+            colours = None if explanation.attribution is None else explanation.rgb()
+            for n, picture in enumerate(pictures):
+                overlay = f"{picture.stem}.{name}.png"
+                results.write_png(self.folder / overlay, render.to_pil(drawn[n]))
+                points = None if explanation.points is None else explanation.points[n].cpu()
+                records[n][name] = {**self.record(explanation, n, boxes[n], points, picture), "overlay": overlay}
+                cells[n].append((drawn[n], _title(name, records[n][name])))
+                if colours is not None:
+                    cells[n].append((colours[n], f"{name} in colour"))
+        for picture, record, row in zip(pictures, records, cells, strict=True):
+            record["sheet"] = f"{picture.stem}.sheet.png"
+            lines = [row[start : start + COLUMNS] for start in range(0, len(row), COLUMNS)]
+            images, titles = ([[cell[part] for cell in line] for line in lines] for part in (0, 1))
+            results.write_png(self.folder / record["sheet"], render.montage(images, titles=titles, side=SIDE))
+        return records
+
+    def record(self, explanation: Any, n: int, box: Tensor, points: Any, picture: Picture) -> dict[str, Any]:
+        """What is told of one image by one method."""
+        found: dict[str, Any] = {}
+        if explanation.target is not None:
+            target = int(explanation.target[n])
+            names = self.loaded.classes
+            found["target"] = target
+            found["class"] = names[target] if names and target < len(names) else None
+        if explanation.score is not None:
+            found["score"] = float(explanation.score[n])
+        there = not bool(box.isnan().any())
+        original = self.preprocess.boxes_in(box[None], picture.size)[0]
+        found["box"] = {
+            "original": original.int().tolist() if there else None,
+            "input": box.int().tolist() if there else None,
+        }
+        if points is not None:
+            placed = self.preprocess.points_in(points, picture.size)
+            found["points"] = {"original": placed.tolist(), "input": points.tolist()}
+        return found
+
+
+def _stem(path: Path, taken: set[str]) -> str:
+    """A name for the results of an image that no other image has, not even where letter case does not count."""
+    # Room for what is appended, in bytes, as file systems count.
+    stem = os.fsdecode(os.fsencode(path.stem or path.name)[:160])
+    name, number = stem, 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name.casefold())
+    return name
+
+
+def _title(method: str, record: dict[str, Any]) -> str:
+    if "target" not in record:
+        return method
+    name = record["class"] or f"class {record['target']}"
+    return f"{method}: {name}" + (f" {record['score']:.0%}" if "score" in record else "")

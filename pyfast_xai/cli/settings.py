@@ -1,0 +1,69 @@
+"""`--set METHOD.NAME=VALUE`: settings of explainers, read as the annotations of their constructors say."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pyfast_xai.cli.messages import refuse
+
+# What can be written on a command line, the narrowest first: what it is called, and how it is read.
+_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    NoneType: ("none", {"none": None}.__getitem__),
+    bool: ("true or false", {"true": True, "false": False}.__getitem__),
+    int: ("a whole number", int),
+    float: ("a number", float),
+    str: ("a text", str),
+}
+# These have arguments of their own.
+_NOT_SET = ("model", "labels", "progress")
+
+
+def read(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The settings of each of `methods`."""
+    settings: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        method, dot, setting = name.partition(".")
+        if not (dot and equals):
+            refuse(f"set must look like METHOD.NAME=VALUE, got {entry!r}")
+        if method not in settings:
+            refuse(f"set must begin with a chosen method, {' or '.join(methods)}, got {entry!r}")
+        known = _settable(method)
+        if setting not in known:
+            refuse(f"set must name a setting of {method} ({', '.join(known)}), got {entry!r}")
+        settings[method][setting] = _value(name, value, known[setting])
+    return settings
+
+
+def _settable(method: str) -> dict[str, list[Any]]:
+    """What each setting of a method may be: literal strings, and types that can be written on a command line."""
+    from pyfast_xai.explainers import METHODS
+
+    settable = {}
+    for name, annotation in get_type_hints(METHODS[method].__init__).items():
+        kinds = [kind for kind in _alternatives(annotation) if isinstance(kind, str) or kind in _READERS]
+        if name not in (*_NOT_SET, "return") and kinds not in ([], [NoneType]):
+            settable[name] = kinds
+    return settable
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _alternatives(part)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        yield annotation
+
+
+def _value(name: str, text: str, kinds: list[Any]) -> Any:
+    if text in kinds:
+        return text
+    readers = [reader for kind, reader in _READERS.items() if kind in kinds]
+    for _, reads in readers:
+        with contextlib.suppress(KeyError, ValueError):
+            return reads(text)
+    wanted = [repr(kind) for kind in kinds if isinstance(kind, str)] + [called for called, _ in readers]
+    refuse(f"{name} must be {', '.join(wanted[:-1])}{' or ' if wanted[1:] else ''}{wanted[-1]}, got {text!r}")
