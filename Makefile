@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h)
 
-.PHONY: demo test lint bench bench-localization wheel-check cuda-check clean
+.PHONY: demo test lint gallery bench bench-localization bench-memory bench-fgvis wheel-check cuda-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
@@ -27,6 +27,16 @@ bench: $(VENV)/test
 
 bench-localization: $(VENV)/test
 	$(BIN)/python bench/localization.py $(ARGS)
+
+bench-memory: $(VENV)/test
+	$(BIN)/python bench/memory.py $(ARGS)
+
+bench-fgvis: $(VENV)/test
+	$(BIN)/python bench/fgvis_adversarial.py $(ARGS)
+
+# The picture of docs/gallery.md.
+gallery: $(VENV)/test
+	$(BIN)/python bench/gallery.py $(ARGS)
 
 # Builds the wheel, installs it alone in a clean environment and uses it from another folder.
 wheel-check: $(VENV)/build

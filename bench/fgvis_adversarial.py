@@ -50,6 +50,7 @@ def absent(model: nn.Module, images: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(networks.IMAGENET))
+    parser.add_argument("--defences", nargs="+", choices=DEFENCES, default=["none", "gradient"])
     parser.add_argument("--count", type=int, default=32, help="pictures")
     parser.add_argument("--least", type=float, default=0.995, help="probability of the true class")
     parser.add_argument("--iterations", type=int, default=100)
@@ -61,7 +62,7 @@ def main() -> None:
         network = networks.network(name)
         images = sure(network, given.count, given.least)
         target = absent(network.model, images)
-        for defence in DEFENCES:
+        for defence in given.defences:
             began = time.perf_counter()
             explain = FGVis(
                 network.model,

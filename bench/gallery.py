@@ -17,7 +17,7 @@ from pyfast_xai import render
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.explanation import Explanation
 
-# Photographs free to show: by Stéfan van der Walt (CC0), Rachel Michetti (CC0), NASA (public domain).
+# Photographs free to show: by Stéfan van der Walt (CC0), Rachel Michetti (CC0), SpaceX (CC0), NASA (public domain).
 PHOTOGRAPHS = {"chelsea": "a cat", "coffee": "an espresso", "rocket": "a rocket", "astronaut": "an astronaut"}
 NETWORK = "resnet50_abm_pruned_int8"
 

@@ -1,10 +1,11 @@
 """Fast visual explanations of convolutional networks on PyTorch.
 
-from pyfast_xai import CNNFixations, EigenCAM
+from pyfast_xai import CNNFixations, GuidedBackprop
 
 explanation = CNNFixations(model)(images)
 explanation.boxes()
 explanation.plot()
+GuidedBackprop(model)(images).attribution
 """
 
 import importlib
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 # Where each public name lives; imported when it is first asked for.
 _PUBLIC = {
     "BackendError": "pyfast_xai.errors",
+    "CLEAR": "pyfast_xai.explainers",
     "CNNFixations": "pyfast_xai.explainers",
     "DeconvNet": "pyfast_xai.explainers",
     "EigenCAM": "pyfast_xai.explainers",

@@ -30,6 +30,7 @@ class Explanation:
         points: fixations of each row, int64 `[P, 2]` as (y, x) pixels of the input; None for other methods.
         attribution: signed, one number for each number of the image, `[N, C, H, W]`; None for methods without.
         map: the method's own signed map at the resolution of its layer, `[N, h, w]`; None where there is none.
+        winner: the dominant class of every pixel, int64 `[N, H, W]`, -1 where there is none; None for methods without.
         images: what was explained, `[N, C, H, W]`, as the model took it; the ground of pictures.
         threshold: share of its range at which `boxes` cuts the heat map by default.
         labels: names of the classes, used in pictures and files.
@@ -42,6 +43,7 @@ class Explanation:
     points: list[Tensor] | None = None
     attribution: Tensor | None = None
     map: Tensor | None = None
+    winner: Tensor | None = None
     images: Tensor | None = None
     threshold: float = 0.15
     labels: list[str] | None = field(default=None, repr=False)
@@ -117,14 +119,18 @@ class Explanation:
     def overlay(self, images: Tensor | None = None, alpha: float = 0.5, colormap: str = "turbo") -> Tensor:
         """The heat map over the images, float32 `[N, 3, H, W]` in 0..1, with fixations drawn where there are any.
 
+        Dominant classes, where there are any, are shown in their colours over the images in grey, see `legends`.
+
         Args:
             images: `[N, C, H', W']` to draw on; None for those that were explained.
-            alpha: opacity where the map is hottest.
-            colormap: "turbo", "jet", "viridis", "inferno" or "gray".
+            alpha: opacity where the map is hottest; how far the images are darkened under dominant classes.
+            colormap: "turbo", "jet", "viridis", "inferno" or "gray"; dominant classes have their own.
         """
         ground = self.images if images is None else images
         if ground is None:
             raise InputError("images must be given to an explanation that does not hold its own, got None")
+        if self.winner is not None and self.map is not None:
+            return render.overlay_dominance(render.for_display(ground), self.winner, self.map, alpha=alpha)
         shown = render.overlay(render.for_display(ground), self.heatmap, alpha=alpha, colormap=colormap)
         if self.points is None:
             return shown
@@ -147,16 +153,50 @@ class Explanation:
             shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
         return render.stretch(shown)
 
+    def binary(self, constant: bool = False) -> Tensor:
+        """What speaks for the target and what against it, `[N, 3, H, W]` in 0..1; see `render.binary`.
+
+        Args:
+            constant: False for the heat map, hot for the target and green for others; True for plain red and blue.
+
+        Raises:
+            InputError: the method knows no dominant classes.
+        """
+        if self.winner is None or self.map is None or self.target is None:
+            raise InputError(f"winner must be there to be shown, got an explanation by {self.method}")
+        own = self.winner == self.target[:, None, None]
+        # Where the target dominates, no other is larger; where it does not, it is not the larger one.
+        nothing = torch.full_like(self.map, -torch.inf)
+        return render.binary(torch.where(own, self.map, nothing), torch.where(own, nothing, self.map), constant)
+
+    def legends(self, side: int = 192) -> list[Any]:
+        """The dominant classes of each image in the colours of `overlay`, largest first, as PIL images.
+
+        Args:
+            side: width in pixels.
+
+        Raises:
+            InputError: the method knows no dominant classes.
+        """
+        if self.winner is None or self.map is None:
+            raise InputError(f"winner must be there to be shown, got an explanation by {self.method}")
+        legends = []
+        for i, hues in enumerate(render.class_hues(self.winner, self.map)):
+            seen = next(iter(render.class_hues(self.winner[i : i + 1], self.map[i : i + 1])))
+            legends.append(render.legend([self._name(c) for c in seen], [hues[c] for c in seen], side))
+        return legends
+
+    def _name(self, index: int) -> str:
+        return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
+
     def captions(self) -> list[str]:
         """A line for each image: class and probability."""
         if self.target is None:
             return [self.method] * len(self)
         lines = []
         for i in range(len(self)):
-            target = int(self.target[i])
-            name = self.labels[target] if self.labels and target < len(self.labels) else f"class {target}"
             score = "" if self.score is None else f" {float(self.score[i]):.0%}"
-            lines.append(f"{name}{score}")
+            lines.append(f"{self._name(int(self.target[i]))}{score}")
         return lines
 
     def plot(self, images: Tensor | None = None, columns: int = 4) -> Any:

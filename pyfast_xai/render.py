@@ -102,6 +102,186 @@ def overlay(images: Tensor, heatmap: Tensor, alpha: float = 0.5, colormap: str =
     return images * (1 - opacity) + colorize(heat, colormap) * opacity
 
 
+# Hues of the classes that dominate, in turns of the colour circle: neighbours in the list lie far apart.
+HUES = tuple(degrees / 360 for degrees in (0, 130, 225, 52, 295, 185, 28, 262, 90, 330))
+
+
+def class_hues(winner: Tensor, best: Tensor) -> list[dict[int, float]]:
+    """A dictionary of hues for each image: F of CLEAR's Eq. 6 (Kumar, Wong and Taylor, 2017).
+
+    The classes with the largest dominant response in all get the hues of `HUES` in turn; more classes than hues share
+    them. All images have the same dictionary where the batch as a whole has no more classes than there are hues.
+
+    Args:
+        winner: dominant class, int64 `[N, H, W]`; negative where there is none.
+        best: its response `[N, H, W]`; only where it is positive a class is seen.
+    """
+    ranks = [_ranked(w, b) for w, b in zip(winner, best, strict=True)]
+    together = _ranked(winner, best)
+    if len(together) <= len(HUES):
+        ranks = [together] * len(ranks)
+    return [{c: HUES[i % len(HUES)] for i, c in enumerate(ranked)} for ranked in ranks]
+
+
+def _ranked(winner: Tensor, best: Tensor) -> list[int]:
+    """The classes that are seen, those with the largest response in all first."""
+    seen = (best > 0) & (winner >= 0)
+    classes, at = winner[seen].unique(return_inverse=True)
+    weight = torch.zeros(len(classes), dtype=torch.float64, device=best.device)
+    weight.index_add_(0, at, best[seen].double())
+    return classes[weight.argsort(descending=True, stable=True)].tolist()
+
+
+def _hsv(hue: Tensor, value: Tensor) -> Tensor:
+    """Full saturation: hues and values `[N, H, W]` as `[N, 3, H, W]`."""
+    sector = torch.stack([(6 * hue + start) % 6 for start in (5, 3, 1)], 1)
+    value = value[:, None]
+    return value - value * torch.minimum(sector, 4 - sector).clamp(0, 1)
+
+
+def _hue_and_value(
+    winner: Tensor, best: Tensor, hues: Sequence[dict[int, float]] | None, saturated: float
+) -> tuple[Tensor, Tensor]:
+    if winner.shape != best.shape or winner.dim() != 3:
+        raise InputError(
+            f"winner and best must have the same shape [N, H, W], got {list(winner.shape)} and {list(best.shape)}"
+        )
+    winner, best = winner.cpu(), best.detach().float().cpu()
+    hues = class_hues(winner, best) if hues is None else hues
+    if len(hues) != len(winner):
+        raise InputError(f"hues must be one dictionary for each of {len(winner)} images, got {len(hues)}")
+    hue = torch.zeros_like(best)
+    for own, classes, dictionary in zip(hue, winner, hues, strict=True):
+        for index, turn in dictionary.items():
+            own[classes == index] = turn
+    return hue, brightness(best.masked_fill(winner < 0, 0), saturated)
+
+
+def brightness(best: Tensor, saturated: float = 0.005) -> Tensor:
+    """Responses `[N, H, W]` as brightness in 0..1: negative ones are dark, the largest of an image are full.
+
+    Args:
+        best: responses, of whatever class: they are compared as they are.
+        saturated: share of the pixels that are fully bright; with none but the largest, one outlier darkens the rest.
+    """
+    if not 0 <= saturated < 1:
+        raise InputError(f"saturated must lie in 0 to 1, got {saturated}")
+    positive = best.detach().float().nan_to_num(0, 0, 0).clamp_min(0)
+    flat = positive.flatten(1)
+    top = flat.kthvalue(max(1, round((1 - saturated) * flat.shape[1])), 1).values
+    # Where less than that share responds at all, the largest.
+    top = torch.where(top > 0, top, flat.amax(1))
+    return (positive / top.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]).clamp_max(1)
+
+
+def dominance(
+    winner: Tensor, best: Tensor, hues: Sequence[dict[int, float]] | None = None, saturated: float = 0.005
+) -> Tensor:
+    """CLEAR's composite (Eq. 6): the hue says which class dominates a pixel, the brightness how strongly.
+
+    Args:
+        winner: dominant class, int64 `[N, H, W]`.
+        best: dominant response `[N, H, W]`, at one scale for all classes; negative is black.
+        hues: by class, in turns of the colour circle, a dictionary for each image; None takes `class_hues`.
+        saturated: see `brightness`.
+
+    Returns:
+        `[N, 3, H, W]` in 0..1, on the CPU.
+    """
+    return _hsv(*_hue_and_value(winner, best, hues, saturated))
+
+
+def overlay_dominance(
+    images: Tensor,
+    winner: Tensor,
+    best: Tensor,
+    hues: Sequence[dict[int, float]] | None = None,
+    alpha: float = 0.5,
+    saturated: float = 0.005,
+) -> Tensor:
+    """The composite over grey images, which show through where no class responds.
+
+    Args:
+        images: `[N, 3, H', W']` in 0..1.
+        winner: dominant class, int64 `[N, H, W]`.
+        best: dominant response `[N, H, W]`.
+        hues: see `dominance`.
+        alpha: how far the images are darkened for the colours to stand out, 0 to 1.
+        saturated: see `brightness`.
+
+    Returns:
+        `[N, 3, H', W']` in 0..1, on the CPU.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha must lie in 0 to 1, got {alpha}")
+    images = images.detach().float().cpu()
+    if len(images) != len(winner):
+        raise InputError(f"winner must be one for each of {len(images)} images, got {len(winner)}")
+    hue, value = _hue_and_value(winner, best, hues, saturated)
+    colors, value = _hsv(hue, value), value[:, None]
+    if value.shape[2:] != images.shape[2:]:
+        colors, value = (
+            functional.interpolate(part, images.shape[2:], mode="bilinear", align_corners=False)
+            for part in (colors, value)
+        )
+    return images.mean(1, keepdim=True) * (1 - alpha) * (1 - value) + colors
+
+
+def binary(target: Tensor, others: Tensor, constant: bool = False, saturated: float = 0.005) -> Tensor:
+    """What speaks for a class and what against it (Kumar, Wong and Taylor, 2017, section 4.2).
+
+    The paper does not say what is shown where both respond; here it is the stronger one, and the class itself where
+    they are equal: the picture then agrees with the dominant class. Neither shows where it is not positive.
+
+    Args:
+        target: response of the class `[N, H, W]`.
+        others: largest response of all others `[N, H, W]`.
+        constant: False is the heat map, black-red-yellow-white for the class and green for the others, as bright as
+            they respond; True the binary map, red and blue wherever the brightness is a tenth at least.
+        saturated: see `brightness`; both are brought to one scale.
+
+    Returns:
+        `[N, 3, H, W]` in 0..1, on the CPU.
+    """
+    target, others = target.detach().float().cpu(), others.detach().float().cpu()
+    if target.shape != others.shape or target.dim() != 3:
+        raise InputError(
+            f"target and others must have the same shape [N, H, W], got {list(target.shape)} and {list(others.shape)}"
+        )
+    own = target >= others
+    value = brightness(torch.maximum(target, others), saturated)
+    if constant:
+        shown = value >= 0.1
+        return torch.stack([shown & own, torch.zeros_like(own), shown & ~own], 1).float()
+    hot = torch.stack([3 * value, 3 * value - 1, 3 * value - 2], 1).clamp(0, 1)
+    green = torch.stack([torch.zeros_like(value), value, torch.zeros_like(value)], 1)
+    return torch.where(own[:, None], hot, green)
+
+
+def legend(names: Sequence[str], hues: Sequence[float], side: int = 192) -> Any:
+    """Names with patches of their colours, one below the other, as a PIL image `side` pixels wide.
+
+    Args:
+        names: of the classes.
+        hues: of each, in turns of the colour circle.
+        side: width in pixels; names are cut to it.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font: Any = ImageFont.load_default(size=round(11 + side / 64))
+    line = math.ceil(font.size * 1.5)
+    patch = math.ceil(font.size)
+    sheet = Image.new("RGB", (side, max(1, line * len(names))), "white")
+    canvas = ImageDraw.Draw(sheet)
+    for i, (name, turn) in enumerate(zip(names, hues, strict=True)):
+        color = _hsv(torch.full((1, 1, 1), turn), torch.ones(1, 1, 1)).flatten().tolist()
+        top = i * line + (line - patch) // 2
+        canvas.rectangle([0, top, patch - 1, top + patch - 1], fill=_ink(color))
+        text = _fitted(name, font, side - 1.5 * patch)
+        canvas.text((1.5 * patch, i * line + line / 2), text, fill="black", font=font, anchor="lm")
+    return sheet
+
+
 def _drawn(images: Tensor, draw: Any) -> Tensor:
     """`images` after `draw(n, canvas, scale)` has drawn on each, enlarged for smooth edges."""
     from PIL import Image, ImageDraw

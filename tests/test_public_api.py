@@ -8,7 +8,7 @@ import pyfast_xai
 
 def test_every_public_name_is_there():
     assert sorted(pyfast_xai.__all__) == [
-        "BackendError", "CNNFixations", "DeconvNet", "EigenCAM", "Explainer", "Explanation", "FGVis",
+        "BackendError", "CLEAR", "CNNFixations", "DeconvNet", "EigenCAM", "Explainer", "Explanation", "FGVis",
         "GuidedBackprop", "InputError", "InputXGradient", "IntegratedGradients", "Saliency", "SmoothGrad",
         "UnsupportedOpError", "__version__", "backend", "record", "replay",
     ]  # fmt: skip

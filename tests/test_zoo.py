@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from pyfast_xai import CNNFixations, EigenCAM, Saliency
+from pyfast_xai import CLEAR, CNNFixations, DeconvNet, EigenCAM, FGVis, GuidedBackprop, Saliency
 from pyfast_xai.rules import evidence
 from pyfast_xai.tape import record, replay
 
@@ -124,3 +124,30 @@ def test_saliency_is_the_gradient_of_autograd(network, dtype):
         torch.testing.assert_close(explanation.attribution, expected, rtol=0, atol=1e-13 * expected.abs().max().item())
     else:
         torch.testing.assert_close(explanation.attribution, expected, rtol=0, atol=2e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("method", [DeconvNet, GuidedBackprop])
+def test_attributions_are_finite(network, method):
+    model, images = network
+    explanation = method(model)(images, [[1, 3]])
+    assert explanation.attribution.shape == (2, *images.shape[1:])
+    assert explanation.attribution.isfinite().all()
+    assert explanation.heatmap.max() > 0
+
+
+@pytest.mark.parametrize("game", ["deletion", "generation"])
+def test_fgvis_plays_on_every_family(network, game):
+    model, images = network
+    found = FGVis(model, game=game, iterations=2, progress=False)(images)
+    assert found.mask.isfinite().all()
+    assert ((found.mask >= 0) & (found.mask <= 1)).all()
+    assert found.perturbed.isfinite().all()
+
+
+def test_clear_finds_a_class_everywhere(network):
+    model, images = network
+    # The random DenseNet answers with 1e17, of which responses overflow in float32.
+    explanation = CLEAR(copy.deepcopy(model).double(), classes=3)(images.double())
+    assert explanation.winner.shape == (1, *images.shape[2:])
+    assert ((explanation.winner >= 0) & (explanation.winner < 10)).all()
+    assert explanation.map.isfinite().all()

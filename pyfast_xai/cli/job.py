@@ -131,7 +131,8 @@ class Job:
         for picture, record, row in zip(pictures, records, cells, strict=True):
             record["sheet"] = f"{picture.stem}.sheet.png"
             lines = [row[start : start + COLUMNS] for start in range(0, len(row), COLUMNS)]
-            images, titles = ([[cell[part] for cell in line] for line in lines] for part in (0, 1))
+            images = [[image for image, _ in line] for line in lines]
+            titles = [[title for _, title in line] for line in lines]
             results.write_png(self.folder / record["sheet"], render.montage(images, titles=titles, side=SIDE))
         return records
 

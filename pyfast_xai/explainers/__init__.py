@@ -9,6 +9,7 @@ from pyfast_xai.explainers.backprop import (
     SmoothGrad,
 )
 from pyfast_xai.explainers.base import Explainer
+from pyfast_xai.explainers.clear import CLEAR
 from pyfast_xai.explainers.eigen_cam import EigenCAM
 from pyfast_xai.explainers.fgvis import FGVis
 from pyfast_xai.explainers.fixations import CNNFixations
@@ -17,11 +18,12 @@ METHODS: dict[str, type[Explainer]] = {
     explainer.method: explainer
     for explainer in (
         *(CNNFixations, EigenCAM, Saliency, DeconvNet, GuidedBackprop),
-        *(InputXGradient, SmoothGrad, IntegratedGradients, FGVis),
+        *(InputXGradient, SmoothGrad, IntegratedGradients, FGVis, CLEAR),
     )
 }
 
 __all__ = [
+    "CLEAR",
     "METHODS",
     "CNNFixations",
     "DeconvNet",

@@ -307,3 +307,80 @@ def test_a_rule_can_replace_that_of_the_gradient():
 
     _, _, grad = by_tape(Call(lambda x: F.conv2d(x * 3, W)), torch.randn(2, 4, 8, 8, **DOUBLE), 2, table)
     assert (grad == 3).all()
+
+
+class UNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down1, self.down2 = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.up, self.last = nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(12, 3, 3, padding=1)
+
+    def forward(self, x):
+        top = self.down1(x).relu()
+        bottom = F.relu(self.down2(F.max_pool2d(top, 2)))
+        return self.last(torch.cat([top, self.up(bottom).relu_()], 1))
+
+
+class Captioner(nn.Module):
+    """Looks at the image first, then at its own last word."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.conv, self.words = nn.Conv2d(4, 6, 3, 2), nn.Embedding(9, 6)
+        self.recurrent = cell(6, 7, batch_first=True)
+        self.fc = nn.Linear(7, 9)
+
+    def forward(self, x):
+        image = self.conv(x).relu().mean((2, 3))
+        sequence = torch.stack([image, self.words(torch.tensor([1, 2])), image.tanh()], 1)
+        return self.fc(self.recurrent(sequence)[0][:, -1])
+
+
+class StepByStep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.cell, self.fc = nn.Conv2d(4, 6, 3, 2), nn.LSTMCell(6, 7), nn.Linear(7, 9)
+
+    def forward(self, x):
+        image = self.conv(x).relu().mean((2, 3))
+        state = None
+        for _ in range(3):
+            state = self.cell(image, state)
+        return self.fc(state[0])
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(4, 8, 2, 2)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+
+    def forward(self, x):
+        return self.encoder(self.patches(x).flatten(2).mT).mean(1)
+
+
+NETWORKS = {
+    "U-Net": UNet,
+    "LSTM captioner": lambda: Captioner(nn.LSTM),
+    "GRU captioner": lambda: Captioner(nn.GRU),
+    "RNN captioner": lambda: Captioner(nn.RNN),
+    "LSTM step by step": StepByStep,
+    "transformer": Encoder,
+}
+
+
+@pytest.mark.parametrize("targets", [1, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_of_a_network_is_that_of_autograd(name, targets, monkeypatch):
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)  # the oracle's, it is fused
+    model, x = NETWORKS[name]().to(torch.float64).eval(), torch.randn(2, 4, 8, 8, **DOUBLE)
+    _, seeds, grad = by_tape(model, x, targets)
+    # Adjoints of convolutions onto a few pixels add up in another order.
+    torch.testing.assert_close(grad, by_autograd(model, x, seeds), rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_of_a_network_in_float32(name):
+    model, x = NETWORKS[name]().eval(), torch.randn(2, 4, 8, 8)
+    _, seeds, grad = by_tape(model, x, 1)
+    torch.testing.assert_close(grad, by_autograd(model, x, seeds), rtol=1e-4, atol=1e-6)

@@ -5,6 +5,7 @@ The plain gradient is the base table. Each method is a small table laid over it.
 
 from pyfast_xai.rules.response import arithmetic, layers, pools, shapes
 from pyfast_xai.rules.response.backward import Response, Step, walk
+from pyfast_xai.rules.response.pools import NEAREST
 from pyfast_xai.rules.response.rectifiers import DECONVNET, GUIDED, LINEAR, rectifies
 from pyfast_xai.rules.response.table import GRADIENT, Rule, Table, rule
 
@@ -13,6 +14,7 @@ __all__ = [
     "GRADIENT",
     "GUIDED",
     "LINEAR",
+    "NEAREST",
     "Response",
     "Rule",
     "Step",

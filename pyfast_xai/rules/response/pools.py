@@ -1,15 +1,24 @@
-"""Max-pooling: the gradient goes to the element that won its window, known by one byte."""
+"""Max-pooling: the gradient goes to the element that won its window, known by one byte.
+
+`NEAREST` is a table to be laid over it that looks at no window: the signal is spread over the map by nearest
+upsampling, the unpooling of implementations of CLEAR and DeconvNet without switches.
+"""
 
 import math
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from pyfast_xai import ops
 from pyfast_xai.rules.response.backward import Step
-from pyfast_xai.rules.response.table import rule
+from pyfast_xai.rules.response.table import Table, rule
 from pyfast_xai.tape import Node, Value
 from pyfast_xai.tape.record import Keep
+
+NEAREST: Table = {}
+
+_Geometry = tuple[list[int], list[int], list[int], list[int]]  # kernel, stride, padding, dilation
 
 
 def _pair(value: Any) -> list[int]:
@@ -17,7 +26,7 @@ def _pair(value: Any) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _geometry(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1) -> tuple[list[int], ...]:
+def _geometry(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1) -> _Geometry:
     kernel = _pair(kernel_size)
     return kernel, _pair(stride) if stride not in (None, []) else kernel, _pair(padding), _pair(dilation)
 
@@ -54,3 +63,10 @@ def _max_pool(
 ) -> None:
     geometry = _geometry(kernel_size, stride, padding, dilation)
     step.send(self, ops.max_pool_backward(step.grad, step.tensor("offsets"), self.shape[2:], *geometry))
+
+
+@rule("max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d", table=NEAREST)
+def _spread(step: Step, self: Value, *geometry: Any, **more: Any) -> None:
+    # Targets and images are one batch; of an image without a batch, the targets are.
+    grad = functional.interpolate(step.grad.flatten(0, -4), size=self.shape[-2:], mode="nearest")
+    step.send(self, grad.unflatten(0, step.grad.shape[:-3]))
