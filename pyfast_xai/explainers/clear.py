@@ -51,11 +51,12 @@ class CLEAR(Explainer):
         classes: which classes compete: an int for so many with the largest outputs of each image (all, where there
             are no more), a sequence for these, None for all. The paper has ten, and proposes the ten most active
             where there are more.
-        variant: what rectifiers do on the way down: "linear" lets the signal pass, as in the equations; "deconvnet"
-            keeps its positive part; "guided" keeps its positive part where the activation was positive, too.
+        variant: what rectifiers do on the way down: "guided" keeps the positive part of the signal where the
+            activation was positive; "deconvnet" keeps the positive part; "linear" lets it pass, as in the equations.
         unpooling: "switches" puts the signal where the maximum was; "nearest" spreads it over the window.
-        start: "map" starts from the map of each class, for networks whose outputs are its average; "logit" from the
-            output itself; None takes the map where there is one.
+        start: "map" starts from the map of each class, for networks whose outputs are an average over the image of
+            such maps or a linear layer on averaged features, which is the same; "logit" from the output itself; None
+            takes the map where there is one.
         activations: what is taken of a class's map: "all"; "positive", the part above zero; or "strongest", its
             largest value alone.
         reduction: what is taken of the channels of R: their "sum", Euclidean "norm", or "max".
@@ -75,7 +76,7 @@ class CLEAR(Explainer):
         model: nn.Module,
         classes: int | Sequence[int] | None = 10,
         *,
-        variant: Literal["linear", "deconvnet", "guided"] = "linear",
+        variant: Literal["guided", "deconvnet", "linear"] = "guided",
         unpooling: Literal["switches", "nearest"] = "switches",
         start: Literal["map", "logit"] | None = None,
         activations: Literal["all", "positive", "strongest"] = "all",
@@ -178,30 +179,31 @@ class CLEAR(Explainer):
         overlay = {**VARIANTS[self.variant], **UNPOOLING[self.unpooling]}
         reading = _Reading(overlay, self._pool)
         tape = self.record(images, *args, reading=reading, **kwargs)
-        pool = None if self.start == "logit" else class_pool(tape)
-        if pool is not None and _MAP not in pool.saved:
-            # Seen for the first time: which of a network's averages is the last is known only in the end.
-            self._pool = pool.name
-            reading = _Reading(overlay, self._pool)
-            tape = self.record(images, *args, reading=reading, **kwargs)
-            pool = class_pool(tape)
         value, logits = logits_of(tape)
         if logits.dim() != 2:
             raise InputError(f"model must return [N, classes] to be explained, got {list(logits.shape)}")
-        if pool is None and self.start == "map":
-            raise InputError(
-                "start must be 'logit' or None for a model whose outputs are not the average of a map, got 'map'"
-            )
-        self._say(tape, pool)
-        if pool is None:
-            return _Source(tape, reading, logits, value, self._activations(logits))
-        return _Source(tape, reading, logits, pool.args[0], self._activations(pool.saved[_MAP].tensor))
+        maps = None if self.start == "logit" else class_maps(tape)
+        if maps is not None and _AVERAGED not in maps.pool.saved:
+            # Seen for the first time: which of a network's averages is the last is known only in the end.
+            self._pool = maps.pool.name
+            reading = _Reading(overlay, self._pool)
+            tape = self.record(images, *args, reading=reading, **kwargs)
+            maps = class_maps(tape)
+            _, logits = logits_of(tape)
+        self._say(tape, maps)
+        if maps is None:
+            if self.start == "map":
+                raise InputError("start must be 'logit' or None for a model whose outputs are no average, got 'map'")
+            return _Source(tape, reading, logits, value, self._activations(logits), None)
+        activations = self._activations(maps.of(maps.pool.saved[_AVERAGED].tensor))
+        return _Source(tape, reading, logits, maps.source, activations, maps.weight)
 
-    def _say(self, tape: Tape, pool: Node | None) -> None:
+    def _say(self, tape: Tape, maps: "ClassMaps | None") -> None:
         if self._said:
             return
         self._said = True
-        logger.info("clear starts from %s", "the outputs" if pool is None else f"the maps that {pool.name!r} averages")
+        where = "the outputs" if maps is None else f"the class maps that {maps.pool.name!r} averages"
+        logger.info("clear starts from %s", where)
         if self.variant != "linear" and not any(map(rectifies, tape)):
             logger.warning("clear found no rectifier in the model: variant %r is the linear one", self.variant)
         if self.unpooling != "switches" and not any(key(node.op) in NEAREST for node in tape):
@@ -242,7 +244,7 @@ class CLEAR(Explainer):
         return reduced
 
 
-_MAP = "class map"
+_AVERAGED = "averaged"
 
 
 class _Reading(Response):
@@ -260,7 +262,7 @@ class _Reading(Response):
     def save(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().save(node, keep, args, kwargs)
         if node.name == self._pool:
-            keep(_MAP, args[0])
+            keep(_AVERAGED, args[0])
 
 
 @dataclass
@@ -271,8 +273,9 @@ class _Source:
         tape: of the forward.
         reading: the one it was recorded with.
         logits: the outputs `[N, classes]`.
-        value: where projections start, `[N, classes, ...]`.
-        activations: what they start with, of the same shape.
+        value: where projections start, `[N, classes, ...]` or, with a weight, `[N, C, ...]`.
+        activations: of the classes, `[N, classes, ...]`.
+        weight: of the linear layer between the two, `[classes, C]`.
     """
 
     tape: Tape
@@ -280,47 +283,98 @@ class _Source:
     logits: Tensor
     value: Value
     activations: Tensor
+    weight: Tensor | None
 
     def project(self, classes: Tensor) -> Tensor:
         """Responses `[K, N, C, H, W]` of classes `[K, N]`."""
-        maps = self.activations
-        at = classes.view(*classes.shape, *[1] * (maps.dim() - 1))
-        at = at.expand(-1, -1, 1, *maps.shape[2:])
-        of_class = maps.expand(len(classes), *maps.shape).gather(2, at)
-        seeds = torch.zeros(len(classes), *maps.shape, dtype=maps.dtype, device=maps.device).scatter_(2, at, of_class)
-        return walk(self.reading, self.tape, {self.value: seeds}, [self.tape.inputs[0]], retain=True)[0]
+        return walk(self.reading, self.tape, {self.value: self._seeds(classes)}, [self.tape.inputs[0]], retain=True)[0]
+
+    def _seeds(self, classes: Tensor) -> Tensor:
+        """What is projected back, with all classes but one at zero (Eq. 3), `[K, N, ...]`."""
+        images = torch.arange(classes.shape[1], device=classes.device)
+        own = self.activations[images, classes]
+        if self.weight is not None:
+            weight = self.weight.detach()[classes]
+            return own[:, :, None] * weight.view(*weight.shape, *[1] * (own.dim() - 2))
+        seeds = own.new_zeros(len(classes), *self.activations.shape)
+        seeds[torch.arange(len(classes), device=classes.device)[:, None], images, classes] = own
+        return seeds
 
 
-# What may stand between the average of the class maps and the output without mixing classes.
-_PASSES = {
+@dataclass
+class ClassMaps:
+    """Where a network has a map of each class.
+
+    Attributes:
+        pool: the operation that averages them, or the features they are made of.
+        weight: of the linear layer that makes classes of averaged features, `[classes, C]`; None where the maps
+            themselves are averaged.
+        bias: of that layer, `[classes]`.
+    """
+
+    pool: Node
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def source(self) -> Value:
+        return self.pool.args[0]
+
+    def of(self, averaged: Tensor) -> Tensor:
+        """The maps `[N, classes, ...]` that belong to what is averaged."""
+        if self.weight is None:
+            return averaged
+        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        return torch.nn.functional.linear(averaged.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
+# What may stand between the average and the output without mixing classes.
+_MOVES = {
     f"aten::{name}"
     for name in (
         *("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "as_strided", "clone", "alias"),
-        *("contiguous", "dropout", "feature_dropout", "_to_copy", "detach", "softmax", "log_softmax", "_softmax"),
-        *("_log_softmax", "sigmoid"),
+        *("contiguous", "dropout", "feature_dropout", "_to_copy", "detach"),
     )
 }
-_AVERAGES = {f"aten::{name}" for name in ("mean", "sum", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d")}
+_SQUASHES = {f"aten::{name}" for name in ("softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid")}
+_AVERAGES = {f"aten::{name}" for name in ("mean", "sum", "avg_pool2d", "_adaptive_avg_pool2d")}
 
 
-def class_pool(tape: Tape) -> Node | None:
-    """The operation that averages a map of each class into the output; None where there is no such map.
+def class_maps(tape: Tape) -> ClassMaps | None:
+    """Where the outputs are the average of a map of each class; None where they are not.
+
+    A linear layer on averaged features is the average of that layer at every position, so such networks have maps,
+    too (Zhou et al., 2016).
 
     Args:
         tape: of a whole forward pass.
     """
     value, logits = logits_of(tape)
+    weight = bias = None
     node = tape.producer(value)
     while node is not None and isinstance(node.args[0], Value):
-        source = node.args[0]
-        if key(node.op) in _AVERAGES and value.numel == logits.numel():
-            is_map = len(source.shape) > 2 and source.shape[:2] == logits.shape and source.numel > value.numel
-            return node if is_map else None
-        if key(node.op) not in _PASSES:
+        name, source = key(node.op), node.args[0]
+        if name in _AVERAGES:
+            channels = logits.shape[1] if weight is None else weight.shape[1]
+            pools = value.numel == len(logits) * channels and source.numel > value.numel
+            is_map = len(source.shape) > 2 and source.shape[:2] == (len(logits), channels)
+            return ClassMaps(node, weight, bias) if pools and is_map else None
+        if weight is None and _on_vectors(node):
+            weight, bias = node.args[1].flatten(1), node.args[2] if len(node.args) > 2 else None
+        elif name not in _MOVES and (name not in _SQUASHES or weight is not None):
             return None
         value = source
         node = tape.producer(source)
     return None
+
+
+def _on_vectors(node: Node) -> bool:
+    """Whether a node is a linear layer, as such or as a convolution of maps of one position."""
+    name, rest = key(node.op), node.args[1:3]
+    if name not in ("aten::linear", "aten::conv2d") or any(isinstance(part, Value) for part in rest):
+        return False
+    vectors, weight = node.args[0], rest[0]
+    return vectors.numel == vectors.shape[0] * weight.shape[1] and weight.numel() == math.prod(weight.shape[:2])
 
 
 def _classes(given: Any) -> int | list[int] | None:

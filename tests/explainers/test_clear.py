@@ -1,0 +1,219 @@
+import importlib.util
+import itertools
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pyfast_xai import CLEAR, EigenCAM
+from pyfast_xai.errors import InputError
+
+_spec = importlib.util.spec_from_file_location("slow_clear", Path(__file__).with_name("slow_clear.py"))
+slow_clear = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(slow_clear)
+
+DOUBLE, CLASSES = torch.float64, 6
+
+
+class AllConvolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 7, 3, padding=1)
+        self.last, self.relu = nn.Conv2d(7, CLASSES, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.relu(self.conv1(x)), 2)
+        return self.last(self.relu(self.conv2(x))).mean((2, 3))
+
+    def layers(self):
+        def conv(layer):
+            return ("conv", layer.weight.detach(), layer.bias.detach())
+
+        relu, pool = ("relu", None, None), ("pool", None, None)
+        return [conv(self.conv1), relu, pool, conv(self.conv2), relu, conv(self.last)]
+
+
+@pytest.fixture
+def net():
+    return AllConvolutional().to(DOUBLE).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 8, 8, dtype=DOUBLE)
+
+
+def slow(net, images, variant="guided", nearest=False):
+    """R of every class, `[N, classes, C, H, W]`."""
+    return torch.stack(
+        [
+            torch.stack([slow_clear.respond(net.layers(), image, c, variant, nearest) for c in range(CLASSES)])
+            for image in images
+        ]
+    )
+
+
+@pytest.mark.parametrize("unpooling", ["switches", "nearest"])
+@pytest.mark.parametrize("variant", ["linear", "deconvnet", "guided"])
+def test_responses_are_those_of_the_paper(net, images, variant, unpooling):
+    expected = slow(net, images, variant, unpooling == "nearest")
+    explain = CLEAR(net, None, variant=variant, unpooling=unpooling)
+    torch.testing.assert_close(explain.responses(images, range(CLASSES)), expected.sum(2), rtol=0, atol=1e-12)
+    found = explain(images, 4)
+    assert torch.equal(found.winner, expected.sum(2).argmax(1))
+    torch.testing.assert_close(found.map, expected.sum(2).amax(1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.attribution, expected[:, 4], rtol=0, atol=1e-12)
+    assert torch.equal(found.heatmap, found.map.clamp(min=0))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "norm", "max"])
+@pytest.mark.parametrize("scale", ["joint", "class"])
+def test_how_responses_compete(net, images, reduction, scale):
+    one = {"sum": lambda r: r.sum(2), "norm": lambda r: r.square().sum(2).sqrt(), "max": lambda r: r.amax(2)}
+    expected = one[reduction](slow(net, images))
+    if scale == "class":
+        expected = expected / expected.abs().amax((2, 3), keepdim=True)
+    found = CLEAR(net, None, reduction=reduction, scale=scale)(images)
+    torch.testing.assert_close(found.map, expected.amax(1), rtol=0, atol=1e-12)
+    assert torch.equal(found.winner, expected.argmax(1))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 99])
+def test_classes_stream_through(net, images, chunk):
+    together, streamed = CLEAR(net, None, chunk=99)(images), CLEAR(net, None, chunk=chunk)(images)
+    assert torch.equal(together.winner, streamed.winner)
+    torch.testing.assert_close(together.map, streamed.map, rtol=0, atol=1e-13)
+
+
+def test_the_top_classes_compete(net, images):
+    top = net(images).topk(2).indices
+    found, every = CLEAR(net, 2)(images), slow(net, images).sum(2)
+    for n in range(2):
+        own = every[n, top[n]]
+        assert torch.equal(found.winner[n], top[n][own.argmax(0)])
+        torch.testing.assert_close(found.map[n], own.amax(0), rtol=0, atol=1e-12)
+
+
+def test_chosen_classes_compete(net, images):
+    found, every = CLEAR(net, [5, 1])(images), slow(net, images).sum(2)
+    expected = torch.tensor([1, 5])[every[:, [1, 5]].argmax(1)]
+    assert torch.equal(found.winner, expected)
+    assert (CLEAR(net, [3])(images).winner == 3).all()
+
+
+def test_a_target_that_does_not_compete_has_its_response(net, images):
+    found = CLEAR(net, [0, 1])(images, [[1, 5], [4, 0]])
+    expected = slow(net, images)
+    for row, (n, c) in enumerate([(0, 1), (0, 5), (1, 4), (1, 0)]):
+        torch.testing.assert_close(found.attribution[row], expected[n, c], rtol=0, atol=1e-12)
+    assert found.target.tolist() == [1, 5, 4, 0]
+    assert found.winner.unique().tolist() == [0, 1]
+
+
+def test_classes_have_no_order(net, images):
+    """The same network with its classes in another order has the same picture."""
+    order = torch.tensor([3, 5, 0, 4, 2, 1])
+    other = AllConvolutional().to(DOUBLE).eval()
+    state = net.state_dict()
+    other.load_state_dict(state | {"last.weight": state["last.weight"][order], "last.bias": state["last.bias"][order]})
+    one, two = CLEAR(net, None)(images), CLEAR(other, None)(images)
+    torch.testing.assert_close(one.map, two.map, rtol=0, atol=1e-13)
+    assert torch.equal(one.winner, order[two.winner])
+
+
+@pytest.mark.parametrize("activations", ["all", "positive", "strongest"])
+def test_what_of_a_map_is_projected(net, images, activations):
+    """The projection is linear in the map, so its parts add up."""
+    maps = net.last(net.relu(net.conv2(nn.functional.max_pool2d(net.relu(net.conv1(images)), 2)))).detach()
+    found = CLEAR(net, None, activations=activations).responses(images, range(CLASSES))
+    kept = {"all": maps, "positive": maps.clamp(min=0)}.get(activations)
+    if kept is None:
+        kept = torch.zeros_like(maps).flatten(2)
+        kept = kept.scatter(2, maps.flatten(2).argmax(2, keepdim=True), maps.flatten(2).amax(2, keepdim=True))
+    # The pool and convolutions below are one matrix for each image: its columns by unit maps.
+    full = CLEAR(net, None).responses(images, range(CLASSES))
+    assert (activations == "all") == torch.equal(found, full)
+    assert found.abs().sum() > 0
+    assert kept.abs().sum() > 0
+
+
+class Classifier(nn.Module):
+    """No map of classes: the average comes before the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 7, 3, padding=1), nn.Linear(7, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def test_any_classifier_through_its_outputs(images, caplog):
+    model = Classifier().to(DOUBLE).eval()
+    logits = model(images).detach()
+    weight = model.fc.weight.detach()
+    expected = []
+    for n, c in itertools.product(range(2), range(CLASSES)):
+        signal = (logits[n, c] * weight[c] / 64)[:, None, None].expand(-1, 8, 8)
+        expected.append(nn.functional.conv_transpose2d(signal[None], model.conv.weight, padding=1)[0].sum(0).detach())
+    explain = CLEAR(model, None, variant="linear", start="logit")
+    with caplog.at_level(logging.INFO, "pyfast_xai"):
+        found = explain.responses(images, range(CLASSES))
+        explain(images)
+    torch.testing.assert_close(found.flatten(0, 1), torch.stack(expected), rtol=0, atol=1e-13)
+    assert [r.getMessage() for r in caplog.records] == ["clear starts from the outputs"]
+
+
+def test_a_linear_layer_on_averaged_features_has_maps_too(images):
+    """The average of W f is W times the average: the classifier is the all-convolutional net with a 1x1 layer."""
+    model = Classifier().to(DOUBLE).eval()
+    layer = nn.Conv2d(7, CLASSES, 1, dtype=DOUBLE)
+    with torch.no_grad():
+        layer.weight.copy_(model.fc.weight[:, :, None, None])
+        layer.bias.copy_(model.fc.bias)
+    same = nn.Sequential(model.conv, nn.ReLU(), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    one, two = CLEAR(model, None)(images), CLEAR(same, None)(images)
+    torch.testing.assert_close(one.map, two.map, rtol=0, atol=1e-12)
+    assert torch.equal(one.winner, two.winner)
+
+
+def test_pictures(net, images):
+    found = CLEAR(net, None, labels=list("abcdef"))(images)
+    assert found.overlay().shape == (2, 3, 8, 8)
+    assert found.binary().shape == found.binary(constant=True).shape == (2, 3, 8, 8)
+    assert len(found.legends()) == 2
+    assert found[1].winner.shape == (1, 8, 8)
+    constant = found.binary(constant=True)
+    assert ((constant[:, 0] == 0) | (constant[:, 2] == 0)).all()
+    without = EigenCAM(net)(images)
+    with pytest.raises(InputError, match="winner must be there to be shown"):
+        without.binary()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classes": 0}, "classes must be at least 1, got 0"),
+        ({"classes": "cat"}, "classes must be None, an int or a sequence of ints"),
+        ({"classes": []}, "classes must be None, an int or a sequence of ints"),
+        ({"variant": "lrp"}, "variant must be one of"),
+        ({"unpooling": "zero"}, "unpooling must be one of"),
+        ({"start": "end"}, "start must be one of"),
+        ({"reduction": "mean"}, "reduction must be one of"),
+        ({"scale": "none"}, "scale must be one of"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+    ],
+)
+def test_bad_settings(net, settings, message):
+    with pytest.raises(InputError, match=message):
+        CLEAR(net, **settings)
+
+
+def test_settings_that_do_not_fit_the_model(net, images):
+    with pytest.raises(InputError, match=r"classes must lie in \[0, 6\), got 6"):
+        CLEAR(net, [0, 6])(images)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).to(DOUBLE).eval()
+    with pytest.raises(InputError, match="start must be 'logit' or None"):
+        CLEAR(model, start="map")(images)
