@@ -200,10 +200,16 @@ class Explanation:
         return lines
 
     def plot(self, images: Tensor | None = None, columns: int = 4) -> Any:
-        """A contact sheet of overlays, as a PIL image."""
+        """A contact sheet of overlays, as a PIL image; dominant classes have their legends below."""
         shown, captions = self.overlay(images), self.captions()
-        rows = [list(shown[i : i + columns]) for i in range(0, len(shown), columns)]
-        titles = [captions[i : i + columns] for i in range(0, len(shown), columns)]
+        legends = [] if self.winner is None else [render.from_pil(legend) for legend in self.legends()]
+        rows, titles = [], []
+        for i in range(0, len(shown), columns):
+            rows.append(list(shown[i : i + columns]))
+            titles.append(captions[i : i + columns])
+            if legends:
+                rows.append(legends[i : i + columns])
+                titles.append([])
         return render.montage(rows, titles=titles)
 
     def save(self, folder: str | Path, names: list[str] | None = None) -> list[Path]:

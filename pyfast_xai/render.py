@@ -370,6 +370,12 @@ def to_pil(image: Tensor) -> Any:
     return Image.fromarray(pixels.numpy())
 
 
+def from_pil(picture: Any) -> Tensor:
+    """A PIL image as `[3, H, W]` in 0..1."""
+    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1) / 255
+
+
 def png_bytes(picture: Any) -> bytes:
     """A PIL image as PNG."""
     buffer = io.BytesIO()

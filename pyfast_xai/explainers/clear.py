@@ -295,10 +295,13 @@ class _Source:
         own = self.activations[images, classes]
         if self.weight is not None:
             weight = self.weight.detach()[classes]
-            return own[:, :, None] * weight.view(*weight.shape, *[1] * (own.dim() - 2))
-        seeds = own.new_zeros(len(classes), *self.activations.shape)
-        seeds[torch.arange(len(classes), device=classes.device)[:, None], images, classes] = own
-        return seeds
+            seeds = own[:, :, None] * weight.view(*weight.shape, *[1] * (own.dim() - 2))
+        else:
+            seeds = own.new_zeros(len(classes), *self.activations.shape)
+            seeds[torch.arange(len(classes), device=classes.device)[:, None], images, classes] = own
+        # In the memory format of the value, which the whole walk then has: convolutions are nearly twice as fast.
+        last = len(self.value.shape) == 4 and self.value.stride[1] == 1
+        return seeds.movedim(2, -1).contiguous().movedim(-1, 2) if last else seeds
 
 
 @dataclass

@@ -27,6 +27,8 @@ LIBRARY = torch.library.Library("pyfast_xai", "DEF")  # noqa: TOR901 the ops liv
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 # The backends of each device type, best first. The first is the compiled library.
 PREFERENCE = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "reference")}
+# Kernels that no device has run are not chosen by themselves; see docs/gpu.md.
+UNPROVEN = ("triton",)
 BACKENDS = ("auto", "reference", "numba", "cpp", "triton", "cuda")
 # The CUDA library needs symbols that only a CUDA build of torch has.
 BINARIES = {"cpp": library.load("_C"), "cuda": torch.backends.cuda.is_built() and library.load("_C_cuda")}
@@ -119,6 +121,8 @@ class Op:
         passed: list[str] = []
         for name in PREFERENCE.get(device, ("reference",)):
             missing = self.missing(name, device)
+            if missing is None and name in UNPROVEN:
+                missing = "it has not run on a device yet and must be asked for by name"
             if missing is None:
                 return name, "; ".join(passed) or "first choice"
             passed.append(f"{name}: {missing}")

@@ -18,8 +18,11 @@ def unpool(signal, x, kernel, nearest):
     return out
 
 
-def respond(layers, image, index, variant, nearest):
-    """R(x|c) of one class, `[C, H, W]`; `layers` are (name, weight, bias) up to the class maps."""
+def respond(layers, image, index, variant, nearest, take=lambda own: own):
+    """R(x|c) of one class, `[C, H, W]`; `layers` are (name, weight, bias) up to the class maps.
+
+    `take` is what is projected of the map of the class.
+    """
     seen, x = [], image
     for name, weight, bias in layers:
         seen.append(x)
@@ -30,7 +33,7 @@ def respond(layers, image, index, variant, nearest):
         else:
             x = functional.max_pool2d(x[None], 2)[0]
     signal = torch.zeros_like(x)
-    signal[index] = x[index]
+    signal[index] = take(x[index])
     for (name, weight, _), below in zip(reversed(layers), reversed(seen), strict=True):
         if name == "conv":
             signal = functional.conv_transpose2d(signal[None], weight, padding=weight.shape[-1] // 2)[0]

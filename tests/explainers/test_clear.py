@@ -1,3 +1,6 @@
+import colorsys
+import copy
+import dataclasses
 import importlib.util
 import itertools
 import logging
@@ -7,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyfast_xai import CLEAR, EigenCAM
+from pyfast_xai import CLEAR, EigenCAM, render
 from pyfast_xai.errors import InputError
 
 _spec = importlib.util.spec_from_file_location("slow_clear", Path(__file__).with_name("slow_clear.py"))
@@ -123,20 +126,43 @@ def test_classes_have_no_order(net, images):
     assert torch.equal(one.winner, order[two.winner])
 
 
-@pytest.mark.parametrize("activations", ["all", "positive", "strongest"])
-def test_what_of_a_map_is_projected(net, images, activations):
-    """The projection is linear in the map, so its parts add up."""
-    maps = net.last(net.relu(net.conv2(nn.functional.max_pool2d(net.relu(net.conv1(images)), 2)))).detach()
-    found = CLEAR(net, None, activations=activations).responses(images, range(CLASSES))
-    kept = {"all": maps, "positive": maps.clamp(min=0)}.get(activations)
-    if kept is None:
-        kept = torch.zeros_like(maps).flatten(2)
-        kept = kept.scatter(2, maps.flatten(2).argmax(2, keepdim=True), maps.flatten(2).amax(2, keepdim=True))
-    # The pool and convolutions below are one matrix for each image: its columns by unit maps.
-    full = CLEAR(net, None).responses(images, range(CLASSES))
-    assert (activations == "all") == torch.equal(found, full)
-    assert found.abs().sum() > 0
-    assert kept.abs().sum() > 0
+def strongest(own):
+    return torch.where(own == own.max(), own, 0)
+
+
+@pytest.mark.parametrize(
+    ("activations", "take"), [("positive", lambda own: own.clamp(min=0)), ("strongest", strongest)]
+)
+def test_what_of_a_map_is_projected(net, images, activations, take):
+    expected = [
+        slow_clear.respond(net.layers(), image, c, "linear", False, take).sum(0)
+        for image, c in itertools.product(images, range(CLASSES))
+    ]
+    found = CLEAR(net, None, variant="linear", activations=activations).responses(images, range(CLASSES))
+    torch.testing.assert_close(found.flatten(0, 1), torch.stack(expected), rtol=0, atol=1e-12)
+    assert not torch.allclose(found, CLEAR(net, None, variant="linear").responses(images, range(CLASSES)))
+
+
+def test_the_first_of_equals_wins(net, images):
+    """Small integers, so that no sum rounds."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_((8 * parameter).round())
+        for c in (4, 2):
+            net.last.weight[c], net.last.bias[c] = net.last.weight[0], net.last.bias[0]
+    images = (4 * images).round()
+    for chunk in (1, 2, 3):
+        assert (CLEAR(net, [4, 2, 0], chunk=chunk)(images).winner == 4).all()
+        assert (CLEAR(net, [0, 4], chunk=chunk)(images).winner == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtypes(net, images, dtype):
+    found, expected = CLEAR(copy.deepcopy(net).to(dtype), None)(images.to(dtype)), CLEAR(net, None)(images)
+    assert found.map.dtype == torch.float32
+    assert found.attribution.dtype == dtype
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype] * expected.map.abs().max()
+    assert (found.map - expected.map).abs().max() < tolerance
 
 
 class Classifier(nn.Module):
@@ -179,12 +205,99 @@ def test_a_linear_layer_on_averaged_features_has_maps_too(images):
     assert torch.equal(one.winner, two.winner)
 
 
+def test_the_last_layers_it_knows(images, caplog):
+    """Heads of common networks, and one that has no class maps."""
+    conv, pool = nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1)
+    heads = {
+        "linear": [pool, nn.Flatten(), nn.Dropout(), nn.Linear(7, CLASSES)],
+        "no bias": [pool, nn.Flatten(), nn.Linear(7, CLASSES, bias=False)],
+        "convolution of one position": [pool, nn.Conv2d(7, CLASSES, 1), nn.Flatten()],
+        "window": [nn.Conv2d(7, CLASSES, 1), nn.AvgPool2d(6), nn.Flatten(), nn.Softmax(1)],
+        "rectified": [nn.Conv2d(7, CLASSES, 1), nn.ReLU(), pool, nn.Flatten()],
+        "hidden layer": [pool, nn.Flatten(), nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, CLASSES)],
+        "flattened": [nn.Flatten(), nn.Linear(7 * 36, CLASSES)],
+    }
+    for name, head in heads.items():
+        model = nn.Sequential(conv, nn.ReLU(), *head).to(DOUBLE).eval()
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "pyfast_xai"):
+            found = CLEAR(model)(images)
+        assert ("class maps" in caplog.text) == (name not in ("hidden layer", "flattened")), name
+        assert found.winner.shape == (2, 8, 8)
+        assert found.map.isfinite().all()
+
+
+def test_the_start_is_found_again_on_other_sizes(net, images):
+    explain = CLEAR(net, None)
+    explain(images)
+    larger = torch.randn(1, 3, 12, 10, dtype=DOUBLE)
+    torch.testing.assert_close(explain(larger).map, CLEAR(net, None)(larger).map, rtol=0, atol=0)
+
+
+def test_nothing_to_rewrite_is_said(images, caplog):
+    model = nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(DOUBLE).eval()
+    CLEAR(model, unpooling="nearest")(images)
+    assert "no rectifier" in caplog.text
+    assert "no max-pool" in caplog.text
+
+
+def test_hue_is_the_class_and_value_the_response():
+    winner = torch.tensor([[[3, 7], [3, -1]]])
+    best = torch.tensor([[[4.0, 1.0], [-2.0, 9.0]]])
+    shown = render.dominance(winner, best, [{3: 0.2, 7: 0.6}], saturated=0)
+    expected = [colorsys.hsv_to_rgb(*hsv) for hsv in [(0.2, 1, 1), (0.6, 1, 0.25), (0.2, 1, 0), (0, 1, 0)]]
+    torch.testing.assert_close(shown[0].flatten(1).T, torch.tensor(expected))
+
+
+def test_classes_get_hues_in_the_order_of_their_responses():
+    winner = torch.tensor([[[3, 7], [7, 5]], [[3, 3], [7, 9]]])
+    best = torch.tensor([[[4.0, 1.0], [2.0, -1.0]], [[0.5, 1.0], [9.0, 0.0]]])
+    expected = {7: render.HUES[0], 3: render.HUES[1]}  # 5 and 9 are seen nowhere
+    assert render.class_hues(winner, best) == [expected, expected]
+    many = torch.arange(2 * len(render.HUES)).view(2, 1, -1)
+    own = render.class_hues(many, torch.ones(many.shape))
+    assert [list(each) for each in own] == many[:, 0].tolist()
+    assert all(tuple(each.values()) == render.HUES for each in own)
+
+
+def test_hues_lie_apart():
+    turns = sorted(render.HUES)
+    assert min((b - a) % 1 for a, b in zip(turns, [*turns[1:], turns[0]], strict=True)) > 20 / 360
+
+
+def test_for_and_against():
+    target, others = torch.tensor([[[3.0, 1.0], [2.0, -1.0]]]), torch.tensor([[[1.0, 2.0], [2.0, -2.0]]])
+    hot = render.binary(target, others, saturated=0)[0]
+    assert hot[:, 0, 0].tolist() == [1, 1, 1]
+    torch.testing.assert_close(hot[:, 0, 1], torch.tensor([0, 2 / 3, 0]))
+    assert hot[1, 1, 0] > 0.9  # a tie is the target's: red and yellow, no green alone
+    assert hot[0, 1, 0] == 1
+    assert (hot[:, 1, 1] == 0).all()
+    plain = render.binary(target, others, constant=True, saturated=0)[0]
+    assert plain.flatten(1).T.tolist() == [[1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]]
+
+
+def test_grey_images_show_where_nothing_responds():
+    images = torch.rand(1, 3, 4, 4)
+    shown = render.overlay_dominance(images, torch.zeros(1, 4, 4, dtype=torch.long), -torch.ones(1, 4, 4), alpha=0.25)
+    torch.testing.assert_close(shown, 0.75 * images.mean(1, keepdim=True).expand(-1, 3, -1, -1))
+
+
+def test_legend_has_a_patch_for_each_name():
+    picture = render.legend(["zebra", "a name far too long for any legend to hold it in one line"], [0.0, 0.5], 120)
+    assert picture.width == 120
+    line = picture.height // 2
+    assert [picture.getpixel((3, line // 2 + i * line)) for i in range(2)] == [(255, 0, 0), (0, 255, 255)]
+
+
 def test_pictures(net, images):
     found = CLEAR(net, None, labels=list("abcdef"))(images)
     assert found.overlay().shape == (2, 3, 8, 8)
     assert found.binary().shape == found.binary(constant=True).shape == (2, 3, 8, 8)
     assert len(found.legends()) == 2
     assert found[1].winner.shape == (1, 8, 8)
+    plain = dataclasses.replace(found, winner=None)
+    assert found.plot().height > plain.plot().height
     constant = found.binary(constant=True)
     assert ((constant[:, 0] == 0) | (constant[:, 2] == 0)).all()
     without = EigenCAM(net)(images)

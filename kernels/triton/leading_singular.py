@@ -1,0 +1,347 @@
+"""Triton twin of `leading_singular`: no library solver, and nothing is read back.
+
+A basis holds one vector a row, `[B, WIDTH, size]`. One program a matrix iterates it on the Gram matrix of the small
+side while a row of that fits into a block; beyond, and for the other route, the matrix and its transpose multiply it in
+turn, as batched products. Either way the triplets are those of the matrix inside the span of the basis (Rayleigh and
+Ritz), whose product with itself is diagonalised by rotations, one program a matrix.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.reference.leading_singular import leading_singular as full_decomposition
+from pyfast_xai.kernels.triton.accumulate import accumulator
+
+AUTO, GRAM, SUBSPACE = range(3)
+OVERSAMPLE = 8
+GRAM_LIMIT = 1024
+WIDTHS = (16, 32)  # vectors of a basis: 16 is the least side of a tl.dot, and more than 32 do not fit into registers
+FITS = 4096  # bytes of a row of the Gram matrix that one program takes at once: 1024 numbers in float32
+TILE = 32  # side of the tiles of a product
+STEP = 16  # rows of the Gram matrix in shared memory at once
+PASSES = 64  # of the iteration on the Gram matrix, most of which a leading value that stands out saves
+SWEEPS = 24  # of rotations; a random matrix takes six, equal eigenvalues at most twenty in trials
+NEGLIGIBLE = tl.constexpr(0.1)  # share of a vector that is left by a second orthogonalisation
+# Rounding reached: what a vector of the iteration lacks to an eigenvector, in units of the largest eigenvalue, ...
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
+# ... and what is left beside the diagonal, in units of the norm.
+OFF_DIAGONAL = {torch.float32: 1e-7, torch.float64: 1e-15}
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "inner", "row_tiles", "column_tiles"])
+def _product_kernel(
+    a_ptr,  # [B, rows, inner]
+    b_ptr,  # [B, inner, columns]
+    out_ptr,  # [B, rows, columns]
+    rows,
+    columns,
+    inner,
+    row_tiles,
+    column_tiles,
+    a_stride_b,
+    a_stride_r,
+    a_stride_i,
+    b_stride_b,
+    b_stride_i,
+    b_stride_c,
+    ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    matrix = program // (row_tiles * column_tiles)
+    o_row = program // column_tiles % row_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_column = program % column_tiles * TILE + tl.arange(0, TILE)
+    o_inner = tl.arange(0, TILE).to(tl.int64)
+    p_a = a_ptr + matrix * a_stride_b + o_row[:, None] * a_stride_r
+    p_b = b_ptr + matrix * b_stride_b + o_column[None, :] * b_stride_c
+    out = tl.zeros([BLOCK_R, TILE], ACC)
+    for _ in range(0, inner, TILE):
+        m_inner = o_inner < inner
+        a = tl.load(p_a + o_inner[None, :] * a_stride_i, mask=(o_row < rows)[:, None] & m_inner[None, :], other=0)
+        b = tl.load(p_b + o_inner[:, None] * b_stride_i, mask=m_inner[:, None] & (o_column < columns)[None, :], other=0)
+        # Full float32, whatever torch.backends.cuda.matmul allows: the residual is only as good as this.
+        out = tl.dot(a, b, out, input_precision="ieee", out_dtype=ACC)
+        o_inner += TILE
+    p_out = out_ptr + (matrix * rows + o_row[:, None]) * columns + o_column[None, :]
+    tl.store(p_out, out, mask=(o_row < rows)[:, None] & (o_column < columns)[None, :])
+
+
+@triton.jit
+def _orthonormal(basis, WIDTH: tl.constexpr):
+    """Gram and Schmidt on the rows of a block; a row that lies within those before it becomes zero."""
+    o_vector = tl.arange(0, WIDTH)
+    for i in range(WIDTH):
+        mine = (o_vector == i)[:, None]
+        row = tl.sum(tl.where(mine, basis, 0.0), 0)
+        share = tl.where(o_vector < i, tl.sum(basis * row[None, :], 1), 0.0)
+        row -= tl.sum(share[:, None] * basis, 0)
+        once = tl.sqrt(tl.sum(row * row, 0))
+        # Twice is enough (Kahan, in Parlett, 1998, 6.9), unless the second time takes most of what the first left: that
+        # was rounding, and what is left of it is not orthogonal.
+        share = tl.where(o_vector < i, tl.sum(basis * row[None, :], 1), 0.0)
+        row -= tl.sum(share[:, None] * basis, 0)
+        norm = tl.sqrt(tl.sum(row * row, 0))
+        independent = norm > NEGLIGIBLE * once
+        row = tl.where(independent, row / tl.where(independent, norm, 1.0), 0.0)
+        basis = tl.where(mine, row[None, :], basis)
+    return basis
+
+
+@triton.jit(do_not_specialize=["wanted", "passes"])
+def _iterate_kernel(
+    gram_ptr,  # [B, size, size]
+    basis_ptr,  # [B, WIDTH, size], a start that becomes orthonormal; rows of zeros stay so
+    size,
+    wanted,
+    passes,
+    tolerance,
+    ACC: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    matrix = tl.program_id(0).to(tl.int64)
+    o_vector = tl.arange(0, WIDTH)
+    o_row = tl.arange(0, BLOCK)
+    m_row = (o_row < size)[None, :]
+    p_vector = basis_ptr + (matrix * WIDTH + o_vector[:, None]) * size
+    p_gram = gram_ptr + matrix * size * size + o_row[None, :]
+    basis = _orthonormal(tl.load(p_vector + o_row[None, :], mask=m_row, other=0), WIDTH)  # [WIDTH, BLOCK]
+    done = 0
+    error = tl.full([], 1, ACC)
+    largest = tl.full([], 0, ACC)
+    while (done < passes) & (error > tolerance * largest):
+        # A product needs slices of the basis, which registers do not give: through memory, where all threads must
+        # have written before any reads, and have read before any writes.
+        tl.store(p_vector + o_row[None, :], basis, mask=m_row)
+        tl.debug_barrier()
+        product = tl.zeros([WIDTH, BLOCK], ACC)
+        for at in range(0, size, STEP):
+            o_inner = (at + tl.arange(0, STEP)).to(tl.int64)
+            m_inner = o_inner < size
+            slice_ = tl.load(p_vector + o_inner[None, :], mask=m_inner[None, :], other=0)
+            gram = tl.load(p_gram + o_inner[:, None] * size, mask=m_inner[:, None] & m_row, other=0)
+            product = tl.dot(slice_, gram, product, input_precision="ieee", out_dtype=ACC)
+        tl.debug_barrier()
+        value = tl.sum(basis * product, 1)
+        apart = product - value[:, None] * basis
+        largest = tl.max(value, 0)
+        error = tl.max(tl.where(o_vector < wanted, tl.sqrt(tl.sum(apart * apart, 1)), 0.0), 0)
+        basis = _orthonormal(product, WIDTH)
+        done += 1
+    tl.store(p_vector + o_row[None, :], basis, mask=m_row)
+
+
+@triton.jit
+def _off_diagonal(matrix, diagonal):
+    return tl.sqrt(tl.sum(tl.sum(tl.where(diagonal, 0.0, matrix * matrix), 1), 0))
+
+
+@triton.jit
+def _diagonalise_kernel(
+    matrix_ptr,  # [B, WIDTH, WIDTH], symmetric
+    vectors_ptr,  # [B, WIDTH, WIDTH], one a row
+    values_ptr,  # [B, WIDTH], in no order
+    sweeps,
+    tolerance,
+    ACC: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Jacobi's rotations, WIDTH / 2 disjoint ones at a time: i with i ^ mask, for every mask of a sweep."""
+    o_own = tl.arange(0, WIDTH)[:, None]
+    o_other = tl.arange(0, WIDTH)[None, :]
+    diagonal = o_own == o_other
+    o_matrix = tl.program_id(0).to(tl.int64) * WIDTH
+    o_element = (o_matrix + o_own) * WIDTH + o_other
+    matrix = tl.load(matrix_ptr + o_element)
+    vectors = tl.where(diagonal, 1.0, 0.0).to(ACC)
+    norm = tl.sqrt(tl.sum(tl.sum(matrix * matrix, 1), 0))
+    off = _off_diagonal(matrix, diagonal)
+    done = 0
+    while (done < sweeps) & (off > tolerance * norm):
+        for mask in range(1, WIDTH):
+            partner = (o_own ^ mask) == o_other
+            across = 2 * tl.sum(tl.where(partner, matrix, 0.0), 1)
+            own = tl.sum(tl.where(diagonal, matrix, 0.0), 1)
+            other = tl.sum(tl.where(partner, tl.sum(tl.where(diagonal, matrix, 0.0), 0)[None, :], 0.0), 1)
+            # tan of the angle that makes the pair's element zero (Golub and Van Loan, 8.5.2), the smaller of two; the
+            # partner finds its negative. Scaled, so that no square overflows.
+            apart = other - own
+            scale = tl.maximum(tl.abs(apart), tl.abs(across))
+            scale = tl.where(scale > 0, scale, 1.0)
+            apart = apart / scale
+            across = across / scale
+            lower = tl.arange(0, WIDTH) < (tl.arange(0, WIDTH) ^ mask)
+            turn = tl.where((apart > 0) | ((apart == 0) & lower), 1.0, -1.0)
+            length = tl.abs(apart) + tl.sqrt(apart * apart + across * across)
+            tangent = turn * across / tl.where(length > 0, length, 1.0)
+            cosine = 1.0 / tl.sqrt(1.0 + tangent * tangent)
+            rotation = tl.where(diagonal, cosine[:, None], 0.0)
+            rotation = tl.where(partner, (-tangent * cosine)[:, None], rotation).to(ACC)
+            vectors = tl.dot(rotation, vectors, input_precision="ieee", out_dtype=ACC)
+            matrix = tl.dot(rotation, matrix, input_precision="ieee", out_dtype=ACC)
+            matrix = tl.dot(matrix, tl.trans(rotation), input_precision="ieee", out_dtype=ACC)
+            # Rounding must not tear the pair apart: both take the angle from their own half.
+            matrix = 0.5 * (matrix + tl.trans(matrix))
+        off = _off_diagonal(matrix, diagonal)
+        done += 1
+    tl.store(vectors_ptr + o_element, vectors)
+    tl.store(values_ptr + o_matrix + tl.arange(0, WIDTH), tl.sum(tl.where(diagonal, matrix, 0.0), 1))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Batched product of `[B, M, K]` and `[B, K, N]`, any strides, in full precision."""
+    count, rows, inner = a.shape
+    columns = b.shape[2]
+    out = torch.empty(count, rows, columns, dtype=a.dtype, device=a.device)
+    block = min(max(16, triton.next_power_of_2(rows)), TILE)
+    tiles = triton.cdiv(rows, block), triton.cdiv(columns, TILE)
+    _product_kernel[(count * tiles[0] * tiles[1],)](
+        a,
+        b,
+        out,
+        rows,
+        columns,
+        inner,
+        *tiles,
+        *a.stride(),
+        *b.stride(),
+        ACC=accumulator(a.dtype),
+        BLOCK_R=block,
+        TILE=TILE,
+    )
+    return out
+
+
+def _diagonalise(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors, one a row, and eigenvalues of symmetric matrices `[B, WIDTH, WIDTH]`."""
+    vectors, values = torch.empty_like(matrices), torch.empty_like(matrices[:, 0])
+    _diagonalise_kernel[(len(matrices),)](
+        matrices,
+        vectors,
+        values,
+        SWEEPS,
+        OFF_DIAGONAL[matrices.dtype],
+        ACC=accumulator(matrices.dtype),
+        WIDTH=matrices.shape[1],
+    )
+    return vectors, values
+
+
+def _orthonormalise(basis: Tensor) -> Tensor:
+    """Rows that span what those of `[B, WIDTH, size]` do, orthonormal but for what rounding hides.
+
+    From the eigenvectors of their products (Stathopoulos and Wu, 2002); squaring loses half of the digits, hence twice.
+    """
+    info = torch.finfo(basis.dtype)
+    for _ in range(2):
+        vectors, values = _diagonalise(_product(basis, basis.mT))
+        least = (info.eps * values.amax(1, keepdim=True)).clamp_min(info.tiny)
+        basis = _product(vectors * torch.maximum(values, least).rsqrt()[:, :, None], basis)
+    return basis
+
+
+def _in_turn(rows: Tensor) -> Tensor:
+    """The same on a few long rows `[B, k, size]`, the largest first."""
+    basis = torch.zeros_like(rows)
+    for i, row in enumerate(rows.split(1, dim=1)):
+        before = basis[:, :i]
+        once = norm = torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        for _ in range(2 if i else 0):
+            row = row - _product(_product(row, before.mT), before)
+            once, norm = norm, torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        independent = norm > NEGLIGIBLE.value * once
+        basis[:, i : i + 1] = torch.where(independent, row / torch.where(independent, norm, 1), 0)
+    return basis
+
+
+def _start(count: int, width: int, size: int, like: Tensor, seed: int) -> Tensor:
+    """Random vectors `[B, width, size]`, the same for every matrix; rows of zeros where there is no room for more."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    start = torch.zeros(width, size, dtype=like.dtype, device=like.device)
+    start[: min(width, size)].normal_(generator=generator)
+    return start.expand(count, -1, -1).contiguous()
+
+
+def _by_gram(wide: Tensor, k: int, width: int, seed: int) -> Tensor:
+    """Basis of the leading eigenvectors of `wide @ wide.mT`."""
+    count, size, _ = wide.shape
+    basis = _start(count, width, size, wide, seed)
+    block = max(16, triton.next_power_of_2(size))
+    _iterate_kernel[(count,)](
+        _product(wide, wide.mT),
+        basis,
+        size,
+        k,
+        PASSES,
+        TOLERANCE[wide.dtype],
+        ACC=accumulator(wide.dtype),
+        WIDTH=width,
+        BLOCK=block,
+        STEP=STEP,
+        num_warps=max(4, min(16, width * block // 512)),  # 16 numbers of a basis a thread, up to 512 threads
+        # Loads run ahead where there is shared memory for it: every device since 8.0 has 99 KiB.
+        num_stages=3 if 2 * block * wide.itemsize <= FITS else 1,
+    )
+    return basis
+
+
+def _by_subspace(wide: Tensor, width: int, passes: int, seed: int) -> Tensor:
+    """Basis after randomized subspace iteration (Halko, Martinsson and Tropp, 2011, Algorithm 4.4)."""
+    count, size, length = wide.shape
+    start = _start(count, width, length, wide, seed)
+    start[:, size:] = 0  # no room for more in the small side
+    basis = _orthonormalise(_product(start, wide.mT))
+    for _ in range(passes):
+        basis = _orthonormalise(_product(basis, wide))
+        basis = _orthonormalise(_product(basis, wide.mT))
+    return basis
+
+
+def leading_singular(
+    matrices: Tensor, k: int, method: int, iterations: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Leading `k` singular triplets of `matrices` [B, M, N] and their residuals; see `ops.leading_singular`."""
+    checks.leading_singular(matrices, k, method, iterations)
+    if not len(matrices) or k + OVERSAMPLE > WIDTHS[-1]:
+        return full_decomposition(matrices, k, method, iterations, seed)
+    dtype = torch.promote_types(matrices.dtype, torch.float32)
+    matrices = matrices.detach()
+    # No square of an element may overflow, nor may those of the largest vanish.
+    scale = torch.linalg.vector_norm(matrices, torch.inf, dim=(1, 2), dtype=dtype)[:, None]
+    wide = matrices / torch.where(scale > 0, scale, 1)[:, :, None]
+    tall = wide.shape[1] > wide.shape[2]
+    if tall:
+        wide = wide.mT
+    small = wide.shape[1]
+    width = next(width for width in WIDTHS if k + OVERSAMPLE <= width)
+    gram = method == GRAM or (method == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE
+
+    with torch.cuda.device_of(wide):
+        if gram and small * dtype.itemsize <= FITS:
+            basis = _by_gram(wide, k, width, seed)
+        else:
+            basis = _by_subspace(wide, width, PASSES if gram else iterations, seed)
+        inside = _product(basis, wide)
+        rotations, ritz = _diagonalise(_product(inside, inside.mT))
+        leading = ritz.topk(k).indices[:, :, None]
+        left = _in_turn(_product(rotations.take_along_dim(leading, 1), basis))
+        image = _product(left, wide)
+        # Values that are equal but for rounding come out in another order than their squares above.
+        singular, order = torch.linalg.vector_norm(image, dim=2).sort(descending=True)
+        left, image = (part.take_along_dim(order[:, :, None], 1) for part in (left, image))
+        right = _in_turn(image)  # where a value is zero its image is rounding
+        values = singular[:, :, None]
+        backward = torch.linalg.vector_norm(_product(right, wide.mT) - left * values, dim=2)
+    error = torch.linalg.vector_norm(image - right * values, dim=2)
+    residual = torch.maximum(error, backward) / singular[:, :1].clamp_min(torch.finfo(dtype).tiny)
+
+    if tall:
+        left, right = right, left
+    # Of the two signs of a triplet, the one whose left vector sums to a positive number.
+    sign = torch.where(left.sum(2, keepdim=True) < 0, -1, 1)
+    return (left * sign).mT.contiguous(), singular * scale, (right * sign).mT.contiguous(), residual
