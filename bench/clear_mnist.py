@@ -1,9 +1,10 @@
 """CLEAR Table 1 on MNIST: how much of the accuracy is in the strong features, and how much in the rest.
 
-    python bench/clear_mnist.py DATA.npz mnist_fcn.safetensors
+    python bench/clear_mnist.py DATA mnist_fcn.safetensors
 
 The network is that of `examples/train_mnist_fcn.py`, and so are the images it has not seen. A feature is strong where
-the response to the right class is at least `--threshold` of its largest; what is taken away becomes background.
+the response to the right class is at least a threshold of its largest, with its neighbours where it is dilated; what is
+taken away becomes background.
 """
 
 import argparse
@@ -30,8 +31,11 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["linear", "deconvnet", "guided"])
     parser.add_argument("--thresholds", nargs="+", type=float, default=[0.1, 0.2, 0.3])
     parser.add_argument("--dilations", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--dominant", action="store_true", help="only where no other class responds more")
+    parser.add_argument("--unpooling", default="switches")
+    parser.add_argument("--fill", type=float, default=0.0, help="what pixels that are taken away become")
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--rows", type=Path, help="write the table here")
+    parser.add_argument("--out", type=Path, help="write the table here, as CSV")
     given = parser.parse_args()
     model = network().eval()
     model.load_state_dict(load_file(given.weights))
@@ -41,22 +45,22 @@ def main() -> None:
     print(f"{'':12}{'threshold':>10}{'dilation':>10}{'full':>8}{'only strong':>13}{'without':>9}\n{'paper':32}", end="")
     print(f"{PAPER['full']:8.2f}{PAPER['only']:13.2f}{PAPER['without']:9.2f}")
     for variant in given.variants:
-        explain = CLEAR(model, classes=None, variant=variant)
-        responses = torch.cat(
-            [
-                explain.responses(part, range(10))[torch.arange(len(part)), own]
-                for part, own in zip(images.split(250), digits.split(250), strict=True)
-            ]
-        )
+        explain = CLEAR(model, classes=None, variant=variant, unpooling=given.unpooling)
+        every = torch.cat([explain.responses(part, range(10)) for part in images.split(100)])
+        responses = every[torch.arange(len(every)), digits]
+        if given.dominant:
+            responses = torch.where(responses == every.amax(1), responses, 0)
         for threshold in given.thresholds:
             for dilation in given.dilations:
-                found = strong_features(model, images, responses, digits, threshold=threshold, dilation=dilation)
+                found = strong_features(
+                    model, images, responses, digits, threshold=threshold, dilation=dilation, fill=given.fill
+                )
                 shares = {name: round(100 * float(part.float().mean()), 2) for name, part in found._asdict().items()}
                 rows.append({"variant": variant, "threshold": threshold, "dilation": dilation, **shares})
                 print(f"{variant:12}{threshold:10.2f}{dilation:10}", end="")
                 print(f"{shares['full']:8.2f}{shares['only']:13.2f}{shares['without']:9.2f}", flush=True)
-    if given.rows:
-        with given.rows.open("w", newline="") as file:
+    if given.out:
+        with given.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyfast_xai.models import LoadedModel
 
 SIDE = 448  # about how many pixels the shorter side of a picture is drawn with
-COLUMNS = 6  # of a sheet
+COLUMNS = 6  # of a sheet; what belongs together stays on one line
 
 
 @dataclass
@@ -113,8 +113,8 @@ class Job:
             {"file": str(p.path), "size": {"original": [p.size[1], p.size[0]], "input": list(inputs.shape[2:])}}
             for p in pictures
         ]
-        # Of each picture's sheet: what is shown, and its title.
-        cells: list[list[tuple[Tensor, str]]] = [[(p.shown, p.path.name)] for p in pictures]
+        # The sheet of each picture: lines of what is shown and its title.
+        sheets: list[list[list[tuple[Tensor, str]]]] = [[[(p.shown, p.path.name)]] for p in pictures]
         for name, explanation in explanations.items():
             boxes = explanation.boxes(self.threshold).cpu()
             drawn = explanation.overlay(shown, alpha=self.alpha, colormap=self.colormap)
@@ -125,12 +125,14 @@ class Job:
                 results.write_png(self.folder / overlay, render.to_pil(drawn[n]))
                 points = None if explanation.points is None else explanation.points[n].cpu()
                 records[n][name] = {**self.record(explanation, n, boxes[n], points, picture), "overlay": overlay}
-                cells[n].append((drawn[n], _title(name, records[n][name])))
+                cells = [(drawn[n], _title(name, records[n][name]))]
                 if colours is not None:
-                    cells[n].append((colours[n], f"{name} in colour"))
-        for picture, record, row in zip(pictures, records, cells, strict=True):
+                    cells.append((colours[n], f"{name} in colour"))
+                if len(sheets[n][-1]) + len(cells) > COLUMNS:
+                    sheets[n].append([])
+                sheets[n][-1] += cells
+        for picture, record, lines in zip(pictures, records, sheets, strict=True):
             record["sheet"] = f"{picture.stem}.sheet.png"
-            lines = [row[start : start + COLUMNS] for start in range(0, len(row), COLUMNS)]
             images = [[image for image, _ in line] for line in lines]
             titles = [[title for _, title in line] for line in lines]
             results.write_png(self.folder / record["sheet"], render.montage(images, titles=titles, side=SIDE))
