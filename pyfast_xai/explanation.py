@@ -1,7 +1,7 @@
 """What every explainer returns."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,16 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.heatmap)
 
-    def __getitem__(self, rows: int | slice) -> "Explanation":
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> "Explanation":
         """Some of the rows; an int gives an explanation of one."""
+        if not isinstance(rows, (int, slice)):
+            chosen: dict[str, Any] = {
+                name: value[torch.tensor(rows, dtype=torch.int64, device=value.device)]
+                if isinstance(value, Tensor)
+                else [value[row] for row in rows]
+                for name, value in self._by_row().items()
+            }
+            return replace(self, **chosen)
         if isinstance(rows, int):
             if not -len(self) <= rows < len(self):
                 raise IndexError(f"row must lie in [{-len(self)}, {len(self)}), got {rows}")

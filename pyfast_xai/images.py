@@ -310,6 +310,25 @@ class Preprocess:
         most = torch.tensor([size[0] - 1, size[1] - 1], dtype=torch.float64).repeat(2)
         return torch.cat([first, last], 1).clamp(min=0).minimum(most).float()
 
+    def boxes_seen(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes on a picture as boxes on the input, where they are seen at all: the inverse of `boxes_in`.
+
+        Args:
+            boxes: `[N, 4]` as (x1, y1, x2, y2), inclusive pixels of the picture.
+            size: (W, H) of the picture.
+
+        Returns:
+            float32 `[M, 4]`, inclusive pixels of the input, not rounded, cut at its border; M <= N.
+        """
+        left, top, right, bottom = self.window(size)
+        height, width = self.shape
+        pixel = torch.tensor([width / (right - left), height / (bottom - top)] * 2, dtype=torch.float64)
+        edges = boxes.cpu().double() + torch.tensor([0, 0, 1, 1])
+        edges = (edges - torch.tensor([left, top] * 2, dtype=torch.float64)) * pixel
+        edges = edges.clamp(min=0).minimum(torch.tensor([width, height] * 2, dtype=torch.float64))
+        seen = (edges[:, 2:] > edges[:, :2]).all(1)
+        return (edges[seen] - torch.tensor([0, 0, 1, 1])).float()
+
     def _without_far_ends(self, image: Any) -> Any:
         """A picture of a few pixels by thousands, cut down to what the crop can see: scaled, the whole may not fit."""
         if math.prod(self._scaled(image.size)) <= MAX_PIXELS:

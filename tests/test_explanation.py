@@ -111,3 +111,11 @@ def test_saved_files(explanation, tmp_path):
     assert rows[2]["box"] is None
     with pytest.raises(InputError, match="names must be one for each of 3 images, got 1"):
         explanation.save(tmp_path, names=["a"])
+
+
+def test_rows_by_number(explanation):
+    picked = explanation[[2, 0]]
+    assert picked.target.tolist() == [7, 2]
+    assert torch.equal(picked.heatmap, explanation.heatmap[[2, 0]])
+    assert [len(points) for points in picked.points] == [0, 2]
+    assert len(explanation[[]]) == 0

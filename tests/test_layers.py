@@ -21,6 +21,9 @@ LEVELS = {
     "explainers": 5,
     "metrics": 6,
     "models": 5,
+    "datasets": 6,
+    "evaluation": 7,
+    "reproduce": 8,
     "cli": 9,
 }
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pyfast_xai.cli import backends, demo, explain, methods
+from pyfast_xai.cli import backends, demo, evaluate, explain, methods
 
 app = typer.Typer(
     help="Fast visual explanations of convolutional networks.",
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (explain.explain, demo.demo, backends.backends, methods.methods):
+for command in (explain.explain, evaluate.evaluate, demo.demo, backends.backends, methods.methods):
     app.command()(command)
 
 

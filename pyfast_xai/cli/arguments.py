@@ -1,13 +1,15 @@
 """What was asked for: each function turns an argument into what it stands for, or refuses it in one sentence."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyfast_xai.cli.messages import refuse
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pyfast_xai.cli.progress import Bar
     from pyfast_xai.explainers import Explainer
     from pyfast_xai.models import LoadedModel
@@ -23,10 +25,15 @@ def methods(given: str) -> list[str]:
     """Names of explainers, each once."""
     from pyfast_xai.explainers import METHODS
 
-    names = list(dict.fromkeys(filter(None, (part.strip() for part in given.split(",")))))
-    if not names:
-        refuse(f"method must be one of {', '.join(METHODS)}, got none")
-    return [one_of("method", name, METHODS) for name in names]
+    return names("method", given, METHODS)
+
+
+def names(option: str, given: str, known: Collection[str]) -> list[str]:
+    """Names separated by commas, each once."""
+    chosen = list(dict.fromkeys(filter(None, (part.strip() for part in given.split(",")))))
+    if not chosen:
+        refuse(f"{option} must be one of {', '.join(known)}, got none")
+    return [one_of(option, name, known) for name in chosen]
 
 
 def folder(out: Path, pictures: Iterable[Path]) -> Path:
@@ -106,7 +113,18 @@ def explainers(
     layer: str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> "dict[str, Explainer]":
-    """Explainers of a network.
+    """Explainers of a network; see `makers`."""
+    return {name: make(loaded.model) for name, make in makers(names, loaded, bar, layer, settings).items()}
+
+
+def makers(
+    names: Sequence[str],
+    loaded: "LoadedModel",
+    bar: "Bar",
+    layer: str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "dict[str, Callable[[nn.Module], Explainer]]":
+    """What makes explainers of a model.
 
     Args:
         names: of methods.
@@ -115,6 +133,7 @@ def explainers(
         layer: for the methods that look at one.
         settings: of each method, from `--set`; they go before `layer`.
     """
+    import functools
     import inspect
 
     from pyfast_xai.explainers import METHODS
@@ -122,12 +141,13 @@ def explainers(
     takes = {name: inspect.signature(METHODS[name]).parameters for name in names}
     if layer is not None and not any("layer" in taken for taken in takes.values()):
         refuse(f"layer must be left out for {', '.join(names)}, which looks at no single layer, got {layer!r}")
-    made = {}
+    made: dict[str, Callable[[nn.Module], Explainer]] = {}
     for name, taken in takes.items():
         given: dict[str, Any] = {}
         if layer is not None and "layer" in taken:
             given["layer"] = layer
         if "progress" in taken:
             given["progress"] = bar.within(name)
-        made[name] = METHODS[name](loaded.model, labels=loaded.classes, **{**given, **(settings or {}).get(name, {})})
+        own = (settings or {}).get(name, {})
+        made[name] = functools.partial(METHODS[name], labels=loaded.classes, **{**given, **own})
     return made

@@ -1,0 +1,201 @@
+"""What an evaluation found: figures with intervals, as a table, as files and as a plot."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.evaluation.measures import MEASURES
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number.
+
+    Attributes:
+        method: that was measured.
+        measure: its name in `MEASURES`.
+        subset: "all" pictures, or the "small" ones, whose largest object covers under a quarter.
+        value: the figure; shares are 0..1.
+        low: lower end of the 95 % interval over pictures.
+        high: upper end.
+        pictures: that counted.
+    """
+
+    method: str
+    measure: str
+    subset: str
+    value: float
+    low: float
+    high: float
+    pictures: int
+
+
+def interval(
+    rows: Tensor, reduce: Callable[[Tensor, Tensor], Tensor], resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """A figure and its 95 % interval by the percentile bootstrap over pictures (Efron, 1979).
+
+    Args:
+        rows: numbers of each picture, float64 `[N, ...]`.
+        reduce: from sums `[R, ...]` over `[R]` pictures to R figures.
+        resamples: how often N pictures are drawn, with replacement; 0 for no interval.
+        seed: of the draws.
+
+    Returns:
+        The figure and both ends; NaN without pictures, or without resamples.
+    """
+    count = len(rows)
+    if count == 0:
+        return (torch.nan,) * 3
+    value = float(reduce(rows.sum(0, keepdim=True), torch.tensor([float(count)]))[0])
+    if resamples == 0:
+        return value, torch.nan, torch.nan
+    drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
+    often = torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
+    totals = (often @ rows.reshape(count, -1)).view(resamples, *rows.shape[1:])
+    figures = reduce(totals, torch.full((resamples,), float(count), dtype=torch.float64))
+    low, high = figures.double().nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return value, low, high
+
+
+@dataclass
+class Evaluation:
+    """Figures of some methods on some pictures.
+
+    Attributes:
+        figures: one for each method, measure and subset.
+        cost: of each method, in forward passes of the model on the same images, median over batches.
+        pictures: that were measured.
+        small: how many of them have small objects only.
+        errors: pictures that could not be read, and why.
+        threads: of torch.
+        device: of the model.
+    """
+
+    figures: list[Figure]
+    cost: dict[str, float]
+    pictures: int
+    small: int
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    threads: int = 1
+    device: str = "cpu"
+
+    def figure(self, method: str, measure: str, subset: str = "all") -> Figure:
+        """One of the figures.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        for own in self.figures:
+            if (own.method, own.measure, own.subset) == (method, measure, subset):
+                return own
+        raise InputError(f"figure must be one that was measured, got {measure!r} of {method!r} on {subset!r}")
+
+    def columns(self) -> list[tuple[str, str]]:
+        """Measure and subset of each column of the table: small objects where places are compared."""
+        return list(
+            dict.fromkeys(
+                (own.measure, own.subset)
+                for own in self.figures
+                if own.subset == "all" or set(MEASURES[own.measure].needs) & {"boxes", "mask"}
+            )
+        )
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows: a row a method, a column a measure and subset, with half the width of the interval."""
+        heads = ["method", "cost, forwards"]
+        for name, subset in self.columns():
+            measure = MEASURES[name]
+            heads.append(f"{measure.title}{', small' if subset == 'small' else ''} {_ARROWS[measure.better]}")
+        rows = []
+        for method, cost in self.cost.items():
+            cells = [method, f"{cost:.2f}"]
+            for name, subset in self.columns():
+                own = self.figure(method, name, subset)
+                spread = (own.high - own.low) / 2
+                cells.append(
+                    MEASURES[name].shown(own.value) + ("" if spread != spread else f" ± {MEASURES[name].shown(spread)}")
+                )
+            rows.append(cells)
+        return heads, rows
+
+    def markdown(self) -> str:
+        """The table for a document."""
+        heads, rows = self.table()
+        lines = [heads, ["---"] * len(heads), *rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """`evaluation.csv`, `evaluation.json` and, where matplotlib is installed, a plot for each measure.
+
+        Args:
+            folder: made if it is not there.
+
+        Returns:
+            The paths written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [{**asdict(own), "cost_forwards": self.cost[own.method]} for own in self.figures]
+        paths = [folder / "evaluation.csv", folder / "evaluation.json"]
+        with paths[0].open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        whole = {
+            **{"pictures": self.pictures, "small": self.small, "threads": self.threads, "device": self.device},
+            **{"figures": rows, "errors": [{"file": name, "error": why} for name, why in self.errors]},
+        }
+        paths[1].write_text(json.dumps(whole, indent=1) + "\n")
+        for measure in dict.fromkeys(own.measure for own in self.figures):
+            try:
+                figure = self.plot(measure)
+            except ImportError:
+                break
+            paths.append(folder / f"{measure}.png")
+            figure.savefig(paths[-1], dpi=150)
+        return paths
+
+    def plot(self, measure: str, subsets: Sequence[str] = ("all", "small")) -> Any:
+        """Accuracy against cost: a point a method with its interval, a panel a subset.
+
+        Args:
+            measure: one that was measured.
+            subsets: panels; those that were not measured are left out.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed (the extra `plot`).
+        """
+        from matplotlib.figure import Figure as Canvas
+
+        own, there = MEASURES[measure], {figure.subset for figure in self.figures if figure.measure == measure}
+        shown = [subset for subset in subsets if subset in there]
+        scale = 100 if own.percent else 1
+        canvas = Canvas(figsize=(5.6 * len(shown), 4.2), layout="constrained")
+        for axes, subset in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            for method, cost in self.cost.items():
+                figure = self.figure(method, measure, subset)
+                value = scale * figure.value
+                spread = [[max(0.0, value - scale * figure.low)], [max(0.0, scale * figure.high - value)]]
+                axes.errorbar(max(cost, 0.01), value, yerr=spread, fmt="o", capsize=2, markersize=5)
+                axes.annotate(method, (max(cost, 0.01), value), (5, 4), textcoords="offset points", fontsize=7)
+            axes.set_xscale("log")
+            axes.set_xlabel("cost, forward passes of the model")
+            axes.set_ylabel(f"{own.title}, {own.better} is better")
+            axes.set_title("all pictures" if subset == "all" else "small objects only", fontsize=10)
+            axes.grid(alpha=0.25)
+            axes.margins(x=0.15)
+        return canvas
+
+
+_ARROWS = {"lower": "↓", "higher": "↑"}
