@@ -153,7 +153,15 @@ def build(kind=Small, dtype=torch.float32, memory_format=torch.contiguous_format
 
 
 # What the others need tens of forwards for shows in a few.
-QUICK = {"fgvis": {"iterations": 4}, "smoothgrad": {"samples": 2}, "integrated-gradients": {"steps": 2}}
+QUICK = {
+    "fgvis": {"iterations": 4},
+    "smoothgrad": {"samples": 2},
+    "integrated-gradients": {"steps": 2},
+    "occlusion": {"window": 8, "stride": 8},
+    "rise": {"masks": 4},
+    "lime": {"samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
+    "meaningful-perturbation": {"iterations": 2, "start": "random"},
+}
 
 
 def explainer(method, model, **settings):

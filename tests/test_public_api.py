@@ -8,9 +8,10 @@ import pyfast_xai
 
 def test_every_public_name_is_there():
     assert sorted(pyfast_xai.__all__) == [
-        "BackendError", "CLEAR", "CNNFixations", "DeconvNet", "EigenCAM", "Explainer", "Explanation", "FGVis",
-        "GuidedBackprop", "InputError", "InputXGradient", "IntegratedGradients", "Saliency", "SmoothGrad",
-        "UnsupportedOpError", "__version__", "backend", "record", "replay",
+        "BackendError", "CAM", "CLEAR", "CNNFixations", "DeconvNet", "EigenCAM", "ExcitationBackprop", "Explainer",
+        "Explanation", "FGVis", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop", "GuidedGradCAM", "InputError",
+        "InputXGradient", "IntegratedGradients", "LIME", "MeaningfulPerturbation", "Occlusion", "RISE", "Saliency",
+        "SmoothGrad", "UnsupportedOpError", "__version__", "backend", "record", "replay",
     ]  # fmt: skip
     for name in pyfast_xai.__all__:
         assert getattr(pyfast_xai, name) is not None

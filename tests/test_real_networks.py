@@ -10,7 +10,17 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from pyfast_xai import CNNFixations, DeconvNet, EigenCAM, GuidedBackprop, Saliency, backend
+from pyfast_xai import (
+    CAM,
+    CNNFixations,
+    DeconvNet,
+    EigenCAM,
+    ExcitationBackprop,
+    GradCAM,
+    GuidedBackprop,
+    Saliency,
+    backend,
+)
 
 COUNT = 24
 
@@ -58,7 +68,7 @@ def test_eigen_cam_equals_numpy_on_real_activations(case, method):
         assert np.abs(own.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("method", [CNNFixations, EigenCAM])
+@pytest.mark.parametrize("method", [CNNFixations, EigenCAM, CAM, GradCAM, ExcitationBackprop])
 def test_most_peaks_lie_on_the_object(case, method):
     model, images, boxes = case
     hits = [inside(peak, own) for peak, own in zip(method(model)(images).peak().tolist(), boxes, strict=True)]

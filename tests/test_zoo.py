@@ -5,7 +5,17 @@ import copy
 import pytest
 import torch
 
-from pyfast_xai import CLEAR, CNNFixations, DeconvNet, EigenCAM, FGVis, GuidedBackprop, Saliency
+from pyfast_xai import (
+    CLEAR,
+    CNNFixations,
+    DeconvNet,
+    EigenCAM,
+    ExcitationBackprop,
+    FGVis,
+    GradCAM,
+    GuidedBackprop,
+    Saliency,
+)
 from pyfast_xai.rules import evidence
 from pyfast_xai.tape import record, replay
 
@@ -151,3 +161,17 @@ def test_clear_finds_a_class_everywhere(network):
     assert explanation.winner.shape == (1, *images.shape[2:])
     assert ((explanation.winner >= 0) & (explanation.winner < 10)).all()
     assert explanation.map.isfinite().all()
+
+
+def test_class_activation_maps_and_excitation_on_every_family(network):
+    model, images = network
+    model, images = copy.deepcopy(model).double(), images.double()
+    cam = GradCAM(model)(images, [[1, 3]])
+    assert cam.heatmap.shape == (2, *images.shape[2:])
+    assert cam.map.isfinite().all()
+    assert cam.map.abs().amax() > 0
+    wins = ExcitationBackprop(model)(images, [[1, 3]]).map
+    assert (wins >= 0).all()
+    # Signed features hand nothing to what is negative: a part of the probability may be lost, none is gained.
+    assert (wins.sum((1, 2)) <= 1 + 1e-9).all()
+    assert wins.amax() > 0

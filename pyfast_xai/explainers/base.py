@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from pyfast_xai.errors import InputError
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.tape import Tape, Value, record
-from pyfast_xai.tape.watch import modules_of, unwrap
+from pyfast_xai.tape.watch import modules_of, unwrap, watching
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -78,8 +78,7 @@ class Explainer:
         together. A model that cannot take them so (`x.view` of a map) is run again with the images as they are, and
         from then on at once.
         """
-        fast = self._channels_last and images.device.type == "cpu" and images.dtype != torch.float64
-        if fast and not images.is_contiguous(memory_format=torch.channels_last):
+        if self._wants_channels_last(images) and not images.is_contiguous(memory_format=torch.channels_last):
             try:
                 return record(self.model, images.contiguous(memory_format=torch.channels_last), *args, **kwargs)
             except RuntimeError as error:
@@ -88,6 +87,19 @@ class Explainer:
                 logger.info("%s: the model cannot take channels_last images (%s)", self.method, error)
                 return tape
         return record(self.model, images, *args, **kwargs)
+
+    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, in inference mode and without a tape; by the very kernels that `record` runs.
+
+        For a model that `record` has seen: what it writes to is not put back.
+        """
+        if self._wants_channels_last(images):
+            images = images.contiguous(memory_format=torch.channels_last)
+        with watching(modules_of(self.model), lambda path, output: None), torch.inference_mode():
+            return self.model(images, *args, **kwargs)
+
+    def _wants_channels_last(self, images: Tensor) -> bool:
+        return self._channels_last and images.device.type == "cpu" and images.dtype != torch.float64
 
 
 def logits_of(tape: Tape) -> tuple[Value, Tensor]:

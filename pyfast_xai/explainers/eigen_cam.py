@@ -1,29 +1,24 @@
 """Eigen-CAM (Muhammad and Yeasin, 2020): activations projected on their own first principal direction."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from pyfast_xai import ops
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, Target, ordinary, rows_of
+from pyfast_xai.explainers.base import Target, ordinary, rows_of
+from pyfast_xai.explainers.layers import LayerExplainer, mean_of_scaled, one_of_batch
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.ops import Method
-from pyfast_xai.tape import Tape, Value
 
 logger = logging.getLogger("pyfast_xai")
 
-# Operations that pool or re-arrange a map without a layer of their own.
-_AFTER_FEATURES = ("max_pool", "avg_pool", "adaptive", "dropout", "mean", "flatten", "view", "reshape", "permute")
 
-
-class EigenCAM(Explainer):
+class EigenCAM(LayerExplainer):
     """Eigen-CAM: what the last feature map is mostly about, whatever the class; no gradient, no classifier.
 
     The activation of each image is a matrix `A [h w, C]` with a row a position; its leading right singular vector v
@@ -71,21 +66,15 @@ class EigenCAM(Explainer):
         threshold: float = 0.15,
         labels: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(model, labels=labels)
-        self.layers = [layer] if isinstance(layer, str) else list(layer)
+        super().__init__(model, layer=layer, tokens=tokens, channels=channels, threshold=threshold, labels=labels)
         self.components = [component] if isinstance(component, int) else list(component)
         if not self.components or min(self.components) < 1:
             raise InputError(f"component must be 1 or larger, got {component!r}")
-        if not self.layers:
-            raise InputError("layer must name at least one layer, got none")
         if method.upper() not in Method.__members__:
             raise InputError(f"method must be 'auto', 'gram' or 'subspace', got {method!r}")
-        if channels not in ("auto", "first", "last"):
-            raise InputError(f"channels must be 'auto', 'first' or 'last', got {channels!r}")
         self.route = Method[method.upper()]
         self.center, self.iterations, self.seed = center, iterations, seed
-        self.tokens, self.channels, self.threshold = tokens, channels, threshold
-        self._automatic: dict[tuple[int, ...], str] = {}
+        self._automatic: dict[tuple[int, ...], list[str]] = {}
 
     def __call__(self, images: Tensor, target: Target = None, *args: Any, **kwargs: Any) -> Explanation:
         """Project the activations of a batch of images.
@@ -110,13 +99,9 @@ class EigenCAM(Explainer):
                 heat = functional.interpolate(projected, size=size, mode="bilinear", align_corners=False).clamp_min(0)
             maps.append(ordinary(projected.flatten(0, 1)))
             heatmaps.append(ordinary(heat.flatten(0, 1)))
-        if len(heatmaps) > 1:
-            # Layers differ in scale; each is brought to a maximum of one.
-            scaled = [h / h.amax((1, 2), keepdim=True).clamp_min(torch.finfo(h.dtype).tiny) for h in heatmaps]
-            heatmaps = [torch.stack(scaled).mean(0)]
         return Explanation(
             method=self.method,
-            heatmap=heatmaps[0],
+            heatmap=mean_of_scaled(heatmaps),
             map=maps[0] if len(maps) == 1 else None,
             images=rows_of(images, len(self.components)),
             threshold=self.threshold,
@@ -137,7 +122,7 @@ class EigenCAM(Explainer):
         Raises:
             InputError: no spatial map, fewer channels or positions than components, or values that are not finite.
         """
-        grid = self._grid(activation, size, name)  # [N, h, w, C]
+        grid = self.grid(activation, size, name)  # [N, h, w, C]
         images, height, width, channels = grid.shape
         matrices = grid.reshape(images, height * width, channels)
         k = max(self.components)
@@ -168,59 +153,10 @@ class EigenCAM(Explainer):
         chosen = maps[:, :, [component - 1 for component in self.components]]
         return chosen.mT.reshape(images, len(self.components), height, width)
 
-    def _grid(self, activation: Tensor, size: Sequence[int], name: str) -> Tensor:
-        """The activation with a cell for each position: `[N, h, w, C]`."""
-        shape = list(activation.shape)
-        if activation.dim() == 4:
-            last = self.channels == "last" or (self.channels == "auto" and _is_channels_last(shape, size))
-            return activation if last else activation.permute(0, 2, 3, 1)
-        if activation.dim() == 3:
-            height, width = self.tokens or (math.isqrt(shape[1]),) * 2
-            extra = shape[1] - height * width
-            # Without a grid from the user, a square number of patches and a few extra tokens.
-            if extra < 0 or (self.tokens is None and extra > 8):
-                raise InputError(
-                    f"tokens must give the grid of layer {name!r} with {shape[1]} tokens, got {self.tokens}"
-                )
-            return activation[:, extra:].unflatten(1, (height, width))
-        raise InputError(f"layer must have a spatial map [N, C, h, w] or tokens [N, T, C], got {shape} from {name!r}")
-
     def _resolve(self, images: Tensor, args: Any, kwargs: Any) -> list[str]:
-        if self.layers != ["auto"]:
+        if "auto" not in self.layers:
             return self.layers
-        key = tuple(images.shape[1:])
-        if key not in self._automatic:
-            self._automatic[key] = last_features(self.record(images[:1], *args, **kwargs))
-        return [self._automatic[key]]
-
-
-def _is_channels_last(shape: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether `[N, a, b, c]` is `[N, h, w, C]`: only that reading has the shape of the image."""
-
-    def fits(height: int, width: int) -> bool:
-        return abs(height * size[1] - width * size[0]) <= max(size)
-
-    return fits(*shape[1:3]) and not fits(*shape[2:4])
-
-
-def last_features(tape: Tape) -> str:
-    """The name of the last spatial map before pooling and flattening that is not a map of classes.
-
-    Args:
-        tape: of a whole forward pass.
-
-    Raises:
-        InputError: the model has no spatial map.
-    """
-    outputs = [leaf for leaf in pytree.tree_leaves(tape.outputs) if isinstance(leaf, Value) and len(leaf.shape) == 2]
-    classes = outputs[0].shape[1] if outputs else None
-    for node in reversed(tape.nodes):
-        value = node.outputs[0]
-        pools = any(part in node.name.rsplit(".", 1)[-1] for part in _AFTER_FEATURES)
-        if value is None or pools or not isinstance(value, Value):
-            continue
-        spatial = len(value.shape) == 4 and min(value.shape[2:]) > 1
-        patches = len(value.shape) == 3 and value.shape[1] > 4
-        if (spatial and value.shape[1] != classes) or (patches and value.shape[2] != classes):
-            return node.name
-    raise InputError("layer must be named for a model without a spatial map, got 'auto'")
+        shape = tuple(images.shape[1:])
+        if shape not in self._automatic:
+            self._automatic[shape] = self.names(self.record(one_of_batch(images, args, kwargs), *args, **kwargs))
+        return self._automatic[shape]

@@ -4,10 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from pyfast_xai import CNNFixations, EigenCAM
+from pyfast_xai import (
+    LIME,
+    RISE,
+    CNNFixations,
+    EigenCAM,
+    ExcitationBackprop,
+    GradCAM,
+    GuidedGradCAM,
+    MeaningfulPerturbation,
+    Occlusion,
+)
 from pyfast_xai.errors import InputError, UnsupportedOpError
 
-EXPLAINERS = [CNNFixations, EigenCAM]
+EXPLAINERS = [CNNFixations, EigenCAM, GradCAM, GuidedGradCAM, ExcitationBackprop]
+EXPLAINERS += [Occlusion, RISE, LIME, MeaningfulPerturbation]
 both = pytest.mark.parametrize("explainer", EXPLAINERS)
 
 

@@ -188,7 +188,7 @@ def test_the_classifier_never_runs():
     ],
 )
 def test_the_automatic_layer(head, expected):
-    from pyfast_xai.explainers.eigen_cam import last_features
+    from pyfast_xai.explainers.layers import last_features
     from pyfast_xai.tape import record
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head).eval()

@@ -1,0 +1,48 @@
+"""How far a slow explainer is: a bar for people who wait, or numbers for a program that does."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Told = bool | Callable[[int, int], None] | None
+
+
+class Progress:
+    """A bar on stderr, or the caller's own function; rich is imported where a bar is drawn only.
+
+    Args:
+        told: True shows a bar, None does on a terminal; or a function called with (done, total).
+        doing: written in front of the bar.
+        total: how much there is to do.
+    """
+
+    def __init__(self, told: Told, doing: str, total: int) -> None:
+        self._told = told if callable(told) else None
+        self._done, self._total = 0, total
+        wanted = sys.stderr.isatty() if told is None else bool(told) and self._told is None
+        self._bar = self._make() if wanted else None
+        self._task: Any = None if self._bar is None else self._bar.add_task(doing, total=total)
+
+    def _make(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def advance(self, by: int = 1) -> None:
+        """So much more is done."""
+        self._done += by
+        if self._told is not None:
+            self._told(self._done, self._total)
+        elif self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

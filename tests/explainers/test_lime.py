@@ -1,0 +1,262 @@
+"""LIME against scikit-learn and Captum on the same samples; what perturbations share is in test_occlusion."""
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+from captum._utils.models.linear_model import SkLearnRidge
+from captum.attr import LimeBase
+from skimage import segmentation
+from sklearn.linear_model import Ridge
+from sklearn.metrics import pairwise_distances, r2_score
+from torch import nn
+
+from pyfast_xai import LIME
+from pyfast_xai.errors import InputError
+
+DOUBLE = torch.float64
+SIZE = (12, 15)
+SEGMENTS = torch.arange(20).view(4, 5).repeat_interleave(3, 0).repeat_interleave(3, 1)
+
+
+class Net(nn.Module):
+    """Remembers what it saw, once it is asked to."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(120, 5)
+        )
+        self.seen = None
+
+    def forward(self, x):
+        if self.seen is not None:
+            self.seen.append(x.clone())
+        return self.layers(x)
+
+
+@pytest.fixture
+def net():
+    return Net().eval().double()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, *SIZE, dtype=DOUBLE)
+
+
+def samples(net, explain, image):
+    """Which superpixels each sample had, and the scores of all classes, `[m, F]` and `[m, 5]`."""
+    net.seen = []
+    explain(image)
+    # Twice the image itself: recorded and asked.
+    seen, net.seen = torch.cat(net.seen)[2:], None
+    whole = (seen == image).all(1)
+    left = torch.stack([whole[:, s == SEGMENTS].all(1) for s in range(20)], 1)
+    with torch.no_grad():
+        return left.numpy().astype(float), net(seen).softmax(1).numpy()
+
+
+def authors(left, scores, width=0.25, alpha=1.0):
+    """`explain_instance` of lime_image from its distances on, `[classes, F]` and R squared."""
+    distances = pairwise_distances(left, left[0].reshape(1, -1), metric="cosine").ravel()
+    weights = np.sqrt(np.exp(-(distances**2) / width**2))
+    found = []
+    for column in scores.T:
+        easy = Ridge(alpha=alpha, fit_intercept=True).fit(left, column, sample_weight=weights)
+        found.append((easy.coef_, r2_score(column, easy.predict(left), sample_weight=weights)))
+    return tuple(np.array(part) for part in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"width": 0.6, "alpha": 0.01}, {"width": 0.1, "alpha": 30}])
+@pytest.mark.parametrize("count", [5, 120])
+def test_equals_the_authors_on_the_same_samples(net, images, settings, count):
+    explain = LIME(net, samples=count, segments=SEGMENTS, seed=4, batch=16, **settings)
+    left, scores = samples(net, explain, images[:1])
+    assert left.shape == (count, 20)
+    assert (left[0] == 1).all()
+    weights, fit = authors(left, scores, **settings)
+    found = explain(images[:1], [list(range(5))])
+    expected = torch.from_numpy(weights)[:, SEGMENTS]
+    torch.testing.assert_close(found.map, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.heatmap, expected.clamp_min(0).float())
+    torch.testing.assert_close(found.fit, torch.from_numpy(fit).float(), rtol=0, atol=1e-5)
+
+
+def test_equals_captum_on_the_same_samples(net, images):
+    explain = LIME(net, samples=60, segments=SEGMENTS, baseline=0.0)
+    left, _ = samples(net, explain, images[:1])
+    rows = iter(torch.from_numpy(left)[:, None])
+
+    def nearness(original, perturbed, interpretable, **_):
+        cosine = torch.nn.functional.cosine_similarity(interpretable, torch.ones_like(interpretable))
+        return torch.exp(-0.5 * ((1 - cosine) / 0.25) ** 2)
+
+    captum = LimeBase(
+        lambda x: net(x).softmax(1),
+        SkLearnRidge(alpha=1.0),
+        nearness,
+        lambda original, **_: next(rows),
+        perturb_interpretable_space=True,
+        from_interp_rep_transform=lambda row, original, **_: original * row[0][SEGMENTS],
+        to_interp_rep_transform=None,
+    )
+    with torch.no_grad():
+        expected = captum.attribute(images[:1], target=3, n_samples=60)
+    # Captum fits in float32.
+    torch.testing.assert_close(explain(images[:1], 3).map, expected[0].double()[SEGMENTS][None], rtol=0, atol=1e-6)
+
+
+def test_samples_are_fair_coins(net, images):
+    left, _ = samples(net, LIME(net, samples=400, segments=SEGMENTS), images[:1])
+    # 8000 draws, five standard errors of 0.0056.
+    assert abs(left[1:].mean() - 0.5) < 0.028
+
+
+def test_a_linear_model_has_its_own_weights(images):
+    """Without a penalty to speak of, the regression finds what each superpixel adds."""
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3 * 12 * 15, 2).double()
+
+        def forward(self, x):
+            return self.fc(x.flatten(1))
+
+    net = Linear().eval()
+    found = LIME(net, samples=200, segments=SEGMENTS, baseline=0.3, alpha=1e-9, score="logit")(images, 1)
+    added = ((images - 0.3) * net.fc.weight[1].view(3, *SIZE)).detach().sum(1)
+    expected = torch.stack([torch.stack([own[s == SEGMENTS].sum() for s in range(20)])[SEGMENTS] for own in added])
+    torch.testing.assert_close(found.map, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.fit, torch.ones(2))
+
+
+def test_a_model_that_says_always_the_same(images):
+    class Sure(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[1.0, 0.0]], dtype=x.dtype).expand(len(x), 2) + 0 * x.mean((1, 2, 3))[:, None]
+
+    found = LIME(Sure().eval(), samples=20, segments=SEGMENTS)(images)
+    assert found.map.abs().max() < 1e-12
+    assert found.fit.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("baseline", ["mean", 0.4, torch.tensor([[[1.0]], [[2.0]], [[3.0]]])], ids=str)
+def test_what_is_left_out_has_the_baseline(net, images, baseline):
+    net.seen = []
+    LIME(net, samples=9, segments=SEGMENTS, baseline=baseline)(images[:1])
+    seen, image, some = torch.cat(net.seen)[3:], images[0], False
+    for s in range(20):
+        own = image[:, s == SEGMENTS]
+        hidden = {
+            str: own.mean(1, keepdim=True),
+            float: torch.full((3, 1), 0.4, dtype=DOUBLE),
+            torch.Tensor: torch.tensor([[1.0], [2], [3]], dtype=DOUBLE),
+        }[type(baseline)].expand_as(own)
+        for one in seen[:, :, s == SEGMENTS]:
+            gone = not torch.equal(one, own)
+            some |= gone
+            if gone:
+                torch.testing.assert_close(one, hidden, rtol=0, atol=1e-14)
+    assert some
+
+
+def test_segments_of_every_kind_are_the_same(net, images):
+    explain = [
+        LIME(net, samples=20, segments=segments)
+        for segments in (SEGMENTS, SEGMENTS.repeat(2, 1, 1), 7 * SEGMENTS - 3, lambda image: SEGMENTS.numpy())
+    ]
+    first, *others = [own(images, [[0, 1], [2, 3]]) for own in explain]
+    assert first.segments.shape == (4, *SIZE)
+    for other in others:
+        assert torch.equal(other.map, first.map)
+        assert torch.equal(other.segments, first.segments)
+    assert first[1:3].segments.shape == (2, *SIZE)
+
+
+def test_each_image_has_segments_of_its_own(net, images):
+    both = torch.stack([SEGMENTS, SEGMENTS.flip(1) // 2])
+    found = LIME(net, samples=20, segments=both)(images)
+    for n in range(2):
+        alone = LIME(net, samples=20, segments=both[n])(images[n : n + 1])
+        torch.testing.assert_close(alone.map[0], found.map[n], rtol=0, atol=1e-12)
+    given = []
+    LIME(net, samples=2, segments=lambda image: given.append(image.clone()) or SEGMENTS)(images)
+    assert torch.equal(torch.stack(given), images)
+
+
+def discs():
+    y, x = torch.arange(64)[:, None], torch.arange(80)
+    image = torch.full((1, 3, 64, 80), -1.0)
+    image[0, 0, (y - 20) ** 2 + (x - 20) ** 2 < 150] = 2
+    image[0, 1, (y - 40) ** 2 + (x - 60) ** 2 < 150] = 2
+    return image + 0.01 * torch.randn(1, 3, 64, 80)
+
+
+@pytest.mark.parametrize("settings", [{}, {"segments": "slic", "superpixels": 30}], ids=str)
+def test_superpixels_repeat_whatever_the_scale_of_the_pixels(settings):
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3)).eval()
+    image = discs()
+    found = LIME(net, samples=4, **settings)(image)
+    segments = found.segments[0]
+    assert segments.unique().tolist() == list(range(int(segments.max()) + 1))
+    assert torch.equal(LIME(net, samples=4, **settings)(image).segments[0], segments)
+    # Colours as people see them, not as the model wants them.
+    assert torch.equal(LIME(net, samples=4, **settings)(3 * image + 20).segments[0], segments)
+
+
+def test_slic_follows_what_is_there():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3)).eval()
+    image = discs()
+    segments = LIME(net, samples=4, segments="slic", superpixels=30)(image).segments[0]
+    assert 15 <= segments.max() <= 45
+    # Superpixels hardly mix a disc with the ground: their mean colours are as good as the pixels'.
+    means = torch.stack([image[0][:, s == segments].mean(1) for s in range(int(segments.max()) + 1)], 1)
+    error = (means[:, segments] - image[0]).square().mean()
+    assert error < 0.1 * image[0].var(dim=(1, 2)).mean()
+
+
+def test_quickshift_is_that_of_the_authors():
+    image = (discs() + 2) / 5
+    found = LIME(nn.Sequential(nn.Flatten(), nn.Linear(15360, 2)).eval(), samples=2, seed=3)(image).segments[0]
+    pixels = image[0].permute(1, 2, 0).double().numpy()
+    expected = segmentation.quickshift(pixels, kernel_size=4, max_dist=200, ratio=0.2, rng=3)
+    assert torch.equal(found, torch.from_numpy(expected))
+    assert found.max() > 1
+
+
+def test_without_scikit_image_there_is_a_remedy(net, images, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == "skimage":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"segments 'quickshift' need scikit-image \(pip install pyfast-xai\[lime\]\)"):
+        LIME(net, samples=4)(images)
+    LIME(net, samples=4, segments=SEGMENTS)(images)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 1}, "samples must be at least 2, got 1"),
+        ({"segments": "watershed"}, "segments must be one of 'quickshift', 'slic', got 'watershed'"),
+        ({"segments": None}, "segments must be one of 'quickshift', 'slic', got None"),
+        ({"segments": SEGMENTS.T}, r"segments must have shape \[12, 15\] or \[2, 12, 15\], got \[15, 12\]"),
+        ({"segments": SEGMENTS.double()}, "segments must hold integers, got torch.float64"),
+        ({"segments": lambda image: SEGMENTS[:3]}, r"segments must return \[12, 15\], got \[3, 15\]"),
+        ({"superpixels": 0}, "superpixels must be at least 1, got 0"),
+        ({"baseline": "own"}, "baseline must be one of 'blur', 'mean', got 'own'"),
+        ({"width": 0}, "width must be positive, got 0"),
+        ({"alpha": 0}, "alpha must be positive, got 0"),
+    ],
+    ids=str,
+)
+def test_bad_settings(net, images, settings, message):
+    with pytest.raises(InputError, match=message):
+        LIME(net, **settings)(images)
