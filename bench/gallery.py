@@ -47,7 +47,7 @@ def load(name: str) -> tuple[nn.Module, int, object]:
 
 def shown(explanation: Explanation, ground: Tensor) -> Tensor:
     """The picture people know a method by: signed colours, masked colours or heat over the photograph."""
-    if explanation.method in ("eigen-cam", "fixations", "clear"):
+    if explanation.attribution is None or explanation.method in ("fixations", "clear", "occlusion"):
         return explanation.overlay(ground)
     return explanation.rgb()
 

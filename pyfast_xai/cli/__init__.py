@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
-from pyfast_xai.cli import backends, demo, evaluate, explain, methods
+from pyfast_xai.cli import backends, demo, evaluate, explain, maintain, methods, reproduce, run
 
 app = typer.Typer(
     help="Fast visual explanations of convolutional networks.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed and the others are done.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed, the others are done; 130, 143 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (explain.explain, evaluate.evaluate, demo.demo, backends.backends, methods.methods):
+for command in (
+    *(explain.explain, evaluate.evaluate, reproduce.reproduce),
+    *(run.run, maintain.status, maintain.verify, maintain.retry, maintain.export),
+    *(demo.demo, backends.backends, methods.methods),
+):
     app.command()(command)
 
 

@@ -5,7 +5,14 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Bar:
@@ -47,3 +54,34 @@ class Bar:
             self._bar.update(self._task, description=f"{self._doing}, {method} {iteration}/{iterations}")
 
         return tell
+
+
+class Counter:
+    """What is being done and how many images of it are, on a terminal's stderr.
+
+    Args:
+        title: written in front.
+    """
+
+    def __init__(self, title: str) -> None:
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:.0f}"))
+        self._line = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._title, self._doing = title, ""
+        self._task = self._line.add_task(title, total=None)
+
+    def __enter__(self) -> "Counter":
+        self._line.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._line.stop()
+
+    def tell(self, doing: str, images: int) -> None:
+        """So many more are done; another thing to do counts from zero."""
+        if doing != self._doing:
+            self._doing = doing
+            self._line.reset(self._task, description=f"{self._title}: {doing}")
+        self._line.update(self._task, advance=images)

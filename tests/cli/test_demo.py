@@ -5,13 +5,14 @@ import pytest
 from PIL import Image
 
 from pyfast_xai import demo
+from pyfast_xai.cli.demo import METHODS as DEMONSTRATED
 from pyfast_xai.explainers import METHODS, EigenCAM
 
 
 def test_demo(run, tmp_path):
     out = tmp_path / "demo"
     result = run("demo", "--out", out, "--count", 9)
-    quick = {name: explainer for name, explainer in METHODS.items() if not explainer.slow}
+    quick = {name: METHODS[name] for name in DEMONSTRATED}
     lines = result.stdout.strip().splitlines()
     assert str(out / "demo.png") in lines[-1]
     table = json.loads((out / "demo.json").read_text())
@@ -48,15 +49,12 @@ def test_demo_as_json_and_of_one_scene(run, tmp_path):
     run("demo", "--out", tmp_path, "--count", 0, code=2)
 
 
-def test_demo_leaves_slow_methods_out_unless_asked(run, tmp_path, monkeypatch):
-    class Slow(EigenCAM):
-        slow = True
-
-    monkeypatch.setitem(METHODS, "slow-one", Slow)
+def test_demo_tells_of_other_methods_and_shows_them_where_asked(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "other-one", EigenCAM)
     result = run("demo", "--out", tmp_path / "all", "--count", 1)
-    assert "slow-one" in result.stdout.splitlines()[-2]
-    assert not list((tmp_path / "all").glob("*slow-one*"))
-    result = run("demo", "--out", tmp_path / "one", "--count", 1, "--method", "slow-one")
-    assert [path.name for path in (tmp_path / "one").glob("scene-*")] == ["scene-000.slow-one.png"]
-    assert "Left out" not in result.stdout
+    assert "other-one" in result.stdout.splitlines()[-2]
+    assert not list((tmp_path / "all").glob("*other-one*"))
+    result = run("demo", "--out", tmp_path / "one", "--count", 1, "--method", "other-one")
+    assert [path.name for path in (tmp_path / "one").glob("scene-*")] == ["scene-000.other-one.png"]
+    assert "There are more" not in result.stdout
     assert "method must be one of" in run("demo", "--out", tmp_path, "--method", "magic", code=2).stderr

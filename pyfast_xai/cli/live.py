@@ -1,0 +1,104 @@
+"""How a long run goes: one line that changes on a terminal, one line now and then elsewhere, and a log for machines."""
+
+import contextlib
+import json
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+if TYPE_CHECKING:
+    from pyfast_xai.datasets import Progress
+
+EVERY = 30.0  # seconds between two lines where nobody looks at a terminal
+
+
+class Live:
+    """Tells of a run while it works.
+
+    Args:
+        total: rows there are to be.
+        before: rows that were there.
+        errors: among them.
+        log: a file that gets a line of JSON for each part, after what it holds; None for none.
+    """
+
+    def __init__(self, total: int, before: int = 0, errors: int = 0, log: Path | None = None) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._task = self._bars.add_task("explaining", total=total, completed=before)
+        self._late = threading.Timer(1.0, self._bars.start)
+        self._late.daemon = True
+        self._total, self._before, self._errors = total, before, errors
+        self._path = log
+        self._log: TextIO | None = None
+        self._shard: int | None = None
+        self._told = time.monotonic()
+
+    def __enter__(self) -> "Live":
+        if self._path is not None:
+            self._log = open(self._path, "a", encoding="utf-8")
+        self._late.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._late.cancel()
+        self._late.join()
+        if self._bars.live.is_started:
+            self._bars.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def __call__(self, progress: "Progress") -> None:
+        line = self.line(progress)
+        self._bars.update(self._task, completed=self._before + progress.images, description=line)
+        if not self._console.is_terminal and time.monotonic() - self._told >= EVERY:
+            self._told = time.monotonic()
+            self._console.print(f"{self._before + progress.images}/{self._total} {line}", soft_wrap=True)
+        if self._log is not None and progress.shard != self._shard:
+            self._shard = progress.shard
+            # A log on a full disk does not end the run.
+            with contextlib.suppress(OSError):
+                self._log.write(json.dumps(self._record(progress)) + "\n")
+                self._log.flush()
+
+    def line(self, progress: "Progress") -> str:
+        """What a person wants to know."""
+        speed = progress.images / progress.seconds if progress.seconds else 0.0
+        waited = progress.waiting / progress.seconds if progress.seconds else 0.0
+        left = (self._total - self._before - progress.images) / speed if speed else 0.0
+        return (
+            f"{speed:.1f} images/s, {waited:.0%} waiting for decoding, {self._errors + progress.errors} errors, "
+            f"batch {progress.batch}, {_duration(left)} left"
+        )
+
+    def _record(self, progress: "Progress") -> dict[str, Any]:
+        speed = progress.images / progress.seconds if progress.seconds else 0.0
+        return {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "part": progress.shard,
+            "rows": self._before + progress.rows,
+            "errors": self._errors + progress.errors,
+            "items": self._total,
+            "images_per_second": round(speed, 3),
+            "waiting_for_decoding": round(progress.waiting, 3),
+            "explaining": round(progress.explaining, 3),
+            "waiting_for_writing": round(progress.writing, 3),
+            "seconds": round(progress.seconds, 3),
+            "batch": progress.batch,
+        }
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
