@@ -5,44 +5,41 @@ ResNet-50 with its published weights.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
+from typing import Any
 
-import networks
 import torch
+from PIL import Image
 from skimage import data
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyfast_xai import render
+from pyfast_xai import InputError, render
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.explanation import Explanation
+from pyfast_xai.models import LoadedModel, load_model
+from pyfast_xai.reproduce import Data
 
 # Photographs free to show: by Stéfan van der Walt (CC0), Rachel Michetti (CC0), SpaceX (CC0), NASA (public domain).
 PHOTOGRAPHS = {"chelsea": "a cat", "coffee": "an espresso", "rocket": "a rocket", "astronaut": "an astronaut"}
 NETWORK = "resnet50_abm_pruned_int8"
 
 
-def pixels(name: str, side: int) -> Tensor:
-    """The middle square of a photograph, RGB 0..255 `[3, side, side]`."""
-    image = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1).float()
-    edge = min(image.shape[1:])
-    top, left = ((size - edge) // 2 for size in image.shape[1:])
-    square = image[None, :, top : top + edge, left : left + edge]
-    return nn.functional.interpolate(square, (side, side), mode="bilinear", antialias=True)[0].clamp(0, 255)
+def photograph(name: str) -> Any:
+    """The middle square of a photograph."""
+    image = Image.fromarray(getattr(data, name)())
+    edge = min(image.size)
+    left, top = ((size - edge) // 2 for size in image.size)
+    return image.crop((left, top, left + edge, top + edge))
 
 
-def load(name: str) -> tuple[nn.Module, int, object]:
-    """A network, the side of its input and how it wants pixels."""
-    try:
-        network = networks.network(name)
-        return network.model, network.size, network.preprocess
-    except FileNotFoundError:
-        from torchvision.models import ResNet50_Weights, resnet50
-
-        weights = ResNet50_Weights.DEFAULT
-        recipe = weights.transforms()
-        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
-        return resnet50(weights=weights).eval(), 224, lambda raw: (raw - mean) / std
+def load(name: str) -> LoadedModel:
+    """A network and how it wants pictures."""
+    folder = Path(os.environ.get("PYFAST_XAI_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if (folder / "models.py").is_file():
+        return next(Data(folder, names=(name,)).networks(()))
+    return load_model("torchvision/resnet50", "DEFAULT")
 
 
 def shown(explanation: Explanation, ground: Tensor) -> Tensor:
@@ -58,13 +55,17 @@ def main() -> None:
     parser.add_argument("--network", default=NETWORK)
     parser.add_argument("--side", type=int, default=200, help="of a picture on the sheet, in pixels")
     given = parser.parse_args()
-    model, size, preprocess = load(given.network)
-    raw = torch.stack([pixels(name, size) for name in PHOTOGRAPHS])
-    images, ground = preprocess(raw), raw / 255
+    loaded = load(given.network)
+    pairs = [loaded.preprocess(photograph(name)) for name in PHOTOGRAPHS]
+    images, ground = (torch.stack(part) for part in zip(*pairs, strict=True))
     rows, labels, titles = [list(ground)], ["photograph"], [list(PHOTOGRAPHS.values())]
     for name, method in METHODS.items():
         began = time.perf_counter()
-        explanation = method(model)(images)
+        try:
+            explanation = method(loaded.model)(images)
+        except InputError as error:
+            print(f"{name:22} {error}")
+            continue
         seconds = (time.perf_counter() - began) / len(images)
         print(f"{name:22} {seconds:8.2f} s an image")
         rows.append(list(shown(explanation, ground)))

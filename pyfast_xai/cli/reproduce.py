@@ -15,7 +15,12 @@ from pyfast_xai.cli.progress import Counter
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="fixations, eigen-cam, fgvis, backprop or clear.", show_default=False)],
+    paper: Annotated[
+        str,
+        typer.Argument(
+            help="fixations, eigen-cam, fgvis, backprop, clear; or comparison, of all explainers.", show_default=False
+        ),
+    ],
     data: Annotated[
         Path,
         typer.Option(help="Folder of data sets; `pyfast_xai.reproduce.data` says how they lie.", show_default=False),

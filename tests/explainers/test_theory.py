@@ -6,39 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyfast_xai import DeconvNet, GuidedBackprop, Saliency
+from pyfast_xai.reproduce.backprop import fully_connected, limit, three_layers
 
-SIDE, PATCH, STRIDE, CLASSES = 32, 7, 2, 10
-
-
-def normal(module):
-    """Weights of zero mean, biases zero, as the paper's sections 3 and 4 assume."""
-    for weight in module.parameters():
-        nn.init.normal_(weight, std=0.1) if weight.dim() > 1 else nn.init.zeros_(weight)
-    return module.eval()
-
-
-def three_layers(filters, pool=None):
-    """Section 3.1: convolution, ReLU, fully connected; a pool in between for section 3.2."""
-    side = (SIDE - PATCH) // STRIDE + 1
-    pooled = side if pool is None else (side - pool) // pool + 1
-    return normal(
-        nn.Sequential(
-            *(nn.Conv2d(3, filters, PATCH, STRIDE), nn.ReLU(), nn.Identity() if pool is None else nn.MaxPool2d(pool)),
-            *(nn.Flatten(), nn.Linear(filters * pooled * pooled, CLASSES)),
-        )
-    )
-
-
-def fully_connected(hidden):
-    return normal(
-        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
-    )
-
-
-def limit(images):
-    """What guided backprop tends to as the filters grow in number: every patch scaled to unit length, added up."""
-    patches = F.unfold(images, PATCH, stride=STRIDE)
-    return F.fold(F.normalize(patches, dim=1), images.shape[2:], PATCH, stride=STRIDE)
+SIDE, CLASSES = 32, 10
 
 
 def cosine(a, b):
@@ -53,27 +23,29 @@ def images():
 
 
 def test_guided_backprop_tends_to_the_image_as_filters_grow(images):
-    likeness = [cosine(GuidedBackprop(three_layers(n))(images, 0).attribution, limit(images)) for n in (16, 64, 1024)]
+    likeness = [
+        cosine(GuidedBackprop(three_layers(n, side=SIDE))(images, 0).attribution, limit(images)) for n in (16, 64, 1024)
+    ]
     assert likeness[0] < likeness[1] < likeness[2]
     assert likeness[2] > 0.9
-    assert cosine(GuidedBackprop(three_layers(1024))(images, 0).attribution, images) > 0.6
+    assert cosine(GuidedBackprop(three_layers(1024, side=SIDE))(images, 0).attribution, images) > 0.6
 
 
 @pytest.mark.parametrize("method", [Saliency, DeconvNet])
 def test_saliency_and_deconvnet_do_not(images, method):
-    assert abs(cosine(method(three_layers(1024))(images, 0).attribution, limit(images))) < 0.1
+    assert abs(cosine(method(three_layers(1024, side=SIDE))(images, 0).attribution, limit(images))) < 0.1
 
 
 def test_nor_does_guided_backprop_in_a_fully_connected_network(images):
     """It would take exponentially many neurons (section 3.1.2): one neuron sees the whole image at once."""
-    own = cosine(GuidedBackprop(fully_connected(1024))(images, 0).attribution, images)
-    assert own < 0.5 * cosine(GuidedBackprop(three_layers(1024))(images, 0).attribution, limit(images))
+    own = cosine(GuidedBackprop(fully_connected(1024, side=SIDE))(images, 0).attribution, images)
+    assert own < 0.5 * cosine(GuidedBackprop(three_layers(1024, side=SIDE))(images, 0).attribution, limit(images))
 
 
 def test_max_pooling_makes_deconvnet_recover_the_image(images):
     """Section 3.2: the switches hold what the missing mask of the rectifiers does not."""
-    without = cosine(DeconvNet(three_layers(1024))(images, 0).attribution, limit(images))
-    pooled = cosine(DeconvNet(three_layers(1024, pool=3))(images, 0).attribution, limit(images))
+    without = cosine(DeconvNet(three_layers(1024, side=SIDE))(images, 0).attribution, limit(images))
+    pooled = cosine(DeconvNet(three_layers(1024, pool=3, side=SIDE))(images, 0).attribution, limit(images))
     assert abs(without) < 0.1
     assert pooled > 0.5
 

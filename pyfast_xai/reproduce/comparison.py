@@ -1,0 +1,62 @@
+"""All explainers side by side, by one protocol: no paper's table, but what someone who chooses one wants to know."""
+
+from functools import partial
+
+from pyfast_xai.evaluation import BASELINES, evaluate
+from pyfast_xai.explainers import METHODS, RISE
+from pyfast_xai.reproduce.data import Data
+from pyfast_xai.reproduce.fixations import Make, fitting
+from pyfast_xai.reproduce.outcome import Experiment, Outcome
+
+NETWORKS = ("resnet50", "vgg16", "googlenet", "mobilenet_v2")
+PLACES = ("box-error", "best-box-error", "pointing")
+ANSWERS = ("deletion", "insertion", "average-drop")
+SANITY = ("class-sensitivity", "randomization")
+
+QUICK: dict[str, Make] = {**BASELINES, **{name: make for name, make in METHODS.items() if not make.slow}}
+SLOW: dict[str, Make] = {
+    **BASELINES,
+    **{name: make for name, make in METHODS.items() if make.slow},
+    "rise": partial(RISE, masks=2000),
+}
+
+
+def _table(data: Data, methods: dict[str, Make], measures: tuple[str, ...], title: str) -> Outcome:
+    pictures = data.imagenet()
+    rows: list[list[str]] = []
+    differs: list[str] = []
+    heads: list[str] = []
+    for loaded in data.networks(NETWORKS):
+        able, why = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += why
+        result = evaluate(
+            *(loaded.model, pictures, loaded.preprocess, able, measures),
+            batch=data.batch, device=data.device, progress=data.telling(f"{loaded.name}, {', '.join(measures[:2])}"),
+        )  # fmt: skip
+        columns, cells = result.table()
+        heads = ["network", *columns]
+        rows += [[loaded.name, *row] for row in cells]
+        differs.append(
+            f"{loaded.name}: {result.pictures} pictures, {result.small} of them with small objects, "
+            f"{result.threads} thread{'s' if result.threads > 1 else ''}."
+        )
+    differs.append("No paper has this table; ± is half of the 95 % interval over pictures.")
+    return Outcome(title, heads, rows, differs)
+
+
+def places(data: Data) -> Outcome:
+    """Where quick explainers point."""
+    return _table(data, QUICK, PLACES, "Quick explainers: do they show where the object is?")
+
+
+def answers(data: Data) -> Outcome:
+    """What the model makes of what quick explainers show."""
+    return _table(data.at_most(40), QUICK, ANSWERS + SANITY, "Quick explainers: do they show what the model uses?")
+
+
+def slow(data: Data) -> Outcome:
+    """The explainers that take tens of forwards and more."""
+    return _table(data.at_most(16), SLOW, PLACES + ANSWERS, "Slow explainers: places, and what the model makes of them")
+
+
+EXPERIMENTS: dict[str, Experiment] = {"places": places, "answers": answers, "slow": slow}

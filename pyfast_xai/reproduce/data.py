@@ -1,0 +1,211 @@
+"""Where the data sets of the papers lie, and the networks they are shown to.
+
+A folder holds any of these:
+
+    imagenet/LOC_val_solution.csv, LOC_synset_mapping.txt and val/*.JPEG    ILSVRC 2012, validation
+    VOC2007/Annotations, JPEGImages, ImageSets/Main/test.txt                PASCAL VOC 2007
+    graz02/<class>/*.image.png and *.mask.*.png                             Graz-02 (INRIA's masks)
+    coco/annotations.json and *.jpg                                         COCO or a part of it
+    wsol/cnn_fixations_boxes.npz, ilsvrc_val_ground_truth.npz               published boxes and ground truth
+    mnist/*-ubyte[.gz] or mnist.npz                                         MNIST
+    svhn/train_32x32.mat, test_32x32.mat                                    SVHN, cropped digits
+
+A small collection of its own networks may take the place of ILSVRC: `models.py` with `load(name)`, which gives a module
+and `{"size", "prep"}`, and `preprocess(pixels, prep)`; and `imagenet/annotations.json`, a list of `{"file", "cls",
+"boxes"}`. That file is run as Python. Without it networks are torchvision's, with their published weights.
+"""
+
+import importlib.util
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.evaluation import Annotation, read_annotations
+from pyfast_xai.images import Preprocess, find_images, load_image
+from pyfast_xai.models import LoadedModel, load_model
+
+COLLECTION = ("resnet50_abm_pruned_int8", "googlenet_abm_pruned_int8", "squeezenet1_1", "mobilenet_v2_coral_int8")
+
+
+@dataclass(frozen=True)
+class _Defined(Preprocess):
+    """Pixels as the collection's own code wants them."""
+
+    definitions: Any = None
+    prep: str = ""
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        shown = self.shown(image)
+        return self.definitions.preprocess(255 * shown[None], self.prep)[0], shown
+
+
+@dataclass(frozen=True)
+class Data:
+    """A folder of data sets, and how much of it is to be used.
+
+    Attributes:
+        root: the folder.
+        count: pictures at most; None for all.
+        names: of networks; empty for those of the paper, or all of a collection.
+        batch: images at a time.
+        device: of the networks.
+        seed: of the order of pictures, and of whatever is random in an experiment.
+        progress: called with what is being done and how many pictures of it are.
+    """
+
+    root: Path
+    count: int | None = 200
+    names: tuple[str, ...] = ()
+    batch: int = 16
+    device: str = "cpu"
+    seed: int = 0
+    progress: Callable[[str, int], None] | None = None
+
+    def at_most(self, count: int) -> "Data":
+        """The same with fewer pictures, for what takes long."""
+        return replace(self, count=count if self.count is None else min(count, self.count))
+
+    def telling(self, doing: str) -> Callable[[int], None]:
+        """What a loop calls with the number of pictures it has done."""
+
+        def tell(pictures: int) -> None:
+            if self.progress is not None:
+                self.progress(doing, pictures)
+
+        return tell
+
+    @property
+    def own_networks(self) -> bool:
+        """Whether the folder has networks of its own."""
+        return (self.root / "models.py").is_file()
+
+    def networks(self, paper: Sequence[str]) -> Iterator[LoadedModel]:
+        """Trained networks on the device, one by one.
+
+        Args:
+            paper: names of torchvision that come next to those of the paper.
+        """
+        for name in self.names or (COLLECTION if self.own_networks else paper):
+            loaded = self._collected(name) if self.own_networks else load_model(f"torchvision/{name}", "DEFAULT")
+            loaded.model.to(self.device)
+            yield loaded
+
+    def _collected(self, name: str) -> LoadedModel:
+        definitions = _module(self.root / "models.py")
+        try:
+            # Weights are drawn before they are replaced.
+            with torch.random.fork_rng(devices=[]):
+                model, about = definitions.load(name)
+        except (KeyError, OSError) as error:
+            raise InputError(f"networks must be of the collection at {str(self.root)!r}, got {name!r}") from error
+        size = about["size"]
+        # Its pictures are square already, and what is not is shown whole.
+        preprocess = _Defined(size=size, crop="squash", definitions=definitions, prep=about["prep"])
+        return LoadedModel(model, preprocess, None, name)
+
+    def imagenet(self) -> list[Annotation]:
+        """ILSVRC validation pictures with class and boxes, in random order."""
+        folder = self.root / "imagenet"
+        if (folder / "annotations.json").is_file():
+            rows = json.loads((folder / "annotations.json").read_text())
+            # Only the part that is complete and of one size, where it is told apart.
+            kept = [row for row in rows if row["file"].startswith("val227")] or rows
+            found = [
+                Annotation(folder / r["file"], r["cls"], torch.tensor(r["boxes"]).float(), [r["cls"]] * len(r["boxes"]))
+                for r in kept
+            ]
+        else:
+            table = self._file("imagenet/LOC_val_solution.csv", "ILSVRC 2012's validation set")
+            found, _ = read_annotations(table, find_images([folder / "val"]))
+        return self._some(found)
+
+    def voc(self) -> list[Annotation]:
+        """The test pictures of PASCAL VOC 2007."""
+        root = self._file("VOC2007/ImageSets/Main/test.txt", "PASCAL VOC 2007").parents[2]
+        names = set((root / "ImageSets/Main/test.txt").read_text().split())
+        pictures = [path for path in find_images([root / "JPEGImages"]) if path.stem in names]
+        return self._some(read_annotations(root / "Annotations", pictures)[0])
+
+    def masked(self) -> list[Annotation]:
+        """Pictures with masks of their objects: Graz-02, or COCO where that is not there."""
+        graz = self.root / "graz02"
+        if graz.is_dir():
+            found = []
+            for picture in sorted(graz.rglob("*.image.png")):
+                stem = picture.name.removesuffix(".image.png")
+                masks = sorted(picture.parent.glob(f"{stem}.mask.*.png"))
+                found.append(Annotation(picture, picture.parent.name, shapes=masks))
+            return self._some(found)
+        return self.coco()
+
+    def coco(self) -> list[Annotation]:
+        """COCO pictures with boxes and masks; crowds are left out."""
+        free = self.root / "coco_ccby"
+        if not (free / "annotations.json").is_file():
+            table = self._file("coco/annotations.json", "COCO")
+            return self._some(read_annotations(table, find_images([table.parent]))[0])
+        found = []
+        for row in json.loads((free / "annotations.json").read_text()):
+            own = [thing for thing in row["objects"] if not thing["iscrowd"]]
+            boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (thing["bbox_xywh"] for thing in own)]
+            kinds = [thing["category"] for thing in own]
+            shapes: list[Any] = []
+            for thing in own:
+                outline = thing["segmentation"]
+                shapes += [outline] if isinstance(outline, dict) else outline
+            found.append(Annotation(free / row["file"], None, torch.tensor(boxes).float().view(-1, 4), kinds, shapes))
+        return self._some(found)
+
+    def published_boxes(self) -> tuple[Any, Any]:
+        """CNN-Fixations' boxes, and ILSVRC's, as NumPy archives."""
+        import numpy as np
+
+        names = ("wsol/cnn_fixations_boxes.npz", "wsol/ilsvrc_val_ground_truth.npz")
+        own, truth = (np.load(self._file(name, "the published boxes of CNN-Fixations")) for name in names)
+        return own, truth
+
+    def folder_of(self, name: str, what: str) -> Path:
+        """A folder or file of a data set.
+
+        Raises:
+            InputError: it is not there.
+        """
+        return self._file(name, what)
+
+    def inputs(self, annotations: Sequence[Annotation], preprocess: Preprocess) -> Tensor:
+        """What a network is shown of some pictures, `[N, C, H, W]`."""
+        return torch.stack([preprocess(load_image(own.path))[0] for own in annotations]).to(self.device)
+
+    def shown(self, annotations: Sequence[Annotation], preprocess: Preprocess) -> Tensor:
+        """The same to look at, `[N, 3, H, W]` in 0..1."""
+        return torch.stack([preprocess(load_image(own.path))[1] for own in annotations])
+
+    def _file(self, name: str, what: str) -> Path:
+        path = self.root / name
+        if not path.exists():
+            raise InputError(f"data must hold {what} at {name}, got {str(self.root)!r} without it")
+        return path
+
+    def _some(self, found: list[Annotation]) -> list[Annotation]:
+        if not found:
+            raise InputError(f"data must hold pictures with annotations, got none in {str(self.root)!r}")
+        shuffled = list(found)
+        random.Random(self.seed).shuffle(shuffled)
+        return shuffled[: self.count]
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pyfast_xai_collection", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,270 @@
+"""CNN-Fixations (Mopuri, Garg and Babu, 2018)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyfast_xai import metrics, render
+from pyfast_xai.errors import InputError
+from pyfast_xai.evaluation import Centre, evaluate
+from pyfast_xai.explainers import CAM, CNNFixations, ExcitationBackprop, Explainer, GradCAM, Saliency
+from pyfast_xai.images import load_image
+from pyfast_xai.models import LoadedModel
+from pyfast_xai.reproduce.data import Data
+from pyfast_xai.reproduce.outcome import Experiment, Outcome, percent
+
+Make = Callable[[nn.Module], Explainer]
+
+NETWORKS = ("alexnet", "vgg16", "googlenet", "resnet101", "densenet121")
+METHODS: dict[str, Make] = {
+    "centre": Centre,
+    "Backprop": Saliency,
+    "CAM": CAM,
+    "cMWP": partial(ExcitationBackprop, contrastive=True),
+    "Grad-CAM": GradCAM,
+    "CNN-Fixations": CNNFixations,
+}
+"""By the paper's names; the centre is ours."""
+
+# Table I: top-1 localisation error, percent; AlexNet, VGG-16, GoogLeNet, ResNet-101, DenseNet-121.
+TABLE_1 = {
+    "Backprop": (65.17, 61.12, 61.31, 57.97, 67.49),
+    "CAM": (67.19, 57.20, 60.09, 48.34, 55.37),
+    "cMWP": (72.31, 64.18, 69.25, 65.94, 64.97),
+    "Grad-CAM": (71.16, 56.51, 74.26, 64.84, 75.29),
+    "CNN-Fixations": (65.70, 55.22, 57.53, 54.31, 56.72),
+}
+# Table II: pixel precision at equal error rate on Graz-02, percent; bike, car, person. Some digits of others are lost.
+TABLE_2 = {"Backprop": "36.88", "cMWP": "50.89", "Grad-CAM": "60.09", "CNN-Fixations": "64.88"}
+# Table III: mean recall and precision of a single proposal on PASCAL VOC 2007.
+TABLE_3 = {
+    "Backprop": ".32/.36",
+    "CAM": ".30/.33",
+    "cMWP": ".23/.26",
+    "Grad-CAM": ".18/.21",
+    "CNN-Fixations": ".32/.36",
+}
+
+
+def like(name: str, networks: Sequence[str] = NETWORKS) -> int | None:
+    """The column of a paper's table whose network is of the same family."""
+    families = [network.rstrip("0123456789_") for network in networks]
+    return next((i for i, family in enumerate(families) if name.startswith(family)), None)
+
+
+def fitting(methods: dict[str, Make], loaded: LoadedModel, images: Tensor) -> tuple[dict[str, Make], list[str]]:
+    """The methods that can explain a network, and why others cannot."""
+    able, why = {}, []
+    for name, make in methods.items():
+        try:
+            make(loaded.model)(images[:1])
+        except InputError as error:
+            why.append(f"{name} is left out on {loaded.name}: {error}.")
+        else:
+            able[name] = make
+    return able, why
+
+
+def placed(columns: Sequence[str], result: Any, method: str) -> list[str]:
+    cells = []
+    for measure in columns:
+        for subset in ("all", "small"):
+            own = [f for f in result.figures if (f.method, f.measure, f.subset) == (method, measure, subset)]
+            cells.append(percent(own[0].value) if own else "-")
+    return cells
+
+
+def table_1(data: Data) -> Outcome:
+    """Table I: does the box lie on the object? Top-1 localisation error on ILSVRC."""
+    pictures = data.imagenet()
+    measures = ["top1-box-error", "box-error", "best-box-error", "pointing"]
+    rows: list[list[str]] = []
+    differs = [f"{len(pictures)} pictures of ILSVRC's validation set instead of 50,000, and one crop of each."]
+    for loaded in data.networks(NETWORKS):
+        able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += why
+        result = evaluate(
+            *(loaded.model, pictures, loaded.preprocess, able, measures),
+            batch=data.batch, device=data.device, resamples=0, progress=data.telling(f"{loaded.name}, Table I"),
+        )  # fmt: skip
+        column = like(loaded.name)
+        for method in able:
+            paper = "-" if column is None or method not in TABLE_1 else f"{TABLE_1[method][column]:.1f}"
+            rows.append([loaded.name, method, paper, *placed(measures, result, method)])
+    heads = ["network", "method", "paper, top-1 box error of its family's network"]
+    for measure in ("top-1 box error", "box error", "box error at the best threshold", "pointing"):
+        heads += [measure, f"{measure}, small"]
+    differs += [
+        "Networks are other trainings, some pruned; compare methods, not columns.",
+        "Boxes of maps are cut at each explainer's default; the paper takes each method's own recommendation.",
+        "The best threshold is one for all pictures of a network, with the largest segment: how good the map is "
+        "whatever threshold was published. The centre's box is 80 % of each side.",
+    ]
+    return Outcome("CNN-Fixations, Table I: localisation error on ILSVRC, percent", heads, rows, differs)
+
+
+def table_1_boxes(data: Data) -> Outcome:
+    """Table I from the boxes the authors published: checks the evaluator."""
+    boxes, truth = data.published_boxes()
+    labels = torch.from_numpy(truth["label"]).long()
+    objects = (torch.from_numpy(truth["box_xyxy"]).float(), torch.from_numpy(truth["box_offset"]).long())
+    paper = {"alexNet": 65.70, "vgg16": 55.22, "googleNet": 57.53, "resNet152": 54.31}
+    rows = []
+    for name, figure in paper.items():
+        own = torch.from_numpy(boxes[f"{name}_box_xyxy"]).float()
+        predicted = torch.from_numpy(boxes[f"{name}_label"]).long()
+        top = float(metrics.localization_error(own, objects, predicted, labels))
+        known = float(metrics.localization_error(own, objects))
+        rows.append([name, f"{figure:.2f}", f"{100 * top:.2f}", f"{100 * known:.2f}"])
+        data.telling("Table I from published boxes")(len(own))
+    heads = ["network", "paper, top-1", "top-1", "class-agnostic"]
+    return Outcome("CNN-Fixations, Table I from the authors' published boxes, percent", heads, rows)
+
+
+def table_2(data: Data) -> Outcome:
+    """Table II: pixel precision at equal error rate, Graz-02."""
+    pictures = [own for own in data.masked() if own.shapes]
+    graz = (data.root / "graz02").is_dir()
+    rows, differs = [], []
+    for loaded in data.networks(("vgg16",)):
+        able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += why
+        result = evaluate(
+            *(loaded.model, pictures, loaded.preprocess, able, ["eer-precision", "pxap"]),
+            batch=data.batch, device=data.device, resamples=0, progress=data.telling(f"{loaded.name}, Table II"),
+        )  # fmt: skip
+        for method in able:
+            values = [result.figure(method, measure).value for measure in ("eer-precision", "pxap")]
+            rows.append([loaded.name, method, TABLE_2.get(method, "-"), *map(percent, values)])
+    where = "Graz-02" if graz else "COCO"
+    differs.append(
+        f"{len(pictures)} pictures of {where}, all their objects as one, the class predicted by networks trained on "
+        "ImageNet; the paper fine-tunes VGG-16 on the three classes of Graz-02 and takes the mean over them."
+    )
+    heads = ["network", "method", "paper, VGG-16, mean", "precision at EER", "PxAP"]
+    return Outcome("CNN-Fixations, Table II: objects as pixels, percent", heads, rows, differs)
+
+
+def table_3(data: Data) -> Outcome:
+    """Table III: one proposal an image, PASCAL VOC 2007."""
+    voc = (data.root / "VOC2007").is_dir()
+    pictures = [own for own in (data.voc() if voc else data.coco()) if len(own.boxes)]
+    kinds = sorted({str(kind) for own in pictures for kind in own.kinds})
+    rows, differs = [], []
+    for loaded in data.networks(("googlenet",)):
+        able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += why
+        for method, make in able.items():
+            explainer, metric = make(loaded.model), metrics.SingleProposal(len(kinds))
+            for own in pictures:
+                box = explainer(data.inputs([own], loaded.preprocess)).boxes()
+                placed = loaded.preprocess.boxes_in(box, load_image(own.path).size)
+                metric.update(placed, [own.boxes], [torch.tensor([kinds.index(str(kind)) for kind in own.kinds])])
+                data.telling(f"{loaded.name}, Table III")(1)
+            found = metric.compute()
+            measured = f"{float(found.recall):.2f}/{float(found.precision):.2f}"
+            rows.append([loaded.name, method, TABLE_3.get(method, "-"), measured])
+    where = "PASCAL VOC 2007" if voc else "COCO, whose scenes are fuller,"
+    differs.append(f"{len(pictures)} pictures of {where} and networks trained on ImageNet, as in the paper.")
+    heads = ["network", "method", "paper, GoogLeNet, mean recall/precision", "measured"]
+    return Outcome("CNN-Fixations, Table III: a single proposal an image", heads, rows, differs)
+
+
+CHOICES: dict[str, Make] = {
+    "centre": Centre,
+    "default (activation)": CNNFixations,
+    "location product": partial(CNNFixations, location="product"),
+    "location center": partial(CNNFixations, location="center"),
+    "unsigned": partial(CNNFixations, signed=False),
+    "first_fc argmax": partial(CNNFixations, first_fc="argmax"),
+    "outliers 0.10, 0.05": partial(CNNFixations, radius=0.10, share=0.05),
+    "no outliers removed": partial(CNNFixations, share=0.0),
+    "five crops": partial(CNNFixations, crops=192),
+    "variant paper": partial(CNNFixations, variant="paper"),
+    "variant authors": partial(CNNFixations, variant="authors"),
+}
+
+
+def ablation(data: Data) -> Outcome:
+    """What each choice that the paper leaves open costs."""
+    pictures = data.imagenet()
+    measures = ["box-error", "best-box-error", "pointing"]
+    rows: list[list[str]] = []
+    differs: list[str] = []
+    for loaded in data.networks(NETWORKS):
+        able, why = fitting(CHOICES, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += why
+        result = evaluate(
+            *(loaded.model, pictures, loaded.preprocess, able, measures),
+            batch=data.batch, device=data.device, resamples=0, progress=data.telling(f"{loaded.name}, choices"),
+        )  # fmt: skip
+        rows += [[loaded.name, name, *placed(measures, result, name)] for name in able]
+    heads = ["network", "choice"]
+    for measure in ("box error", "map's box error at the best threshold", "pointing"):
+        heads += [measure, f"{measure}, small"]
+    differs.append(f"The paper has no such table. {len(pictures)} pictures.")
+    return Outcome("CNN-Fixations: what the open choices cost, percent", heads, rows, differs)
+
+
+def layers(data: Data) -> Outcome:
+    """Fig. 5: fixations at layers in between."""
+    pictures = data.at_most(4).imagenet()
+    shown: dict[str, Any] = {}
+    for loaded in data.networks(("vgg16",)):
+        images = data.inputs(pictures, loaded.preprocess)
+        explainer = CNNFixations(loaded.model)
+        tape = explainer.record(images)
+        rectified = [node for node in tape if "relu" in node.name.rsplit(".", 1)[-1]]
+        maps = [n.name for n in rectified if n.outputs[0] is not None and len(n.outputs[0].shape) == 4]
+        chosen = [maps[round(i * (len(maps) - 1) / 4)] for i in range(4, -1, -1)] if maps else []
+        explained = [CNNFixations(loaded.model, at=name)(images) for name in chosen] + [explainer(images)]
+        ground = data.shown(pictures, loaded.preprocess)
+        overlays = [own.overlay(ground) for own in explained]
+        rows = [[own[i] for own in overlays] for i in range(len(images))]
+        titles = [[*chosen, "image"]] + [[] for _ in rows[1:]]
+        shown[loaded.name] = render.montage(rows, titles=titles)
+    return Outcome("CNN-Fixations, Fig. 5: from the last layer down to the image", [], [], pictures=shown)
+
+
+def adversarial(data: Data) -> Outcome:
+    """Adversarial examples: where does the new class look?"""
+    pictures = data.at_most(40).imagenet()
+    rows, shown = [], {}
+    for loaded in data.networks(NETWORKS):
+        images = data.inputs(pictures, loaded.preprocess)
+        moved = metrics.deepfool(loaded.model, images)
+        explainer = CNNFixations(loaded.model)
+        before, after = explainer(images), explainer(moved)
+        assert before.target is not None
+        assert after.target is not None
+        changed = before.target != after.target
+        data.telling(f"{loaded.name}, DeepFool")(len(pictures))
+        count = f"{int(changed.sum())} of {len(images)}"
+        if not bool(changed.any()):
+            rows.append([loaded.name, count, "-", "-"])
+            continue
+        overlap = metrics.iou(before.boxes(), after.boxes())[changed]
+        alike = metrics.cosine_similarity(before.heatmap, after.heatmap)[changed]
+        rows.append([loaded.name, count, f"{overlap.mean():.2f}", f"{alike.mean():.2f}"])
+        chosen = changed.nonzero().flatten().tolist()[:4]
+        ground = data.shown([pictures[i] for i in chosen], loaded.preprocess)
+        pairs = [list(before[chosen].overlay(ground)), list(after[chosen].overlay(ground))]
+        captions = [before[chosen].captions(), after[chosen].captions()]
+        shown[loaded.name] = render.montage(pairs, titles=captions)
+    heads = ["network", "class changed", "overlap of boxes", "cosine of maps"]
+    differs = ["The paper shows examples; these are means over pictures whose class DeepFool changes."]
+    return Outcome("CNN-Fixations under DeepFool: before and after the class changes", heads, rows, differs, shown)
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table-1": table_1,
+    "table-1-boxes": table_1_boxes,
+    "table-2": table_2,
+    "table-3": table_3,
+    "figure-5": layers,
+    "adversarial": adversarial,
+    "ablation": ablation,
+}

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+import torch
+
+from pyfast_xai import reproduce
+from pyfast_xai.errors import InputError
+from pyfast_xai.reproduce import Outcome
+
+
+@pytest.fixture
+def experiments(monkeypatch, tmp_path):
+    """Two experiments of a paper: one that runs and one whose data is not there."""
+
+    def works(data):
+        data.telling("squares")(3)
+        seen.append(data)
+        return Outcome("A table", ["a", "paper"], [["1.5", "2.0"]], ["Smaller."], {"map": _picture()})
+
+    def lacks(data):
+        raise InputError("data must hold squares, got none")
+
+    seen = []
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "fgvis", {"works": works, "lacks": lacks})
+    return seen
+
+
+def _picture():
+    from pyfast_xai import render
+
+    return render.to_pil(torch.zeros(3, 4, 4))
+
+
+def test_experiments_run_and_those_without_data_say_so(run, experiments, tmp_path):
+    out = tmp_path / "out"
+    result = run("reproduce", "fgvis", "--data", tmp_path, "--out", out, "--pictures", 0, "--networks", "a, b")
+    assert "A table" in result.output
+    assert "data must hold squares" in result.output
+    assert {path.name for path in (out / "fgvis").iterdir()} == {"works.md", "works.csv", "works.map.png"}
+    assert (experiments[0].count, experiments[0].names) == (None, ("a", "b"))
+
+
+def test_exit_codes(run, experiments, tmp_path):
+    given = ("reproduce", "fgvis", "--data", tmp_path, "--out", tmp_path / "out")
+    run(*given, "--experiment", "works")
+    run(*given, "--experiment", "lacks", code=2)
+    run(*given, "--experiment", "works,lacks", code=1)
+
+
+def test_tables_as_json(run, experiments, tmp_path):
+    result = run("reproduce", "fgvis", "--data", tmp_path, "--out", tmp_path / "out", "--json")
+    assert json.loads(result.stdout) == {
+        "works": {"title": "A table", "heads": ["a", "paper"], "rows": [["1.5", "2.0"]]}
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("grad-cam",), "paper must be one of fixations, eigen-cam"),
+        (("fgvis", "--experiment", "table-9"), "experiment must be one of works, lacks"),
+        (("fgvis", "--data", "nowhere"), "data must be a folder of data sets, got 'nowhere'"),
+    ],
+)
+def test_refusals(run, experiments, tmp_path, given, message):
+    arguments = given if "--data" in given else (*given, "--data", tmp_path)
+    assert message in " ".join(run("reproduce", *arguments, code=2).output.split())

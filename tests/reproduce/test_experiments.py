@@ -1,0 +1,241 @@
+"""Every experiment runs on a collection that is small enough, and its figures are those of the metrics."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pyfast_xai import CLEAR, CNNFixations, Saliency, metrics
+from pyfast_xai.errors import InputError
+from pyfast_xai.reproduce import EXPERIMENTS, Data, backprop, clear, comparison, eigen_cam, fgvis, fixations
+from pyfast_xai.reproduce.outcome import Outcome, percent
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """Searches of a few iterations and masks."""
+    quick = {
+        "integrated-gradients": {"steps": 2}, "smoothgrad": {"samples": 2}, "fgvis": {"iterations": 2},
+        "occlusion": {"window": 16, "stride": 16}, "rise": {"masks": 4}, "lime": {"samples": 8, "segments": "slic"},
+        "meaningful-perturbation": {"iterations": 2},
+    }  # fmt: skip
+
+    def shortened(make):
+        return lambda model, **settings: make(model, **{**settings, **quick.get(make.method, {})})
+
+    for module, names in ((fgvis, ("FGVis", "Occlusion", "LIME")),):
+        for name in names:
+            monkeypatch.setattr(module, name, shortened(getattr(module, name)))
+    slow = {name: shortened(make) for name, make in comparison.METHODS.items() if make.slow}
+    monkeypatch.setattr(comparison, "SLOW", slow)
+    monkeypatch.setattr(fgvis, "RISE", lambda model, masks: comparison.METHODS["rise"](model, masks=4))
+    monkeypatch.setattr(backprop, "FILTERS", (4, 1024))
+
+
+# Those with data of their own have a test of their own.
+RUN = [
+    (paper, name)
+    for paper, known in EXPERIMENTS.items()
+    for name in known
+    if (paper, name) not in {("fixations", "table-1-boxes"), ("fgvis", "table-3"), ("clear", "table-1-svhn")}
+    and (paper, name) != ("clear", "table-1-mnist")
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*Applied workaround:UserWarning")
+@pytest.mark.parametrize(("paper", "name"), RUN)
+def test_experiment_runs(data, tmp_path, paper, name, monkeypatch):
+    # A small random network is sure of nothing.
+    sure = fgvis._sure
+    monkeypatch.setattr(fgvis, "_sure", lambda loaded, data, count: sure(loaded, data, count, least=0.0))
+    told = []
+    data = Data(
+        data.root, data.count, data.names, data.batch, progress=lambda doing, count: told.append((doing, count))
+    )
+    before = torch.get_rng_state()
+    outcome = EXPERIMENTS[paper][name](data)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert outcome.rows or outcome.pictures
+    for row in outcome.rows:
+        assert len(row) == len(outcome.heads), row
+        assert not any("nan" in cell for cell in row), row
+    paths = outcome.write(tmp_path / "out", name)
+    assert all(path.stat().st_size > 0 for path in paths)
+    if outcome.rows:
+        assert told
+        assert {path.suffix for path in paths} >= {".md", ".csv"}
+
+
+def cell(outcome, head, **where):
+    """The one cell under a head whose row begins so."""
+    row = next(r for r in outcome.rows if r[: len(where)] == list(where.values()))
+    return row[list(outcome.heads).index(head)]
+
+
+def test_table_1_is_the_metric_on_the_same_pictures(data):
+    outcome = fixations.table_1(data)
+    loaded = next(data.networks(()))
+    pictures = data.imagenet()
+    images = data.inputs(pictures, loaded.preprocess)
+    explanation = CNNFixations(loaded.model)(images)
+    placed = torch.cat([loaded.preprocess.boxes_in(box[None], (40, 40)) for box in explanation.boxes()])
+    truth = [own.boxes for own in pictures]
+    labels = torch.tensor([own.label for own in pictures])
+    top = metrics.localization_error(placed, truth, explanation.target, labels)
+    agnostic = metrics.localization_error(placed, truth)
+    row = {"network": "squeezenet1_1", "method": "CNN-Fixations"}
+    assert cell(outcome, "top-1 box error", **row) == percent(float(top))
+    assert cell(outcome, "box error", **row) == percent(float(agnostic))
+    assert {r[1] for r in outcome.rows} == set(fixations.METHODS)
+
+
+def test_papers_figures_stand_beside_the_family(root):
+    outcome = fixations.table_1(Data(root, count=2, names=("googlenet_small",)))
+    assert cell(outcome, outcome.heads[2], network="googlenet_small", method="Grad-CAM") == "74.3"
+    assert fixations.like("resnet50_abm") == 3
+    assert fixations.like("squeezenet1_1") is None
+    assert eigen_cam.TABLE_1["Eigen-CAM"][fixations.like("googlenet", eigen_cam.NETWORKS)] == 46.28
+
+
+def test_a_method_that_cannot_is_left_out_and_named(root):
+    text = (root / "models.py").read_text().replace("nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)",
+        "nn.Flatten(), nn.Linear(12 * 256, 4)")  # fmt: skip
+    (root / "models.py").write_text(text)
+    outcome = fixations.table_1(Data(root, count=2, names=("squeezenet1_1",)))
+    assert "CAM" not in {row[1] for row in outcome.rows}
+    assert any(told.startswith("CAM is left out on squeezenet1_1: ") for told in outcome.differs)
+
+
+def test_published_boxes(root):
+    (root / "wsol").mkdir()
+    truth = np.array([[0, 0, 9, 9], [10, 10, 19, 19], [0, 0, 1, 1]], np.int16)
+    np.savez(root / "wsol/ilsvrc_val_ground_truth.npz", label=np.array([1, 2], np.int16), box_xyxy=truth,
+        box_offset=np.array([0, 2, 3], np.int32))  # fmt: skip
+    own = {}
+    for name in ("alexNet", "vgg16", "googleNet", "resNet152"):
+        own[f"{name}_label"] = np.array([1, 1], np.int16)
+        own[f"{name}_box_xyxy"] = np.array([[10, 10, 19, 19], [0, 0, 1, 1]], np.int16)
+    np.savez(root / "wsol/cnn_fixations_boxes.npz", **own)
+    outcome = fixations.table_1_boxes(Data(root))
+    # Both boxes are right, one class is not.
+    assert [row[2:] for row in outcome.rows] == [["50.00", "0.00"]] * 4
+
+
+def test_real_published_boxes_give_the_papers_table(real_data):
+    outcome = fixations.table_1_boxes(Data(real_data))
+    for _, paper, measured, _ in outcome.rows:
+        assert float(measured) == pytest.approx(float(paper), abs=0.05)
+
+
+def test_single_proposals_of_a_perfect_method(data, monkeypatch):
+    class Bright(Saliency):
+        """Its box is the bright square."""
+
+        def __call__(self, images, target=None):
+            found = super().__call__(images, target)
+            found.heatmap = (images[:, 0] > 0.6).float()
+            return found
+
+    monkeypatch.setattr(fixations, "METHODS", {"CNN-Fixations": Bright})
+    outcome = fixations.table_3(data)
+    assert outcome.rows[0][2:] == [".32/.36", "1.00/1.00"]
+
+
+def test_lesions_say_what_they_need(data):
+    with pytest.raises(InputError, match="table-3 needs a network trained on fundus pictures"):
+        fgvis.table_3(data)
+
+
+def test_figure_7_is_the_distance_between_unit_maps(data):
+    outcome = backprop.figure_7(data)
+    loaded = next(data.networks(()))
+    images = data.inputs(data.imagenet(), loaded.preprocess)
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.cat([torch.rand(n, 4, generator=generator).topk(2, 1).indices for n in (3, 1)])
+    first, second = (Saliency(loaded.model)(images, pairs[:, i]).attribution.double().flatten(1) for i in (0, 1))
+    distance = (functional.normalize(first, dim=1) - functional.normalize(second, dim=1)).norm(dim=1).mean()
+    assert float(outcome.rows[0][2]) == pytest.approx(float(distance), abs=1e-3)
+    assert [row[1] for row in outcome.rows] == ["trained", "random"]
+
+
+def test_an_attack_that_changes_nothing_has_no_figures(data, monkeypatch):
+    monkeypatch.setattr(backprop.metrics, "fgsm", lambda model, images, epsilon: images)
+    assert backprop.adversarial(data).rows == [["squeezenet1_1", "0 of 4", "-", "-", "-"]]
+
+
+def test_random_networks_are_those_of_the_paper():
+    with torch.random.fork_rng():
+        model = backprop.three_layers(64)
+        assert [tuple(w.shape) for w in model.parameters()] == [(64, 3, 7, 7), (64,), (10, 64 * 29 * 29), (10,)]
+        weight = model[0].weight.detach()
+        assert float(weight.abs().max()) <= 0.2
+        # The deviation of a Gaussian cut at two deviations.
+        assert float(weight.std()) == pytest.approx(0.088, rel=0.03)
+        assert not model[0].bias.any()
+
+
+def test_networks_of_the_appendix():
+    shapes = {
+        "MNIST": (clear.MNIST, 1, [32, 32, 32, 32, 64, 10], 1),
+        "SVHN": (clear.SVHN, 3, [32] * 3 + [64] * 3 + [128, 128, 10], 2),
+        "DOGS": (clear.DOGS, 3, [64] * 2 + [128] * 2 + [256] * 3 + [512] * 8 + [10], 5),
+    }
+    for stages, channels, filters, pools in shapes.values():
+        model = clear.all_convolutional(stages, channels)
+        convolutions = [layer for layer in model if isinstance(layer, nn.Conv2d)]
+        assert [own.out_channels for own in convolutions] == filters
+        assert sum(isinstance(layer, nn.MaxPool2d) for layer in model) == pools
+        assert convolutions[-1].kernel_size == (1, 1)
+        # Its last convolution is read as it is.
+        assert isinstance(model[-3], nn.Conv2d)
+
+
+def test_clear_on_digits(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 64 * 6).astype(np.int64)
+    images = rng.integers(0, 40, (len(labels), 28, 28), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 + 2 * label : 5 + 2 * label, 4:24] = 255
+    np.savez(tmp_path / "mnist.npz", x=images, y=labels)
+    monkeypatch.setattr(clear, "HELD_OUT", 64)
+    monkeypatch.setattr(clear, "MNIST", ((8,), (16, (1, 10))))
+    outcome = clear.table_1_mnist(Data(tmp_path, count=32))
+    assert outcome.rows[0] == ["paper", "-", "-", "99.26", "79.89", "43.45"]
+    assert len(outcome.rows) == 1 + 3 * 3 * 2
+    # The whole image is the same whatever is strong.
+    assert len({row[3] for row in outcome.rows[1:]}) == 1
+    assert all(0 <= float(value) <= 100 for row in outcome.rows[1:] for value in row[3:])
+    assert "maps" in outcome.pictures
+    assert any("320 digits" in told for told in outcome.differs)
+
+
+def test_training_learns():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (640,), generator=generator)
+    images = torch.rand(640, 1, 12, 12, generator=generator) * 0.3
+    images[labels == 1, :, 3:9, 3:9] += 0.7
+    model = clear.train(clear.all_convolutional(((16,), ((1, 2),)), 1), images, labels, 30, Data(__file__))
+    assert float((model(images).argmax(1) == labels).float().mean()) > 0.95
+    assert not model.training
+    assert CLEAR(model, classes=None)(images[:2]).winner.shape == (2, 12, 12)
+
+
+def test_partial_training_starts_from_the_trained_map(data):
+    outcome = backprop.partial_training(data)
+    assert outcome.rows[0] == ["squeezenet1_1", "all trained", "1.000", "1.000", "1.000"]
+    loaded = next(data.networks(()))
+    changed = backprop._with_random(loaded.model, ["3"], 0)
+    assert torch.equal(changed[0].weight, loaded.model[0].weight)
+    assert not torch.equal(changed[3].weight, loaded.model[3].weight)
+
+
+def test_outcome_as_text():
+    outcome = Outcome("Title", ["a", "b"], [["1", "2"]], ["One thing."])
+    assert (
+        outcome.markdown() == "Title\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nNot as in the paper:\n\n- One thing.\n"
+    )
+    assert re.fullmatch(r"12\.3", percent(0.123))
+    assert percent(float("nan")) == "-"
