@@ -17,13 +17,12 @@ from pyfast_xai.explainers.base import logits_of, one_of, rows_of
 from pyfast_xai.explainers.layers import (
     LayerExplainer,
     LayerRecorder,
-    PooledTail,
     Recorded,
     last_sensitive,
-    pooled_tail,
     rows,
     wide,
 )
+from pyfast_xai.explainers.pooled_tail import PooledTail, pooled_tail
 from pyfast_xai.explainers.seeds import Goal, Seeds, seeds_for
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import GUIDED, Response, rectifies, walk

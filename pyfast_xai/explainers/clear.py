@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyfast_xai import ops
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, Target, choose, logits_of, one_of, probability, rows_of
+from pyfast_xai.explainers.pooled_tail import PooledTail, pooled_tail
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import DECONVNET, GUIDED, LINEAR, NEAREST, Response, Table, rectifies, walk
 from pyfast_xai.tape import Node, Tape, Value, key
@@ -195,10 +196,10 @@ class CLEAR(Explainer):
             if self.start == "map":
                 raise InputError("start must be 'logit' or None for a model whose outputs are no average, got 'map'")
             return _Source(tape, reading, logits, value, self._activations(logits), None)
-        activations = self._activations(maps.of(maps.pool.saved[_AVERAGED].tensor))
+        activations = self._activations(_maps(maps, maps.pool.saved[_AVERAGED].tensor))
         return _Source(tape, reading, logits, maps.source, activations, maps.weight)
 
-    def _say(self, tape: Tape, maps: "ClassMaps | None") -> None:
+    def _say(self, tape: Tape, maps: PooledTail | None) -> None:
         if self._said:
             return
         self._said = True
@@ -304,46 +305,7 @@ class _Source:
         return seeds.movedim(2, -1).contiguous().movedim(-1, 2) if last else seeds
 
 
-@dataclass
-class ClassMaps:
-    """Where a network has a map of each class.
-
-    Attributes:
-        pool: the operation that averages them, or the features they are made of.
-        weight: of the linear layer that makes classes of averaged features, `[classes, C]`; None where the maps
-            themselves are averaged.
-        bias: of that layer, `[classes]`.
-    """
-
-    pool: Node
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-
-    @property
-    def source(self) -> Value:
-        return self.pool.args[0]
-
-    def of(self, averaged: Tensor) -> Tensor:
-        """The maps `[N, classes, ...]` that belong to what is averaged."""
-        if self.weight is None:
-            return averaged
-        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
-        return torch.nn.functional.linear(averaged.movedim(1, -1), weight, bias).movedim(-1, 1)
-
-
-# What may stand between the average and the output without mixing classes.
-_MOVES = {
-    f"aten::{name}"
-    for name in (
-        *("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "squeeze", "as_strided", "clone", "alias"),
-        *("contiguous", "dropout", "feature_dropout", "_to_copy", "detach"),
-    )
-}
-_SQUASHES = {f"aten::{name}" for name in ("softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid")}
-_AVERAGES = {f"aten::{name}" for name in ("mean", "sum", "avg_pool2d", "_adaptive_avg_pool2d")}
-
-
-def class_maps(tape: Tape) -> ClassMaps | None:
+def class_maps(tape: Tape) -> PooledTail | None:
     """Where the outputs are the average of a map of each class; None where they are not.
 
     A linear layer on averaged features is the average of that layer at every position, so such networks have maps,
@@ -352,32 +314,16 @@ def class_maps(tape: Tape) -> ClassMaps | None:
     Args:
         tape: of a whole forward pass.
     """
-    value, logits = logits_of(tape)
-    weight = bias = None
-    node = tape.producer(value)
-    while node is not None and isinstance(node.args[0], Value):
-        name, source = key(node.op), node.args[0]
-        if name in _AVERAGES:
-            channels = logits.shape[1] if weight is None else weight.shape[1]
-            pools = value.numel == len(logits) * channels and source.numel > value.numel
-            is_map = len(source.shape) > 2 and source.shape[:2] == (len(logits), channels)
-            return ClassMaps(node, weight, bias) if pools and is_map else None
-        if weight is None and _on_vectors(node):
-            weight, bias = node.args[1].flatten(1), node.args[2] if len(node.args) > 2 else None
-        elif name not in _MOVES and (name not in _SQUASHES or weight is not None):
-            return None
-        value = source
-        node = tape.producer(source)
-    return None
+    tail = pooled_tail(tape)
+    return None if tail is None or tail.channels != 1 else tail
 
 
-def _on_vectors(node: Node) -> bool:
-    """Whether a node is a linear layer, as such or as a convolution of maps of one position."""
-    name, rest = key(node.op), node.args[1:3]
-    if name not in ("aten::linear", "aten::conv2d") or any(isinstance(part, Value) for part in rest):
-        return False
-    vectors, weight = node.args[0], rest[0]
-    return vectors.numel == vectors.shape[0] * weight.shape[1] and weight.numel() == math.prod(weight.shape[:2])
+def _maps(tail: PooledTail, averaged: Tensor) -> Tensor:
+    """The maps `[N, classes, ...]` that belong to what is averaged."""
+    if tail.weight is None:
+        return averaged
+    weight, bias = tail.weight.detach(), None if tail.bias is None else tail.bias.detach()
+    return torch.nn.functional.linear(averaged.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
 def _classes(given: Any) -> int | list[int] | None:

@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pyfast_xai import render
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, Target, choose, is_distribution, logits_of, one_of, rows_of
+from pyfast_xai.explainers.baseline import blurred
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import Response, walk
 from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
@@ -263,7 +263,7 @@ class FGVis(Explainer):
                 shapes = f"{list(images.shape)}, got {list(self.reference.shape)}"
                 raise InputError(f"reference must broadcast to the images, {shapes}") from None
         if self.reference == "blur":
-            return _blurred(images, self.blur)
+            return blurred(images, self.blur)
         if self.reference == "noise":
             noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(self.seed))
             return noise.to(images).expand(images.shape)
@@ -340,21 +340,6 @@ def _log_probability(logits: Tensor, target: Tensor) -> Tensor:
     if is_distribution(logits):
         return logits.gather(1, target[:, None])[:, 0].clamp_min(torch.finfo(logits.dtype).tiny).log()
     return logits.log_softmax(1).gather(1, target[:, None])[:, 0]
-
-
-def _blurred(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur with mirrored edges, channel by channel."""
-    for dim in (2, 3):
-        reach = min(math.ceil(3 * sigma), images.shape[dim] - 1)
-        taps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float64)
-        weights = torch.exp(-0.5 * (taps / sigma) ** 2)
-        weights = (weights / weights.sum()).to(images.dtype)
-        shape = [1, 1, 1, 1]
-        shape[dim] = -1
-        pad = (reach, reach, 0, 0) if dim == 3 else (0, 0, reach, reach)
-        padded = functional.pad(images, pad, mode="reflect")
-        images = functional.conv2d(padded.flatten(0, 1)[:, None], weights.view(shape)).view(images.shape)
-    return images
 
 
 class _shown:  # noqa: N801 reads as what it does: `with _shown(...) as show:`

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from pyfast_xai import CAM, GradCAM, GradCAMPlusPlus, GuidedBackprop, GuidedGradCAM
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.layers import Above, LayerRecorder, bottlenecks, pooled_tail
+from pyfast_xai.explainers.layers import Above, LayerRecorder, bottlenecks
+from pyfast_xai.explainers.pooled_tail import pooled_tail
 from pyfast_xai.rules.response import Response
 from pyfast_xai.tape import record
 

@@ -181,19 +181,19 @@ def test_what_comes_out(net, images):
 
 
 def blurred(images):
-    from pyfast_xai.explainers.fgvis import _blurred
+    from pyfast_xai.explainers.baseline import blurred
 
-    return _blurred(images, 10.0).repeat_interleave(2, 0)
+    return blurred(images, 10.0).repeat_interleave(2, 0)
 
 
 def test_blur_is_a_gaussian():
     from scipy.ndimage import gaussian_filter
 
-    from pyfast_xai.explainers.fgvis import _blurred
+    from pyfast_xai.explainers.baseline import blurred
 
     image = torch.randn(1, 2, 40, 50, dtype=DOUBLE)
     expected = [gaussian_filter(channel.numpy(), 2, mode="mirror", truncate=3) for channel in image[0]]
-    torch.testing.assert_close(_blurred(image, 2.0)[0], torch.from_numpy(np.stack(expected)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(blurred(image, 2.0)[0], torch.from_numpy(np.stack(expected)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("reference", ["zero", "blur", "noise", torch.full((3, 1, 1), 0.3)])
