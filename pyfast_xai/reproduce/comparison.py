@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from pyfast_xai.evaluation import BASELINES, evaluate
+from pyfast_xai.evaluation import BASELINES
 from pyfast_xai.explainers import METHODS, RISE
 from pyfast_xai.reproduce.data import Data
-from pyfast_xai.reproduce.fixations import Make, fitting
 from pyfast_xai.reproduce.outcome import Experiment, Outcome
+from pyfast_xai.reproduce.protocol import Make, measured
 
 NETWORKS = ("resnet50", "vgg16", "googlenet", "mobilenet_v2")
 PLACES = ("box-error", "best-box-error", "pointing")
@@ -26,13 +26,7 @@ def _table(data: Data, methods: dict[str, Make], measures: tuple[str, ...], titl
     rows: list[list[str]] = []
     differs: list[str] = []
     heads: list[str] = []
-    for loaded in data.networks(NETWORKS):
-        able, why = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
-        result = evaluate(
-            *(loaded.model, pictures, loaded.preprocess, able, measures),
-            batch=data.batch, device=data.device, progress=data.telling(f"{loaded.name}, {', '.join(measures[:2])}"),
-        )  # fmt: skip
+    for loaded, result in measured(data, NETWORKS, methods, measures, pictures, differs, resamples=1000):
         columns, cells = result.table()
         heads = ["network", *columns]
         rows += [[loaded.name, *row] for row in cells]

@@ -3,11 +3,11 @@
 from functools import partial
 
 from pyfast_xai import metrics, render
-from pyfast_xai.evaluation import Centre, evaluate
+from pyfast_xai.evaluation import Centre
 from pyfast_xai.explainers import CNNFixations, EigenCAM, GradCAM
 from pyfast_xai.reproduce.data import Data
-from pyfast_xai.reproduce.fixations import Make, fitting, like, placed
 from pyfast_xai.reproduce.outcome import Experiment, Outcome
+from pyfast_xai.reproduce.protocol import Make, fitting, like, measured, placed
 
 NETWORKS = ("alexnet", "vgg16", "densenet121", "googlenet", "resnet101")
 # Table I: localisation error by overlap alone, percent, in the order of NETWORKS.
@@ -32,15 +32,9 @@ def table_1(data: Data) -> Outcome:
     measures = ["box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
     differs: list[str] = []
-    for loaded in data.networks(NETWORKS):
-        able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
-        result = evaluate(
-            *(loaded.model, pictures, loaded.preprocess, able, measures),
-            batch=data.batch, device=data.device, resamples=0, progress=data.telling(f"{loaded.name}, Table I"),
-        )  # fmt: skip
+    for loaded, result in measured(data, NETWORKS, METHODS, measures, pictures, differs):
         column = like(loaded.name, NETWORKS)
-        for method in able:
+        for method in result.cost:
             known = {**TABLE_1, **CLASS_AGNOSTIC}.get(method)
             paper = None if known is None or column is None else known[column]
             published = "-" if paper is None else f"{paper:.2f}"

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pyfast_xai import metrics, render
 from pyfast_xai.errors import InputError
-from pyfast_xai.evaluation import Centre, evaluate
+from pyfast_xai.evaluation import Centre
 from pyfast_xai.explainers import LIME, RISE, FGVis, GradCAM, Occlusion
 from pyfast_xai.explainers.fgvis import GAMES
 from pyfast_xai.images import load_image
 from pyfast_xai.models import LoadedModel
 from pyfast_xai.reproduce.data import Data
-from pyfast_xai.reproduce.fixations import Make, fitting
 from pyfast_xai.reproduce.outcome import Experiment, Outcome, percent
+from pyfast_xai.reproduce.protocol import Make, measured
 
 NETWORKS = ("vgg16", "alexnet", "resnet50", "googlenet")
 # Table 1: percent of absent classes that could be generated, undefended and defended.
@@ -90,16 +90,12 @@ def table_2(data: Data) -> Outcome:
         "RISE": partial(RISE, masks=2000),
         "FGVis": partial(FGVis, game="deletion"),
     }
-    rows, differs = [], []
-    for loaded in data.networks(("resnet50", "vgg16")):
-        able, why = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
-        result = evaluate(
-            *(loaded.model, pictures, loaded.preprocess, able, ["deletion", "insertion"]),
-            batch=data.batch, device=data.device, progress=data.telling(f"{loaded.name}, Table 2"),
-        )  # fmt: skip
-        family = _family(loaded.name, ("resnet50", "vgg16"))
-        for method in able:
+    rows: list[list[str]] = []
+    differs: list[str] = []
+    networks, measures = ("resnet50", "vgg16"), ("deletion", "insertion")
+    for loaded, result in measured(data, networks, methods, measures, pictures, differs, resamples=1000):
+        family = _family(loaded.name, networks)
+        for method in result.cost:
             paper = "-" if family is None or method not in TABLE_2 else f"{TABLE_2[method][family == 'vgg16']:.4f}"
             own = result.figure(method, "deletion")
             cells = [f"{own.value:.4f}", f"{own.low:.4f} to {own.high:.4f}"]

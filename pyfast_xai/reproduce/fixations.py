@@ -1,22 +1,17 @@
 """CNN-Fixations (Mopuri, Garg and Babu, 2018)."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from pyfast_xai import metrics, render
-from pyfast_xai.errors import InputError
-from pyfast_xai.evaluation import Centre, evaluate
-from pyfast_xai.explainers import CAM, CNNFixations, ExcitationBackprop, Explainer, GradCAM, Saliency
+from pyfast_xai.evaluation import Centre
+from pyfast_xai.explainers import CAM, CNNFixations, ExcitationBackprop, GradCAM, Saliency
 from pyfast_xai.images import load_image
-from pyfast_xai.models import LoadedModel
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import Experiment, Outcome, percent
-
-Make = Callable[[nn.Module], Explainer]
+from pyfast_xai.reproduce.protocol import Make, fitting, like, measured, placed
 
 NETWORKS = ("alexnet", "vgg16", "googlenet", "resnet101", "densenet121")
 METHODS: dict[str, Make] = {
@@ -49,49 +44,15 @@ TABLE_3 = {
 }
 
 
-def like(name: str, networks: Sequence[str] = NETWORKS) -> int | None:
-    """The column of a paper's table whose network is of the same family."""
-    families = [network.rstrip("0123456789_") for network in networks]
-    return next((i for i, family in enumerate(families) if name.startswith(family)), None)
-
-
-def fitting(methods: dict[str, Make], loaded: LoadedModel, images: Tensor) -> tuple[dict[str, Make], list[str]]:
-    """The methods that can explain a network, and why others cannot."""
-    able, why = {}, []
-    for name, make in methods.items():
-        try:
-            make(loaded.model)(images[:1])
-        except InputError as error:
-            why.append(f"{name} is left out on {loaded.name}: {error}.")
-        else:
-            able[name] = make
-    return able, why
-
-
-def placed(columns: Sequence[str], result: Any, method: str) -> list[str]:
-    cells = []
-    for measure in columns:
-        for subset in ("all", "small"):
-            own = [f for f in result.figures if (f.method, f.measure, f.subset) == (method, measure, subset)]
-            cells.append(percent(own[0].value) if own else "-")
-    return cells
-
-
 def table_1(data: Data) -> Outcome:
     """Table I: does the box lie on the object? Top-1 localisation error on ILSVRC."""
     pictures = data.imagenet()
     measures = ["top1-box-error", "box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
     differs = [f"{len(pictures)} pictures of ILSVRC's validation set instead of 50,000, and one crop of each."]
-    for loaded in data.networks(NETWORKS):
-        able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
-        result = evaluate(
-            *(loaded.model, pictures, loaded.preprocess, able, measures),
-            batch=data.batch, device=data.device, resamples=0, progress=data.telling(f"{loaded.name}, Table I"),
-        )  # fmt: skip
-        column = like(loaded.name)
-        for method in able:
+    for loaded, result in measured(data, NETWORKS, METHODS, measures, pictures, differs):
+        column = like(loaded.name, NETWORKS)
+        for method in result.cost:
             paper = "-" if column is None or method not in TABLE_1 else f"{TABLE_1[method][column]:.1f}"
             rows.append([loaded.name, method, paper, *placed(measures, result, method)])
     heads = ["network", "method", "paper, top-1 box error of its family's network"]
@@ -128,15 +89,10 @@ def table_2(data: Data) -> Outcome:
     """Table II: pixel precision at equal error rate, Graz-02."""
     pictures = [own for own in data.masked() if own.shapes]
     graz = (data.root / "graz02").is_dir()
-    rows, differs = [], []
-    for loaded in data.networks(("vgg16",)):
-        able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
-        result = evaluate(
-            *(loaded.model, pictures, loaded.preprocess, able, ["eer-precision", "pxap"]),
-            batch=data.batch, device=data.device, resamples=0, progress=data.telling(f"{loaded.name}, Table II"),
-        )  # fmt: skip
-        for method in able:
+    rows: list[list[str]] = []
+    differs: list[str] = []
+    for loaded, result in measured(data, ("vgg16",), METHODS, ["eer-precision", "pxap"], pictures, differs):
+        for method in result.cost:
             values = [result.figure(method, measure).value for measure in ("eer-precision", "pxap")]
             rows.append([loaded.name, method, TABLE_2.get(method, "-"), *map(percent, values)])
     where = "Graz-02" if graz else "COCO"
@@ -194,14 +150,8 @@ def ablation(data: Data) -> Outcome:
     measures = ["box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
     differs: list[str] = []
-    for loaded in data.networks(NETWORKS):
-        able, why = fitting(CHOICES, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
-        result = evaluate(
-            *(loaded.model, pictures, loaded.preprocess, able, measures),
-            batch=data.batch, device=data.device, resamples=0, progress=data.telling(f"{loaded.name}, choices"),
-        )  # fmt: skip
-        rows += [[loaded.name, name, *placed(measures, result, name)] for name in able]
+    for loaded, result in measured(data, NETWORKS, CHOICES, measures, pictures, differs):
+        rows += [[loaded.name, name, *placed(measures, result, name)] for name in result.cost]
     heads = ["network", "choice"]
     for measure in ("box error", "map's box error at the best threshold", "pointing"):
         heads += [measure, f"{measure}, small"]

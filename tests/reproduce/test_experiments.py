@@ -12,6 +12,7 @@ from pyfast_xai import CLEAR, CNNFixations, Saliency, metrics
 from pyfast_xai.errors import InputError
 from pyfast_xai.reproduce import EXPERIMENTS, Data, backprop, clear, comparison, eigen_cam, fgvis, fixations
 from pyfast_xai.reproduce.outcome import Outcome, percent
+from pyfast_xai.reproduce.protocol import like
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +96,9 @@ def test_table_1_is_the_metric_on_the_same_pictures(data):
 def test_papers_figures_stand_beside_the_family(root):
     outcome = fixations.table_1(Data(root, count=2, names=("googlenet_small",)))
     assert cell(outcome, outcome.heads[2], network="googlenet_small", method="Grad-CAM") == "74.3"
-    assert fixations.like("resnet50_abm") == 3
-    assert fixations.like("squeezenet1_1") is None
-    assert eigen_cam.TABLE_1["Eigen-CAM"][fixations.like("googlenet", eigen_cam.NETWORKS)] == 46.28
+    assert like("resnet50_abm", fixations.NETWORKS) == 3
+    assert like("squeezenet1_1", fixations.NETWORKS) is None
+    assert eigen_cam.TABLE_1["Eigen-CAM"][like("googlenet", eigen_cam.NETWORKS)] == 46.28
 
 
 def test_a_method_that_cannot_is_left_out_and_named(root):

@@ -1,0 +1,79 @@
+"""One protocol for all tables: the same pictures, the same classes, each method with what it can explain."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.evaluation import Annotation, Evaluation, evaluate
+from pyfast_xai.explainers import Explainer
+from pyfast_xai.models import LoadedModel
+from pyfast_xai.reproduce.data import Data
+from pyfast_xai.reproduce.outcome import percent
+
+Make = Callable[[nn.Module], Explainer]
+
+
+def measured(
+    data: Data,
+    networks: Sequence[str],
+    methods: Mapping[str, Make],
+    measures: Sequence[str],
+    pictures: Sequence[Annotation],
+    differs: list[str],
+    resamples: int = 0,
+) -> Iterator[tuple[LoadedModel, Evaluation]]:
+    """Measure methods on the pictures, network by network.
+
+    Args:
+        data: where networks come from.
+        networks: of the paper.
+        methods: by the names that tables have; `Evaluation.cost` holds those that can explain the network.
+        measures: names of `evaluation.MEASURES`.
+        pictures: annotated.
+        differs: takes a sentence for each method that is left out.
+        resamples: for intervals.
+    """
+    for loaded in data.networks(networks):
+        able, why = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += why
+        doing = f"{loaded.name}, {', '.join(measures)}"
+        yield (
+            loaded,
+            evaluate(
+                *(loaded.model, pictures, loaded.preprocess, able, measures),
+                batch=data.batch,
+                device=data.device,
+                resamples=resamples,
+                progress=data.telling(doing),
+            ),
+        )
+
+
+def fitting(methods: Mapping[str, Make], loaded: LoadedModel, images: Tensor) -> tuple[dict[str, Make], list[str]]:
+    """The methods that can explain a network, and why others cannot."""
+    able, why = {}, []
+    for name, make in methods.items():
+        try:
+            make(loaded.model)(images[:1])
+        except InputError as error:
+            why.append(f"{name} is left out on {loaded.name}: {error}.")
+        else:
+            able[name] = make
+    return able, why
+
+
+def placed(measures: Sequence[str], result: Evaluation, method: str) -> list[str]:
+    """Cells of a method: each measure on all pictures and on those with small objects."""
+    cells = []
+    for measure in measures:
+        for subset in ("all", "small"):
+            own = [f for f in result.figures if (f.method, f.measure, f.subset) == (method, measure, subset)]
+            cells.append(percent(own[0].value) if own else "-")
+    return cells
+
+
+def like(name: str, networks: Sequence[str]) -> int | None:
+    """Which of a paper's networks is of the same family."""
+    families = [network.rstrip("0123456789_") for network in networks]
+    return next((i for i, family in enumerate(families) if name.startswith(family)), None)
