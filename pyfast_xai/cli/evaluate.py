@@ -9,19 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyfast_xai.cli import arguments, settings
+from pyfast_xai.cli import arguments, options, settings
 from pyfast_xai.cli.messages import SOME_FAILED, count, one_sentence, printable, refuse
 from pyfast_xai.cli.progress import Bar
 
 
 def evaluate(
-    images: Annotated[list[str], typer.Argument(help="Files, folders and patterns.", show_default=False)],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="digits, torchvision/NAME, timm/NAME or package.module:callable.", show_default=False, metavar="MODEL"
-        ),
-    ],
+    images: options.Images,
+    model: options.Model,
     annotations: Annotated[
         Path,
         typer.Option(
@@ -30,9 +25,7 @@ def evaluate(
             show_default=False,
         ),
     ],
-    weights: Annotated[
-        str | None, typer.Option(help="safetensors or a state dict; DEFAULT or a published name.", metavar="FILE|NAME")
-    ] = None,
+    weights: options.Weights = None,
     method: Annotated[
         str,
         typer.Option(
@@ -40,33 +33,22 @@ def evaluate(
         ),
     ] = "centre,fixations,eigen-cam",
     metrics: Annotated[str, typer.Option(help="Separated by commas; a wrong one lists them.")] = "box-error,pointing",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of a method, e.g. fixations.variant=paper.", metavar="METHOD.NAME=VALUE"),
-    ] = None,
+    set_: options.Set = None,
     target: Annotated[str, typer.Option(help="Class to explain: the predicted one, or that of the label.")] = (
         "predicted"
     ),
     out: Annotated[
         Path, typer.Option(help="Folder of the results, another than that of the pictures.", file_okay=False)
     ] = Path("out/evaluate"),
-    layer: Annotated[str | None, typer.Option(help="Layer for the methods that look at one.")] = None,
+    layer: options.Layer = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
     resamples: Annotated[int, typer.Option(help="Of the pictures, for 95 % intervals.", min=0)] = 1000,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there")] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Outputs of a network whose weights have another number than usual.", min=1)
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the network's input, in pixels.", min=1, show_default="the network's")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Of the channels in 0..1, e.g. 0.5,0.5,0.5.", show_default="the network's")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="Of the channels, e.g. 0.5,0.5,0.5.", show_default="the network's")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+    device: options.Device = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    as_json: options.Json = False,
 ) -> None:
     """Measure explainers on annotated pictures.
 

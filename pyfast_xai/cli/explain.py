@@ -12,34 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pyfast_xai.cli import arguments, results, settings
+from pyfast_xai.cli import arguments, options, results, settings
 from pyfast_xai.cli.messages import SOME_FAILED, count, one_sentence, printable, refuse
 from pyfast_xai.cli.progress import Bar
 
 
 def explain(
-    images: Annotated[list[str], typer.Argument(help="Files, folders and patterns.", show_default=False)],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="digits, torchvision/NAME, timm/NAME or package.module:callable.", show_default=False, metavar="MODEL"
-        ),
-    ],
-    weights: Annotated[
-        str | None, typer.Option(help="safetensors or a state dict; DEFAULT or a published name.", metavar="FILE|NAME")
-    ] = None,
+    images: options.Images,
+    model: options.Model,
+    weights: options.Weights = None,
     method: Annotated[str, typer.Option(help="Explainers, separated by commas; see `methods`.")] = (
         "fixations,eigen-cam"
     ),
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of a method, e.g. fixations.variant=paper.", metavar="METHOD.NAME=VALUE"),
-    ] = None,
+    set_: options.Set = None,
     target: Annotated[str, typer.Option(help="none for the predicted class, an index or a class name.")] = "none",
     out: Annotated[
         Path, typer.Option(help="Folder of the results, another than that of the pictures.", file_okay=False)
     ] = Path("out/explain"),
-    layer: Annotated[str | None, typer.Option(help="Layer for the methods that look at one.")] = None,
+    layer: options.Layer = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Cut boxes at this share of a map's range, 0 to 1.", show_default="per method"),
@@ -47,21 +37,13 @@ def explain(
     colormap: Annotated[str, typer.Option(help="turbo, jet, viridis, inferno or gray.")] = "turbo",
     alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there")] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Outputs of a network whose weights have another number than usual.", min=1)
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the network's input, in pixels.", min=1, show_default="the network's")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Of the channels in 0..1, e.g. 0.5,0.5,0.5.", show_default="the network's")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="Of the channels, e.g. 0.5,0.5,0.5.", show_default="the network's")
-    ] = None,
-    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.", min=1)] = 64_000_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+    device: options.Device = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    max_pixels: options.MaxPixels = 64_000_000,
+    as_json: options.Json = False,
 ) -> None:
     """Explain what a network sees in pictures.
 

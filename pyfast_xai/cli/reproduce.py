@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
 
-from pyfast_xai.cli import arguments
+from pyfast_xai.cli import arguments, options
 from pyfast_xai.cli.messages import FAILED, USAGE, one_sentence, printable
 from pyfast_xai.cli.progress import Counter
 
@@ -35,7 +35,7 @@ def reproduce(
     ] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of the choice of pictures, and of what is random.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there")] = None,
+    device: options.Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
     """Run the experiments of a paper and put its figures beside those measured.
