@@ -16,9 +16,24 @@ COLUMNS = (
 )  # fmt: skip
 
 
+NETWORKS = (
+    *("alexnet", "vgg16", "googlenet", "resnet50", "resnet101"),
+    *("densenet121", "mobilenet_v2", "vit_b_16"),
+)
+
+
 def pytest_addoption(parser):
     parser.addoption("--rows", action="store_true", help="append what was measured to bench/data/cpu.csv")
+    parser.addoption("--networks", default=",".join(NETWORKS), help="of torchvision, separated by commas")
+    parser.addoption("--batches", default="8", help="images at a time, separated by commas")
     parser.addoption("--rounds", type=int, default=7, help="pairs of forward and explanation that are timed")
+
+
+def pytest_generate_tests(metafunc):
+    if "network" in metafunc.fixturenames:
+        names, batches = (metafunc.config.getoption(name).split(",") for name in ("--networks", "--batches"))
+        cases = [(name, int(batch)) for name in names for batch in batches]
+        metafunc.parametrize("network", cases, ids=[f"{n}-{b}" for n, b in cases], indirect=True, scope="module")
 
 
 def _cpu():

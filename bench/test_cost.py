@@ -13,32 +13,33 @@ import torch
 from loop_fixations import loop_fixations
 
 import pyfast_xai
-from pyfast_xai import CNNFixations, EigenCAM, FGVis, GuidedBackprop, Saliency
+from pyfast_xai import CLEAR, CNNFixations, EigenCAM, FGVis, GradCAM, GuidedBackprop, Saliency
 
 torchvision = pytest.importorskip("torchvision")
 
-NETWORKS = ("alexnet", "vgg16", "googlenet", "resnet50", "densenet121")
 METHODS = {
     "eigen-cam": lambda model: EigenCAM(model),
     "fixations": lambda model: CNNFixations(model),
     "fixations, paper": lambda model: CNNFixations(model, variant="paper"),
     "fixations, authors": lambda model: CNNFixations(model, variant="authors"),
+    "grad-cam": lambda model: GradCAM(model),
     "saliency": lambda model: Saliency(model),
     "guided-backprop": lambda model: GuidedBackprop(model),
+    "clear, ten classes": lambda model: CLEAR(model, classes=10),
     "fgvis, an iteration": lambda model: FGVis(model, iterations=ITERATIONS, patience=ITERATIONS, progress=False),
 }
 ITERATIONS = 5  # of FGVis; the pass that takes the bounds and the one that chooses the class are shared among them
-BATCH = 8
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module")
 def network(request):
+    name, batch = request.param
     torch.manual_seed(0)
-    settings = {"init_weights": False} if request.param == "googlenet" else {}
+    settings = {"init_weights": False} if name == "googlenet" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = torchvision.models.get_model(request.param, weights=None, **settings).eval()
-    return request.param, model, torch.randn(BATCH, 3, 224, 224)
+        model = torchvision.models.get_model(name, weights=None, **settings).eval()
+    return name, model, torch.randn(batch, 3, 224, 224)
 
 
 def compare(benchmark, rows, request, network, method, explain, backend, shares=1):
@@ -88,17 +89,24 @@ def test_explainer(benchmark, rows, request, network, method):
     compare(benchmark, rows, request, network, method, METHODS[method](network[1]), backend, shares)
 
 
-def test_peer_eigen_cam(benchmark, rows, request, network):
+LAST = {
+    "alexnet": lambda m: m.features[-2],
+    "vgg16": lambda m: m.features[-2],
+    "googlenet": lambda m: m.inception5b,
+    "resnet50": lambda m: m.layer4[-1],
+    "resnet101": lambda m: m.layer4[-1],
+    "densenet121": lambda m: m.features[-1],
+    "mobilenet_v2": lambda m: m.features[-1],
+}
+
+
+@pytest.mark.parametrize(("method", "name"), [("eigen-cam", "EigenCAM"), ("grad-cam", "GradCAM")])
+def test_peer_cam(benchmark, rows, request, network, method, name):
     peer = pytest.importorskip("pytorch_grad_cam")
-    layers = {
-        "alexnet": lambda m: m.features[-2],
-        "vgg16": lambda m: m.features[-2],
-        "googlenet": lambda m: m.inception5b,
-        "resnet50": lambda m: m.layer4[-1],
-        "densenet121": lambda m: m.features[-1],
-    }
-    with peer.EigenCAM(network[1], [layers[network[0]](network[1])]) as explain:
-        compare(benchmark, rows, request, network, "eigen-cam", lambda x: explain(x, targets=None), "pytorch-grad-cam")
+    if network[0] not in LAST:
+        pytest.skip("the peer must be told how tokens lie")
+    with getattr(peer, name)(network[1], [LAST[network[0]](network[1])]) as explain:
+        compare(benchmark, rows, request, network, method, lambda x: explain(x, targets=None), "pytorch-grad-cam")
 
 
 PEERS = {"saliency": "Saliency", "guided-backprop": "GuidedBackprop"}
@@ -112,7 +120,7 @@ def test_peer_backprop(benchmark, rows, request, network, method):
         pytest.skip("Captum does not see the functional rectifiers of this network")
     peer = getattr(attr, PEERS[method])(network[1])
     settings = {"abs": False} if method == "saliency" else {}
-    target = list(range(BATCH))
+    target = list(range(len(network[2])))
     compare(
         *(benchmark, rows, request, network, method),
         lambda x: peer.attribute(x.clone().requires_grad_(), target=target, **settings),
@@ -123,8 +131,8 @@ def test_peer_backprop(benchmark, rows, request, network, method):
 def test_loop_fixations(benchmark, rows, request, network):
     """The same points, one by one in NumPy; one image, whose cost is that of every other."""
     name, model, images = network
-    if name not in ("alexnet", "vgg16"):
-        pytest.skip("the loop knows AlexNet and VGG")
+    if name not in ("alexnet", "vgg16") or len(images) != 8:
+        pytest.skip("the loop knows AlexNet and VGG, and takes one image whatever the batch")
     image = images[:1]
     expected = {tuple(point) for point in CNNFixations(model, radius=0)(image).points[0].tolist()}
     found = loop_fixations(model, image[0])
