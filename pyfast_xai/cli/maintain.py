@@ -82,9 +82,9 @@ def retry(
         asked = running.Asked.noted(noted)
         # A folder that somebody sent imports and fetches nothing by itself.
         if model is None and ":" in asked.model:
-            refuse(f"model must be named again for what is imported, got {asked.model!r} from run.json alone")
+            refuse(f"model must be named again for what is imported, got {asked.model!r} from _run.json alone")
         if source is None and any(name.startswith("hf:") for name in asked.source):
-            refuse("source must be named again for what is fetched, got hf: from run.json alone")
+            refuse("source must be named again for what is fetched, got hf: from _run.json alone")
         places = results.manifest.made.get("source")
         asked = replace(asked, model=model or asked.model, batch=batch or asked.batch)
         keywords = asked.keywords()

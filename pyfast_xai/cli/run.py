@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import threading
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pyfast_xai.cli import arguments, settings
+from pyfast_xai.cli import arguments, options, settings
 from pyfast_xai.cli.live import Live
 from pyfast_xai.cli.messages import FAILED, SOME_FAILED, count, one_sentence, printable, refuse
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run was asked for; noted in its `run.json`, so that `retry` can ask again."""
+    """What a run was asked for; noted in its `_run.json`, so that `retry` can ask again."""
 
     source: list[str]
     model: str
@@ -55,7 +56,7 @@ class Asked:
         types = get_type_hints(cls)
         names = {field.name for field in fields(cls)}
         if not isinstance(told, dict) or set(told) != names:
-            refuse("run.json must note how the run was asked for, as `run` does; a run from Python is retried there")
+            refuse("_run.json must note how the run was asked for, as `run` does; a run from Python is retried there")
         for name, value in told.items():
             lists = types[name] == list[str]
             right = (
@@ -64,7 +65,7 @@ class Asked:
                 else type(value) in (get_args(types[name]) or (types[name],))
             )
             if not right and not (type(value) is int and float in get_args(types[name])):
-                refuse(f"{name} in run.json must be a {types[name]}, got {type(value).__name__}")
+                refuse(f"{name} in _run.json must be a {types[name]}, got {type(value).__name__}")
         return cls(**told)
 
     def keywords(self) -> dict[str, Any]:
@@ -110,25 +111,15 @@ def run(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="digits, torchvision/NAME, timm/NAME or package.module:callable.", show_default=False, metavar="MODEL"
-        ),
-    ],
+    model: options.Model,
     out: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False, show_default=False)],
-    weights: Annotated[
-        str | None, typer.Option(help="safetensors or a state dict; DEFAULT or a published name.", metavar="FILE|NAME")
-    ] = None,
+    weights: options.Weights = None,
     method: Annotated[str, typer.Option(help="One explainer; see `methods`.")] = "eigen-cam",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of the method.", metavar="METHOD.NAME=VALUE"),
-    ] = None,
+    set_: options.Set = None,
     target: Annotated[
         str, typer.Option(help="none for the predicted class, an index, a class name, or label for the source's.")
     ] = "none",
-    layer: Annotated[str | None, typer.Option(help="Layer for the methods that look at one.")] = None,
+    layer: options.Layer = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Cut boxes at this share of a map's range, 0 to 1.", show_default="per method"),
@@ -142,25 +133,28 @@ def run(
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode.", min=1, show_default="one a core, at most 8")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there")] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Outputs of a network whose weights have another number than usual.", min=1)
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the network's input, in pixels.", min=1, show_default="the network's")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Of the channels in 0..1, e.g. 0.5,0.5,0.5.", show_default="the network's")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="Of the channels, e.g. 0.5,0.5,0.5.", show_default="the network's")
-    ] = None,
-    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures.", min=1)] = 64_000_000,
+    device: options.Device = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    max_pixels: options.MaxPixels = 64_000_000,
     max_errors: Annotated[
         str | None, typer.Option(help="Stop above so many error rows, e.g. 100 or 1%.", show_default="never")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Work on Ray: local starts it here, auto joins this machine's cluster, or HOST:PORT.",
+            metavar="local|auto|HOST:PORT",
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Workers on Ray.", min=1, show_default="as many as there is room for")
+    ] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs of each worker on Ray; shares are allowed.", min=0)] = 0,
     log: Annotated[Path | None, typer.Option(help="Append a line of JSON for each part to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON on stdout.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Explain a data set into a folder of Parquet parts; the same command goes on where it stopped.
 
@@ -175,12 +169,21 @@ def run(
     with resumable(human, again), one_sentence():
         datasets = imported()
         limit = _limit(max_errors)
+        if ray is None and (actors is not None or gpus):
+            refuse("actors and gpus must be left out where ray is not given")
         keywords = asked.keywords()
         keywords["source"] = opened = datasets.open_source(source, without=out)
         arguments.folder(out, [Path(place) for place in _places(opened)])
         before, errors = _stand(out)
         with Live(len(opened), before, errors, log) as live:
-            done = datasets.explain(**keywords, out=out, max_errors=limit, progress=live)
+            if ray is None:
+                done = datasets.explain(**keywords, out=out, max_errors=limit, progress=live)
+            else:
+                keywords["device"] = device
+                where = None if ray == "local" else ray
+                done = datasets.explain_on_ray(
+                    **keywords, out=out, max_errors=limit, progress=live, address=where, actors=actors, gpus=gpus
+                )
     tell(human, done, as_json)
     if done.too_many_errors:
         if not done.complete:
@@ -218,15 +221,17 @@ def _limit(given: str | None) -> int | float | None:
 
 
 def _places(source: Any) -> list[str]:
-    """The files of a source of files: results must not lie among them."""
-    return [item.place for item in source.items(0, len(source))] if source.kind == "files" else []
+    """A file of each folder of a source of files: results must not lie among them."""
+    places = [item.place for item in source.items(0, len(source))] if source.kind == "files" else []
+    # Of a million files in a few folders, the folders are asked.
+    return list({os.path.dirname(place): place for place in places}.values())
 
 
 def _stand(out: Path) -> tuple[int, int]:
     """Rows and errors that are there."""
     from pyfast_xai.datasets import status
 
-    if not (out / "run.json").is_file():
+    if not (out / "_run.json").is_file():
         return 0, 0
     found = status(out)
     return found.rows, found.errors

@@ -1,0 +1,57 @@
+"""Large data sets, explained: a run that survives anything, its folder of Parquet parts, and their reader.
+
+from pyfast_xai import datasets
+
+datasets.explain("photos/", model, preprocess=preprocess, method="eigen-cam", out="explained")
+results = datasets.open("explained")
+results.query("select class_name, count(*) from results group by 1 order by 2 desc")
+results[0].explanation().plot()
+"""
+
+try:
+    import pyarrow  # noqa: F401
+except ImportError as error:
+    raise ImportError("pyfast_xai.datasets needs pyarrow: pip install 'pyfast-xai[datasets]'") from error
+
+from pyfast_xai.datasets.engine import Engine, Progress
+from pyfast_xai.datasets.export import export
+from pyfast_xai.datasets.maintain import retry, status, verify
+from pyfast_xai.datasets.on_ray import explain_on_ray
+from pyfast_xai.datasets.reader import Results, Row
+from pyfast_xai.datasets.reader import open_results as open
+from pyfast_xai.datasets.run import Job, Summary, explain, prepare
+from pyfast_xai.datasets.sources import (
+    Files,
+    HuggingFace,
+    Item,
+    ParquetImages,
+    Source,
+    Tars,
+    TorchDataset,
+    open_source,
+)
+
+__all__ = [
+    "Engine",
+    "Files",
+    "HuggingFace",
+    "Item",
+    "Job",
+    "ParquetImages",
+    "Progress",
+    "Results",
+    "Row",
+    "Source",
+    "Summary",
+    "Tars",
+    "TorchDataset",
+    "explain",
+    "explain_on_ray",
+    "export",
+    "open",
+    "open_source",
+    "prepare",
+    "retry",
+    "status",
+    "verify",
+]

@@ -1,0 +1,113 @@
+"""The same rows on Ray as in one process, also where a worker or the driver is killed."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyfast_xai import datasets
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs ray", allow_module_level=True)
+
+JOB = Path(__file__).with_name("ray_job.py")
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def many(folder, tmp_path):
+    """A hundred pictures, two of them bad."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for n in range(100):
+        os.link(folder / f"{n % 20:02d}.{('png', 'jpg')[n % 2]}", many / f"{n:03}.{('png', 'jpg')[n % 2]}")
+    (many / "bad.png").write_bytes(b"no picture")
+    (many / "empty.jpg").write_bytes(b"")
+    return many
+
+
+def start(many, out):
+    command = [sys.executable, str(JOB), str(many), str(out)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def parts(out):
+    return len(list(out.glob("part-*.parquet")))
+
+
+def wait_for_parts(process, out, count):
+    while process.poll() is None and parts(out) < count:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+
+
+def workers():
+    """Processes of Ray's actors."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if name.startswith("ray::MapWorker"):
+                found.append(int(entry.name))
+    return found
+
+
+def rows(out):
+    return [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in datasets.open(out)]
+
+
+@pytest.fixture
+def expected(many, tmp_path):
+    spec = importlib.util.spec_from_file_location("ray_job", JOB)
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    datasets.explain(str(many), job.network(), out=tmp_path / "plain", **job.RUN)
+    return rows(tmp_path / "plain")
+
+
+def ended(process):
+    told, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return [int(number) for number in told.split()[-2:]]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_driver_cost_no_row(many, tmp_path, expected):
+    out = tmp_path / "out"
+    driver = start(many, out)
+    wait_for_parts(driver, out, 2)
+    os.kill(workers()[0], signal.SIGKILL)
+    there = parts(out)
+    wait_for_parts(driver, out, there + 2)
+    driver.kill()
+    driver.communicate()
+    assert 0 < parts(out) < 26
+    time.sleep(5)  # what is left of its workers goes
+    before = sum(1 for _ in datasets.open(out))
+    total, found = ended(start(many, out))
+    assert total == 102
+    assert found >= before > 0
+    assert rows(out) == expected
+    assert datasets.verify(out).faults == []
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_method_is_raised_as_it_is(many, tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(JOB.parent)!r})\n"
+        "from ray_job import *\n"
+        f"try: explain_on_ray({str(many)!r}, network(), out={str(tmp_path / 'out')!r}, method='fixations',\n"
+        "    method_settings={'at': 'nowhere'}, shard_size=50, actors=1)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert "InputError" in done.stdout
+    assert "nowhere" in done.stdout
