@@ -62,13 +62,13 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Any:
         # What is odd about somebody's metadata is of no interest here, and the size is checked below.
         warnings.simplefilter("ignore")
         try:
-            with _pillow_allows(max_pixels), Image.open(path, formats=FORMATS) as image:
+            with pillow_allows(max_pixels), Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise ImageError(
                         f"image {name} must have at most {max_pixels:,} pixels, got {image.width} x {image.height}"
                     )
                 image.load()
-                return _upright(_to_rgb(image), image)
+                return upright(to_rgb(image), image)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -84,7 +84,7 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Any:
 
 
 @contextlib.contextmanager
-def _pillow_allows(pixels: int) -> Iterator[None]:
+def pillow_allows(pixels: int) -> Iterator[None]:
     """Lift Pillow's own limit, one for the whole process, where the caller asks for more."""
     from PIL import Image
 
@@ -110,7 +110,7 @@ def _check_file(path: str | Path, name: str) -> None:
         raise ImageError(f"image {name} must be a file, got {mode}")
 
 
-def _to_rgb(image: Any) -> Any:
+def to_rgb(image: Any) -> Any:
     from PIL import Image
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -137,7 +137,7 @@ def _grey(image: Any) -> Any:
     return Image.fromarray((scaled * 255).round().astype(np.uint8))
 
 
-def _upright(picture: Any, source: Any) -> Any:
+def upright(picture: Any, source: Any) -> Any:
     """`picture` turned as `source`, the opened file, says; a TIFF was turned while it was decoded."""
     from PIL import Image
 
@@ -249,10 +249,10 @@ class Preprocess:
         import numpy as np
         from PIL import Image
 
-        image = self._without_far_ends(image)
+        image = self.without_far_ends(image)
         height, width = self.shape
-        scaled_width, scaled_height = self._scaled(image.size)
-        left, top = self._corner(image.size)
+        scaled_width, scaled_height = self.scaled(image.size)
+        left, top = self.corner(image.size)
         filter_ = Image.Resampling[self.interpolation.upper()]
         if zoom == 1 or left < 0 or top < 0:
             # The network's own pixels, to the last bit; a crop beyond the picture is black there.
@@ -270,8 +270,8 @@ class Preprocess:
         Args:
             size: (W, H) of the picture, as PIL has it.
         """
-        (left, top), (height, width) = self._corner(size), self.shape
-        across, down = (whole / scaled for whole, scaled in zip(size, self._scaled(size), strict=True))
+        (left, top), (height, width) = self.corner(size), self.shape
+        across, down = (whole / scaled for whole, scaled in zip(size, self.scaled(size), strict=True))
         return left * across, top * down, (left + width) * across, (top + height) * down
 
     def points_in(self, points: Tensor, size: tuple[int, int]) -> Tensor:
@@ -329,9 +329,9 @@ class Preprocess:
         seen = (edges[:, 2:] > edges[:, :2]).all(1)
         return (edges[seen] - torch.tensor([0, 0, 1, 1])).float()
 
-    def _without_far_ends(self, image: Any) -> Any:
+    def without_far_ends(self, image: Any) -> Any:
         """A picture of a few pixels by thousands, cut down to what the crop can see: scaled, the whole may not fit."""
-        if math.prod(self._scaled(image.size)) <= MAX_PIXELS:
+        if math.prod(self.scaled(image.size)) <= MAX_PIXELS:
             return image
         left, top, right, _ = self.window(image.size)
         # The widest filter looks three pixels beyond the window, of the picture or of the input, whichever are larger.
@@ -340,7 +340,7 @@ class Preprocess:
         x, y = max(0, math.floor(left - reach)), max(0, math.floor(top - reach))
         return image.crop((x, y, image.width - x, image.height - y))
 
-    def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
         """(W, H) of the whole picture at the scale of the input."""
         height, width = self.shape
         if self.crop == "squash":
@@ -352,8 +352,8 @@ class Preprocess:
         # The longer side is rounded down, as torchvision does.
         return max(1, self.resize * size[0] // shorter), max(1, self.resize * size[1] // shorter)
 
-    def _corner(self, size: tuple[int, int]) -> tuple[int, int]:
+    def corner(self, size: tuple[int, int]) -> tuple[int, int]:
         """Left and top of the crop in the scaled picture."""
         height, width = self.shape
-        scaled_width, scaled_height = self._scaled(size)
+        scaled_width, scaled_height = self.scaled(size)
         return round((scaled_width - width) / 2), round((scaled_height - height) / 2)

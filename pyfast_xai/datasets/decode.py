@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.datasets.sources import Item, Labelled
-from pyfast_xai.images import FORMATS, ImageError, Preprocess, _pillow_allows, _to_rgb, _upright
+from pyfast_xai.images import FORMATS, ImageError, Preprocess, pillow_allows, to_rgb, upright
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def decode(item: Item, preprocess: Preprocess, max_pixels: int) -> Decoded:
             if found.dim() != 3 or found.numel() == 0:
                 raise ImageError(f"image {item.id!r} must have shape [C, H, W], got {list(found.shape)}")
             return Decoded(item, found.detach().cpu(), None, label, time.perf_counter() - began)
-        image = _rgb(found, item.id, max_pixels)
+        image = rgb_of(found, item.id, max_pixels)
         return Decoded(item, pixels_seen(preprocess, image), image.size, label, time.perf_counter() - began)
     except Exception as error:  # sources and decoders raise whatever they come across in broken data
         # Its frames hold the picture.
@@ -69,7 +69,7 @@ def decode(item: Item, preprocess: Preprocess, max_pixels: int) -> Decoded:
         return Decoded(item, label=label, seconds=time.perf_counter() - began, error=plain)
 
 
-def _rgb(found: Any, name: str, max_pixels: int) -> Any:
+def rgb_of(found: Any, name: str, max_pixels: int) -> Any:
     from PIL import Image
 
     if isinstance(found, (bytes, bytearray, memoryview)):
@@ -84,7 +84,7 @@ def _rgb(found: Any, name: str, max_pixels: int) -> Any:
                 f"image {name!r} must have at most {max_pixels:,} pixels, got {found.width} x {found.height}"
             )
         found.load()
-        return _upright(_to_rgb(found), found)
+        return upright(to_rgb(found), found)
     raise ImageError(f"image {name!r} must be bytes, a PIL image or a tensor, got {type(found).__name__}")
 
 
@@ -115,8 +115,8 @@ def decode_bytes(data: bytes, name: str, max_pixels: int) -> Any:
             fast = _fast(data, image)
             if fast is None:
                 image.load()
-                fast = _to_rgb(image)
-            return _upright(fast, image)
+                fast = to_rgb(image)
+            return upright(fast, image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -166,7 +166,7 @@ def pillow_for_threads(max_pixels: int) -> Iterator[None]:
     """
     from PIL import Image
 
-    with warnings.catch_warnings(), _pillow_allows(max_pixels):
+    with warnings.catch_warnings(), pillow_allows(max_pixels):
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
@@ -179,10 +179,10 @@ def pixels_seen(preprocess: Preprocess, image: Any) -> Tensor:
     """
     from PIL import Image
 
-    image = preprocess._without_far_ends(image)
+    image = preprocess.without_far_ends(image)
     height, width = preprocess.shape
-    left, top = preprocess._corner(image.size)
-    image = image.resize(preprocess._scaled(image.size), Image.Resampling[preprocess.interpolation.upper()])
+    left, top = preprocess.corner(image.size)
+    image = image.resize(preprocess.scaled(image.size), Image.Resampling[preprocess.interpolation.upper()])
     image = image.crop((left, top, left + width, top + height))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

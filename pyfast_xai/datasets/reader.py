@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from pyfast_xai.datasets.columns import explanation_of, unpacked
-from pyfast_xai.datasets.decode import _rgb, pixels_seen
+from pyfast_xai.datasets.decode import pixels_seen, rgb_of
 from pyfast_xai.datasets.manifest import Manifest, read_manifest
 from pyfast_xai.datasets.sources import Labelled, Source, open_source
 from pyfast_xai.datasets.store import Store, read
@@ -153,7 +153,7 @@ class Results:
         found = found.picture if isinstance(found, Labelled) else found
         if isinstance(found, torch.Tensor) and found.is_floating_point():
             return found
-        image = _rgb(found, item.id, self.manifest.described["rows"]["max_pixels"])
+        image = rgb_of(found, item.id, self.manifest.described["rows"]["max_pixels"])
         return pixels_seen(self.preprocess, image).float() / 255
 
     @property
