@@ -9,13 +9,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h)
 
-.PHONY: demo test lint gallery bench bench-localization bench-memory bench-fgvis wheel-check cuda-check clean
+.PHONY: demo test crash-test lint gallery bench bench-report bench-memory bench-throughput bench-peers peer-suites wheel-check cuda-check gpu-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
 
 test: $(VENV)/test
 	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q $(ARGS)
+
+# Runs on data sets: every point at which a writer can stop, hundreds of real SIGKILLs, ten thousand broken files.
+crash-test: $(VENV)/test
+	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q tests/datasets -m extended $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -25,14 +29,22 @@ lint: $(VENV)/lint
 bench: $(VENV)/test
 	PYTHONPATH=bench $(BIN)/python -m pytest bench/test_cost.py -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds $(ARGS)
 
-bench-localization: $(VENV)/test
-	$(BIN)/python bench/localization.py $(ARGS)
+# Draws docs/performance.md from all that was measured.
+bench-report: $(VENV)/test
+	$(BIN)/python bench/report.py
 
 bench-memory: $(VENV)/test
 	$(BIN)/python bench/memory.py $(ARGS)
 
-bench-fgvis: $(VENV)/test
-	$(BIN)/python bench/fgvis_adversarial.py $(ARGS)
+bench-throughput: $(VENV)/test
+	$(BIN)/python bench/throughput.py $(ARGS)
+
+bench-peers: $(VENV)/test
+	$(BIN)/python bench/peers.py $(ARGS)
+
+# The tests of Captum, pytorch-grad-cam, torch-cam and zennit, fetched, on the classes of pyfast_xai.compat.
+peer-suites: $(VENV)/test
+	$(BIN)/python tests/compat/peer_suites.py --into $(OUT)/peer-suites $(ARGS)
 
 # The picture of docs/gallery.md.
 gallery: $(VENV)/test
@@ -54,6 +66,10 @@ cuda-check: $(VENV)/build
 	  $(BIN)/cmake -S . -B build/cuda -G Ninja -DPYFAST_XAI_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) && $(BIN)/cmake --build build/cuda; \
 	else echo "no nvcc on PATH, the CUDA library was not compiled"; fi
+
+# Builds, tests and measures on the GPU of this machine, with the Python that has torch for CUDA: nothing is installed.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py --out $(OUT) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-wheel build dist $(OUT)

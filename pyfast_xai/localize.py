@@ -93,7 +93,7 @@ def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
         return maps.new_full((len(maps), 4), math.nan)
     low, top = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     usable = torch.isfinite(maps).all(2).all(1) & (top > low).flatten()
-    labels = _segments((maps >= low + threshold * (top - low)) & usable[:, None, None])
+    labels = segments((maps >= low + threshold * (top - low)) & usable[:, None, None])
     sizes = torch.bincount(labels.flatten())
     sizes[0] = 0
     flat = labels.flatten(1)
@@ -105,7 +105,7 @@ def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
     return torch.where(usable[:, None], torch.stack(ends, 1).float(), math.nan)
 
 
-def _segments(mask: Tensor) -> Tensor:
+def segments(mask: Tensor) -> Tensor:
     """Numbers of the 8-connected segments of masks `[N, H, W]`, distinct over all of them; 0 is background."""
     # Pixels touch within a map, never across maps.
     touch = [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]
@@ -113,9 +113,11 @@ def _segments(mask: Tensor) -> Tensor:
         import cupy
         from cupyx.scipy import ndimage
 
-        with cupy.cuda.Device(mask.device.index), cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            labels, _ = ndimage.label(cupy.from_dlpack(mask.byte()), structure=cupy.array(touch))
-        return torch.from_dlpack(labels).long()
+        # On torch's own memory and stream: nothing is copied, and all that waits is CuPy for the number of segments.
+        stream = torch.cuda.current_stream(mask.device).cuda_stream
+        with cupy.cuda.Device(mask.device.index), cupy.cuda.ExternalStream(stream):
+            labels, _ = ndimage.label(cupy.from_dlpack(mask.byte()), structure=touch)
+            return torch.from_dlpack(labels).long()
     from scipy import ndimage
 
     labels, _ = ndimage.label(mask.cpu().numpy(), structure=touch)
@@ -129,14 +131,19 @@ def peak(heatmap: Tensor) -> Tensor:
     return torch.stack([torch.div(flat, width, rounding_mode="floor"), flat % width], 1)
 
 
-def area(boxes: Tensor) -> Tensor:
-    """Pixels in boxes `[..., 4]`."""
-    return (boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)
+def iou(a: Tensor, b: Tensor, *, inclusive: bool = True) -> Tensor:
+    """Intersection over union of boxes `[..., 4]`, broadcast; 0 where either is NaN.
 
-
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes `[..., 4]`, broadcast; 0 where either is NaN."""
-    low = torch.maximum(a[..., :2], b[..., :2])
-    high = torch.minimum(a[..., 2:], b[..., 2:])
-    shared = (high - low + 1).clamp_min(0).prod(-1)
-    return (shared / (area(a) + area(b) - shared)).nan_to_num(nan=0.0)
+    Args:
+        a: boxes as (x1, y1, x2, y2).
+        b: likewise.
+        inclusive: the last pixel belongs to the box, so a box of one pixel has x1 = x2 (ILSVRC, PASCAL VOC). Without,
+            coordinates are those of edges, and such a box is empty.
+    """
+    extra = 1 if inclusive else 0
+    # Areas in pixels do not fit into small integers.
+    a, b = (boxes if boxes.dtype == torch.float64 else boxes.float() for boxes in (a, b))
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + extra
+    shared = sides.clamp_min(0).prod(-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2] + extra).prod(-1) for boxes in (a, b)]
+    return (shared / (areas[0] + areas[1] - shared)).nan_to_num(nan=0.0)

@@ -276,6 +276,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         kind = f"a {type(state).__name__}"
         raise InputError(f"weights {shown} must hold named tensors and nothing else, got {kind} of other things")
+    for key, tensor in state.items():
+        # Indices of a sparse tensor are not checked when it is loaded, and lead anywhere in memory.
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "a quantized one" if tensor.is_quantized else f"one of layout {tensor.layout}"
+            raise InputError(f"weights {shown} must hold dense tensors, got {kind} at {key!r}")
     for prefix in ("module.", "_orig_mod."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}

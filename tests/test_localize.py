@@ -1,11 +1,16 @@
+import contextlib
+import importlib.machinery
 import math
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from skimage.measure import label, regionprops
 
-from pyfast_xai import localize
+from pyfast_xai import Explanation, localize
 from pyfast_xai.errors import InputError
 
 
@@ -126,6 +131,96 @@ def test_segment_wants_a_batch():
         localize.largest_segment(torch.rand(4, 4))
 
 
+class OnDevice(torch.Tensor):
+    """A tensor that says it lies on a CUDA device."""
+
+    @property
+    def is_cuda(self):
+        return True
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """What `localize` uses of CuPy, on the CPU, and an account of how it was used."""
+    seen = SimpleNamespace(entered=[], given=[], masks=[], structures=[])
+
+    @contextlib.contextmanager
+    def entering(kind, name):
+        seen.entered.append((kind, name))
+        yield
+        seen.entered.remove((kind, name))
+
+    def from_dlpack(tensor):
+        seen.given.append(tensor.data_ptr())
+        return np.from_dlpack(torch.Tensor(tensor).as_subclass(torch.Tensor))
+
+    def label(input, structure=None, output=None):
+        # As in cupyx 14: an array of its own and a number, the structure any nested list of three to a side.
+        assert isinstance(input, np.ndarray)
+        assert output is None
+        assert seen.entered == [("device", None), ("stream", 77)]
+        seen.masks.append(input)
+        seen.structures.append(np.array(structure, dtype=bool))
+        found, count = ndimage.label(input, structure=structure)
+        return found.astype(np.int32), count
+
+    modules = {name: ModuleType(name) for name in ("cupy", "cupyx", "cupyx.scipy", "cupyx.scipy.ndimage")}
+    for name, module in modules.items():
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        monkeypatch.setitem(sys.modules, name, module)
+    modules["cupy"].from_dlpack = from_dlpack
+    modules["cupy"].cuda = SimpleNamespace(
+        Device=lambda index: entering("device", index), ExternalStream=lambda pointer: entering("stream", pointer)
+    )
+    modules["cupyx"].scipy = modules["cupyx.scipy"]
+    modules["cupyx.scipy"].ndimage = modules["cupyx.scipy.ndimage"]
+    modules["cupyx.scipy.ndimage"].label = label
+    # Of the device of the mask, which need not be the current one.
+    streams = {torch.device("cpu"): SimpleNamespace(cuda_stream=77)}
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device])
+    return seen
+
+
+def test_segments_by_cupy(cupy):
+    mask = torch.rand(5, 9, 13) > 0.6
+    own = mask.as_subclass(OnDevice)
+    found = localize.segments(own)
+    expected = localize.segments(mask)
+    assert found.dtype == torch.int64
+    assert torch.equal(found.as_subclass(torch.Tensor), expected)
+    # Pixels touch at corners, within a map only.
+    assert cupy.structures[0].astype(int).tolist() == [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]
+    assert len(cupy.structures) == 1
+    assert cupy.entered == []
+    # The array is the memory of the tensor.
+    assert cupy.masks[0].__array_interface__["data"][0] == cupy.given[0]
+    assert cupy.masks[0].dtype == np.uint8
+
+
+def test_arrays_go_in_and_out_by_dlpack_without_a_copy():
+    labels = np.arange(6, dtype=np.int32).reshape(1, 2, 3)
+    assert torch.from_dlpack(labels).data_ptr() == labels.__array_interface__["data"][0]
+    explanation = Explanation("saliency", torch.rand(2, 3, 4))
+    array = np.from_dlpack(explanation)
+    assert array.__array_interface__["data"][0] == explanation.heatmap.data_ptr()
+    assert np.array_equal(array, explanation.numpy())
+    assert explanation.__dlpack_device__() == explanation.heatmap.__dlpack_device__()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device")
+def test_segments_by_cupy_on_a_device():
+    pytest.importorskip("cupyx")
+    mask = torch.rand(5, 33, 47) > 0.6
+    mask[2] = False
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        found = localize.segments(mask.cuda())
+    assert found.is_cuda
+    # Segments are numbered in reading order by both.
+    assert torch.equal(found.cpu(), localize.segments(mask))
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device")
 def test_segment_on_a_device_equals_the_cpu():
@@ -160,3 +255,8 @@ def test_iou_of_no_box_is_zero():
     assert localize.iou(none, box) == localize.iou(box, none) == localize.iou(none, none) == 0
     assert localize.iou(box, box) == 1
     assert localize.iou(box, torch.tensor([4.0, 0, 5, 3])) == 0
+
+
+def test_overlap_of_boxes_in_small_integers():
+    box = torch.tensor([[0, 0, 499, 499]], dtype=torch.int16)
+    assert float(localize.iou(box, box)) == 1

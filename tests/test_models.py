@@ -109,6 +109,12 @@ def test_pickle_is_refused_and_not_run(tmp_path, name, save):
     assert "\n" not in str(caught.value)
 
 
+def test_sparse_weights_are_refused(tmp_path):
+    torch.save({"a": torch.ones(2), "b": torch.eye(3).to_sparse()}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"must hold dense tensors, got one of layout torch\.sparse_coo at 'b'"):
+        read_weights(tmp_path / "w.pt")
+
+
 def test_pickled_module_is_refused(tmp_path, network):
     torch.save(network, tmp_path / "whole.pt")
     with pytest.raises(InputError, match=r"a pickle with more than tensors \(Unsupported global.*SqueezeNet"):

@@ -30,7 +30,7 @@ Tensor sorted_unique(const Tensor& points) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(points), from(true), from(false), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_unique2", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_unique2", "", stack.data(), TORCH_ABI_VERSION));
   to<Tensor>(stack[1]);  // owned, so taken, and dropped
   to<Tensor>(stack[2]);
   return to<Tensor>(stack[0]);

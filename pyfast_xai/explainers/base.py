@@ -156,7 +156,7 @@ def choose(logits: Tensor, target: Target) -> Tensor:
 
 def is_distribution(logits: Tensor) -> bool:
     """Whether outputs `[N, classes]` are probabilities already."""
-    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
+    return bool((logits >= 0).all() & ((logits.sum(1) - 1).abs() < 1e-3).all())
 
 
 def probability(logits: Tensor, target: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyfast_xai import localize, render
 from pyfast_xai.errors import InputError
+from pyfast_xai.localize import iou
 from pyfast_xai.metrics.checks import (
     Boxes,
     check_boxes,
@@ -24,23 +25,6 @@ from pyfast_xai.metrics.checks import (
 )
 
 THRESHOLDS = tuple(i / 100 for i in range(1, 100))
-
-
-def iou(a: Tensor, b: Tensor, *, inclusive: bool = True) -> Tensor:
-    """Intersection over union of boxes `[..., 4]`, broadcast; 0 where either is NaN.
-
-    Args:
-        a: boxes as (x1, y1, x2, y2).
-        b: likewise.
-        inclusive: the last pixel belongs to the box, so a box of one pixel has x1 = x2 (ILSVRC, PASCAL VOC). Without,
-            coordinates are those of edges, and such a box is empty.
-    """
-    extra = 1 if inclusive else 0
-    a, b = (boxes if boxes.dtype == torch.float64 else boxes.float() for boxes in (a, b))
-    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + extra
-    shared = sides.clamp_min(0).prod(-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2] + extra).prod(-1) for boxes in (a, b)]
-    return (shared / (areas[0] + areas[1] - shared)).nan_to_num(nan=0.0)
 
 
 def box_correct(boxes: Tensor, truth: Boxes, *, threshold: float = 0.5, inclusive: bool = True) -> Tensor:
@@ -200,7 +184,7 @@ class MaxBoxAccV2(MaxBoxAcc):
 def _all_segments(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Boxes `[S, 4]` of all 8-connected segments, and the map each lies in, int64 `[S]`."""
     low, top = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    labels = localize._segments((maps >= low + threshold * (top - low)) & (top > low))
+    labels = localize.segments((maps >= low + threshold * (top - low)) & (top > low))
     owner, y, x = labels.nonzero().unbind(1)
     own = labels[owner, y, x] - 1
     count = int(own.max()) + 1 if len(own) else 0

@@ -1,6 +1,7 @@
 """Every Triton kernel against the reference: on the CUDA device, else interpreted on the CPU.
 
 `test_triton.py` runs this file in a process of its own, for Triton reads TRITON_INTERPRET when it is imported.
+Interpreted, what only repeats at length is left to the marker `extended`.
 """
 
 import math
@@ -12,6 +13,8 @@ import torch
 from pyfast_xai.kernels.reference.conv_trace import conv_trace as reference_conv_trace
 from pyfast_xai.kernels.reference.leading_singular import leading_singular as reference_leading_singular
 from pyfast_xai.kernels.reference.linear_trace import linear_trace as reference_linear_trace
+from pyfast_xai.kernels.reference.max_pool_backward import max_pool_backward as reference_max_pool_backward
+from pyfast_xai.kernels.reference.max_pool_forward import max_pool_forward as reference_max_pool_forward
 from pyfast_xai.kernels.reference.point_density import point_density as reference_point_density
 from pyfast_xai.kernels.reference.relu_backward import relu_backward as reference_relu_backward
 from pyfast_xai.kernels.reference.relu_forward import relu_forward as reference_relu_forward
@@ -21,6 +24,8 @@ from pyfast_xai.kernels.triton import linear_trace as linear_trace_module
 from pyfast_xai.kernels.triton.conv_trace import conv_trace
 from pyfast_xai.kernels.triton.leading_singular import leading_singular
 from pyfast_xai.kernels.triton.linear_trace import linear_trace
+from pyfast_xai.kernels.triton.max_pool_backward import max_pool_backward
+from pyfast_xai.kernels.triton.max_pool_forward import max_pool_forward
 from pyfast_xai.kernels.triton.point_density import point_density
 from pyfast_xai.kernels.triton.relu_backward import relu_backward
 from pyfast_xai.kernels.triton.relu_forward import relu_forward
@@ -36,15 +41,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 
 def on_device(kernel, *arguments):
-    """Call a kernel with its tensors on the device, and bring back what it returned and wrote into."""
-    moved = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in arguments]
-    result = kernel(*moved)
-    for before, after in zip(arguments, moved, strict=True):
-        if isinstance(before, torch.Tensor) and DEVICE != "cpu" and not before.requires_grad:
-            before.copy_(after)
-    return (
-        tuple(part.cpu() for part in result) if isinstance(result, tuple) else None if result is None else result.cpu()
-    )
+    """Call a kernel with its tensors on the device, and bring back what it returned and wrote into.
+
+    Whole memories travel, not tensors, so that strides and arguments that share memory stay what they are.
+    """
+    memories = {}
+
+    def moved(tensor):
+        own = tensor.untyped_storage()
+        if own._cdata not in memories:
+            memories[own._cdata] = own, torch.UntypedStorage(own.nbytes(), device=DEVICE).copy_(own)
+        there = torch.empty(0, dtype=tensor.dtype, device=DEVICE)
+        return there.set_(memories[own._cdata][1], tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    result = kernel(*(moved(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+    for here, there in memories.values():
+        here.copy_(there)
+    if isinstance(result, tuple):
+        return tuple(part.cpu() for part in result)
+    return None if result is None else result.cpu()
 
 
 # conv_trace
@@ -361,6 +376,108 @@ def test_relu_nothing(shape):
     on_device(relu_backward, empty, bits, Rectify.GUIDED, 0.0, empty)
 
 
+# max_pool_forward, max_pool_backward
+
+# Kernel, stride, padding, dilation, ceil mode.
+POOLS = {
+    "halving": ((2, 2), (2, 2), (0, 0), (1, 1), False),
+    "overlapping": ((3, 3), (2, 2), (1, 1), (1, 1), False),
+    "dense": ((3, 3), (1, 1), (1, 1), (1, 1), False),
+    "ceil": ((3, 3), (2, 2), (0, 0), (1, 1), True),
+    "uneven": ((2, 3), (1, 2), (1, 0), (1, 1), False),
+    "dilated": ((3, 2), (2, 1), (1, 1), (2, 3), False),
+    "skipping": ((1, 2), (3, 4), (0, 0), (1, 1), False),
+    "largest": ((16, 16), (8, 9), (8, 8), (1, 1), False),
+}
+every_layout = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+
+
+def pooled(input, pool, layout):
+    """Output and offsets of both, which must be the same, and the geometry."""
+    *geometry, ceil = POOLS[pool]
+    geometry = [list(values) for values in geometry]
+    size = torch.nn.functional.max_pool2d(input, *geometry, ceil).shape
+    output = torch.full(size, 77, dtype=input.dtype).contiguous(memory_format=layout)
+    offsets = torch.full(size, 77, dtype=torch.uint8).contiguous(memory_format=layout)
+    expected = output.clone(), offsets.clone()
+    on_device(max_pool_forward, input, *geometry, output, offsets)
+    reference_max_pool_forward(input, *geometry, *expected)
+    assert_same(output, expected[0])
+    assert torch.equal(offsets, expected[1])
+    return output, offsets, geometry
+
+
+def assert_pooled_as_reference(input, pool, layout, targets=2):
+    output, offsets, geometry = pooled(input, pool, layout)
+    # Whole numbers: sums are exact in any order and any dtype.
+    grad = torch.randint(-8, 9, (targets * len(output), *output.shape[1:])).to(input.dtype)
+    grad = grad.contiguous(memory_format=layout)
+    out = torch.full((len(grad), *input.shape[1:]), 77, dtype=input.dtype).contiguous(memory_format=layout)
+    expected = out.clone()
+    on_device(max_pool_backward, grad, offsets, *geometry, out)
+    reference_max_pool_backward(grad, offsets, *geometry, expected)
+    assert torch.equal(out, expected)
+
+
+@every_layout
+@pytest.mark.parametrize("pool", POOLS)
+def test_max_pool(pool, layout):
+    # Few values: windows with several maxima, of which the first wins.
+    assert_pooled_as_reference(
+        torch.randint(-3, 4, (2, 3, 9, 11)).float().contiguous(memory_format=layout), pool, layout
+    )
+
+
+@every_dtype
+@every_layout
+def test_max_pool_dtypes(dtype, layout):
+    input = torch.randint(-3, 4, (2, 5, 6, 7)).to(dtype).contiguous(memory_format=layout)
+    assert_pooled_as_reference(input, "overlapping", layout)
+
+
+@every_layout
+@pytest.mark.parametrize("size", [(1, 700, 3, 4), (1, 3, 3, 700), (2, 40, 5, 33), (1, 1, 1, 1)], ids=str)
+def test_max_pool_more_than_a_tile(size, layout):
+    # Up to 512 places a program, 256 of them along the innermost dimension.
+    assert_pooled_as_reference(torch.randn(size).contiguous(memory_format=layout), "dense", layout, targets=1)
+
+
+@every_layout
+def test_max_pool_special_values(layout):
+    input = torch.full((1, 2, 4, 4), -math.inf).contiguous(memory_format=layout)
+    input[0, 1, 1, 0] = input[0, 1, 1, 1] = math.nan
+    input[0, 1, 0, 3], input[0, 1, 1, 2] = math.inf, -0.0
+    pooled(input, "halving", layout)
+
+
+def test_max_pool_any_strides():
+    input = torch.randn(2, 6, 12, 10)[:, ::2, 1:-1, ::2]
+    pooled(input, "overlapping", torch.channels_last)
+
+
+def test_max_pool_sums_windows_in_their_order():
+    # Every window of the middle is won by the same element; in another order the ones would be lost beside 2 ** 24.
+    input, offsets = torch.zeros(1, 1, 3, 3), torch.tensor([[[[8, 7, 6], [5, 4, 3], [2, 1, 0]]]], dtype=torch.uint8)
+    grad = torch.tensor([[[[2.0**24, -(2.0**24), 1.0], [1.0, 2.0**24, -(2.0**24)], [1.0, 1.0, 1.0]]]])
+    on_device(max_pool_backward, grad, offsets, [3, 3], [1, 1], [1, 1], [1, 1], input)
+    total = np.float32(0)
+    for own in grad.flatten().numpy():
+        total += own
+    assert input[0, 0, 1, 1] == float(total)
+    assert input.count_nonzero() == 1
+
+
+def test_max_pool_nothing():
+    geometry = ([2, 2], [2, 2], [0, 0], [1, 1])
+    images, output, offsets = torch.zeros(0, 3, 4, 4), torch.zeros(0, 3, 2, 2), torch.zeros(0, 3, 2, 2).byte()
+    on_device(max_pool_forward, images, *geometry, output, offsets)
+    on_device(max_pool_backward, output, offsets, *geometry, images)
+    # A gradient without windows is zero everywhere.
+    out = torch.ones(2, 3, 1, 1)
+    on_device(max_pool_backward, torch.ones(2, 3, 0, 0), torch.ones(2, 3, 0, 0).byte(), *geometry, out)
+    assert not out.any()
+
+
 # response_argmax
 
 
@@ -459,9 +576,9 @@ def assert_orthonormal(vectors):
         ((2, 4, 9), Method.SUBSPACE, 3),
         ((1, 7, 7), Method.AUTO, 1),
         ((1, 31, 70), Method.GRAM, 1),
-        ((1, 69, 33), Method.GRAM, 3),
+        pytest.param((1, 69, 33), Method.GRAM, 3, marks=pytest.mark.extended),
         ((1, 31, 70), Method.SUBSPACE, 3),
-        ((1, 69, 33), Method.SUBSPACE, 1),
+        pytest.param((1, 69, 33), Method.SUBSPACE, 1, marks=pytest.mark.extended),
     ],
 )
 def test_leading_singular_agrees_with_a_full_svd(shape, method, k):
@@ -479,6 +596,7 @@ def test_leading_singular_half_precision(dtype):
     triplets(decaying(1, 20, 30, dtype), 2, Method.GRAM)
 
 
+@pytest.mark.extended
 def test_leading_singular_float64_in_a_subspace():
     assert (triplets(decaying(1, 20, 30, torch.float64), 1, Method.SUBSPACE)[0][3] < 1e-9).all()
 
@@ -526,20 +644,21 @@ def test_leading_singular_any_strides():
             torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e25], ids=str)
+@pytest.mark.parametrize("scale", [1e-38, pytest.param(1e-30, marks=pytest.mark.extended), 1e25], ids=str)
 def test_leading_singular_squares_neither_overflow_nor_vanish(scale):
     _, singular, _, residual = on_device(leading_singular, decaying(1, 20, 30) * scale, 2, Method.GRAM, 4, 0)
     torch.testing.assert_close(singular, torch.tensor([[10 * scale, 5 * scale]]), rtol=1e-5, atol=0)
     assert (residual < 1e-5).all()
 
 
-@pytest.mark.parametrize("k", [10, 30])
+@pytest.mark.parametrize("k", [pytest.param(10, marks=pytest.mark.extended), 30])
 def test_leading_singular_many_triplets(k):
     # 10 take a basis of 32 vectors; 30 are more than the kernel holds and go to a full decomposition.
     (_, singular, _, _), expected = triplets(decaying(1, 33, 40, base=0.7), k, Method.GRAM)
     torch.testing.assert_close(singular, expected[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.extended
 def test_leading_singular_passes_of_the_subspace_iteration_help():
     matrices = decaying(1, 30, 40, base=0.9)
     few, many = (on_device(leading_singular, matrices, 1, Method.SUBSPACE, passes, 0)[3].item() for passes in (0, 1))
@@ -581,6 +700,11 @@ def bad_arguments():
     yield relu_forward, reference_relu_forward, (rows, 6.0, None, True, rows)
     yield relu_backward, reference_relu_backward, (gradients, None, 2, 0.0, gradients)
     yield relu_backward, reference_relu_backward, (gradients, bits[0], 0, 0.0, gradients)
+    pool = ([2, 2], [2, 2], [0, 0], [1, 1])
+    output, offsets = torch.ones(2, 4, 2, 2), torch.ones(2, 4, 2, 2, dtype=torch.uint8)
+    yield max_pool_forward, reference_max_pool_forward, (image, *pool, output.double(), offsets)
+    yield max_pool_forward, reference_max_pool_forward, (image, [17, 16], *pool[1:], output, offsets)
+    yield max_pool_backward, reference_max_pool_backward, (output, offsets.long(), *pool, image)
     yield response_argmax, reference_response_argmax, (responses.double(), classes, best, winner)
     yield response_argmax, reference_response_argmax, (responses, classes, best.mT, winner)
     yield leading_singular, reference_leading_singular, (rows[None], 3, 0, 4, 0)

@@ -14,6 +14,8 @@ from triton.runtime.jit import JITFunction
 from pyfast_xai.kernels.triton.conv_trace import conv_trace
 from pyfast_xai.kernels.triton.leading_singular import leading_singular
 from pyfast_xai.kernels.triton.linear_trace import linear_trace
+from pyfast_xai.kernels.triton.max_pool_backward import max_pool_backward
+from pyfast_xai.kernels.triton.max_pool_forward import max_pool_forward
 from pyfast_xai.kernels.triton.point_density import point_density
 from pyfast_xai.kernels.triton.relu_backward import relu_backward
 from pyfast_xai.kernels.triton.relu_forward import relu_forward
@@ -54,6 +56,20 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
     response_argmax(torch.zeros(2, 1, 3, 5, 6, dtype=dtype), torch.zeros(2, 1, dtype=torch.int64), *pixels)
     words, points = torch.zeros(3, 2, dtype=torch.int64), torch.tensor([0, 2])
     linear_trace(torch.zeros(1, 70, dtype=dtype), words, words, points, points > 0)
+
+# Windows of each kind that networks have: on halves and overlapping, channels innermost and columns innermost.
+for dtype, kernel, stride, padding, layout in (
+    (torch.bfloat16, [3, 3], [2, 2], [1, 1], torch.channels_last),
+    (torch.float16, [3, 3], [1, 1], [1, 1], torch.contiguous_format),
+    (torch.float32, [2, 2], [2, 2], [0, 0], torch.channels_last),
+    (torch.float64, [3, 3], [2, 2], [1, 1], torch.contiguous_format),
+):
+    size = (2, 200, *((8 + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in range(2)))
+    image = torch.zeros(2, 200, 8, 8, dtype=dtype).contiguous(memory_format=layout)
+    pooled = torch.zeros(size, dtype=dtype).contiguous(memory_format=layout)
+    taps = torch.zeros(size, dtype=torch.uint8).contiguous(memory_format=layout)
+    max_pool_forward(image, kernel, stride, padding, [1, 1], pooled, taps)
+    max_pool_backward(pooled, taps, kernel, stride, padding, [1, 1], image)
 
 points = torch.tensor([0, 7])
 point_density(points, 1, 9, 9, 2.0)

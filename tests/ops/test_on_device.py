@@ -1,0 +1,308 @@
+"""Every op on a CUDA device, by every backend that serves it there, against the reference on the CPU.
+
+Sizes of real networks: several blocks, many points in a place. `triton_agree.py` has the corners. With
+PYFAST_XAI_TEST_DEVICE=cpu the same bodies run on the CPU, by the backends there.
+"""
+
+import math
+import os
+
+import pytest
+import torch
+
+from pyfast_xai import ops
+from pyfast_xai.kernels.reference.sign_bits import sign_bits
+from pyfast_xai.ops import Location, Rectify
+from pyfast_xai.ops.registry import OPS
+
+DEVICE = os.environ.get("PYFAST_XAI_TEST_DEVICE", "cuda")
+REAL = DEVICE.startswith("cuda")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(REAL and not torch.cuda.is_available(), reason="needs a device"),
+]
+BACKENDS = ["cuda", "triton", "reference"] if REAL else ["cpp", "reference"]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+FORMATS = [torch.contiguous_format, torch.channels_last]
+every_layout = pytest.mark.parametrize("layout", FORMATS, ids=str)
+
+
+@pytest.fixture(params=BACKENDS)
+def device_backend(request):
+    return request.param
+
+
+def both(backend, name, call, *tensors):
+    """What `call` gives on the device by a backend, brought to the CPU, and there by the reference."""
+    missing = OPS[name].missing(backend, torch.device(DEVICE).type)
+    if missing is not None:
+        pytest.skip(f"{name} on {backend}: {missing}")
+    with ops.backend("reference"):
+        expected = call(*tensors)
+    with ops.backend(backend):
+        found = call(*(None if tensor is None else tensor.to(DEVICE) for tensor in tensors))
+    pairs = [(found, expected)] if isinstance(found, torch.Tensor) else list(zip(found, expected, strict=True))
+    assert all(own.device.type == torch.device(DEVICE).type for own, _ in pairs)
+    return [(own.cpu(), other) for own, other in pairs]
+
+
+def whole(*shape, dtype=torch.float32):
+    """Small whole numbers: no sum of them is rounded, and ties are common."""
+    return torch.randint(-2, 3, shape).to(dtype)
+
+
+CONVOLUTIONS = {
+    "3x3": ((4, 64, 28, 28), (96, 64, 3, 3), (1, 1), (1, 1), 1),
+    "1x1-stride": ((4, 256, 14, 14), (64, 256, 1, 1), (2, 2), (0, 0), 1),
+    "7x7": ((2, 3, 64, 64), (64, 3, 7, 7), (2, 2), (3, 3), 1),
+    "depthwise": ((4, 96, 14, 14), (96, 1, 3, 3), (1, 1), (1, 1), 96),
+}
+
+
+@every_layout
+@every_dtype
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv_trace(device_backend, name, dtype, layout):
+    shape, filters, stride, padding, groups = CONVOLUTIONS[name]
+    input = whole(*shape, dtype=dtype).contiguous(memory_format=layout)
+    weight = whole(*filters, dtype=dtype)
+    size = torch.nn.functional.conv2d(input.float(), weight.float(), None, stride, padding, 1, groups).shape
+    points, negative = torch.randint(0, math.prod(size), (3000,)), torch.rand(3000) < 0.3
+    for location in (Location.PRODUCT, Location.ACTIVATION):
+
+        def call(input, weight, points, negative, where=location):
+            return ops.conv_trace(input, weight, points, negative, size[2:], stride, padding, (1, 1), groups, where)
+
+        for found, expected in both(device_backend, "conv_trace", call, input, weight, points, negative):
+            assert torch.equal(found, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("signed", [False, True])
+def test_linear_trace(device_backend, dtype, signed):
+    input, weight = whole(6, 3000, dtype=dtype), whole(500, 3000)
+    points = torch.randint(0, 6 * 500, (200,))
+    negative = torch.rand(200) < 0.4 if signed else None
+    tensors = (input, *sign_bits(weight), points, negative)
+    for found, expected in both(device_backend, "linear_trace", ops.linear_trace, *tensors):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (100_000, 3_000), (50_000, 12_345_678), (10, 1 << 33)], ids=str)
+def test_points_union(device_backend, count, size):
+    points = torch.randint(0, size, (count,))
+    pairs = both(device_backend, "points_union", lambda own: ops.points_union(own, size), points)
+    assert torch.equal(*pairs[0])
+
+
+@every_dtype
+def test_sign_bits(device_backend, dtype):
+    for found, expected in both(device_backend, "sign_bits", ops.sign_bits, whole(33, 1000, dtype=dtype)):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 12.7])
+def test_point_density(device_backend, sigma):
+    points = torch.cat([torch.randint(0, 3 * 100 * 120, (5000,)), torch.full((3000,), 777)])
+    pairs = both(device_backend, "point_density", lambda own: ops.point_density(own, 3, 100, 120, sigma), points)
+    torch.testing.assert_close(*pairs[0], rtol=1e-4, atol=1e-4)
+
+
+@every_layout
+@every_dtype
+@pytest.mark.parametrize(
+    ("upper", "bounded", "clamp"), [(math.inf, False, False), (6.0, False, False), (2.0, True, True)]
+)
+def test_relu_forward(device_backend, dtype, layout, upper, bounded, clamp):
+    input, bound = (torch.randn(3, 17, 45, 31).mul(4).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+
+    def call(x, bound):
+        return ops.relu_forward(x, upper=upper, bound=bound, clamp=clamp)
+
+    for found, expected in both(device_backend, "relu_forward", call, input, bound if bounded else None):
+        assert torch.equal(found, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("rule", Rectify, ids=lambda rule: rule.name)
+def test_relu_backward(device_backend, dtype, rule):
+    grad = torch.randn(3, 5, 7, 61, 33).to(dtype)
+    bits = torch.randint(0, 256, (math.ceil(grad[0].numel() / 8),), dtype=torch.uint8)
+
+    def call(grad, bits):
+        return ops.relu_backward(grad, bits, rule, negative_slope=0.25 if rule is Rectify.GRADIENT else 0)
+
+    pairs = both(device_backend, "relu_backward", call, grad, None if rule is Rectify.DECONVNET else bits)
+    assert torch.equal(*pairs[0])
+
+
+POOLS = {
+    "halving": ((2, 2), (2, 2), (0, 0), (1, 1), False),
+    "overlapping": ((3, 3), (2, 2), (1, 1), (1, 1), False),
+    "dense": ((3, 3), (1, 1), (1, 1), (1, 1), False),
+    "ceil": ((3, 3), (2, 2), (0, 0), (1, 1), True),
+}
+
+
+@every_layout
+@every_dtype
+@pytest.mark.parametrize("pool", POOLS)
+def test_max_pool(device_backend, pool, dtype, layout):
+    input = whole(3, 70, 37, 29, dtype=dtype).contiguous(memory_format=layout)
+    for found, expected in both(
+        device_backend, "max_pool_forward", lambda x: ops.max_pool_forward(x, *POOLS[pool]), input
+    ):
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=layout)
+    with ops.backend("reference"):
+        output, offsets = ops.max_pool_forward(input, *POOLS[pool])
+    grad = whole(2, *output.shape, dtype=dtype)
+
+    def call(grad, offsets):
+        return ops.max_pool_backward(grad, offsets, (37, 29), *POOLS[pool][:4])
+
+    assert torch.equal(*both(device_backend, "max_pool_backward", call, grad, offsets)[0])
+
+
+@every_dtype
+def test_response_argmax(device_backend, dtype):
+    responses, classes = whole(9, 3, 3, 61, 53, dtype=dtype), torch.randint(-1, 50, (9, 3))
+
+    def call(responses, classes):
+        wide = torch.promote_types(responses.dtype, torch.float32)
+        best = torch.full((3, 61, 53), -math.inf, dtype=wide, device=responses.device)
+        winner = torch.full((3, 61, 53), -1, device=responses.device)
+        for part, names in zip(responses.split(4), classes.split(4), strict=True):
+            ops.response_argmax(part, names, best, winner)
+        return best, winner
+
+    for found, expected in both(device_backend, "response_argmax", call, responses, classes):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 49, 512), (8, 196, 256), (4, 700, 130), (2, 1100, 1200)], ids=str)
+def test_leading_singular(device_backend, shape):
+    count, rows, columns = shape
+    # As maps are after a rectifier: one direction stands out.
+    matrices = torch.randn(shape).relu() + 0.5 * torch.rand(count, rows, 1) * torch.rand(count, 1, columns)
+    found = both(device_backend, "leading_singular", lambda own: ops.leading_singular(own, 2), matrices)
+    left, singular, right, residual = (own.double() for own, _ in found)
+    torch.testing.assert_close(singular[:, 0].float(), found[1][1][:, 0], rtol=1e-4, atol=0)
+    exact = matrices.double()
+    error = torch.linalg.vector_norm(exact @ right[..., :1] - left[..., :1] * singular[:, None, :1], dim=1)
+    assert (error <= 1e-4 * singular[:, :1]).all()
+    assert (residual[:, 0] <= 1e-3).all()
+    torch.testing.assert_close(left[..., 0].float(), found[0][1][..., 0], rtol=0, atol=1e-3)
+
+
+BAD = {
+    "conv_trace": lambda at: ops.conv_trace(
+        whole(1, 2, 5, 5).to(at),
+        whole(3, 2, 3, 3).to(at),
+        torch.tensor([75], device=at),
+        None,
+        (5, 5),
+        (1, 1),
+        (1, 1),
+        (1, 1),
+    ),
+    "linear_trace": lambda at: ops.linear_trace(
+        whole(2, 70).to(at), *(bits.to(at) for bits in sign_bits(whole(3, 70))), torch.tensor([6], device=at)
+    ),
+    "points_union": lambda at: ops.points_union(torch.tensor([3, -1], device=at), 4),
+    "point_density": lambda at: ops.point_density(torch.tensor([70], device=at), 2, 5, 7, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_point_outside_is_refused_and_harms_nothing(device_backend, name):
+    if OPS[name].missing(device_backend, torch.device(DEVICE).type) is not None:
+        pytest.skip(f"no {name} on {device_backend}")
+    with ops.backend(device_backend), pytest.raises(RuntimeError, match="points must lie in"):
+        BAD[name](DEVICE)
+    assert (torch.ones(5, device=DEVICE) + 1).sum() == 10
+
+
+on_a_real_device = pytest.mark.skipif(not REAL or not torch.cuda.is_available(), reason="needs a device")
+
+
+@on_a_real_device
+@pytest.mark.parametrize("name", ["relu_forward", "relu_backward"])
+def test_addresses_beyond_32_bits(device_backend, name):
+    size = (1 << 31) + 24
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("needs 40 GiB")
+    if device_backend == "reference" or OPS[name].missing(device_backend, "cuda") is not None:
+        pytest.skip(f"no {name} on {device_backend}")
+    values = torch.zeros(1, size, dtype=torch.bfloat16, device=DEVICE)
+    values[0, -3:] = torch.tensor([2.0, -3.0, 4.0])
+    with ops.backend(device_backend):
+        if name == "relu_forward":
+            output, bits = ops.relu_forward(values)
+            assert output[0, -3:].tolist() == [2, 0, 4]
+            assert bits[-1] == 0b10100000
+            assert not bits[:-1].any()
+        else:
+            bits = torch.zeros(size // 8, dtype=torch.uint8, device=DEVICE)
+            bits[-1] = 0b11000000
+            out = ops.relu_backward(values, bits, Rectify.GRADIENT)
+            assert out[0, -3:].tolist() == [0, -3, 4]
+            assert out.count_nonzero() == 2
+
+
+@on_a_real_device
+def test_another_stream_is_waited_for_by_nobody_else(device_backend):
+    """An op runs on the current stream: behind what that stream does, not behind the default one."""
+    if OPS["points_union"].missing(device_backend, "cuda") is not None:
+        pytest.skip(f"no points_union on {device_backend}")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), ops.backend(device_backend):
+        points = torch.zeros(100_000, dtype=torch.int64, device=DEVICE)
+        torch.cuda._sleep(50_000_000)  # what follows must come after it
+        points.copy_(torch.arange(100_000, device=DEVICE) % 5000)
+        found = ops.points_union(points, 5000)
+    stream.synchronize()
+    assert torch.equal(found.cpu(), torch.arange(5000))
+
+
+@on_a_real_device
+def test_the_last_device_that_is_not_the_current_one(device_backend):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    there = f"cuda:{torch.cuda.device_count() - 1}"
+    for name, call in {
+        "points_union": lambda: ops.points_union(torch.tensor([4, 1, 4], device=there), 5),
+        "relu_forward": lambda: ops.relu_forward(torch.randn(1000, device=there))[0],
+    }.items():
+        if OPS[name].missing(device_backend, "cuda") is None:
+            with torch.cuda.device(0), ops.backend(device_backend):
+                assert str(call().device) == there
+                assert torch.cuda.current_device() == 0
+
+
+CAPTURED = {
+    "relu_forward": lambda x: ops.relu_forward(x, upper=2.0)[0],
+    "relu_backward": lambda x: ops.relu_backward(
+        x[None], torch.full((512,), 0xA5, device=x.device).byte(), Rectify.GUIDED
+    ),
+    "max_pool_forward": lambda x: ops.max_pool_forward(x.view(1, 4, 32, 32), *POOLS["overlapping"])[0],
+}
+
+
+@on_a_real_device
+@pytest.mark.parametrize("name", CAPTURED)
+def test_triton_kernels_can_be_part_of_a_graph(name):
+    if OPS[name].missing("triton", "cuda") is not None:
+        pytest.skip(f"{name}: {OPS[name].missing('triton', 'cuda')}")
+    source = torch.randn(4096, device=DEVICE)
+    with ops.backend("triton"):
+        CAPTURED[name](source)  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = CAPTURED[name](source)
+        source.copy_(torch.randn(4096, device=DEVICE))
+        graph.replay()
+        torch.testing.assert_close(result, CAPTURED[name](source))

@@ -1,0 +1,340 @@
+"""Explainers on a CUDA device: what they give on the CPU, in every precision, mode and stream a caller may use.
+
+With PYFAST_XAI_TEST_DEVICE=cpu the same bodies run on the CPU.
+"""
+
+import contextlib
+import importlib.util
+import os
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from pyfast_xai import Explanation, record, replay
+from pyfast_xai.explainers import METHODS
+from pyfast_xai.explainers.seeds import one_hot
+from pyfast_xai.ops import registry
+from pyfast_xai.rules.response import GUIDED, Response, walk
+from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
+
+DEVICE = os.environ.get("PYFAST_XAI_TEST_DEVICE", "cuda")
+REAL = DEVICE.startswith("cuda")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(REAL and not torch.cuda.is_available(), reason="needs a device"),
+]
+on_a_real_device = pytest.mark.skipif(not REAL or not torch.cuda.is_available(), reason="needs a device")
+every_method = pytest.mark.parametrize("method", METHODS)
+
+# What the others need tens of forwards for shows in a few.
+QUICK = {
+    "fgvis": {"iterations": 4},
+    "smoothgrad": {"samples": 2},
+    "integrated-gradients": {"steps": 2},
+    "occlusion": {"window": 8, "stride": 8},
+    "rise": {"masks": 4},
+    "lime": {"samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
+    "meaningful-perturbation": {"iterations": 2, "start": "random"},
+}
+
+
+class Small(nn.Module):
+    """Folded and functional rectifiers, a max-pool, a skip, an average before the classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.relu, self.pool = nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        self.conv2, self.conv3, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 8, 3, 2, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.bn(self.conv1(x))))
+        x = torch.relu(x + self.conv2(x))
+        return self.fc(self.relu(self.conv3(x)).mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    """Convolutions in float32, not in TF32, which they take by default."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is a newer name for it
+        before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+        yield
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(params=["chosen", "triton"])
+def kernels(request, monkeypatch):
+    """The kernels that serve by themselves, and Triton's wherever it has one and no compiled one is there."""
+    if request.param == "triton":
+        if not REAL or registry.OPS["relu_forward"].missing("triton", "cuda") is not None:
+            pytest.skip("no Triton for this device")
+        monkeypatch.setattr(registry, "UNPROVEN", ())
+        registry.Op._fallback_kernel.cache_clear()
+    yield request.param
+    registry.Op._fallback_kernel.cache_clear()
+
+
+def build(dtype=torch.float64, memory_format=torch.contiguous_format):
+    model = Small().eval().to(dtype)
+    return model, torch.randn(2, 3, 16, 16).to(dtype).contiguous(memory_format=memory_format)
+
+
+def explain(method, model, images, **kwargs):
+    return METHODS[method](model, **QUICK.get(method, {}))(images, **kwargs)
+
+
+def on_device(model, images):
+    """The same model and images on the device."""
+    copy = Small().eval().to(DEVICE, images.dtype)
+    copy.load_state_dict(model.state_dict())
+    return copy, images.to(DEVICE)
+
+
+def tensors_of(explanation):
+    found = {name: value for name, value in vars(explanation).items() if isinstance(value, torch.Tensor)}
+    return found | {f"points {n}": own for n, own in enumerate(explanation.points or ())}
+
+
+def assert_on_device(explanation):
+    assert isinstance(explanation, Explanation)
+    for name, tensor in tensors_of(explanation).items():
+        assert tensor.device.type == torch.device(DEVICE).type, name
+
+
+def assert_same(found, expected, rtol):
+    """Everything in two explanations; numbers up to `rtol` of the largest, positions and classes exactly."""
+    found, expected = tensors_of(found), tensors_of(expected)
+    assert found.keys() == expected.keys()
+    for name, other in expected.items():
+        own = found[name].cpu()
+        assert (own.shape, own.dtype) == (other.shape, other.dtype), name
+        if other.is_floating_point():
+            scale = float(other.abs().max()) if other.numel() else 0
+            torch.testing.assert_close(own, other, rtol=0, atol=rtol * scale, msg=lambda text, of=name: f"{of}: {text}")
+        else:
+            assert torch.equal(own, other), name
+
+
+@every_method
+def test_equals_the_cpu(method, kernels):
+    model, images = build()
+    found = explain(method, *on_device(model, images))
+    assert_on_device(found)
+    # Heat maps are float32 whatever the model's precision.
+    assert_same(found, explain(method, model, images), rtol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("target", [3, [4, 0], [[1, 2], [3, 0]]], ids=str)
+def test_equals_the_cpu_for_targets(method, target):
+    if method == "eigen-cam":
+        pytest.skip("knows no classes")
+    model, images = build()
+    found = explain(method, *on_device(model, images), target=target)
+    assert_on_device(found)
+    assert_same(found, explain(method, model, images, target=target), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["saliency", "deconvnet", "guided-backprop", "eigen-cam", "clear", "grad-cam"])
+def test_equals_the_cpu_in_float32(method, kernels):
+    model, images = build(torch.float32)
+    found, expected = explain(method, *on_device(model, images)), explain(method, model, images)
+    scale = float(expected.heatmap.max())
+    torch.testing.assert_close(found.heatmap.cpu(), expected.heatmap, rtol=0, atol=1e-3 * scale)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_in_channels_last(method, dtype, kernels):
+    model, images = on_device(*build(dtype, torch.channels_last))
+    found = explain(method, model.to(memory_format=torch.channels_last), images)
+    assert_on_device(found)
+    assert found.heatmap.dtype == torch.float32
+    assert found.heatmap.isfinite().all()
+
+
+@every_method
+def test_memory_formats_give_the_same(method, kernels):
+    model, images = on_device(*build())
+    plain = explain(method, model, images)
+    last = explain(
+        method, model.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
+    )
+    assert_same(last.to("cpu"), plain.to("cpu"), rtol=1e-6)
+
+
+@every_method
+def test_under_autocast(method, kernels):
+    model, images = on_device(*build(torch.float32))
+    with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
+        found = explain(method, model, images)
+    assert_on_device(found)
+    assert found.heatmap.isfinite().all()
+
+
+@every_method
+def test_of_a_compiled_model(method):
+    model, images = on_device(*build())
+    plain = explain(method, model, images)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(images)
+    assert_same(explain(method, compiled, images).to("cpu"), plain.to("cpu"), rtol=1e-9)
+    torch._dynamo.reset()
+
+
+def _another_stream():
+    """A stream of its own, with work before what follows, while the default one is busy, too."""
+    if not REAL:
+        return contextlib.nullcontext()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    torch.cuda._sleep(20_000_000)
+    return torch.cuda.stream(stream)
+
+
+@every_method
+def test_on_another_stream(method, kernels):
+    model, images = on_device(*build())
+    expected = explain(method, model, images).to("cpu")
+    with _another_stream():
+        own = torch.zeros_like(images)
+        if REAL:
+            torch.cuda._sleep(20_000_000)
+        own.copy_(images)  # whoever does not wait for this stream explains a black image
+        found = explain(method, model, own).to("cpu")
+    assert_same(found, expected, rtol=1e-6)
+
+
+def test_two_threads_with_a_stream_each():
+    model, images = on_device(*build())
+    methods = ("guided-backprop", "fixations")
+    expected = {method: explain(method, model, images).to("cpu") for method in methods}
+    wrong = []
+
+    def work(method):
+        try:
+            for _ in range(3):
+                with _another_stream():
+                    assert_same(explain(method, model, images).to("cpu"), expected[method], rtol=1e-6)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(method,)) for method in methods]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong
+
+
+@every_method
+def test_the_model_is_as_it_was(method):
+    model, images = on_device(*build(torch.float32))
+    before = {name: own.clone() for name, own in model.state_dict().items()}
+    state = torch.cuda.get_rng_state() if REAL else torch.get_rng_state()
+    given = images.clone()
+    explain(method, model, images)
+    assert torch.equal(images, given)
+    assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
+    assert torch.equal(torch.cuda.get_rng_state() if REAL else torch.get_rng_state(), state)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@every_method
+def test_results_can_be_looked_at(method):
+    """Places and pictures of a result that lies on the device."""
+    if not (REAL and importlib.util.find_spec("cupyx")):
+        pytest.importorskip("scipy")
+    model, images = on_device(*build(torch.float32))
+    found = explain(method, model, images)
+    assert found.boxes().device == found.heatmap.device
+    assert found.peak().device == found.heatmap.device
+    assert found.overlay().shape == (len(found), 3, 16, 16)
+    assert torch.from_dlpack(found).data_ptr() == found.heatmap.data_ptr()
+    assert found.numpy().shape == found.heatmap.shape
+
+
+def test_a_replay_on_the_device():
+    model, images = on_device(*build())
+    other = torch.randn_like(images)
+    with torch.no_grad():
+        torch.testing.assert_close(replay(record(model, images), other), model(other))
+
+
+def gradient(reading, model, images, classes):
+    tape = record(model, images, reading=reading)
+    return walk(reading, tape, {tape.outputs: one_hot(classes, tape.result)}, [tape.inputs[0]])[0]
+
+
+def fgvis_step(model, images, classes):
+    clipped = Clipped(bounds_of(record(model, images, reading=Bounding())))
+    return gradient(clipped, model, 0.5 * images, classes)
+
+
+STEPS = {
+    "saliency": lambda *given: gradient(Response(), *given),
+    "guided": lambda *given: gradient(Response(GUIDED), *given),
+    "fgvis": fgvis_step,
+    "replay": lambda model, images, classes: replay(record(model, images), images),
+}
+
+
+@on_a_real_device
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_waits_for_nothing(step, kernels):
+    if kernels != "triton":
+        pytest.skip("the reference copies constants to the device")
+    model, images = on_device(*build(torch.float32))
+    given = (model, images, torch.zeros(2, 1, dtype=torch.int64, device=DEVICE))
+    expected = STEPS[step](*given)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this way of looking is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = STEPS[step](*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@on_a_real_device
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_can_be_a_graph(step, kernels):
+    if kernels != "triton":
+        pytest.skip("the reference copies constants to the device")
+    model, images = on_device(*build(torch.float32))
+    classes = torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compiles kernels and chooses algorithms
+            STEPS[step](model, images, classes)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = STEPS[step](model, images, classes)
+    images.copy_(torch.randn_like(images))
+    classes.fill_(3)
+    graph.replay()
+    expected = STEPS[step](model, images, classes)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@on_a_real_device
+@every_method
+def test_on_a_device_that_is_not_the_current_one(method):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    model, images = build()
+    there = f"cuda:{torch.cuda.device_count() - 1}"
+    copy = Small().eval().to(there, images.dtype)
+    copy.load_state_dict(model.state_dict())
+    found = explain(method, copy, images.to(there))
+    assert str(found.heatmap.device) == there
+    assert_same(found.to("cpu"), explain(method, model, images), rtol=1e-6)

@@ -1,0 +1,210 @@
+"""Nothing between a recording and its gradients waits for a device: no number is read, no shape depends on one.
+
+On a device such a step would stop the host until everything before it has run, and could not be part of a CUDA graph.
+It is seen here without a device, in two ways: a dispatch mode refuses every operation that reads, and tensors on
+`meta` have no numbers to be read, nor may others be mixed with them.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyfast_xai.explainers.seeds import one_hot
+from pyfast_xai.rules.response import (
+    DECONVNET,
+    EXCITATION,
+    GUIDED,
+    LINEAR,
+    NEAREST,
+    Response,
+    derivative,
+    excitation,
+    walk,
+)
+from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
+from pyfast_xai.tape import record, replay
+
+READS = {
+    *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "argwhere", "masked_select"),
+    *("unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc"),
+}
+
+
+class Refuses(TorchDispatchMode):
+    """Raises at an operation that makes the host wait for a device."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = op._schema.name.split("::")[1].rstrip("_")
+        by_mask = name in ("index", "index_put", "_index_put_impl") and any(
+            isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        by_count = name == "repeat_interleave" and isinstance(args[0] if len(args) == 1 else args[1], torch.Tensor)
+        if name in READS or by_mask or (by_count and (kwargs or {}).get("output_size") is None):
+            raise AssertionError(f"{op} waits for the device")
+        return op(*args, **(kwargs or {}))
+
+
+WAITING = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool((x > 0).all()),
+    "float": lambda x: float(x[0]),
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "mask, written to": lambda x: x.clone().index_put_((x > 0,), torch.tensor(1.0)),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "unique": lambda x: torch.unique(x),
+    "equal": lambda x: torch.equal(x, x + 1),
+    "where": lambda x: torch.where(x > 0),
+    "repeat_interleave": lambda x: x.repeat_interleave((x > 0).long()),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_waiting_is_noticed(name):
+    """Otherwise the tests below would show nothing."""
+    with pytest.raises(AssertionError, match="waits for the device"), Refuses():
+        WAITING[name](torch.randn(4))
+
+
+class Residual(nn.Module):
+    """What the networks of the field are made of: folded rectifiers, a skip, a concatenation, pools, a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.relu, self.pool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.one, self.two = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 4, 3, 2, 1)
+        self.gate, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(10, 5)
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.bn(self.stem(x))))
+        x = functional.relu_(x + self.one(functional.relu6(x)))
+        y = self.relu(self.two(x))
+        y = y * torch.sigmoid(self.gate(functional.adaptive_avg_pool2d(y, 1)))
+        x = torch.cat([functional.avg_pool2d(x, 2), y], 1)
+        return self.fc(functional.dropout(x.mean((2, 3)), training=self.training))
+
+
+class Plain(nn.Module):
+    """A VGG in small, with the other rectifiers."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2, 2)),
+            *(nn.Conv2d(6, 8, 3, padding=1, groups=2), nn.GELU(), nn.Conv2d(8, 8, 3, padding="same"), nn.SiLU()),
+            *(nn.AdaptiveAvgPool2d(4), nn.Flatten(1), nn.Linear(128, 16), nn.ReLU(True), nn.Linear(16, 5)),
+        )
+
+    def forward(self, x):
+        return self.features(x)
+
+
+class Tokens(nn.Module):
+    """Attention over patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder, self.fc = nn.TransformerEncoder(layer, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.encoder(self.patches(x).flatten(2).mT).mean(1))
+
+
+NETWORKS = [Residual, Plain, Tokens]
+every_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+
+
+@pytest.fixture(params=["refusing", "meta"])
+def without_reading(request, monkeypatch):
+    """A device on which nothing can be read, and the context for the steps that must not read."""
+    if request.param == "meta":  # which autocast does not know
+        for module in (derivative, excitation):
+            monkeypatch.setattr(module, "node_device", lambda node: "cpu")
+    return ("cpu", Refuses) if request.param == "refusing" else ("meta", contextlib.nullcontext)
+
+
+def arrange(network, device, targets=2):
+    model = network().eval().to(device)
+    images = torch.randn(2, 3, 16, 16, device=device)
+    classes = torch.zeros(2, targets, dtype=torch.int64, device=device)
+    return model, images, classes
+
+
+def gradient(reading, model, images, classes):
+    """The step itself: a recording, a seed, and the way back."""
+    tape = record(model, images, reading=reading)
+    (arrived,) = walk(reading, tape, {tape.outputs: one_hot(classes, tape.result)}, [tape.inputs[0]])
+    assert arrived.shape == (classes.shape[1], *images.shape)
+    assert arrived.device == images.device
+    return arrived
+
+
+OVERLAYS = {
+    "saliency": {},
+    "guided": GUIDED,
+    "deconvnet": DECONVNET,
+    "clear": LINEAR | NEAREST,
+    "excitation": EXCITATION,
+}
+
+
+@every_network
+@pytest.mark.parametrize("method", OVERLAYS)
+def test_a_dense_reading_reads_no_number(without_reading, network, method):
+    device, context = without_reading
+    arranged = arrange(network, device)
+    with context():
+        gradient(Response(OVERLAYS[method]), *arranged)
+
+
+@every_network
+@pytest.mark.parametrize("defence", ["gradient", "forward"])
+def test_an_iteration_of_fgvis_reads_no_number(without_reading, network, defence):
+    """Bounds of the image, then forward and gradient of a perturbed one, and a step of the mask."""
+    device, context = without_reading
+    model, images, classes = arrange(network, device, targets=1)
+    mask = torch.full_like(images, 0.5)
+    with context():
+        clipped = Clipped(bounds_of(record(model, images, reading=Bounding())), defence)
+        arrived = gradient(clipped, model, mask * images, classes)[0] * images
+        largest = arrived.abs().amax((1, 2, 3), keepdim=True)
+        mask = (mask - arrived / torch.where(largest > 0, largest, 1)).clamp_(0, 1)
+    assert mask.shape == images.shape
+
+
+@every_network
+def test_a_replay_reads_no_number(without_reading, network):
+    device, context = without_reading
+    model, images, _ = arrange(network, device)
+    with context():
+        tape = record(model, images)
+        assert tape.not_replayable is None
+        assert replay(tape, images).shape == (2, 5)
+
+
+def test_many_targets_share_a_walk_without_a_number_read(without_reading):
+    """As CLEAR does: retained, again and again."""
+    device, context = without_reading
+    model, images, _ = arrange(Residual, device)
+    with context():
+        reading = Response({**GUIDED, **NEAREST})
+        tape = record(model, images, reading=reading)
+        for k in (1, 5, 3):
+            seeds = torch.ones(k, 2, 5, device=device)
+            assert walk(reading, tape, {tape.outputs: seeds}, tape.inputs[:1], retain=True)[0].shape[0] == k
+
+
+def test_what_a_walk_gives_is_the_same_while_it_is_watched():
+    model, images, classes = arrange(Residual, "cpu")
+    expected = gradient(Response(GUIDED), model, images, classes)
+    with Refuses():
+        watched = gradient(Response(GUIDED), model, images, classes)
+    assert torch.equal(watched, expected)
+    assert expected.any()
