@@ -27,9 +27,17 @@ class Live:
         before: rows that were there.
         errors: among them.
         log: a file that gets a line of JSON for each part, after what it holds; None for none.
+        prometheus: a file that is written anew after each part, in the text format of Prometheus; None for none.
     """
 
-    def __init__(self, total: int, before: int = 0, errors: int = 0, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        before: int = 0,
+        errors: int = 0,
+        log: Path | None = None,
+        prometheus: Path | None = None,
+    ) -> None:
         self._console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
@@ -37,7 +45,7 @@ class Live:
         self._late = threading.Timer(1.0, self._bars.start)
         self._late.daemon = True
         self._total, self._before, self._errors = total, before, errors
-        self._path = log
+        self._path, self._prometheus = log, prometheus
         self._log: TextIO | None = None
         self._shard: int | None = None
         self._told = time.monotonic()
@@ -64,12 +72,18 @@ class Live:
         if not self._console.is_terminal and time.monotonic() - self._told >= EVERY:
             self._told = time.monotonic()
             self._console.print(f"{self._before + progress.images}/{self._total} {line}", soft_wrap=True)
-        if self._log is not None and progress.shard != self._shard:
+        if progress.shard != self._shard:
             self._shard = progress.shard
             # A log on a full disk does not end the run.
             with contextlib.suppress(OSError):
-                self._log.write(json.dumps(self._record(progress)) + "\n")
-                self._log.flush()
+                if self._log is not None:
+                    self._log.write(json.dumps(self._record(progress)) + "\n")
+                    self._log.flush()
+                if self._prometheus is not None:
+                    # Whole or not there, for whoever collects it at this moment.
+                    whole = self._prometheus.with_name(f".{self._prometheus.name}.tmp")
+                    whole.write_text(self.metrics(progress))
+                    whole.replace(self._prometheus)
 
     def line(self, progress: "Progress") -> str:
         """What a person wants to know."""
@@ -80,6 +94,28 @@ class Live:
             f"{speed:.1f} images/s, {waited:.0%} waiting for decoding, {self._errors + progress.errors} errors, "
             f"batch {progress.batch}, {_duration(left)} left"
         )
+
+    def metrics(self, progress: "Progress") -> str:
+        """The same as text for Prometheus (the text file collector of its node exporter takes it)."""
+        told = {
+            "items": ("gauge", "Inputs of the source.", self._total),
+            "rows": ("gauge", "Rows in finished parts.", self._before + progress.rows),
+            "error_rows": ("gauge", "Error rows among them.", self._errors + progress.errors),
+            "images_total": ("counter", "Images that went through this process.", progress.images),
+            "seconds_total": ("counter", "Seconds since this process began.", progress.seconds),
+            "decode_wait_seconds_total": ("counter", "Seconds the model waited for decoding.", progress.waiting),
+            "explain_seconds_total": ("counter", "Seconds in model and method.", progress.explaining),
+            "write_wait_seconds_total": ("counter", "Seconds waiting for the part writer.", progress.writing),
+            "batch": ("gauge", "Images at a time.", progress.batch),
+        }
+        lines = []
+        for name, (kind, help_, value) in told.items():
+            lines += [
+                f"# HELP pyfast_xai_{name} {help_}",
+                f"# TYPE pyfast_xai_{name} {kind}",
+                f"pyfast_xai_{name} {value}",
+            ]
+        return "\n".join(lines) + "\n"
 
     def _record(self, progress: "Progress") -> dict[str, Any]:
         speed = progress.images / progress.seconds if progress.seconds else 0.0

@@ -154,6 +154,9 @@ def run(
     ] = None,
     gpus: Annotated[float, typer.Option(help="GPUs of each worker on Ray; shares are allowed.", min=0)] = 0,
     log: Annotated[Path | None, typer.Option(help="Append a line of JSON for each part to this file.")] = None,
+    prometheus: Annotated[
+        Path | None, typer.Option(help="Keep figures in this file, in Prometheus' text format.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Explain a data set into a folder of Parquet parts; the same command goes on where it stopped.
@@ -175,7 +178,7 @@ def run(
         keywords["source"] = opened = datasets.open_source(source, without=out)
         arguments.folder(out, [Path(place) for place in _places(opened)])
         before, errors = _stand(out)
-        with Live(len(opened), before, errors, log) as live:
+        with Live(len(opened), before, errors, log, prometheus) as live:
             if ray is None:
                 done = datasets.explain(**keywords, out=out, max_errors=limit, progress=live)
             else:

@@ -24,7 +24,16 @@ def go(run, folder, tmp_path):
 
 
 def test_run_status_verify_export(go, run, tmp_path):
-    result = go("--json", "--log", tmp_path / "log.jsonl")
+    result = go("--json", "--log", tmp_path / "log.jsonl", "--prometheus", tmp_path / "run.prom")
+    figures = dict(
+        line.split() for line in (tmp_path / "run.prom").read_text().splitlines() if not line.startswith("#")
+    )
+    assert (figures["pyfast_xai_items"], figures["pyfast_xai_rows"], figures["pyfast_xai_error_rows"]) == (
+        "5",
+        "5",
+        "0",
+    )
+    assert not list(tmp_path.glob(".run.prom*"))
     summary = json.loads(result.stdout)
     assert (summary["items"], summary["rows"], summary["errors"], summary["complete"]) == (5, 5, 0, True)
     assert "5 of 5 rows there" in result.stderr
