@@ -19,11 +19,14 @@ LEVELS = {
     "images": 3,
     "demo": 3,
     "explainers": 5,
+    "compat": 6,
     "metrics": 6,
     "models": 5,
     "datasets": 6,
     "evaluation": 7,
     "reproduce": 8,
+    "report": 8,
+    "serve": 6,
     "cli": 9,
 }
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pyfast_xai.cli import backends, demo, evaluate, explain, maintain, methods, reproduce, run
+from pyfast_xai.cli import backends, demo, evaluate, explain, maintain, methods, report, reproduce, run
 
 app = typer.Typer(
     help="Fast visual explanations of convolutional networks.",
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 for command in (
     *(explain.explain, evaluate.evaluate, reproduce.reproduce),
-    *(run.run, maintain.status, maintain.verify, maintain.retry, maintain.export),
+    *(run.run, maintain.status, maintain.verify, maintain.retry, maintain.export, report.report),
     *(demo.demo, backends.backends, methods.methods),
 ):
     app.command()(command)

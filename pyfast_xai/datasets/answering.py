@@ -1,8 +1,7 @@
 """Batches through an explainer: what the model answered, memory that runs out, and images that spoil a batch."""
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, is_distribution, logits_of, ordinary
+from pyfast_xai.explainers.base import Explainer, is_distribution, ordinary
+from pyfast_xai.explainers.heard import hearing
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.tape import Tape
 
 _TOLD = ("not enough memory", "out of memory", "can't allocate memory", "failed to allocate")
 
@@ -92,14 +91,14 @@ class Asker:
         return found
 
     def _ask(self, rows: list[int], images: Tensor, target: Any) -> Answered:
-        with _overheard(self._explainer, images) as heard:
+        with hearing(images) as heard:
             explanation = self._explainer(images, target)
-        if len(explanation) != len(images):
-            raise InputError(f"method must give one row for each of {len(images)} images, got {len(explanation)}")
-        if self._top_k and not heard:
-            # The method stopped before the answer, or asked about something else.
-            heard.append(_logits(self._explainer.record(images)))
-        top = self._top(heard[0], len(images)) if self._top_k else None
+            if len(explanation) != len(images):
+                raise InputError(f"method must give one row for each of {len(images)} images, got {len(explanation)}")
+            if self._top_k and heard.logits is None:
+                # The method stopped before the answer, or asked about something else.
+                self._explainer.record(images)
+        top = self._top(heard.logits, len(images)) if self._top_k else None
         # Nobody needs them any more, and they are the largest.
         explanation.images = explanation.attribution = None
         return Answered(rows, explanation, top, limit=self.batch)
@@ -112,33 +111,6 @@ class Asker:
             shares = logits if is_distribution(logits) else logits.softmax(1)
             scores, classes = shares.topk(min(self._top_k, shares.shape[1]), 1)
         return ordinary(classes), ordinary(scores)
-
-
-def _logits(tape: Tape) -> Tensor | None:
-    try:
-        return logits_of(tape)[1]
-    except InputError:
-        return None
-
-
-@contextmanager
-def _overheard(explainer: Explainer, images: Tensor) -> Iterator[list[Tensor | None]]:
-    """What the model returned in the first whole forward pass of these very images that the explainer makes."""
-    heard: list[Tensor | None] = []
-    record = explainer.record
-
-    def listening(seen: Tensor, *args: Any, **kwargs: Any) -> Tape:
-        tape = record(seen, *args, **kwargs)
-        same = seen.shape == images.shape and seen.data_ptr() == images.data_ptr()
-        if same and not heard and kwargs.get("until") is None:
-            heard.append(_logits(tape))
-        return tape
-
-    vars(explainer)["record"] = listening
-    try:
-        yield heard
-    finally:
-        del vars(explainer)["record"]
 
 
 def out_of_memory(error: BaseException) -> bool:

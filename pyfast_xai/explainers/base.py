@@ -1,5 +1,6 @@
 """What all explainers share: checking what comes in, choosing the neuron, and handing back ordinary tensors."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.heard import waiting
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.tape import Tape, Value, record
 from pyfast_xai.tape.watch import modules_of, unwrap, watching
@@ -78,6 +80,14 @@ class Explainer:
         together. A model that cannot take them so (`x.view` of a map) is run again with the images as they are, and
         from then on at once.
         """
+        tape = self._recorded(images, args, kwargs)
+        heard = waiting(images)
+        if heard is not None and kwargs.get("until") is None:
+            with contextlib.suppress(InputError):  # a model that returns no outputs of classes
+                heard.logits = logits_of(tape)[1]
+        return tape
+
+    def _recorded(self, images: Tensor, args: Any, kwargs: Any) -> Tape:
         if self._wants_channels_last(images) and not images.is_contiguous(memory_format=torch.channels_last):
             try:
                 return record(self.model, images.contiguous(memory_format=torch.channels_last), *args, **kwargs)

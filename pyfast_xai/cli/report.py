@@ -1,0 +1,48 @@
+"""`pyfast-xai report`: runs as one HTML file."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from pyfast_xai.cli import run as running
+from pyfast_xai.cli.messages import count, one_sentence, printable, refuse
+from pyfast_xai.cli.progress import Bar
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER", help="Folders of runs over the same source.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    limit: Annotated[int, typer.Option(help="Pictures shown, evenly spread; 0 for all.", min=0)] = 10_000,
+    side: Annotated[int, typer.Option(help="Longer side of a picture, in pixels.", min=16, max=1024)] = 112,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Where the pictures are now.", metavar="SOURCE", show_default="where they were"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Write runs as one HTML file to look through: pictures with heat maps, methods side by side, classes, errors."""
+    human = Console(stderr=as_json, highlight=False)
+    with one_sentence():
+        datasets = running.imported()
+        from pyfast_xai import report as reports
+
+        if out.suffix.lower() not in (".html", ".htm"):
+            refuse(f"out must be a .html file, got {str(out)!r}")
+        rows = max(datasets.status(folder).rows for folder in folders)
+        with Bar(min(rows, limit) if limit else rows, "drawing") as bar:
+            made = reports.write(
+                folders, out, source=source, limit=limit or None, side=side, told=lambda _done, _all: bar.advance(1)
+            )
+    shown = f"{made.items} of {count(made.of, 'picture')}, {count(made.errors, 'error row')}, {made.bytes / 1e6:.1f} MB"
+    if made.pictures < made.items:
+        shown += f"; {made.items - made.pictures} without the picture itself: name its --source where it is elsewhere"
+    human.print(Text(f"{shown}\nReport: {printable(made.path)}"), soft_wrap=True)
+    if as_json:
+        result = {key: value for key, value in vars(made).items() if key != "path"}
+        typer.echo(json.dumps({"out": str(made.path), **result}))

@@ -1,0 +1,189 @@
+"""What a report says of the rows of a run, in words and numbers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pyfast_xai.datasets import Results
+from pyfast_xai.datasets.manifest import NAME
+from pyfast_xai.datasets.schema import COLUMNS, OK
+from pyfast_xai.errors import InputError
+
+_NUMBER = (int, float)
+
+Word = Callable[[str | None], int | None]
+
+# All but what is large: maps are read when they are drawn.
+_SMALL = [name for name in COLUMNS.names if name not in ("map", "winner", "points")]
+
+
+class Run:
+    """A run as a report needs it.
+
+    Attributes:
+        results: its rows.
+        name: the method; two runs of the same method are told apart by their folders.
+        table: the small columns of all rows.
+        number: of the row of each index, in `results`.
+        shown: the rows that are shown, one an item; None where this run has no row of it yet.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        told = results.manifest.described
+        self.method = _of(str, told["method"].get("name"), "method.name")
+        self.threshold = float(_of(_NUMBER, told["method"].get("threshold"), "method.threshold"))
+        sigma = told["method"].get("sigma")
+        self.sigma = None if sigma is None else float(_of(_NUMBER, sigma, "method.sigma"))
+        self.items: int = _of(int, told["source"].get("items"), "source.items")
+        self.ids: str = _of(str, told["source"].get("ids"), "source.ids")
+        self.name = self.method
+        # A run without any part has no columns either.
+        table = results.table(_SMALL) if len(results) else COLUMNS.empty_table().select(_SMALL)
+        # A folder may come from somebody else.
+        if missing := set(_SMALL) - set(table.column_names):
+            raise InputError(f"parts in {str(results.folder)!r} must have a column {min(missing)!r}, got none")
+        self.table: pa.Table = table
+        self.number = {index: row for row, index in enumerate(self.table["index"].to_pylist())}
+        self.shown: list[dict[str, Any] | None] = []
+        classes = results.manifest.made.get("classes")
+        self._classes = classes if isinstance(classes, list) else []
+
+    @property
+    def classes(self) -> int:
+        """How many classes have names."""
+        return len(self._classes)
+
+    def show(self, indices: Sequence[int]) -> None:
+        """Choose the rows that are shown."""
+        there = [self.number[index] for index in indices if index in self.number]
+        rows = {row["index"]: row for row in self.table.take(pa.array(there, pa.int64())).to_pylist()}
+        self.shown = [rows.get(index) for index in indices]
+
+    def class_name(self, index: int | None) -> str | None:
+        """What a class is called; a number where it has no name."""
+        if index is None:
+            return None
+        named = 0 <= index < len(self._classes) and isinstance(self._classes[index], str)
+        return self._classes[index] if named else f"class {index}"
+
+    def answers(self) -> np.ndarray:
+        """The class that the model gave each row the most to, -1 where none is known.
+
+        The first of the top classes; where the run has none, the class that was explained.
+        """
+        return _numbers(pc.coalesce(self._first("topk_index"), self.table["target"]))
+
+    def _first(self, column: str) -> Any:
+        return pc.list_element(pc.list_slice(self.table[column], 0, 1, return_fixed_size_list=True), 0)
+
+    def subjects(self) -> np.ndarray:
+        """The class that was explained, and the answer where a method explains none; -1 where none is known."""
+        return _numbers(pc.coalesce(self.table["target"], self._first("topk_index")))
+
+    def scores(self) -> np.ndarray:
+        """The score of `subjects`, NaN where none is known."""
+        return pc.fill_null(pc.coalesce(self.table["score"], self._first("topk_score")), np.nan).to_numpy()
+
+    def labels(self) -> np.ndarray:
+        """The class that the source gave each row, -1 where it gave none."""
+        return _numbers(self.table["label"])
+
+    def told(self, word: Word) -> dict[str, Any]:
+        """The run and its rows, column by column, JSON-ready."""
+        rows = self.shown
+        status = pc.equal(self.table["status"], OK)
+        explained = pc.sum(status, min_count=0).as_py()
+        return {
+            "name": self.name,
+            "facts": self._facts(),
+            "rows": self.table.num_rows,
+            "errors": self.table.num_rows - explained,
+            "columns": {
+                # 0 for no row yet, 1 for an explanation, 2 for an error
+                "status": [0 if row is None else 1 if row["status"] == OK else 2 for row in rows],
+                "class": [row and word(row["class_name"] or self.class_name(subject(row))) for row in rows],
+                "answer": [row and _head(row["topk_index"], row["target"]) for row in rows],
+                "score": [
+                    row and _short(_head(row["topk_score"]) if row["score"] is None else row["score"]) for row in rows
+                ],
+                "top": [row and self._top(row, word) for row in rows],
+                "box": [row and _box(row) for row in rows],
+                "ms": [row and _short(row["explain_ms"]) for row in rows],
+                "error": [
+                    None if row is None or row["status"] == OK else [word(row["error_type"]), row["error_message"]]
+                    for row in rows
+                ],
+            },
+        }
+
+    def _top(self, row: dict[str, Any], word: Word) -> list[Any] | None:
+        if not row["topk_index"] or not row["topk_score"]:
+            return None
+        names = row["topk_name"] or [self.class_name(index) for index in row["topk_index"]]
+        return [
+            part for name, score in zip(names, row["topk_score"], strict=False) for part in (word(name), _short(score))
+        ]
+
+    def _facts(self) -> list[list[str]]:
+        """What the manifest says of the run, as names and values to be read."""
+        facts = [["folder", str(self.results.folder)]]
+        for part in ("model", "method", "source", "preprocess", "rows", "versions"):
+            told = self.results.manifest.described.get(part)
+            for key, value in told.items() if isinstance(told, dict) else ():
+                facts.append([f"{part}.{key}", str(value)])
+        return facts
+
+
+def subject(row: dict[str, Any]) -> int | None:
+    """The class that was explained; the answer, where a method explains none."""
+    return _head(row["topk_index"]) if row["target"] is None else row["target"]
+
+
+def named_apart(runs: Sequence[Run]) -> None:
+    """Give runs of the same method names that differ."""
+    methods = [run.method for run in runs]
+    for n, run in enumerate(runs):
+        if methods.count(run.method) > 1:
+            run.name = f"{run.method} {n + 1} ({run.results.folder.name})"
+
+
+def chosen(runs: Sequence[Run], limit: int | None) -> list[int]:
+    """The indices that are shown: all that have a row, or so many of them, evenly spread."""
+    there = sorted(set().union(*(run.number for run in runs)))
+    if limit is None or len(there) <= limit:
+        return there
+    return [there[n * len(there) // limit] for n in range(limit)]
+
+
+def _of(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = {str: "a text", int: "a whole number"}.get(kind, "a number")
+        raise InputError(f"{name} in {NAME} must be {expected}, got {value!r}")
+    return value
+
+
+def _head(values: list[Any] | None, otherwise: Any = None) -> Any:
+    return values[0] if values else otherwise
+
+
+def _numbers(column: Any) -> np.ndarray:
+    return pc.fill_null(column, -1).to_numpy()
+
+
+def _short(value: float | None) -> float | None:
+    """A number with the digits that are shown, so that the page is smaller."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _box(row: dict[str, Any]) -> list[float] | None:
+    """A box as left, top, width and height in thousandths of the input."""
+    if not row["box"] or len(row["box"]) != 4 or not row["input_width"] or not row["input_height"]:
+        return None
+    left, top, right, bottom = row["box"]
+    across, down = 1000 / row["input_width"], 1000 / row["input_height"]
+    sides = (left * across, top * down, (right + 1 - left) * across, (bottom + 1 - top) * down)
+    return [round(side) for side in sides] if np.isfinite(sides).all() else None

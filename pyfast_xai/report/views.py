@@ -1,0 +1,114 @@
+"""The data set at a glance: how sure the model is, what it takes for what, and where the evidence lies."""
+
+import base64
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyfast_xai import render
+from pyfast_xai.report.rows import Run, Word
+
+BINS = 20
+CLASSES = 24  # of a matrix: more cannot be read
+MEANS = 120  # classes with a mean map
+MEAN_SIDE = 32
+
+
+class Means:
+    """The mean heat map of each class, every map stretched to 0..1 before."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+        self._counts: Counter[int] = Counter()
+
+    def add(self, target: int | None, heatmap: Tensor) -> None:
+        """Count one heat map `[1, H, W]` of a class in; -1 stands for no class."""
+        small = functional.adaptive_avg_pool2d(render.normalize(heatmap), MEAN_SIDE)[0].double()
+        index = -1 if target is None else target
+        self._sums[index] = self._sums[index] + small if index in self._sums else small
+        self._counts[index] += 1
+
+    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Class, number of maps and their mean, the most frequent class first."""
+        return ((index, count, self._sums[index] / count) for index, count in self._counts.most_common())
+
+
+def told(run: Run, means: Means, dominant: list[tuple[int, int]], word: Word) -> dict[str, Any]:
+    """The views of a run, JSON-ready.
+
+    Args:
+        run: of which all rows are counted.
+        means: of the maps that are shown.
+        dominant: class of the row and class that dominates its picture, of the rows that are shown; empty for methods
+            without.
+        word: number of a name.
+    """
+    labels, answers = run.labels(), run.answers()
+    known = (labels >= 0) & (answers >= 0)
+    pairs = list(zip(labels[known].tolist(), answers[known].tolist(), strict=True))
+    return {
+        "right": int((labels[known] == answers[known]).sum()),
+        "labelled": int(known.sum()),
+        "scores": _histogram(run, labels, answers),
+        "confusion": matrix(pairs, run, word),
+        "dominance": matrix(dominant, run, word),
+        "means": [
+            [index, word("all" if index < 0 else run.class_name(index)), count, packed(mean)]
+            for index, count, mean in list(means)[:MEANS]
+        ],
+    }
+
+
+def _histogram(run: Run, labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:
+    scores = run.scores().astype(np.float64)
+    there = np.isfinite(scores)
+    if not there.any():
+        return None
+    # Probabilities; neurons answer with what they like.
+    low, high = min(0.0, scores[there].min()), max(1.0, scores[there].max())
+    known = there & (labels >= 0) & (answers >= 0)
+    parts = {"right": known & (labels == answers), "wrong": known & (labels != answers), "unknown": there & ~known}
+    counts = {name: np.histogram(scores[rows], BINS, (low, high))[0].tolist() for name, rows in parts.items()}
+    return {"low": low, "high": high, **counts}
+
+
+def matrix(pairs: list[tuple[int, int]], run: Run, word: Word) -> dict[str, Any] | None:
+    """How often each pair of classes comes, for the most frequent classes; the others are counted together.
+
+    Args:
+        pairs: of classes; the first is the row.
+        run: that knows what classes are called.
+        word: number of a name.
+    """
+    if not pairs:
+        return None
+    seen = Counter(index for pair in pairs for index in pair)
+    classes = sorted(index for index, _ in seen.most_common(CLASSES))
+    place = {index: n for n, index in enumerate(classes)}
+    side = len(classes) + (len(seen) > len(classes))
+    counts = np.zeros((side, side), int)
+    for first, second in pairs:
+        counts[place.get(first, side - 1), place.get(second, side - 1)] += 1
+    names: list[Any] = [word(run.class_name(index)) for index in classes]
+    if side > len(classes):
+        classes, names = [*classes, -1], [*names, word(f"{len(seen) - len(classes)} others")]
+    return {"classes": classes, "names": names, "counts": counts.tolist()}
+
+
+def packed(values: Tensor, zero: float | None = None) -> str:
+    """A map as text: height, width, the level below which nothing is shown, and 256 levels between least and largest.
+
+    Args:
+        values: `[h, w]`, each side at most 255.
+        zero: what is cut off after resizing; None for nothing.
+    """
+    low, high = float(values.min()), float(values.max())
+    scale = 255 / (high - low) if high > low else 0.0
+    level = 0 if zero is None else round(min(1.0, max(0.0, (zero - low) * scale / 255)) * 255)
+    levels = ((values - low) * scale).round().to(torch.uint8)
+    return base64.b64encode(bytes([*levels.shape, level]) + levels.numpy().tobytes()).decode()

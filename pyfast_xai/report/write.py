@@ -1,0 +1,206 @@
+"""From the folders of runs to a file that opens anywhere."""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyfast_xai import datasets, render
+from pyfast_xai.errors import InputError
+from pyfast_xai.report import views
+from pyfast_xai.report.pictures import Drawer
+from pyfast_xai.report.rows import Run, chosen, named_apart
+
+BLOCK = 128  # items whose pictures lie in one piece of the page, taken apart when one of them is looked at
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report holds.
+
+    Attributes:
+        path: of the file.
+        items: that are shown.
+        of: how many there are in the source.
+        errors: error rows of all runs among those that are shown.
+        pictures: items with a picture; sources of the others were not at hand, or cannot be read.
+        bytes: of the file.
+    """
+
+    path: Path
+    items: int
+    of: int
+    errors: int
+    pictures: int
+    bytes: int
+
+
+def write(
+    folders: str | Path | Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    source: Any = None,
+    limit: int | None = 10_000,
+    side: int = 112,
+    told: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Write one or several runs over the same source as one HTML file that needs nothing else.
+
+    Args:
+        folders: of the runs, see `datasets.explain`; one or several.
+        out: the file; replaced if it is there.
+        source: where the pictures are; None for where they were when the runs were begun. Without them the heat maps
+            are shown alone.
+        limit: items that are shown, spread evenly over the source; None for all. Scores and confusions are counted
+            over all rows, mean maps and dominant classes over those that are shown.
+        side: longer side of a picture, in pixels; at most that of the network's input.
+        told: called with items done and items there are to do.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        InputError: a folder of no run, runs over different sources, or a source that is not theirs.
+        OSError: the file cannot be written.
+    """
+    names = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
+    if not names:
+        raise InputError("folders must name at least one run, got none")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, got {limit}")
+    if not 16 <= side <= 1024:
+        raise InputError(f"side must lie in 16 to 1024 pixels, got {side}")
+    path = Path(out)
+    if path.is_dir():
+        raise InputError(f"out must be a file, got the folder {str(out)!r}")
+    runs = _opened(names, source)
+    indices = chosen(runs, limit)
+    for run in runs:
+        run.show(indices)
+    drawer = Drawer(runs, side)
+    head, tail = _page(runs)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "w", encoding="ascii", newline="\n") as file:
+            file.write(head)
+            for block in _blocks(drawer, indices, told):
+                file.write(f'<script type="text/plain" class="pictures">{block}</script>\n')
+            # The counts are complete once everything is drawn.
+            file.write(f'<script type="application/json" id="data">{_json(_data(runs, indices, drawer))}</script>\n')
+            file.write(tail)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    errors = sum(row is not None and row["status"] != "ok" for run in runs for row in run.shown)
+    return Written(path, len(indices), runs[0].items, errors, drawer.pictures, path.stat().st_size)
+
+
+def _opened(names: Sequence[str | Path], source: Any) -> list[Run]:
+    opened = None if source is None else datasets.open_source(source, without=names[0])
+    runs = [Run(datasets.open(name, opened)) for name in names]
+    for run in runs[1:]:
+        if run.ids != runs[0].ids:
+            first, other = (str(one.results.folder) for one in (runs[0], run))
+            raise InputError(f"folders must be of runs over the same source, got {first!r} and {other!r}")
+    if opened is not None and opened.listing().ids != runs[0].ids:
+        raise InputError("source must be the one of the runs, got one with other items")
+    named_apart(runs)
+    return runs
+
+
+def _blocks(drawer: Drawer, indices: Sequence[int], told: Callable[[int, int], None] | None) -> Iterator[str]:
+    """Pictures as text: a line an item, fields separated by commas, which base64 does not have."""
+    lines: list[str] = []
+    for done, index in enumerate(indices, 1):
+        lines.append(",".join(drawer.draw(index)))
+        if told is not None:
+            told(done, len(indices))
+        if len(lines) == BLOCK or done == len(indices):
+            yield "\n".join(lines)
+            lines = []
+
+
+def _data(runs: Sequence[Run], indices: Sequence[int], drawer: Drawer) -> dict[str, Any]:
+    """All that the page says, with every name once."""
+    words: dict[str, int] = {}
+
+    def word(text: str | None) -> int | None:
+        return None if text is None else words.setdefault(text, len(words))
+
+    rows: list[Any] = [next(row for row in own if row) for own in zip(*(run.shown for run in runs), strict=True)]
+    labels: list[int] = sorted({row["label"] for row in rows if row["label"] is not None})
+    told = []
+    for n, run in enumerate(runs):
+        own = run.told(word)
+        own["input"] = drawer.size(run)
+        own["picture"] = drawer.places[n]
+        own["map"] = len(set(drawer.places)) + n
+        own["views"] = views.told(run, drawer.means[n], drawer.dominant[n], word)
+        legends = [
+            None if legend is None else [[word(run.class_name(index)), degrees] for index, degrees in legend]
+            for legend in drawer.legends[n]
+        ]
+        own["columns"]["legend"] = legends if any(legends) else None
+        told.append(own)
+    return {
+        "block": BLOCK,
+        "colors": _colors(),
+        "of": runs[0].items,
+        "items": {
+            "id": [row["id"] for row in rows],
+            "index": list(indices),
+            "source": [row["source"] if row["source"] != row["id"] else None for row in rows],
+            "width": [row["width"] for row in rows],
+            "height": [row["height"] for row in rows],
+            "label": [row["label"] for row in rows],
+        },
+        "labels": [[label, word(runs[0].class_name(label))] for label in labels],
+        "runs": told,
+        "words": list(words),
+    }
+
+
+def _colors() -> str:
+    """256 colours from cold to hot, three bytes each."""
+    table = render.colorize(torch.arange(256).view(1, 1, 256) / 255)[0, :, 0].T
+    return base64.b64encode((table * 255).round().to(torch.uint8).contiguous().numpy().tobytes()).decode()
+
+
+def _page(runs: Sequence[Run]) -> tuple[str, str]:
+    """What comes before the data and what comes after."""
+    script = _text("page.js")
+    # The page may run this script and show what it holds, and reach nothing else.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    title = html.escape(", ".join(run.name for run in runs)).encode("ascii", "xmlcharrefreplace").decode()
+    head, tail = _text("page.html").split("{{data}}")
+    for name, text in (("style", _text("page.css")), ("policy", policy), ("title", title)):
+        head = head.replace(f"{{{{{name}}}}}", text)
+    return head, tail.replace("{{script}}", script)
+
+
+def _text(name: str) -> str:
+    return (files("pyfast_xai.report") / name).read_text("ascii")
+
+
+def _json(data: Any) -> str:
+    """JSON in ASCII, without a character that HTML takes for markup."""
+    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    return [_finite(own) for own in value] if isinstance(value, (list, tuple)) else value
