@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pyfast_xai import Saliency
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.rules.response import DECONVNET, GUIDED, Response, Step, rule, walk
 from pyfast_xai.tape import record
@@ -384,3 +385,15 @@ def test_gradient_of_a_network_in_float32(name):
     model, x = NETWORKS[name]().eval(), torch.randn(2, 4, 8, 8)
     _, seeds, grad = by_tape(model, x, 1)
     torch.testing.assert_close(grad, by_autograd(model, x, seeds), rtol=1e-4, atol=1e-6)
+
+
+def test_integers_on_the_way_are_passed_over():
+    class Counts(nn.Module):
+        def forward(self, x):
+            positive = (x > 0).long().sum((2, 3))
+            return (x * x).sum((2, 3)) * torch.relu(positive).clamp_max(3).float()
+
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    own = x.clone().requires_grad_()
+    Counts()(own)[:, 1].sum().backward()
+    torch.testing.assert_close(Saliency(Counts().eval())(x, 1).attribution, own.grad)

@@ -36,6 +36,8 @@ class Response:
         return name in self.table or name in derivative.WHOLE
 
     def save(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not _differentiable(node):
+            return
         own = self.rule_of(node)
         if own is derivative.RULE:
             derivative.save(node, keep, args, kwargs)
@@ -43,8 +45,13 @@ class Response:
             keep_arguments(node, own.saves(node), keep, args, kwargs)
 
     def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        runs = self.rule_of(node).runs
+        runs = self.rule_of(node).runs if _differentiable(node) else None
         return node.op(*args, **kwargs) if runs is None else runs(node, keep, *args, **kwargs)
+
+
+def _differentiable(node: Node) -> bool:
+    """Whether a gradient can arrive at anything the node was made of: nothing is walked through integers."""
+    return any(value.dtype.is_floating_point for value in node.inputs)
 
 
 class Step:

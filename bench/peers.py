@@ -1,0 +1,145 @@
+"""Speed and memory of `pyfast_xai.compat` beside the peers whose classes it stands for: `make bench-peers`.
+
+Times are processor seconds of one thread, the least of runs taken in turns in one process, which others that use the
+machine disturb least; memory is the increment of a process's peak over the loaded model, each in a process of its own.
+Linux counts it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+Run = Callable[[], Any]
+
+
+def captum(library: Any, name: str, model: Any, images: Any) -> Run:
+    target = list(range(len(images)))
+    layer = [model.layer4] if "Cam" in name else []
+    method = getattr(library, name)(model, *layer)
+    settings: dict[str, Any] = {"target": target}
+    if name == "Occlusion":
+        settings |= {"sliding_window_shapes": (3, 112, 112), "strides": (3, 112, 112), "perturbations_per_eval": 4}
+    if name == "IntegratedGradients":
+        settings |= {"n_steps": 4, "internal_batch_size": 8}
+    return lambda: method.attribute(images.clone(), **settings)
+
+
+def grad_cam(library: Any, targets: Any, name: str, model: Any, images: Any) -> Run:
+    if name == "GuidedBackpropReLUModel":
+        return lambda: library.GuidedBackpropReLUModel(model, device="cpu")(images[:1].clone(), 3)
+    chosen = [targets.ClassifierOutputTarget(i) for i in range(len(images))]
+
+    def run() -> Any:
+        with getattr(library, name)(model, [model.layer4]) as cam:
+            return cam(images, chosen)
+
+    return run
+
+
+def torchcam(library: Any, name: str, model: Any, images: Any) -> Run:
+    def run() -> Any:
+        with getattr(library, name)(model, "layer4") as extractor:
+            return extractor(list(range(len(images))), model(images))
+
+    return run
+
+
+CASES = {
+    "captum": (
+        *("Saliency", "GuidedBackprop", "Deconvolution", "LayerGradCam", "GuidedGradCam"),
+        *("IntegratedGradients", "Occlusion"),
+    ),
+    "grad_cam": ("GradCAM", "GradCAMPlusPlus", "EigenCAM", "GuidedBackpropReLUModel"),
+    "torchcam": ("GradCAM", "GradCAMpp"),
+}
+
+
+def prepare(peer: str, name: str, who: str, batch: int) -> Run:
+    """The call to measure."""
+    import importlib
+
+    import torch
+
+    importlib.import_module("conftest")  # torchvision beside a CPU build of torch
+    models = importlib.import_module("torchvision.models")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")
+    model = models.resnet50(weights=None).eval()
+    images = torch.randn(batch, 3, 224, 224)
+    own = who == "pyfast_xai"
+    if peer == "captum":
+        library = importlib.import_module("pyfast_xai.compat.captum" if own else "captum.attr")
+        return captum(library, name, model, images)
+    if peer == "grad_cam":
+        library = importlib.import_module("pyfast_xai.compat.grad_cam" if own else "pytorch_grad_cam")
+        targets = library if own else importlib.import_module("pytorch_grad_cam.utils.model_targets")
+        return grad_cam(library, targets, name, model, images)
+    library = importlib.import_module("pyfast_xai.compat.torchcam" if own else "torchcam.methods")
+    return torchcam(library, name, model, images)
+
+
+def seconds(peer: str, name: str, batch: int, rounds: int) -> tuple[float, float]:
+    """Processor time of both, the least of some runs in turns."""
+    runs = [prepare(peer, name, who, batch) for who in ("pyfast_xai", peer)]
+    taken: list[list[float]] = [[], []]
+    for turn in range(rounds + 1):
+        for own, run in zip(taken, runs, strict=True):
+            began = time.process_time()
+            run()
+            if turn:  # the first loads code and packs weights
+                own.append(time.process_time() - began)
+    return min(taken[0]), min(taken[1])
+
+
+def increment(peer: str, name: str, who: str, batch: int) -> float:
+    """Peak above the loaded model in this process, in MiB."""
+    run = prepare(peer, name, who, batch)
+    prepare(peer, name, who, 1)()  # libraries load their code on first use
+    Path("/proc/self/clear_refs").write_text("5")
+
+    def peak() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+    before = peak()
+    run()
+    return (peak() - before) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", choices=CASES)
+    parser.add_argument("--one", nargs=3, metavar=("PEER", "NAME", "WHO"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(increment(*given.one, given.batch)))
+        return
+    print(f"ResNet-50, batch of {given.batch}, 224 x 224, one thread")
+    print("| | seconds here | there | times faster | MiB here | there |\n|---|---|---|---|---|---|")
+    for peer, names in CASES.items():
+        for name in names if given.peer in (None, peer) else ():
+            own, other = seconds(peer, name, given.batch, given.rounds)
+            command = [sys.executable, __file__, "--batch", str(given.batch), "--one", peer, name]
+            memory = [
+                json.loads(subprocess.run([*command, who], capture_output=True, text=True, check=True).stdout)
+                for who in ("pyfast_xai", peer)
+            ]
+            print(
+                f"| {peer} {name} | {own:.2f} | {other:.2f} | {other / own:.1f} | {memory[0]:.0f} | {memory[1]:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

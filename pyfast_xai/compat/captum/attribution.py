@@ -1,0 +1,129 @@
+"""What Captum's classes have in common beside `attribute`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.compat.captum.arguments import (
+    Baselines,
+    Inputs,
+    Target,
+    as_tuple,
+    baselines_for,
+    further,
+    one_number_a_row,
+    refuse,
+    select,
+)
+from pyfast_xai.compat.recording import Forward, Recording, record_call
+from pyfast_xai.rules.response import Table
+
+
+class Attribution:
+    """Base of all methods.
+
+    Args:
+        forward_func: a module, or any function of the inputs and the additional arguments.
+    """
+
+    def __init__(self, forward_func: Forward) -> None:
+        if not callable(forward_func):
+            refuse(f"forward_func must be a module or a function, got {type(forward_func).__name__}")
+        self.forward_func = forward_func
+
+    def attribute(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Attributions of the shape of the inputs."""
+        raise NotImplementedError(f"attribute is not implemented for {type(self).__name__}")
+
+    def attribute_future(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing here runs elsewhere."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether attributions are in units of the output, not of the output by input."""
+        return False
+
+    def has_convergence_delta(self) -> bool:
+        """Whether `attribute` can tell how far it is off."""
+        return False
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The name of the class in words."""
+        return "".join(c if c.islower() or not i else f" {c}" for i, c in enumerate(cls.__name__))
+
+
+class GradientAttribution(Attribution):
+    """Base of methods that walk back from the output."""
+
+    overlay: Table | None = None
+
+    def _record(self, inputs: tuple[Tensor, ...], additional_forward_args: Any, **settings: Any) -> Recording:
+        return record_call(
+            self.forward_func, (*inputs, *further(additional_forward_args)), overlay=self.overlay, **settings
+        )
+
+    def _gradients(self, inputs: tuple[Tensor, ...], target: Target, additional_forward_args: Any) -> list[Tensor]:
+        recording = self._record(inputs, additional_forward_args)
+        return input_gradients(recording, inputs, target)
+
+    def compute_convergence_delta(
+        self,
+        attributions: Inputs,
+        start_point: Baselines,
+        end_point: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """By how much attributions miss the change of the output between two points.
+
+        Args:
+            attributions: `[N, ...]`, one an input.
+            start_point: inputs, a row for all of them, or numbers.
+            end_point: inputs `[N, ...]`.
+            target: see `arguments.select`.
+            additional_forward_args: further arguments of the forward function.
+
+        Returns:
+            `[N]`.
+
+        Raises:
+            InputError: sizes that do not fit.
+        """
+        ends = as_tuple(end_point)
+        starts = [
+            start.expand_as(end) if isinstance(start, Tensor) else torch.full_like(end, start)
+            for start, end in zip(baselines_for(start_point, ends), ends, strict=True)
+        ]
+        parts = as_tuple(attributions)
+        for part, end in zip(parts, ends, strict=True):
+            if len(part) != len(end):
+                refuse(f"attributions must have one row for each of {len(end)} inputs, got {len(part)}")
+        if isinstance(target, list) and len(target) != len(ends[0]):
+            refuse(f"target must have one entry for each of {len(ends[0])} rows, got {len(target)}")
+        more = further(additional_forward_args)
+        with torch.no_grad():
+            before, after = (_sum_rows(select(self.forward_func(*points, *more), target)) for points in (starts, ends))
+            return sum(map(_sum_rows, parts)) - (after - before)
+
+
+def input_gradients(
+    recording: Recording, inputs: Sequence[Tensor], target: Target, *, retain: bool = False
+) -> list[Tensor]:
+    """Gradients of the scores of a target with respect to the first arguments of what was recorded.
+
+    Raises:
+        InputError: inputs that have no gradient, or a target that does not fit.
+    """
+    for i, own in enumerate(inputs):
+        if not own.is_floating_point():
+            refuse(f"inputs must have a floating-point dtype, got {own.dtype} for input {i}")
+    values = [value for value in recording.inputs[: len(inputs)] if value is not None]
+    return recording.gradients(one_number_a_row(target), values, retain=retain)
+
+
+def _sum_rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1).sum(1)

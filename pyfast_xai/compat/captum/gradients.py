@@ -1,0 +1,100 @@
+"""Saliency, guided backprop, deconvolution, input x gradient: one walk, another table of rectifiers."""
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from pyfast_xai.compat.captum.arguments import Inputs, Target, as_tuple, like, refuse
+from pyfast_xai.compat.captum.attribution import GradientAttribution, input_gradients
+from pyfast_xai.compat.recording import Forward
+from pyfast_xai.rules.response import DECONVNET, GUIDED, rectifies
+
+logger = logging.getLogger("pyfast_xai")
+
+
+class Saliency(GradientAttribution):
+    """Gradient of the output with respect to the inputs (Simonyan et al., 2014).
+
+    Args:
+        forward_func: a module or a function.
+    """
+
+    def attribute(
+        self, inputs: Inputs, target: Target = None, abs: bool = True, additional_forward_args: Any = None
+    ) -> Any:
+        """Attribute the output to the inputs.
+
+        Args:
+            inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
+            target: which output of each row: None, an int, a tuple, N ints in a list or tensor, or N tuples.
+            abs: the magnitude.
+            additional_forward_args: further arguments of the forward function.
+
+        Returns:
+            Of the shape and dtype of the inputs, in a tuple if they are.
+
+        Raises:
+            InputError: inputs or a target that do not fit.
+            UnsupportedOpError: the model has an op that cannot be differentiated.
+        """
+        gradients = self._gradients(as_tuple(inputs), target, additional_forward_args)
+        return like(inputs, [gradient.abs() for gradient in gradients] if abs else gradients)
+
+
+class InputXGradient(GradientAttribution):
+    """Gradient times input (Shrikumar et al., 2016).
+
+    Args:
+        forward_func: a module or a function.
+    """
+
+    def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
+        """Attribute the output to the inputs; see `Saliency.attribute`."""
+        given = as_tuple(inputs)
+        gradients = self._gradients(given, target, additional_forward_args)
+        return like(inputs, [gradient * own.detach() for gradient, own in zip(gradients, given, strict=True)])
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return True
+
+
+class _ModifiedRectifier(GradientAttribution):
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            refuse(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        super().__init__(model)
+        self.model: Forward = model
+        self._said = False
+
+    def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
+        """Attribute the output to the inputs; see `Saliency.attribute`."""
+        given = as_tuple(inputs)
+        recording = self._record(given, additional_forward_args)
+        if not self._said and not any(map(rectifies, recording.tape)):
+            self._said = True
+            logger.warning("%s found no rectifier in the model: this is its plain gradient", type(self).__name__)
+        return like(inputs, input_gradients(recording, given, target))
+
+
+class GuidedBackprop(_ModifiedRectifier):
+    """Gradient that is negative neither above nor below any rectifier (Springenberg et al., 2015).
+
+    Every rectifier is seen, whatever way the model calls it.
+
+    Args:
+        model: a module.
+    """
+
+    overlay = GUIDED
+
+
+class Deconvolution(_ModifiedRectifier):
+    """The signal projected down through rectifiers that see only the signal (Zeiler and Fergus, 2014).
+
+    Args:
+        model: a module.
+    """
+
+    overlay = DECONVNET

@@ -1,0 +1,149 @@
+"""Integrated gradients (Sundararajan, Taly and Yan, 2017)."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from torch import Tensor, cat
+
+from pyfast_xai.compat.captum.arguments import (
+    Baselines,
+    Inputs,
+    Target,
+    as_tuple,
+    baselines_for,
+    further,
+    like,
+    refuse,
+    repeated,
+    repeated_further,
+)
+from pyfast_xai.compat.captum.attribution import GradientAttribution
+from pyfast_xai.compat.recording import Forward
+
+
+def places_and_weights(method: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where an integral from 0 to 1 is looked at, and what each place counts.
+
+    Raises:
+        InputError: a rule that does not exist, or too few steps for it.
+    """
+    if method == "gausslegendre":
+        if steps < 1:
+            refuse(f"n_steps must be at least 1, got {steps}")
+        places, weights = np.polynomial.legendre.leggauss(steps)
+        return (places + 1) / 2, weights / 2
+    if steps < 2:
+        refuse(f"n_steps must be at least 2 for a Riemann sum, got {steps}")
+    weights = np.full(steps, 1 / steps)
+    ends = {
+        "riemann_left": (0, 1 - 1 / steps),
+        "riemann_right": (1 / steps, 1),
+        "riemann_middle": (1 / (2 * steps), 1 - 1 / (2 * steps)),
+        "riemann_trapezoid": (0, 1),
+    }
+    if method not in ends:
+        refuse(f"method must be one of {', '.join(map(repr, [*ends, 'gausslegendre']))}, got {method!r}")
+    if method == "riemann_trapezoid":
+        weights[[0, -1]] /= 2
+    return np.linspace(*ends[method], steps), weights
+
+
+class IntegratedGradients(GradientAttribution):
+    """Gradients summed on the way from a baseline to the input.
+
+    Args:
+        forward_func: a module or a function.
+        multiply_by_inputs: by the difference of input and baseline, so that attributions add up to the change of the
+            output; without, they are mean gradients.
+    """
+
+    def __init__(self, forward_func: Forward, multiply_by_inputs: bool = True) -> None:
+        super().__init__(forward_func)
+        self._multiply_by_inputs = multiply_by_inputs
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        baselines: Baselines = None,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Attribute the output to the inputs.
+
+        Args:
+            inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
+            baselines: where the way starts, one an input: a number, a row for all, or of the input's shape; 0 for None.
+            target: see `Saliency.attribute`.
+            additional_forward_args: further arguments; tensors `[N, ...]` go with their rows.
+            n_steps: places on the way.
+            method: "gausslegendre", "riemann_left", "riemann_right", "riemann_middle" or "riemann_trapezoid".
+            internal_batch_size: rows that go through the model at once; None for all of all steps.
+            return_convergence_delta: return by how much the sum is off, too.
+
+        Returns:
+            Of the shape of the inputs; with a delta `[N]`, a pair.
+
+        Raises:
+            InputError: arguments that do not fit.
+            UnsupportedOpError: the model has an op that cannot be differentiated.
+        """
+        given = tuple(own.detach() for own in as_tuple(inputs))
+        starts = baselines_for(baselines, given)
+        places, weights = places_and_weights(method, n_steps)
+        rows = len(given[0])
+        if internal_batch_size is not None and internal_batch_size < rows:
+            warnings.warn(
+                f"internal_batch_size should be at least the number of inputs, {rows}, and is taken as that, got "
+                f"{internal_batch_size}",
+                stacklevel=2,
+            )
+        at_once = n_steps if internal_batch_size is None else max(1, internal_batch_size // rows)
+        totals: list[Tensor] = []
+        for first in range(0, n_steps, at_once):
+            part = slice(first, first + at_once)
+            found = self._sum(given, starts, places[part], weights[part], target, additional_forward_args)
+            totals = [total + own for total, own in zip(totals, found, strict=True)] if totals else found
+        if self._multiply_by_inputs:
+            totals = [total * (own - start) for total, own, start in zip(totals, given, starts, strict=True)]
+        result = like(inputs, totals)
+        if not return_convergence_delta:
+            return result
+        delta = self.compute_convergence_delta(
+            tuple(totals), baselines, inputs, additional_forward_args=additional_forward_args, target=target
+        )
+        return result, delta
+
+    def _sum(
+        self,
+        inputs: tuple[Tensor, ...],
+        starts: tuple[Tensor | float, ...],
+        places: np.ndarray,
+        weights: np.ndarray,
+        target: Target,
+        additional_forward_args: Any,
+    ) -> list[Tensor]:
+        """Gradients at some places, weighed and added up."""
+        steps = len(places)
+        on_the_way = tuple(
+            cat([start + float(place) * (own - start) for place in places])
+            for own, start in zip(inputs, starts, strict=True)
+        )
+        more = repeated_further(further(additional_forward_args), steps)
+        gradients = self._gradients(on_the_way, repeated(target, steps), more)
+        return [(gradient.unflatten(0, (steps, -1)) * _column(weights, gradient)).sum(0) for gradient in gradients]
+
+    def has_convergence_delta(self) -> bool:
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return self._multiply_by_inputs
+
+
+def _column(weights: np.ndarray, gradient: Tensor) -> Tensor:
+    return gradient.new_tensor(weights).view(-1, *[1] * gradient.dim())

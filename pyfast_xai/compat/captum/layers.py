@@ -1,0 +1,169 @@
+"""Grad-CAM at a layer, and guided Grad-CAM."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyfast_xai.compat.captum.arguments import Inputs, Target, as_tuple, like, one_number_a_row, refuse
+from pyfast_xai.compat.captum.attribution import GradientAttribution, input_gradients
+from pyfast_xai.compat.recording import Forward, Recording
+from pyfast_xai.rules.response import GUIDED, Response
+
+
+class LayerAttribution:
+    """Base of methods whose attribution has the shape of a layer."""
+
+    @staticmethod
+    def interpolate(
+        layer_attribution: Tensor, interpolate_dims: int | tuple[int, ...], interpolate_mode: str = "nearest"
+    ) -> Tensor:
+        """Bring an attribution `[N, C, ...]` to another size.
+
+        Args:
+            layer_attribution: `[N, C, ...]` with one to three dimensions of space.
+            interpolate_dims: the size.
+            interpolate_mode: a mode of `torch.nn.functional.interpolate`.
+        """
+        return functional.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
+
+
+# What `torch.autograd.grad` would do otherwise and a walk does anyway, or does not know.
+_DOES_ANYWAY = {"allow_unused", "materialize_grads", "retain_graph"}
+
+
+class LayerGradCam(LayerAttribution, GradientAttribution):
+    """Channels of a layer, weighed by their mean gradient (Selvaraju et al., 2017).
+
+    Args:
+        forward_func: a module or a function.
+        layer: a module that it runs; of several calls the last counts.
+        device_ids: accepted for data-parallel models, which are looked through.
+    """
+
+    def __init__(self, forward_func: Forward, layer: nn.Module, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func)
+        if not isinstance(layer, nn.Module):
+            refuse(f"layer must be a torch.nn.Module, got {type(layer).__name__}")
+        self.layer, self.device_ids = layer, device_ids
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Attribute the output to the layer.
+
+        Args:
+            inputs: a tensor `[N, ...]` or a tuple of them, of any dtype.
+            target: see `Saliency.attribute`.
+            additional_forward_args: further arguments of the forward function.
+            attribute_to_layer_input: take what goes into the layer.
+            relu_attributions: what is positive only.
+            attr_dim_summation: add the channels up.
+            grad_kwargs: what would go to `torch.autograd.grad`; a graph cannot be created.
+
+        Returns:
+            `[N, 1, ...]`, or `[N, C, ...]` without the sum, of the size of the layer; a tuple for several tensors.
+
+        Raises:
+            InputError: inputs, a layer or a target that do not fit.
+            UnsupportedOpError: an op above the layer cannot be differentiated.
+        """
+        asked = {name for name, value in (grad_kwargs or {}).items() if value} - _DOES_ANYWAY
+        if asked:
+            refuse(f"grad_kwargs must be of {', '.join(sorted(_DOES_ANYWAY))}, got {', '.join(sorted(asked))}")
+        recording = self._record(
+            as_tuple(inputs),
+            additional_forward_args,
+            layers=[self.layer],
+            at_input=attribute_to_layer_input,
+            everything=False,
+        )
+        maps = _maps(recording, recording.reading, target, attr_dim_summation)
+        maps = [own.clamp_min(0) for own in maps] if relu_attributions else maps
+        return tuple(maps) if len(maps) > 1 else maps[0]
+
+
+def _maps(recording: Recording, reading: Response, target: Target, summed: bool) -> list[Tensor]:
+    gradients = recording.gradients(one_number_a_row(target), recording.layers[0], reading, retain=True)
+    found = []
+    for gradient, activation in zip(gradients, recording.activations[0], strict=True):
+        weight = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True) if gradient.dim() > 2 else gradient
+        # The gradient has the layout of the tape, in which a map may be channels_last.
+        own = weight * activation.contiguous()
+        found.append(own.sum(1, keepdim=True) if summed else own)
+    return found
+
+
+class GuidedGradCam(GradientAttribution):
+    """Guided backprop times the positive part of Grad-CAM, brought to the size of the input (Selvaraju et al., 2017).
+
+    Both are read from one forward pass.
+
+    Args:
+        model: a module.
+        layer: a module of it.
+        device_ids: accepted for data-parallel models, which are looked through.
+    """
+
+    overlay = GUIDED
+
+    def __init__(self, model: nn.Module, layer: nn.Module, device_ids: list[int] | None = None) -> None:
+        super().__init__(model)
+        for name, module in (("model", model), ("layer", layer)):
+            if not isinstance(module, nn.Module):
+                refuse(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
+        self.model, self.layer, self.device_ids = model, layer, device_ids
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        interpolate_mode: str = "nearest",
+        attribute_to_layer_input: bool = False,
+    ) -> Any:
+        """Attribute the output to the inputs.
+
+        Args:
+            inputs: a tensor `[N, C, ...]` or a tuple of them, floating-point.
+            target: see `Saliency.attribute`.
+            additional_forward_args: further arguments of the model.
+            interpolate_mode: of `LayerAttribution.interpolate`.
+            attribute_to_layer_input: take what goes into the layer.
+
+        Returns:
+            Of the shape of the inputs; empty, with a warning, for one to which the map cannot be brought.
+
+        Raises:
+            InputError: inputs, a layer of several tensors, or a target that do not fit.
+            UnsupportedOpError: the model has an op that cannot be differentiated.
+        """
+        given = as_tuple(inputs)
+        recording = self._record(given, additional_forward_args, layers=[self.layer], at_input=attribute_to_layer_input)
+        if len(recording.layers[0]) > 1:
+            refuse(f"layer must have one tensor for guided Grad-CAM, got {len(recording.layers[0])}")
+        # What rectifiers keep for guided backprop serves the plain gradient as well.
+        where = _maps(recording, Response(), target, True)[0].clamp_min(0)
+        guided = input_gradients(recording, given, target)
+        return like(inputs, [_times(own, where, given[i].shape[2:], interpolate_mode) for i, own in enumerate(guided)])
+
+
+def _times(guided: Tensor, where: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    try:
+        return guided * LayerAttribution.interpolate(where, tuple(size), mode)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        warnings.warn(
+            f"Grad-CAM {list(where.shape)} cannot be brought to an input of size {list(size)} ({error}); its "
+            "attribution is empty",
+            stacklevel=3,
+        )
+        return guided.new_zeros(0)

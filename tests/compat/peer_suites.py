@@ -1,0 +1,197 @@
+"""The peers' own test suites, run on our classes: `make peer-suites`.
+
+The tests are fetched when this runs and are no part of this repository: from source distributions on PyPI, from git
+where these hold no tests, or from a folder with `captum`, `grad-cam`, `torchcam` and `zennit` that `PEER_SUITES` names.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Suite:
+    """Tests of a peer.
+
+    Attributes:
+        peer: its name on PyPI.
+        version: whose tests these are.
+        files: those that test what is replaced.
+        only: what pytest selects of them.
+        git: where they are, for a source distribution without tests.
+        expected: tests that fail, and why; both regular expressions of a name and text.
+    """
+
+    peer: str
+    version: str
+    files: tuple[str, ...]
+    only: str = ""
+    git: tuple[str, str] | None = None
+    expected: dict[str, str] = field(default_factory=dict)
+
+
+OURS_OF_CAPTUM = (
+    "IntegratedGradients InputXGradient Saliency GuidedBackprop Deconvolution GuidedGradCam LayerGradCam Occlusion"
+)
+CAPTUM = ("https://github.com/meta-pytorch/captum", "v0.9.0")
+SUITES = [
+    Suite(
+        "captum",
+        "0.9.0",
+        tuple(
+            f"tests/attr/{name}.py"
+            for name in (
+                *("test_saliency", "test_guided_backprop", "test_deconvolution", "test_guided_grad_cam"),
+                *("layer/test_grad_cam", "test_occlusion", "test_input_x_gradient", "test_integrated_gradients_basic"),
+                *("test_integrated_gradients_classification", "test_hook_removal", "test_targets"),
+            )
+        ),
+        # Generated tests carry the class in their names, next to those of classes that are not replaced.
+        " or ".join(
+            ["not (test_hook_removal or test_targets)"]
+            + [f"(({name} or NoiseTunnel) and not (Layer{name} or Neuron{name}))" for name in OURS_OF_CAPTUM.split()]
+        ),
+        CAPTUM,
+    ),
+    Suite(
+        "grad-cam",
+        "1.5.7",
+        (
+            *("tests/test_run_all_models.py", "tests/test_one_channel.py", "tests/test_svd_no_side_effect.py"),
+            *("tests/test_fasterrcnn_target_device.py", "tests/test_3d_cam_weights.py"),
+        ),
+        "not (ScoreCAM or AblationCAM or XGradCAM or EigenGradCAM or LayerCAM or FullGrad or KPCA_CAM or SegEigenCAM "
+        "or kernel or sign_correction or xgrad)",
+        expected={
+            r"test_grad_cam_plusplus_accepts_3d_activations": (
+                "calls a method on None with arrays; here it is one of an object and takes tensors"
+            ),
+        },
+    ),
+    Suite(
+        "torchcam",
+        "0.5.0",
+        (
+            *("tests/test_methods_activation.py", "tests/test_methods_gradient.py", "tests/test_methods_core.py"),
+            "tests/test_utils.py",
+        ),
+        "test_utils or test_methods_core or test_base_cam_constructor or test_cam_conv1x1 "
+        "or (test_methods_activation and test_img_cams) or (test_img_cams and GradCAM and not SmoothGradCAMpp and not "
+        "XGradCAM) or (test_video_cams and (GradCAM or GradCAMpp) and not SmoothGradCAMpp and not XGradCAM) "
+        "or test_gradcam or test_output_target",
+        ("https://github.com/frgfm/torch-cam", "v0.5.0"),
+        {
+            r"test_cam_eval_mode_restores_state": "calls a private method, `_eval_mode`",
+            r"test_cam_normalize": "calls a private function, `_normalize`",
+        },
+    ),
+    Suite(
+        "zennit",
+        "0.5.1",
+        ("tests/test_rules.py",),
+        "ReLUDeconvNet or ReLUGuidedBackprop",
+        expected={
+            r"\[(Softmax|Tanh|Sigmoid)-": "a rectifier's rule on what does not rectify, which here keeps its gradient",
+            r"\[Softplus-.*ReLUGuidedBackprop": (
+                "there only the gradient is dropped where negative; here also what came from below zero, as at a ReLU"
+            ),
+        },
+    ),
+]
+
+
+def fetch(suite: Suite, into: Path) -> Path:
+    """The folder with the tests of a peer."""
+    given = os.environ.get("PEER_SUITES")
+    if given:
+        return Path(given) / suite.peer
+    target = into / f"{suite.peer}-{suite.version}"
+    if target.is_dir():
+        return target
+    into.mkdir(parents=True, exist_ok=True)
+    if suite.git is not None:
+        url, tag = suite.git
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", tag, url, str(target)], check=True)
+        return target
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = f"{suite.peer}=={suite.version}"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", folder]
+        subprocess.run([*pip, wanted], check=True)
+        (archive,) = Path(folder).glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        shutil.move(next(path for path in Path(folder).iterdir() if path.is_dir()), target)
+    return target
+
+
+def run(suite: Suite, source: Path, arguments: list[str]) -> list[tuple[str, str, str]]:
+    """Name, outcome and reason of every test."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Away from the peer's source, which would be imported in place of what is installed.
+        shutil.copytree(source / "tests", Path(folder) / "tests")
+        _picture(Path(folder) / "examples")
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "peer_stand_ins", "-p", "no:cacheprovider"]
+        command += ["-o", "addopts=", "-o", "filterwarnings=", f"--junitxml={report}", "-k", suite.only, *suite.files]
+        paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "PEER_STAND_INS": suite.peer}
+        done = subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+        if not report.is_file():
+            sys.exit(f"{suite.peer}: pytest did not run\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        return [_outcome(case) for case in ElementTree.parse(report).getroot().iter("testcase")]
+
+
+def _picture(folder: Path) -> None:
+    """The picture that tests of pytorch-grad-cam read, whatever is on it."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "both.png")
+
+
+def _outcome(case: ElementTree.Element) -> tuple[str, str, str]:
+    name = f"{case.get('classname')}.{case.get('name')}"
+    for outcome in ("failure", "error", "skipped"):
+        found = case.find(outcome)
+        if found is not None:
+            message = (found.get("message") or "").strip().splitlines()
+            return name, outcome, message[0] if message else ""
+    return name, "passed", ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("peers", nargs="*", help="some of them")
+    parser.add_argument("--into", type=Path, default=Path("out/peer-suites"), help="where tests are fetched to")
+    parser.add_argument("--pytest", action="append", default=[], help="an argument for pytest")
+    given = parser.parse_args()
+    surprises = 0
+    for suite in SUITES:
+        if given.peers and suite.peer not in given.peers:
+            continue
+        outcomes = run(suite, fetch(suite, given.into), given.pytest)
+        counts = {kind: sum(one == kind for _, one, _ in outcomes) for kind in ("passed", "skipped")}
+        failed = [(name, reason) for name, outcome, reason in outcomes if outcome in ("failure", "error")]
+        told = f"{counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped"
+        print(f"{suite.peer} {suite.version}: {told}")
+        for name, reason in failed:
+            why = next((why for pattern, why in suite.expected.items() if re.search(pattern, name)), None)
+            surprises += why is None
+            print(f"  {name}: {why or f'UNEXPECTED {reason}'}")
+    sys.exit(1 if surprises else 0)
+
+
+if __name__ == "__main__":
+    main()
