@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.response.backward import Step
 from pyfast_xai.rules.response.layers import factor
+from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import rule
 from pyfast_xai.tape import Node, Value
 

@@ -1,6 +1,5 @@
 """The walk itself: visit the tape backwards and hand the gradient of each result to the rule of its op."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pyfast_xai.rules.response import derivative
+from pyfast_xai.rules.response.step import Pending, Step
 from pyfast_xai.rules.response.table import GRADIENT, Rule
 from pyfast_xai.rules.saving import keep_arguments
 from pyfast_xai.tape import Node, Tape, Value, key
@@ -54,109 +54,6 @@ def _differentiable(node: Node) -> bool:
     return any(value.dtype.is_floating_point for value in node.inputs)
 
 
-class Step:
-    """One node on the way back: the gradients of its results, and where they go.
-
-    Every gradient has one dimension more than its value, in front: the targets, `[K, *shape]`.
-
-    Attributes:
-        node: the operation.
-        grads: of each result, None where nothing arrived.
-        grad: the first of them (most ops have one result).
-    """
-
-    def __init__(self, pending: "_Pending", node: Node, grads: list[Tensor | None]) -> None:
-        self.node = node
-        self.grads = grads
-        self.grad = next(grad for grad in grads if grad is not None)
-        self._pending = pending
-
-    def tensor(self, name: str) -> Tensor:
-        """What was saved under this name."""
-        return self.node.saved[name].tensor
-
-    def replace(self, grad: Tensor) -> None:
-        """Go on with another gradient of the first result."""
-        self.grads[next(i for i, own in enumerate(self.grads) if own is self.grad)] = grad
-        self.grad = grad
-
-    @property
-    def exclusive(self) -> bool:
-        """Whether `grad` may be overwritten: nobody else reads its memory."""
-        return self._pending.exclusive(self.grad)
-
-    def wants(self, argument: Any) -> bool:
-        """Whether the gradient of an argument is needed."""
-        return isinstance(argument, Value) and argument in self._pending.needed
-
-    def send(self, argument: Any, grad: Tensor) -> None:
-        """Continue at an argument of the node; what reaches a constant ends there.
-
-        A gradient of a broadcast argument is summed, one in another dtype converted.
-        """
-        if not self.wants(argument):
-            return
-        if grad.shape[1:] != argument.shape:
-            grad = _sum_to(grad, argument.shape)
-        if grad.dtype != argument.dtype or grad.device != argument.device:
-            grad = grad.to(argument.device, argument.dtype)
-        self._pending.add(argument, grad)
-
-
-def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
-    lead = grad.dim() - 1 - len(shape)
-    dims = [*range(1, 1 + lead)]
-    dims += [1 + lead + i for i, n in enumerate(shape) if n == 1 and grad.shape[1 + lead + i] != 1]
-    if dims:
-        grad = grad.sum(dims, keepdim=True)
-    return grad.reshape(grad.shape[0], *shape)
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-class _Pending:
-    """Gradients on their way, and who shares memory with whom."""
-
-    def __init__(self, needed: set[Value]) -> None:
-        self.needed = needed
-        self._grads: dict[Value, Tensor] = {}
-        self._holders: Counter[int] = Counter()
-        self._lent: list[Tensor] = []
-
-    def lend(self, value: Value, grad: Tensor) -> None:
-        """Take a gradient that belongs to someone else and is never overwritten."""
-        self._lent.append(grad)
-        self._holders[grad.untyped_storage()._cdata] += 1
-        self.add(value, grad)
-
-    def add(self, value: Value, grad: Tensor) -> None:
-        before = self._grads.get(value)
-        if before is not None:
-            # In the order of arrival, as autograd sums them.
-            self._drop(before)
-            own = self.exclusive(before) and before.untyped_storage()._cdata != grad.untyped_storage()._cdata
-            grad = before.add_(grad) if own else before + grad
-        self._grads[value] = grad
-        self._holders[grad.untyped_storage()._cdata] += 1
-
-    def pop(self, value: Value | None) -> Tensor | None:
-        grad = None if value is None else self._grads.pop(value, None)
-        if grad is not None:
-            self._drop(grad)
-        return grad
-
-    def exclusive(self, grad: Tensor) -> bool:
-        return not self._holders[grad.untyped_storage()._cdata] and not _overlaps(grad) and not grad.is_inference()
-
-    def _drop(self, grad: Tensor) -> None:
-        storage = grad.untyped_storage()._cdata
-        self._holders[storage] -= 1
-        if not self._holders[storage]:
-            del self._holders[storage]  # the address may be used again
-
-
 def walk(
     reading: Response, tape: Tape, seeds: Mapping[Value, Tensor], to: Sequence[Value], *, retain: bool = False
 ) -> list[Tensor]:
@@ -175,7 +72,7 @@ def walk(
     Raises:
         UnsupportedOpError: an op on the way has no derivative.
     """
-    pending = _Pending(_between(tape, to))
+    pending = Pending(_between(tape, to))
     targets = len(next(iter(seeds.values())))
     arrived: dict[Value, Tensor] = {}
     first = min(-1 if value.producer is None else value.producer for value in to)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.rules.response import rectifiers
-from pyfast_xai.rules.response.backward import Response, Step
+from pyfast_xai.rules.response.backward import Response
+from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import Rule
 from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.record import Keep

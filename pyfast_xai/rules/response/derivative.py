@@ -1,18 +1,16 @@
 """Any op without a rule of its own: autograd differentiates that one op, on what was kept of its inputs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyfast_xai.errors import UnsupportedOpError
+from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import Rule
 from pyfast_xai.tape import Node, Value, key
 from pyfast_xai.tape.nodes import find, substitute
 from pyfast_xai.tape.record import Keep
-
-if TYPE_CHECKING:
-    from pyfast_xai.rules.response.backward import Step
 
 # Linear in their tensors: the derivative needs shapes only, and no input is kept.
 LINEAR = {
@@ -47,7 +45,7 @@ def save(node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             keep(str(value.index), tensor)
 
 
-def _pull(step: "Step", *args: Any, **kwargs: Any) -> None:
+def _pull(step: Step, *args: Any, **kwargs: Any) -> None:
     node = step.node
     leaves: dict[Value, Tensor] = {}
 

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.response.backward import Response, Step
+from pyfast_xai.rules.response.backward import Response
 from pyfast_xai.rules.response.derivative import node_device
 from pyfast_xai.rules.response.layers import factor
 from pyfast_xai.rules.response.rectifiers import argument
+from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import Rule, Table, rule
 from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.nodes import substitute

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyfast_xai import ops
-from pyfast_xai.rules.response.backward import Step
+from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import Table, rule
 from pyfast_xai.tape import Node, Value
 from pyfast_xai.tape.record import Keep

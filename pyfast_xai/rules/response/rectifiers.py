@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyfast_xai import ops
 from pyfast_xai.ops import Rectify
-from pyfast_xai.rules.response.backward import Step
+from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import Table, rule
 from pyfast_xai.tape import Node, Value, key
 from pyfast_xai.tape.record import Keep

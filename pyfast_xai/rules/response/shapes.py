@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.response.backward import Step
+from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import rule
 from pyfast_xai.tape import Value
 from pyfast_xai.tape.alias import Geometry
