@@ -9,6 +9,8 @@ A folder holds any of these:
     wsol/cnn_fixations_boxes.npz, ilsvrc_val_ground_truth.npz               published boxes and ground truth
     mnist/*-ubyte[.gz] or mnist.npz                                         MNIST
     svhn/train_32x32.mat, test_32x32.mat                                    SVHN, cropped digits
+    StanfordDogs/Images, train_list.mat, test_list.mat                      Stanford Dogs
+    sketches/<class>/*.png                                                  TU-Berlin sketches
 
 A small collection of its own networks may take the place of ILSVRC: `models.py` with `load(name)`, which gives a module
 and `{"size", "prep"}`, and `preprocess(pixels, prep)`; and `imagenet/annotations.json`, a list of `{"file", "cls",

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from pyfast_xai import metrics, render
-from pyfast_xai.evaluation import Centre
+from pyfast_xai.errors import InputError
+from pyfast_xai.evaluation import Annotation, Centre
 from pyfast_xai.explainers import CAM, CNNFixations, ExcitationBackprop, GradCAM, Saliency
-from pyfast_xai.images import load_image
+from pyfast_xai.images import find_images, load_image
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import Experiment, Outcome, percent
 from pyfast_xai.reproduce.protocol import Make, fitting, like, measured, placed
@@ -209,6 +210,30 @@ def adversarial(data: Data) -> Outcome:
     return Outcome("CNN-Fixations under DeepFool: before and after the class changes", heads, rows, differs, shown)
 
 
+def sketches(data: Data) -> Outcome:
+    """Section IV-F: another modality, human sketches."""
+    folder = data.folder_of("sketches", "the sketches of TU-Berlin, a folder a class,")
+    pictures = [Annotation(path, path.parent.name) for path in find_images([folder])][: data.at_most(12).count]
+    shown = {}
+    for loaded in data.networks(("alexnet",)):
+        found = CNNFixations(loaded.model)(data.inputs(pictures, loaded.preprocess))
+        data.telling(f"{loaded.name}, sketches")(len(pictures))
+        overlays = list(found.overlay(data.shown(pictures, loaded.preprocess)))
+        rows = [overlays[i : i + 6] for i in range(0, len(overlays), 6)]
+        titles = [[str(own.label) for own in pictures[i : i + 6]] for i in range(0, len(pictures), 6)]
+        shown[loaded.name] = render.montage(rows, titles=titles)
+    differs = ["Networks trained on photographs; the paper's was trained on sketches."]
+    return Outcome("CNN-Fixations on sketches", [], [], differs, shown)
+
+
+def captions(data: Data) -> Outcome:
+    """Section IV-E: words of a caption; needs a trained captioner."""
+    raise InputError(
+        "experiment captions needs a captioner trained on COCO (the paper's: Show and Tell), got none; with one, "
+        "CNNFixations(captioner, start=(word layer, index))(images) grounds a word"
+    )
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "table-1": table_1,
     "table-1-boxes": table_1_boxes,
@@ -217,4 +242,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "figure-5": layers,
     "adversarial": adversarial,
     "ablation": ablation,
+    "sketches": sketches,
+    "captions": captions,
 }
