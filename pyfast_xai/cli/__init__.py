@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pyfast_xai.cli import backends, demo, evaluate, explain, maintain, methods, report, reproduce, run
+from pyfast_xai.cli.allocator import keep_freed_memory
 
 app = typer.Typer(
     help="Fast visual explanations of convolutional networks.",
@@ -22,6 +23,12 @@ for command in (
     *(demo.demo, backends.backends, methods.methods),
 ):
     app.command()(command)
+
+
+def program() -> None:
+    """The command as a process of its own."""
+    keep_freed_memory()
+    app(prog_name="pyfast-xai")
 
 
 def _version(asked: bool) -> None:

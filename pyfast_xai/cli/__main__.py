@@ -1,5 +1,5 @@
 """`python -m pyfast_xai.cli` is `pyfast-xai`."""
 
-from pyfast_xai.cli import app
+from pyfast_xai.cli import program
 
-app(prog_name="pyfast-xai")
+program()
