@@ -18,6 +18,7 @@ from pyfast_xai import (
 )
 from pyfast_xai.rules import evidence
 from pyfast_xai.tape import record, replay
+from pyfast_xai.tape.accelerated import Accelerated
 
 models = pytest.importorskip("torchvision.models")
 
@@ -83,6 +84,27 @@ def test_replay_gives_the_output_bit_for_bit(network):
     # Of the recorded image nothing is left on the tape.
     other = images.flip(3) + 0.5
     assert torch.equal(replay(tape, other), model(other))
+
+
+@pytest.mark.usefixtures("_unfused")
+def test_an_accelerated_model_gives_the_output_up_to_rounding(network, caplog):
+    model, images = network
+    exact = copy.deepcopy(model).double()
+    given = images.flip(3) + 0.5
+    expected = exact(given.double())
+    largest = float(expected.abs().max())
+
+    difference = (Accelerated(exact).record(given.double()).result - expected).abs().max()
+    assert difference <= 1e-11 * largest
+
+    # Some of these networks amplify rounding: as far from the truth as the model itself is, within a small factor.
+    rounding = float((model(given).double() - expected).abs().max())
+    accelerated = Accelerated(model)
+    accelerated.record(images)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = accelerated.record(given.contiguous(memory_format=layout)).result.double()
+        assert (found - expected).abs().max() <= 5 * max(rounding, 1e-6 * largest)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("variant", ["default", "paper", "authors"])

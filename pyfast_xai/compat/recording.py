@@ -95,7 +95,7 @@ class _Above(Response):
             self._below = node.index
 
     def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return super().run(node, keep, args, kwargs) if self.begun else node.op(*args, **kwargs)
+        return super().run(node, keep, args, kwargs) if self.begun else node(*args, **kwargs)
 
 
 _STOP = Rule(lambda step, *args, **kwargs: None, saves=lambda node: ())

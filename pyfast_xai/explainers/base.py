@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.heard import waiting
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.tape import Tape, Value, record
+from pyfast_xai.tape.accelerated import Accelerated
 from pyfast_xai.tape.watch import modules_of, unwrap, watching
 
 logger = logging.getLogger("pyfast_xai")
 
+Own = TypeVar("Own", bound="Explainer")
 Target = int | Sequence[int] | Tensor | None
 
 
@@ -31,6 +33,7 @@ class Explainer:
     method: str
     paper: str
     slow = False  # takes tens of forward passes or more
+    folds = True  # reads a convolution with its batch norm folded in as it reads the two
 
     def __init__(self, model: nn.Module, *, labels: Sequence[str] | None = None) -> None:
         if not isinstance(model, nn.Module):
@@ -38,6 +41,24 @@ class Explainer:
         self.model = unwrap(model)
         self.labels = None if labels is None else list(labels)
         self._channels_last = True
+        self._accelerated: Accelerated | None = None
+
+    def accelerate(self: Own) -> Own:
+        """Replay the model from now on instead of running it: same explanations up to rounding, sooner.
+
+        On the first images of a shape the model runs twice, and its replay must agree with it: batch norm is folded
+        into convolutions, weights are packed for the CPU, branches that lead nowhere are dropped. The model itself is
+        left alone. A change to its weights, modules, hooks or mode is noticed; one to other attributes that its
+        `forward` looks at is not. A model that cannot be replayed runs as before, which is logged once.
+
+        Takes memory for a second and third copy of the weights of convolutions.
+
+        Returns:
+            The explainer itself.
+        """
+        if self._accelerated is None:
+            self._accelerated = Accelerated(self.model, fold=self.folds)
+        return self
 
     def __call__(self, images: Tensor, target: Target = None) -> Explanation:
         """Explain a batch of images.
@@ -90,13 +111,18 @@ class Explainer:
     def _recorded(self, images: Tensor, args: Any, kwargs: Any) -> Tape:
         if self._wants_channels_last(images) and not images.is_contiguous(memory_format=torch.channels_last):
             try:
-                return record(self.model, images.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+                return self._tape(images.contiguous(memory_format=torch.channels_last), *args, **kwargs)
             except RuntimeError as error:
-                tape = record(self.model, images, *args, **kwargs)
+                tape = self._tape(images, *args, **kwargs)
                 self._channels_last = False
                 logger.info("%s: the model cannot take channels_last images (%s)", self.method, error)
                 return tape
-        return record(self.model, images, *args, **kwargs)
+        return self._tape(images, *args, **kwargs)
+
+    def _tape(self, *args: Any, **kwargs: Any) -> Tape:
+        if self._accelerated is not None:
+            return self._accelerated.record(*args, **kwargs)
+        return record(self.model, *args, **kwargs)
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, in inference mode and without a tape; by the very kernels that `record` runs.
@@ -105,6 +131,8 @@ class Explainer:
         """
         if self._wants_channels_last(images):
             images = images.contiguous(memory_format=torch.channels_last)
+        if self._accelerated is not None:
+            return self._accelerated.record(images, *args, **kwargs).result
         with watching(modules_of(self.model), lambda path, output: None), torch.inference_mode():
             return self.model(images, *args, **kwargs)
 

@@ -59,6 +59,7 @@ class Node:
         path: module the op ran in, "" for the model itself.
         name: unique on the tape: path, op and a count.
         saved: what the reading saved, by name.
+        kernel: does what `op` does, faster; None for `op` itself.
     """
 
     index: int
@@ -69,6 +70,11 @@ class Node:
     path: str
     name: str
     saved: dict[str, Saved] = field(default_factory=dict)
+    kernel: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The operation on tensors."""
+        return (self.kernel or self.op)(*args, **kwargs)
 
     @property
     def inputs(self) -> list[Value]:
@@ -92,6 +98,7 @@ class Tape:
         modules: the values each module returned, by module path, one list a call.
         reached: the tensor at which the forward was stopped.
         not_replayable: why `replay` would not repeat this forward, or None.
+        folded: names of what ran as part of something else, or led nowhere and did not run.
     """
 
     inputs: list[Value] = field(default_factory=list)
@@ -102,6 +109,7 @@ class Tape:
     modules: dict[str, list[list[Value]]] = field(default_factory=dict)
     reached: Tensor | None = None
     not_replayable: str | None = None
+    folded: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -125,6 +133,8 @@ class Tape:
             for value in calls[-1]:
                 if value is not None:
                     return value
+        if name in self.folded:
+            raise InputError(f"{argument} must name what runs on its own in an accelerated model, got {name!r}")
         raise InputError(unknown_name(name, self.names(), argument))
 
 

@@ -34,7 +34,7 @@ class Reading(Protocol):
         """Keep what the rule of `node` will need; called just before it runs, with the real tensors."""
 
     def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do what `node.op(*args, **kwargs)` does and return its result; may keep of the result, too."""
+        """Do what `node(*args, **kwargs)` does and return its result; may keep of the result, too."""
 
 
 def record(
@@ -110,6 +110,12 @@ def _facts(op: OpOverload) -> _Facts:
     )
 
 
+def written_by(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The arguments that an op writes to."""
+    written = (args[i] if i < len(args) else kwargs.get(name) for i, name in _facts(op).written)
+    return [tensor for tensor in written if isinstance(tensor, Tensor)]
+
+
 def _draws(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a random op really draws: not dropout and its kind outside training."""
     for position, argument in enumerate(op._schema.arguments):
@@ -120,7 +126,8 @@ def _draws(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
     return True
 
 
-def _storage(tensor: Tensor) -> int:
+def address(tensor: Tensor) -> int:
+    """The address by which the memory of a tensor is known, while it lives."""
     try:
         return tensor.untyped_storage()._cdata
     except NotImplementedError:  # sparse tensors have none
@@ -178,7 +185,7 @@ class _Recorder(TorchDispatchMode):
     def protect(self, tensors: Iterable[Tensor]) -> None:
         """Remember tensors that a forward must not change, so that `restore` can put them back."""
         for tensor in tensors:
-            self._protected[_storage(tensor)] = tensor
+            self._protected[address(tensor)] = tensor
 
     def finish(self, result: Any) -> None:
         self.tape.outputs = pytree.tree_map_only(Tensor, lambda t: self._value(t) or t, result)
@@ -221,8 +228,7 @@ class _Recorder(TorchDispatchMode):
             self.tape.not_replayable = f"{op} draws random numbers"
         if values and facts.data_dependent:
             self.tape.not_replayable = f"{op} takes a decision from the data"
-        written = [args[i] if i < len(args) else kwargs.get(name) for i, name in facts.written]
-        written = [tensor for tensor in written if isinstance(tensor, Tensor)]
+        written = written_by(op, args, kwargs)
         if not values or facts.constant:
             self._about_to_write(written)
             return op(*args, **kwargs)
@@ -239,7 +245,7 @@ class _Recorder(TorchDispatchMode):
             self._reading.save(node, keep, args, kwargs)
             self._about_to_write(written)
             result = self._reading.run(node, keep, args, kwargs)
-        sources = {_storage(tensor) for tensor in tensors if id(tensor) in values}
+        sources = {address(tensor) for tensor in tensors if id(tensor) in values}
         for output in result if isinstance(result, (list, tuple)) else (result,):
             node.outputs.append(self._output(output, node, written, sources) if isinstance(output, Tensor) else None)
         if node.name == self._until:
@@ -250,7 +256,7 @@ class _Recorder(TorchDispatchMode):
         def on_tape(tensor: Tensor) -> Tensor | Value:
             value = values.get(id(tensor))
             if value is None:
-                self._constants.add(_storage(tensor))
+                self._constants.add(address(tensor))
                 return tensor
             return value
 
@@ -267,7 +273,7 @@ class _Recorder(TorchDispatchMode):
     def _keep(self, node: Node, name: str, tensor: Tensor) -> None:
         saved = Saved(tensor)
         node.saved[name] = saved
-        self._kept.setdefault(_storage(tensor), []).append(saved)
+        self._kept.setdefault(address(tensor), []).append(saved)
 
     # Values and memory
 
@@ -288,14 +294,14 @@ class _Recorder(TorchDispatchMode):
     def _fresh(self, tensor: Tensor, producer: Node | None) -> Value:
         """A value with memory of its own."""
         value = self._new(tensor, producer)
-        storage = _storage(tensor)
+        storage = address(tensor)
         self._memory[storage] = _Memory(value, tensor)
         self._values[id(tensor)] = (value, 0, storage)
         return value
 
     def _value(self, tensor: Tensor) -> Value | None:
         """What a tensor is on the tape now; None where it does not depend on the inputs."""
-        storage = _storage(tensor)
+        storage = address(tensor)
         memory = self._memory.get(storage)
         if memory is None:
             return None
@@ -311,7 +317,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def _output(self, tensor: Tensor, node: Node, written: list[Tensor], sources: set[int]) -> Value:
-        storage = _storage(tensor)
+        storage = address(tensor)
         if not any(tensor is other for other in written):
             if storage not in sources:
                 return self._fresh(tensor, node)
@@ -342,14 +348,14 @@ class _Recorder(TorchDispatchMode):
         node = self._node(torch.ops.aten.clone.default, "clone", (whole.clone(),), {}, {})
         owner = self._new(whole, node)
         node.outputs.append(owner)
-        self._memory[_storage(tensor)] = _Memory(owner, tensor)
+        self._memory[address(tensor)] = _Memory(owner, tensor)
         value = self._value(tensor)
         assert value is not None
         return value
 
     def _about_to_write(self, tensors: list[Tensor]) -> None:
         for tensor in tensors:
-            storage = _storage(tensor)
+            storage = address(tensor)
             for saved in self._kept.pop(storage, ()):
                 saved.tensor = saved.tensor.clone()
             if storage in self._constants:

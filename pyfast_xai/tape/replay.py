@@ -1,5 +1,6 @@
 """Run a tape again on other inputs of the same shapes, without the model's Python."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.tape import alias
-from pyfast_xai.tape.nodes import Tape, Value, substitute
+from pyfast_xai.tape.nodes import Node, Saved, Tape, Value, substitute
+from pyfast_xai.tape.record import Reading, address, written_by
 
 
 def replay(tape: Tape, *inputs: Tensor) -> Any:
@@ -27,40 +29,96 @@ def replay(tape: Tape, *inputs: Tensor) -> Any:
     """
     if tape.reached is not None:
         raise InputError("tape must be of a whole forward to be replayed, got one that was stopped early")
+    return record_again(tape, *inputs).result
+
+
+def record_again(tape: Tape, *inputs: Tensor, reading: Reading | None = None, until: Value | None = None) -> Tape:
+    """A recording of the operations of `tape` on other inputs: as the model's own, without its Python.
+
+    Args:
+        tape: a recording that understood its composite operations as `reading` does.
+        *inputs: one tensor for each of `tape.inputs`, of the same shape, dtype and device. None is written to.
+        reading: what to save for reading the new tape; None to run the operations only.
+        until: the value that `tape` was stopped at, None for a whole forward.
+
+    Returns:
+        A tape of the same values, with results and what was saved of its own.
+
+    Raises:
+        InputError: as `replay`.
+    """
+    _check(tape, inputs)
+    again = dataclasses.replace(tape, nodes=[], result=None, reached=None)
+    environment: dict[Value, Tensor] = {}
+    for value, tensor in zip(tape.inputs, inputs, strict=True):
+        # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
+        environment[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
+        environment[value].copy_(tensor)
+    outputs = tape.outputs if until is None else until
+    wanted = {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
+    unused = _unused_after(tape, wanted)
+    kept: dict[int, list[Saved]] = {}
+    with torch.inference_mode():
+        for recorded in tape.nodes:
+            node = dataclasses.replace(recorded, saved={})
+            again.nodes.append(node)
+            results = _run(node, environment, reading, kept)
+            for output, result in zip(node.outputs, results, strict=True):
+                if output is not None:
+                    environment[output] = result
+            for value in unused[node.index]:
+                environment.pop(value, None)
+    if until is not None:
+        again.reached = environment[until]
+        return again
+    with torch.inference_mode(False):
+        again.result = pytree.tree_map_only(Value, lambda value: environment[value].clone(), outputs)
+    return again
+
+
+def _check(tape: Tape, inputs: tuple[Tensor, ...]) -> None:
     if tape.not_replayable is not None:
         raise InputError(f"tape must be replayable, got one in which {tape.not_replayable}")
     if len(inputs) != len(tape.inputs):
         raise InputError(f"inputs must be the {len(tape.inputs)} tensors of the tape, got {len(inputs)}")
-    environment: dict[Value, Tensor] = {}
     for value, tensor in zip(tape.inputs, inputs, strict=True):
         if tuple(tensor.shape) != value.shape or tensor.dtype != value.dtype or tensor.device != value.device:
             expected = f"{list(value.shape)} {value.dtype} on {value.device}"
             raise InputError(
                 f"inputs must be as recorded, {expected}, got {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
             )
-        # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
-        environment[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
-        environment[value].copy_(tensor)
 
-    def resolve(value: Value) -> Tensor:
-        return environment[value]
 
-    last_use = {value: node.index for node in tape.nodes for value in node.inputs}
-    wanted = {leaf for leaf in pytree.tree_leaves(tape.outputs) if isinstance(leaf, Value)}
-    with torch.inference_mode():
-        for node in tape.nodes:
-            if node.op is alias.overwrite:
-                # The write itself has happened to the memory that both share.
-                results: Any = [environment[node.args[0]]]
-            else:
-                args, kwargs = substitute(Value, resolve, node.args, node.kwargs)
-                result = node.op(*args, **kwargs)
-                results = result if isinstance(result, (list, tuple)) else [result]
-            for output, result in zip(node.outputs, results, strict=True):
-                if output is not None:
-                    environment[output] = result
-            for value in {*node.inputs, *filter(None, node.outputs)}:
-                if last_use.get(value, -1) <= node.index and value not in wanted:
-                    environment.pop(value, None)
-    with torch.inference_mode(False):
-        return pytree.tree_map_only(Value, lambda value: environment[value].clone(), tape.outputs)
+def _unused_after(tape: Tape, wanted: set[Value]) -> list[list[Value]]:
+    """For each node the values that nobody needs after it."""
+    last = {output: node.index for node in tape.nodes for output in node.outputs if output is not None}
+    last.update({value: node.index for node in tape.nodes for value in node.inputs})
+    unused: list[list[Value]] = [[] for _ in tape.nodes]
+    for value, index in last.items():
+        if value not in wanted:
+            unused[index].append(value)
+    return unused
+
+
+def _run(
+    node: Node, environment: dict[Value, Tensor], reading: Reading | None, kept: dict[int, list[Saved]]
+) -> list[Any]:
+    """What a node makes, and what the reading keeps of it."""
+    if node.op is alias.overwrite:
+        # The write itself has happened to the memory that both share.
+        return [environment[node.args[0]]]
+    args, kwargs = substitute(Value, environment.__getitem__, node.args, node.kwargs)
+    if node.op is alias.refresh:
+        return [node.op(*args, **kwargs)]
+
+    def keep(name: str, tensor: Tensor) -> None:
+        node.saved[name] = saved = Saved(tensor)
+        kept.setdefault(address(tensor), []).append(saved)
+
+    if reading is not None:
+        reading.save(node, keep, args, kwargs)
+    for tensor in written_by(node.op, args, kwargs):
+        for saved in kept.pop(address(tensor), ()):
+            saved.tensor = saved.tensor.clone()
+    result = node(*args, **kwargs) if reading is None else reading.run(node, keep, args, kwargs)
+    return list(result) if isinstance(result, (list, tuple)) else [result]

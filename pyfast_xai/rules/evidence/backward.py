@@ -129,7 +129,7 @@ class _Evidence:
         keep_arguments(node, _saves[name](node), keep, args, kwargs)
 
     def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return node.op(*args, **kwargs)
+        return node(*args, **kwargs)
 
 
 reading = _Evidence()

@@ -46,7 +46,7 @@ class Response:
 
     def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         runs = self.rule_of(node).runs if _differentiable(node) else None
-        return node.op(*args, **kwargs) if runs is None else runs(node, keep, *args, **kwargs)
+        return node(*args, **kwargs) if runs is None else runs(node, keep, *args, **kwargs)
 
 
 def _differentiable(node: Node) -> bool:

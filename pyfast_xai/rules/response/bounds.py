@@ -38,7 +38,7 @@ class Bounding(Response):
         pass
 
     def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = node.op(*args, **kwargs)
+        result = node(*args, **kwargs)
         if activates(node):
             keep("bound", result if isinstance(result, Tensor) else result[0])
         return result

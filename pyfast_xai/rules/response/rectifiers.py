@@ -120,7 +120,7 @@ def _runs_hardtanh(node: Node, keep: Keep, self: Tensor, min_val: float = -1, ma
 
 def _runs_leaky(node: Node, keep: Keep, self: Tensor, negative_slope: float = 0.01) -> Tensor:
     keep("bits", ops.relu_forward(self)[1])
-    return node.op(self, negative_slope)
+    return node(self, negative_slope)
 
 
 def _not_relu6(node: Node) -> bool:

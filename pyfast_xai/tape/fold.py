@@ -1,0 +1,131 @@
+"""The same function in fewer operations: batch norm folded into convolutions, and nothing that leads nowhere."""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyfast_xai.tape.nodes import Node, Tape, Value, key
+
+_CONVOLUTIONS = {"aten::conv1d", "aten::conv2d", "aten::conv3d"}
+
+
+class Folded(NamedTuple):
+    """What a convolution and the batch norm behind it come to."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Folds:
+    """Folded weights, each made once for however many tapes of a model."""
+
+    def __init__(self) -> None:
+        # With the tensors that each was made of, so that no id is used again.
+        self._made: dict[tuple[int, ...], tuple[list[Any], Folded]] = {}
+
+    def __call__(self, convolution: Node, norm: Node) -> Folded:
+        sources = [*_weights(convolution), *norm.args[1:5], norm.args[7]]
+        known = tuple(map(id, sources))
+        if known not in self._made:
+            self._made[known] = sources, _folded(*sources)
+        return self._made[known][1]
+
+
+def fold_batch_norm(tape: Tape, until: Value | None, folds: Folds) -> None:
+    """Fold batch norm into the convolutions before it, and drop the nodes whose results nobody uses.
+
+    A convolution is left alone where anything but its batch norm reads it. The results of those that are folded are on
+    the tape no longer; their names are in `tape.folded`.
+
+    Args:
+        tape: which is changed.
+        until: the value it was stopped at, None for a whole forward.
+        folds: where folded weights are kept.
+    """
+    wanted = _wanted(tape, until)
+    uses = Counter(value for node in tape.nodes for value in node.inputs)
+    uses.update(wanted)
+    gone: set[Value] = set()
+    for norm in tape.nodes:
+        convolution = _foldable(tape, norm, uses)
+        if convolution is None:
+            continue
+        made = folds(convolution, norm)
+        convolution.args = (convolution.args[0], *made, *convolution.args[3:])
+        convolution.kwargs = {k: v for k, v in convolution.kwargs.items() if k not in ("weight", "bias")}
+        gone.update(value for value in convolution.outputs if value is not None)
+        convolution.outputs, norm.outputs = norm.outputs, []
+        tape.folded.add(convolution.name)
+    _drop(tape, wanted, gone)
+
+
+def _wanted(tape: Tape, until: Value | None) -> set[Value]:
+    outputs = tape.outputs if until is None else until
+    return {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
+
+
+def _weights(convolution: Node) -> list[Any]:
+    args, kwargs = convolution.args, convolution.kwargs
+    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+    return [args[1] if len(args) > 1 else kwargs["weight"], bias]
+
+
+def _foldable(tape: Tape, norm: Node, uses: Counter[Value]) -> Node | None:
+    """The convolution that a batch norm can be folded into, if it is one and there is one."""
+    if key(norm.op) != "aten::batch_norm" or len(norm.inputs) != 1 or norm.args[5] or norm.args[3] is None:
+        return None
+    value = norm.args[0]
+    convolution = tape.producer(value)
+    if convolution is None or key(convolution.op) not in _CONVOLUTIONS or uses[value] != 1:
+        return None
+    weight, _ = _weights(convolution)
+    unbatched = not isinstance(weight, Tensor) or weight.dim() != len(value.shape)
+    return None if unbatched or len(convolution.inputs) != 1 else convolution
+
+
+def _folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Folded:
+    factor = torch.rsqrt(variance.double() + eps)
+    if scale is not None:
+        factor = factor * scale.double()
+    offset = -mean.double() if bias is None else bias.double() - mean.double()
+    offset = offset * factor
+    if shift is not None:
+        offset = offset + shift.double()
+    folded = weight.double() * factor.view(-1, *[1] * (weight.dim() - 1))
+    return Folded(folded.to(weight.dtype, memory_format=torch.preserve_format), offset.to(weight.dtype))
+
+
+def _drop(tape: Tape, wanted: set[Value], gone: set[Value]) -> None:
+    """Keep the nodes that lead to what is wanted."""
+    needed = set(wanted)
+    kept = []
+    for node in reversed(tape.nodes):
+        if any(value in needed for value in node.outputs):
+            needed.update(node.inputs)
+            kept.append(node)
+        else:
+            gone.update(value for value in node.outputs if value is not None)
+    tape.nodes = kept[::-1]
+    for index, node in enumerate(tape.nodes):
+        node.index = index
+        for value in node.outputs:
+            if value is not None:
+                value.producer = index
+    for path, calls in list(tape.modules.items()):
+        left = [values for values in calls if not gone.intersection(values)]
+        if left:
+            tape.modules[path] = left
+        else:
+            del tape.modules[path]
+            tape.folded.add(path)

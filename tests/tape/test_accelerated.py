@@ -1,0 +1,335 @@
+"""Replays in a model's place: the same numbers up to rounding, never out of date, never where they would be wrong."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import pyfast_xai
+from pyfast_xai.errors import InputError
+from pyfast_xai.rules import evidence
+from pyfast_xai.rules.response import Response
+from pyfast_xai.tape import record
+from pyfast_xai.tape.accelerated import Accelerated
+
+DTYPES = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+class Residual(nn.Module):
+    """Batch norm behind convolutions with and without bias, one of which is read twice; negative scales."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.wide = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
+        self.norm_wide = nn.BatchNorm2d(8, affine=False)
+        self.twice = nn.Conv2d(8, 8, 1)
+        self.norm_twice = nn.BatchNorm2d(8)
+        self.aside = nn.Linear(8, 3)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.stem(x)), inplace=True)
+        x = x + functional.relu(self.norm_wide(self.wide(x)))
+        read_twice = self.twice(x)
+        x = torch.relu(self.norm_twice(read_twice) + read_twice)
+        pooled = x.mean((2, 3))
+        self.aside(pooled)
+        return self.fc(pooled)
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    return request.param
+
+
+def settled(model):
+    """With statistics and scales of both signs, as after training."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def model(dtype):
+    torch.manual_seed(0)
+    return settled(Residual()).to(dtype)
+
+
+@pytest.fixture
+def images(dtype):
+    torch.manual_seed(1)
+    return torch.randn(4, 3, 9, 7, dtype=dtype)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=float(b.abs().max()) * DTYPES[b.dtype])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("reading", [None, evidence.reading, Response()], ids=["none", "evidence", "response"])
+def test_the_outputs_are_the_models(model, images, reading, layout):
+    accelerated = Accelerated(model)
+    for batch in (images, images.flip(0) * 2, images[:, :, 1:], images[:1]):
+        batch = batch.contiguous(memory_format=layout)
+        before = batch.clone()
+        close(accelerated.record(batch, reading=reading).result, model(batch))
+        assert torch.equal(batch, before)
+
+
+def test_batch_norm_is_folded_where_nothing_else_reads_the_convolution(model, images):
+    names = {node.name for node in Accelerated(model).record(images)}
+    assert {"stem.conv2d", "wide.conv2d", "twice.conv2d", "norm_twice.batch_norm"} <= names
+    assert not {"norm.batch_norm", "norm_wide.batch_norm"} & names
+    assert {node.name for node in Accelerated(model, fold=False).record(images)} >= {"norm.batch_norm"}
+
+
+def test_what_leads_nowhere_does_not_run(model, images):
+    tape = Accelerated(model).record(images)
+    assert "aside.linear" in {node.name for node in record(model, images)}
+    assert "aside.linear" not in {node.name for node in tape}
+    with pytest.raises(InputError, match=r"layer must name what runs on its own .* got 'aside'"):
+        tape.find("aside")
+
+
+def test_a_folded_module_is_found_by_the_name_of_its_batch_norm(model, images):
+    tape = Accelerated(model).record(images)
+    assert tape.producer(tape.find("norm")).name == "stem.conv2d"
+    with pytest.raises(InputError, match=r"layer must name what runs on its own .* got 'stem'"):
+        tape.find("stem")
+
+
+@pytest.mark.parametrize("layer", ["stem", "norm", "twice.conv2d", "fc"])
+def test_it_stops_where_the_model_stops(model, images, layer):
+    accelerated = Accelerated(model)
+    for batch in (images, images + 1):
+        close(accelerated.record(batch, until=layer).reached, record(model, batch, until=layer).reached)
+
+
+EXPLAINERS = {
+    "saliency": pyfast_xai.Saliency,
+    "deconvnet": pyfast_xai.DeconvNet,
+    "guided": pyfast_xai.GuidedBackprop,
+    "fixations": pyfast_xai.CNNFixations,
+    "signed": lambda model: pyfast_xai.CNNFixations(model, variant="paper"),
+    "clear": lambda model: pyfast_xai.CLEAR(model, 3),
+    "eigen-cam": pyfast_xai.EigenCAM,
+    "eigen-cam below": lambda model: pyfast_xai.EigenCAM(model, layer="norm"),
+    "eigen-cam on a folded convolution": lambda model: pyfast_xai.EigenCAM(model, layer="stem"),
+    "grad-cam": pyfast_xai.GradCAM,
+    "grad-cam below": lambda model: pyfast_xai.GradCAM(model, layer="norm_wide"),
+    "excitation": lambda model: pyfast_xai.ExcitationBackprop(model, layer="norm"),
+    "integrated": pyfast_xai.IntegratedGradients,
+    "fgvis": lambda model: pyfast_xai.FGVis(model, iterations=5),
+    "fgvis forward": lambda model: pyfast_xai.FGVis(model, iterations=5, defence="forward"),
+    "rise": lambda model: pyfast_xai.RISE(model, masks=20),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_explanations_are_the_same(model, images, explainer):
+    plain, fast = EXPLAINERS[explainer](model), EXPLAINERS[explainer](model).accelerate()
+    for batch in (images, images.flip(0), images[:, :, :, 1:]):
+        expected, found = plain(batch), fast(batch)
+        torch.testing.assert_close(found.heatmap, expected.heatmap, rtol=1e-6, atol=1e-9)
+        if expected.points is not None:
+            assert all(torch.equal(a, b) for a, b in zip(found.points, expected.points, strict=True))
+
+
+def test_nothing_of_the_model_is_changed(model, images):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept = {name: (id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()}
+    fast = pyfast_xai.GuidedBackprop(model).accelerate()
+    fast(images), fast(images)
+    assert {name: (id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()} == kept
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def _write_in_place(model):
+    model.norm.weight.mul_(-1)
+
+
+def _swap_data(model):
+    model.wide.weight.data = model.wide.weight.data + 1
+
+
+def _new_parameter(model):
+    model.fc.weight = nn.Parameter(model.fc.weight * 2, requires_grad=False)
+
+
+def _new_buffer(model):
+    model.norm.running_var = model.norm.running_var * 4
+
+
+def _new_module(model):
+    model.twice = nn.Sequential(model.twice, nn.Tanh()).eval()
+
+
+def _hook(model):
+    model.norm_twice.register_forward_hook(lambda module, args, output: output * 3)
+
+
+def _training_mode(model):
+    model.norm_wide.train()
+
+
+CHANGES = [_write_in_place, _swap_data, _new_parameter, _new_buffer, _new_module, _hook, _training_mode]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_changed_model_is_noticed(model, images, change):
+    accelerated = Accelerated(model)
+    before = accelerated.record(images).result
+    change(model)
+    expected = record(model, images).result
+    assert not torch.allclose(before, expected)
+    close(accelerated.record(images).result, expected)
+
+
+def test_a_change_to_what_is_not_noticed_can_be_told(images):
+    class Scaled(nn.Module):
+        scale = 1.0
+
+        def forward(self, x):
+            return x.mean((2, 3)) * self.scale
+
+    model = Scaled().eval()
+    accelerated = Accelerated(model)
+    accelerated.record(images)
+    model.scale = 2.0
+    accelerated.forget()
+    assert torch.equal(accelerated.record(images).result, model(images))
+
+
+class Decides(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+class DecidesUnseen(nn.Module):
+    """By numbers that left PyTorch."""
+
+    def forward(self, x):
+        return x.mean((2, 3)) if x.numpy().sum() > 0 else x.amax((2, 3))
+
+
+class Draws(nn.Module):
+    def forward(self, x):
+        return functional.dropout(x, training=True).mean((2, 3))
+
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return x.mean((2, 3)) * self.seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Decides, "takes a decision from the data"),
+        (DecidesUnseen, "its replay gives other results"),
+        (Draws, "draws random numbers"),
+        (Counts, "the model writes to its own state"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
+def test_what_cannot_be_replayed_runs_as_it_is(images, caplog, kind, reason):
+    model = kind().eval()
+    accelerated = Accelerated(model)
+    images = images - images.mean() + 0.1
+    with caplog.at_level(logging.WARNING, "pyfast_xai"):
+        for batch in (images, -images, images[:2]):
+            torch.manual_seed(3)
+            found = accelerated.record(batch).result
+            torch.manual_seed(3)
+            assert torch.equal(found, record(model, batch).result)
+    (told,) = caplog.messages
+    assert told.startswith("accelerate: the model runs as it is: ")
+    assert reason in told
+
+
+def test_views_that_are_written_to(dtype, images):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.norm(self.conv(x))
+            x[:, :2].mul_(2)
+            x[:, :, 1:3] = x[:, :, :2]
+            return x.flatten(1)
+
+    torch.manual_seed(0)
+    model = settled(Writes()).to(dtype)
+    accelerated = Accelerated(model)
+    for batch in (images, images.flip(0)):
+        assert torch.equal(accelerated.record(batch).result, model(batch))
+
+
+def test_a_model_that_needs_the_layout_it_knows(dtype, images):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.norm = nn.BatchNorm2d(4)
+            self.fc = nn.Linear(4 * 63, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.norm(self.conv(x)))
+            return self.fc(x.view(len(x), -1))
+
+    torch.manual_seed(0)
+    model = settled(Views()).to(dtype)
+    plain, fast = pyfast_xai.GuidedBackprop(model), pyfast_xai.GuidedBackprop(model).accelerate()
+    for batch in (images, images.flip(0)):
+        close(fast(batch).attribution, plain(batch).attribution)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
+def test_precisions_are_told_apart(model, images):
+    accelerated = Accelerated(model)
+    exact = accelerated.record(images).result
+    with torch.autocast("cpu", torch.bfloat16):
+        short = accelerated.record(images).result
+        torch.testing.assert_close(short, record(model, images).result, rtol=0.1, atol=0.1)
+    assert short.dtype == torch.bfloat16
+    assert torch.equal(accelerated.record(images).result, exact)
+
+
+def test_further_arguments(dtype, images):
+    class Weighs(nn.Module):
+        def forward(self, x, weight, *, mode="mean"):
+            return getattr((x * weight).flatten(2), mode)(2)
+
+    model = Weighs().eval()
+    accelerated = Accelerated(model)
+    weight = torch.rand(4, 1, 1, 1, dtype=dtype)
+    for mode in ("mean", "sum", "mean"):
+        for weights in (weight, weight * 2):
+            found = accelerated.record(images, weights, mode=mode).result
+            assert torch.equal(found, model(images, weights, mode=mode))
+
+
+def test_gradients_are_autograds(model, images):
+    """The stem's output is rectified in place, and a second reading of the same replay saves anew."""
+    fast = pyfast_xai.Saliency(model).accelerate()
+    for batch in (images, images.flip(0)):
+        leaf = batch.clone().requires_grad_()
+        model(leaf).amax(1).sum().backward()
+        close(fast(batch).attribution, leaf.grad)
