@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import functools
+import hashlib
 import importlib
 import inspect
 import logging
@@ -21,7 +23,7 @@ from pyfast_xai.images import Preprocess
 
 logger = logging.getLogger("pyfast_xai")
 
-SPECS = "'digits', 'torchvision/<name>', 'timm/<name>' or 'package.module:callable'"
+SPECS = "'digits', 'torchvision/<name>', 'timm/<name>', 'package.module:callable' or a file of a whole model"
 
 # Heads that only training uses, and published files contain.
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
@@ -35,7 +37,7 @@ class LoadedModel:
         model: in evaluation mode, on the CPU.
         preprocess: makes its input from a PIL image.
         classes: names of its outputs; None where they are not known.
-        name: what the user called it.
+        name: what the user called it; of a file its name and the beginning of its SHA-256.
     """
 
     model: nn.Module
@@ -44,44 +46,52 @@ class LoadedModel:
     name: str
 
 
-def load_model(spec: str, weights: str | Path | None = None, num_classes: int | None = None) -> LoadedModel:
+def load_model(
+    spec: str, weights: str | Path | None = None, num_classes: int | None = None, *, trust: bool = False
+) -> LoadedModel:
     """Build a network and fill it.
 
     Args:
         spec: `digits`, the small network of the demo; `torchvision/<name>`; `timm/<name>` where timm is installed;
-            or `package.module:callable`, called without arguments to give a module (the working folder is searched
-            too).
+            `package.module:callable`, called without arguments to give a module (the working folder is searched
+            too); or, where it is trusted, a file of a whole model: `torch.save(model)`, TorchScript (`.pt`) or
+            `torch.export` (`.pt2`).
         weights: a safetensors file or a state dict saved by `torch.save`; "DEFAULT" or the name of published
             weights. None leaves a torchvision or timm network random, and says so.
         num_classes: outputs of a torchvision or timm network whose weights do not say; None for its own number.
+        trust: load files that hold more than tensors. **They run whatever their author wrote into them**, with all
+            that you may do on this machine. False loads tensors only.
 
     Raises:
-        InputError: a name that does not exist, or weights that cannot be read or do not fit.
+        InputError: a name that does not exist, weights that cannot be read or do not fit, or a file that would have
+            to be trusted.
     """
     if spec == "digits":
-        return _digits(weights, num_classes)
+        return _digits(weights, num_classes, trust)
     family, slash, name = spec.partition("/")
     if slash and family == "torchvision":
-        return _torchvision(name, weights, num_classes)
+        return _torchvision(name, weights, num_classes, trust)
     if slash and family == "timm":
-        return _timm(name, weights, num_classes)
+        return _timm(name, weights, num_classes, trust)
+    if os.path.isfile(spec):
+        return _whole(spec, weights, num_classes, trust)
     if ":" in spec:
-        return _imported(spec, weights, num_classes)
+        return _imported(spec, weights, num_classes, trust)
     raise InputError(f"model must be {SPECS}, got {spec!r}")
 
 
-def _digits(weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+def _digits(weights: str | Path | None, num_classes: int | None, trust: bool) -> LoadedModel:
     from pyfast_xai import demo
 
     _no_count("digits", num_classes)
     model = demo.load()
     if weights not in (None, "DEFAULT"):
-        _fill(model, read_weights(str(weights)), "digits", str(weights))
+        _fill(model, read_weights(str(weights), trust=trust), "digits", str(weights))
     preprocess = Preprocess(96, mean=(0.0,) * 3, std=(1.0,) * 3)
     return LoadedModel(model, preprocess, [str(digit) for digit in range(10)], "digits")
 
 
-def _imported(spec: str, weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+def _imported(spec: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> LoadedModel:
     path, _, attribute = spec.partition(":")
     _no_count(spec, num_classes)
     with _working_folder():
@@ -104,8 +114,43 @@ def _imported(spec: str, weights: str | Path | None, num_classes: int | None) ->
     if not isinstance(found, nn.Module):
         raise InputError(f"model {spec!r} must give a torch.nn.Module, got {type(found).__name__}")
     if weights is not None:
-        _fill(found, read_weights(str(weights)), spec, str(weights))
+        _fill(found, read_weights(str(weights), trust=trust), spec, str(weights))
     return LoadedModel(found.eval(), Preprocess(224, resize=256), None, spec)
+
+
+def _whole(path: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> LoadedModel:
+    from pyfast_xai import trusted
+
+    _no_count(path, num_classes)
+    if not trust:
+        raise InputError(
+            f"model {path!r} must be trusted by --trust-model (trust=True), for loading a whole model runs what is in "
+            "its file, got the file alone"
+        )
+    model, size = trusted.network(_unsafe(path, "model"), path)
+    if weights is not None:
+        _fill(model, read_weights(str(weights), trust=trust), path, str(weights))
+    preprocess = Preprocess(224, resize=256) if size is None else Preprocess(size, resize=round(min(size) * 8 / 7))
+    # What a list of its layers does not tell, code among it, makes it another network, too.
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(functools.partial(file.read, 1 << 20), b""):
+            digest.update(block)
+    return LoadedModel(model, preprocess, None, f"{Path(path).name}@{digest.hexdigest()[:12]}")
+
+
+def _unsafe(path: str | Path, argument: str) -> Any:
+    """What is in a file that is trusted."""
+    from pyfast_xai import trusted
+
+    try:
+        with _working_folder():  # a pickle says where its classes are
+            return trusted.read(path)
+    except Exception as error:  # whatever is in it may raise
+        raise InputError(
+            f"{argument} {str(path)!r} must be {trusted.kind(path)} that can be loaded here, "
+            f"got {type(error).__name__}: {_line(error)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -123,7 +168,7 @@ def _working_folder() -> Iterator[None]:
                 break
 
 
-def _torchvision(name: str, weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+def _torchvision(name: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> LoadedModel:
     try:
         from torchvision import models
     except ImportError as error:
@@ -141,7 +186,7 @@ def _torchvision(name: str, weights: str | Path | None, num_classes: int | None)
 
     state, source = None, None
     if weights is not None and Path(weights).is_file():
-        state = read_weights(weights)
+        state = read_weights(weights, trust=trust)
         # A downloaded file keeps its name, and with it what is known of its training.
         source = next((entry for entry in published if Path(entry.url).name == Path(weights).name), None)
     elif weights is not None:
@@ -217,7 +262,7 @@ def _download(weights: Any) -> dict[str, Tensor]:
         raise InputError(f"weights {weights} must be fetched from {weights.url}, got {_line(error)}") from error
 
 
-def _timm(name: str, weights: str | Path | None, num_classes: int | None) -> LoadedModel:
+def _timm(name: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> LoadedModel:
     try:
         import timm
     except ImportError as error:
@@ -229,7 +274,7 @@ def _timm(name: str, weights: str | Path | None, num_classes: int | None) -> Loa
     if weights is None:
         _warn_random(f"timm/{name}")
     elif weights != "DEFAULT":
-        _fill(model, read_weights(str(weights)), f"timm/{name}", str(weights))
+        _fill(model, read_weights(str(weights), trust=trust), f"timm/{name}", str(weights))
     data = timm.data.resolve_model_data_config(model)
     height, width = data["input_size"][1:]
     preprocess = Preprocess(
@@ -243,36 +288,43 @@ def _timm(name: str, weights: str | Path | None, num_classes: int | None) -> Loa
     return LoadedModel(model.eval(), preprocess, None, f"timm/{name}")
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weight file, by name; nothing in the file is run.
+def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
+    """The tensors of a weight file, by name; nothing in the file is run, unless it is trusted.
 
     Args:
         path: safetensors, or a state dict saved by `torch.save`, also inside of "state_dict" or "model", also of a
             compiled or data-parallel module.
+        trust: take the tensors of any other pickle, of TorchScript and of exported programs, too. Reading them runs
+            whatever is in them. What can be read without that is, also where it is trusted.
 
     Raises:
-        InputError: no such file, not a file of tensors, or a pickle of anything else.
+        InputError: no such file, not a file of tensors, or one of more than tensors that is not trusted.
     """
     shown = repr(str(path))
     state: Any
     if not os.path.isfile(path):
         raise InputError(f"weights must be a file, got {shown}")
+    tensors_only = str(path).lower().endswith(".safetensors")
     try:
-        if str(path).lower().endswith(".safetensors"):
+        if tensors_only:
             from safetensors.torch import load_file
 
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        forbidden = re.search(r"Unsupported (?:global|class|operand).*?(?= was not|\n|$)", str(error))
-        found = f"a pickle with more than tensors ({forbidden[0]})" if forbidden else f"something else ({_line(error)})"
-        raise InputError(f"weights {shown} must be safetensors or a saved state dict, got {found}") from error
+        if tensors_only or not trust:
+            message = f"weights {shown} must be safetensors or a saved state dict, got {_found(path, error)}"
+            raise InputError(message) from error
+        state = _unsafe(path, "weights")
     while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
         inner = next((state[key] for key in ("state_dict", "model", "model_state_dict") if key in state), None)
         if inner is None:
             break
         state = inner
+    if trust and not isinstance(state, dict) and hasattr(state, "state_dict"):
+        # A method of modules, a property of exported programs.
+        state = dict(state.state_dict() if callable(state.state_dict) else state.state_dict)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         kind = f"a {type(state).__name__}"
         raise InputError(f"weights {shown} must hold named tensors and nothing else, got {kind} of other things")
@@ -285,6 +337,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
+
+
+def _found(path: str | Path, error: Exception) -> str:
+    """What is in a file instead of tensors, and how it could be loaded."""
+    from pyfast_xai import trusted
+
+    found, message = trusted.kind(path), str(error)
+    if found == trusted.PICKLE:
+        if not message.startswith("Weights only load failed"):
+            return f"something else ({_line(error)})"
+        forbidden = re.search(
+            r"unsupported (?:global|class|operand).*?(?= was not| whose|\n|$)", message, re.IGNORECASE
+        )
+        found += " with more than tensors" + (f" ({forbidden[0]})" if forbidden else "")
+    return f"{found}, which --trust-model (trust=True) loads, running what is in it"
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: str) -> None:

@@ -21,13 +21,14 @@ LEVELS = {
     "explainers": 5,
     "compat": 6,
     "metrics": 6,
+    "trusted": 4,
     "models": 5,
-    "datasets": 6,
-    "evaluation": 7,
-    "reproduce": 8,
-    "report": 8,
+    "datasets": 7,
+    "evaluation": 8,
+    "reproduce": 9,
+    "report": 9,
     "serve": 6,
-    "cli": 9,
+    "cli": 10,
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyfast_xai.cli import options
 from pyfast_xai.cli.messages import refuse
 
 if TYPE_CHECKING:
@@ -46,22 +47,20 @@ def folder(out: Path, pictures: Iterable[Path]) -> Path:
     return out
 
 
-def network(
-    spec: str, weights: str | None, classes: int | None, size: int | None, mean: str | None, std: str | None
-) -> "LoadedModel":
+def network(asked: options.Network) -> "LoadedModel":
     from dataclasses import replace
 
     from pyfast_xai.models import load_model
 
-    loaded = load_model(spec, weights, classes)
+    loaded = load_model(asked.model, asked.weights, asked.classes, trust=asked.trust_model)
     changes: dict[str, Any] = {}
-    if size is not None:
+    if asked.size is not None:
         # The usual margin around the crop.
-        changes.update(size=size, resize=None if loaded.preprocess.resize is None else round(size * 8 / 7))
-    if mean is not None:
-        changes["mean"] = _numbers("mean", mean)
-    if std is not None:
-        changes["std"] = _numbers("std", std)
+        changes.update(size=asked.size, resize=None if loaded.preprocess.resize is None else round(asked.size * 8 / 7))
+    if asked.mean is not None:
+        changes["mean"] = _numbers("mean", asked.mean)
+    if asked.std is not None:
+        changes["std"] = _numbers("std", asked.std)
     return replace(loaded, preprocess=replace(loaded.preprocess, **changes))
 
 

@@ -14,9 +14,10 @@ from pyfast_xai.cli.messages import SOME_FAILED, count, one_sentence, printable,
 from pyfast_xai.cli.progress import Bar
 
 
+@options.takes_network
 def evaluate(
     images: options.Images,
-    model: options.Model,
+    network: options.Network,
     annotations: Annotated[
         Path,
         typer.Option(
@@ -25,7 +26,6 @@ def evaluate(
             show_default=False,
         ),
     ],
-    weights: options.Weights = None,
     method: Annotated[
         str,
         typer.Option(
@@ -44,10 +44,6 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
     resamples: Annotated[int, typer.Option(help="Of the pictures, for 95 % intervals.", min=0)] = 1000,
     device: options.Device = None,
-    classes: options.Classes = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure explainers on annotated pictures.
@@ -71,7 +67,7 @@ def evaluate(
         truth, without = evaluation.read_annotations(annotations, files)
         if not truth:
             refuse(f"annotations must be of the pictures, got {str(annotations)!r}, which tells of none of them")
-        loaded = arguments.network(model, weights, classes, size, mean, std)
+        loaded = arguments.network(network)
         where = arguments.device(device)
         loaded.model.to(where)
         with Bar(len(truth) * len(names), "measuring") as bar:

@@ -17,10 +17,10 @@ from pyfast_xai.cli.messages import SOME_FAILED, count, one_sentence, printable,
 from pyfast_xai.cli.progress import Bar
 
 
+@options.takes_network
 def explain(
     images: options.Images,
-    model: options.Model,
-    weights: options.Weights = None,
+    network: options.Network,
     method: Annotated[str, typer.Option(help="Explainers, separated by commas; see `methods`.")] = (
         "fixations,eigen-cam"
     ),
@@ -30,18 +30,11 @@ def explain(
         Path, typer.Option(help="Folder of the results, another than that of the pictures.", file_okay=False)
     ] = Path("out/explain"),
     layer: options.Layer = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Cut boxes at this share of a map's range, 0 to 1.", show_default="per method"),
-    ] = None,
+    threshold: options.Threshold = None,
     colormap: Annotated[str, typer.Option(help="turbo, jet, viridis, inferno or gray.")] = "turbo",
     alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
     device: options.Device = None,
-    classes: options.Classes = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     max_pixels: options.MaxPixels = 64_000_000,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +59,7 @@ def explain(
         if not 0 <= alpha <= 1:
             refuse(f"alpha must lie in 0 to 1, got {alpha}")
         arguments.one_of("colormap", colormap, COLORMAPS)
-        loaded = arguments.network(model, weights, classes, size, mean, std)
+        loaded = arguments.network(network)
         where = arguments.device(device)
         loaded.model.to(where)
         with Bar(len(files), "explaining") as bar:

@@ -2,16 +2,15 @@
 
 import contextlib
 import json
-import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from rich.progress import TimeElapsedColumn
+
+from pyfast_xai.cli.progress import Late
 
 if TYPE_CHECKING:
     from pyfast_xai.datasets import Progress
@@ -38,12 +37,9 @@ class Live:
         log: Path | None = None,
         prometheus: Path | None = None,
     ) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._task = self._bars.add_task("explaining", total=total, completed=before)
-        self._late = threading.Timer(1.0, self._bars.start)
-        self._late.daemon = True
+        self._bar = Late(TimeElapsedColumn())
+        self._console = self._bar.console
+        self._task = self._bar.add_task("explaining", total=total, completed=before)
         self._total, self._before, self._errors = total, before, errors
         self._path, self._prometheus = log, prometheus
         self._log: TextIO | None = None
@@ -53,22 +49,19 @@ class Live:
     def __enter__(self) -> "Live":
         if self._path is not None:
             self._log = open(self._path, "a", encoding="utf-8")
-        self._late.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._late.cancel()
-        self._late.join()
-        if self._bars.live.is_started:
-            self._bars.stop()
+        self._bar.__exit__(kind, error, trace)
         if self._log is not None:
             self._log.close()
 
     def __call__(self, progress: "Progress") -> None:
         line = self.line(progress)
-        self._bars.update(self._task, completed=self._before + progress.images, description=line)
+        self._bar.update(self._task, completed=self._before + progress.images, description=line)
         if not self._console.is_terminal and time.monotonic() - self._told >= EVERY:
             self._told = time.monotonic()
             self._console.print(f"{self._before + progress.images}/{self._total} {line}", soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from pyfast_xai.cli import options
 from pyfast_xai.cli import run as running
 from pyfast_xai.cli.live import Live
 from pyfast_xai.cli.messages import FAILED, SOME_FAILED, count, one_sentence, printable, refuse
@@ -65,8 +66,13 @@ def retry(
     context: typer.Context,
     folder: Folder,
     model: Annotated[
-        str | None, typer.Option(help="The model again; needed for package.module:callable.", metavar="MODEL")
+        str | None,
+        typer.Option(help="The model again; needed for package.module:callable and --trust-model.", metavar="MODEL"),
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The weights again; needed for --trust-model.", metavar="FILE|NAME")
+    ] = None,
+    trust_model: options.TrustModel = False,
     source: Annotated[
         list[str] | None, typer.Option(help="The source again; needed for hf:NAME.", metavar="SOURCE")
     ] = None,
@@ -83,11 +89,16 @@ def retry(
         # A folder that somebody sent imports and fetches nothing by itself.
         if model is None and ":" in asked.model:
             refuse(f"model must be named again for what is imported, got {asked.model!r} from _run.json alone")
+        # Nor does it say what is trusted.
+        if trust_model and model is None:
+            refuse(f"model must be named again where it is trusted, got {asked.model!r} from _run.json alone")
+        if trust_model and weights is None and asked.weights is not None:
+            refuse(f"weights must be named again where they are trusted, got {asked.weights!r} from _run.json alone")
         if source is None and any(name.startswith("hf:") for name in asked.source):
             refuse("source must be named again for what is fetched, got hf: from _run.json alone")
         places = results.manifest.made.get("source")
-        asked = replace(asked, model=model or asked.model, batch=batch or asked.batch)
-        keywords = asked.keywords()
+        asked = replace(asked, model=model or asked.model, weights=weights or asked.weights, batch=batch or asked.batch)
+        keywords = asked.keywords(trust_model)
         keywords["source"] = source or (places if isinstance(places, list) else asked.source)
         job = datasets.prepare(**keywords, out=folder)
         with Live(datasets.status(folder).errors) as live:

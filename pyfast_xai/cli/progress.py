@@ -9,10 +9,38 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+
+
+class Late(Progress):
+    """A line with a bar on a terminal's stderr, shown once a second has passed; none elsewhere.
+
+    Args:
+        time: what the line ends with.
+    """
+
+    def __init__(self, time: ProgressColumn) -> None:
+        console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time)
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._late = threading.Timer(1.0, self.start)
+        self._late.daemon = True
+
+    def __enter__(self) -> "Late":
+        self._late.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._late.cancel()
+        self._late.join()
+        if self.live.is_started:
+            self.stop()
 
 
 class Bar:
@@ -24,25 +52,18 @@ class Bar:
     """
 
     def __init__(self, total: int, doing: str) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = Late(TimeRemainingColumn())
         self._doing = doing
         self._task = self._bar.add_task(doing, total=total)
-        self._late = threading.Timer(1.0, self._bar.start)
-        self._late.daemon = True
 
     def __enter__(self) -> "Bar":
-        self._late.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._late.cancel()
-        self._late.join()
-        if self._bar.live.is_started:
-            self._bar.stop()
+        self._bar.__exit__(kind, error, trace)
 
     def advance(self, images: int) -> None:
         self._bar.update(self._task, advance=images, description=self._doing)

@@ -24,6 +24,9 @@ def report(
         list[str] | None,
         typer.Option(help="Where the pictures are now.", metavar="SOURCE", show_default="where they were"),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that draw pictures.", min=1, show_default="one a core, at most 8")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Write runs as one HTML file to look through: pictures with heat maps, methods side by side, classes, errors."""
@@ -37,8 +40,9 @@ def report(
         rows = max(datasets.status(folder).rows for folder in folders)
         with Bar(min(rows, limit) if limit else rows, "drawing") as bar:
             made = reports.write(
-                folders, out, source=source, limit=limit or None, side=side, told=lambda _done, _all: bar.advance(1)
-            )
+                folders, out, source=source, limit=limit or None, side=side, workers=workers,
+                told=lambda _done, _all: bar.advance(1),
+            )  # fmt: skip
     shown = f"{made.items} of {count(made.of, 'picture')}, {count(made.errors, 'error row')}, {made.bytes / 1e6:.1f} MB"
     if made.pictures < made.items:
         shown += f"; {made.items - made.pictures} without the picture itself: name its --source where it is elsewhere"

@@ -40,6 +40,7 @@ class Asked:
     maps: str
     map_dtype: str
     pictures: bool
+    color_swap: bool
     batch: str
     shard_size: int
     workers: int | None
@@ -68,8 +69,12 @@ class Asked:
                 refuse(f"{name} in _run.json must be a {types[name]}, got {type(value).__name__}")
         return cls(**told)
 
-    def keywords(self) -> dict[str, Any]:
-        """Arguments of `datasets.prepare`, but for `out`."""
+    def keywords(self, trust: bool) -> dict[str, Any]:
+        """Arguments of `datasets.prepare`, but for `out`.
+
+        Args:
+            trust: from the command line alone: no file says whom to trust.
+        """
         import inspect
 
         from pyfast_xai.explainers import METHODS
@@ -80,7 +85,8 @@ class Asked:
             if "layer" not in inspect.signature(METHODS[self.method]).parameters:
                 refuse(f"layer must be left out for {self.method}, which looks at no single layer, got {self.layer!r}")
             chosen.setdefault("layer", self.layer)
-        loaded = arguments.network(self.model, self.weights, self.classes, self.size, self.mean, self.std)
+        named = (self.model, self.weights, self.classes, self.size, self.mean, self.std)
+        loaded = arguments.network(options.Network(*named, trust_model=trust))
         target: Any = "label" if self.target == "label" else arguments.target(self.target, loaded.classes)
         return {
             "source": self.source,
@@ -92,6 +98,7 @@ class Asked:
             "maps": self.maps,
             "map_dtype": self.map_dtype,
             "pictures": self.pictures,
+            "color_swap": self.color_swap,
             "threshold": self.threshold,
             "batch": _batch(self.batch),
             "shard_size": self.shard_size,
@@ -102,6 +109,7 @@ class Asked:
         }
 
 
+@options.takes_network
 def run(
     context: typer.Context,
     source: Annotated[
@@ -111,33 +119,29 @@ def run(
             show_default=False,
         ),
     ],
-    model: options.Model,
+    network: options.Network,
     out: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False, show_default=False)],
-    weights: options.Weights = None,
     method: Annotated[str, typer.Option(help="One explainer; see `methods`.")] = "eigen-cam",
     set_: options.Set = None,
     target: Annotated[
         str, typer.Option(help="none for the predicted class, an index, a class name, or label for the source's.")
     ] = "none",
     layer: options.Layer = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Cut boxes at this share of a map's range, 0 to 1.", show_default="per method"),
-    ] = None,
+    threshold: options.Threshold = None,
     top_k: Annotated[int, typer.Option(help="Classes told of each image; 0 for none.", min=0)] = 5,
     maps: Annotated[str, typer.Option(help="native, heatmap or none: what is kept of each map.")] = "native",
     map_dtype: Annotated[str, typer.Option(help="float16, float32 or uint8.")] = "float16",
     pictures: Annotated[bool, typer.Option("--pictures", help="Keep each heat map as PNG, too.")] = False,
+    color_swap: Annotated[
+        bool,
+        typer.Option("--color-swap", help="Ask again with colours swapped, for `report`: two more forward passes."),
+    ] = False,
     batch: Annotated[str, typer.Option(help="Images at a time; halved where memory runs out.")] = "auto",
     shard_size: Annotated[int, typer.Option(help="Rows of a part: what a crash loses at most.", min=1)] = 512,
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode.", min=1, show_default="one a core, at most 8")
     ] = None,
     device: options.Device = None,
-    classes: options.Classes = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     max_pixels: options.MaxPixels = 64_000_000,
     max_errors: Annotated[
         str | None, typer.Option(help="Stop above so many error rows, e.g. 100 or 1%.", show_default="never")
@@ -166,15 +170,16 @@ def run(
     human = Console(stderr=True, highlight=False)
     again = command_line(context)
     asked = Asked(
-        source, model, weights, method, list(set_ or []), target, layer, threshold, top_k, maps, map_dtype, pictures,
-        batch, shard_size, workers, device, classes, size, mean, std, max_pixels,
+        source, network.model, network.weights, method, list(set_ or []), target, layer, threshold, top_k, maps,
+        map_dtype, pictures, color_swap, batch, shard_size, workers, device, network.classes, network.size,
+        network.mean, network.std, max_pixels,
     )  # fmt: skip
     with resumable(human, again), one_sentence():
         datasets = imported()
         limit = _limit(max_errors)
         if ray is None and (actors is not None or gpus):
             refuse("actors and gpus must be left out where ray is not given")
-        keywords = asked.keywords()
+        keywords = asked.keywords(network.trust_model)
         keywords["source"] = opened = datasets.open_source(source, without=out)
         arguments.folder(out, [Path(place) for place in _places(opened)])
         before, errors = _stand(out)

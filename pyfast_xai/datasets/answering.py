@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast_xai.datasets.swapping import Swapped
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, is_distribution, ordinary
 from pyfast_xai.explainers.heard import hearing
@@ -25,6 +26,7 @@ class Answered:
         explanation: of these, in order; None where there is an error.
         top: classes `[N, k]` and their probabilities `[N, k]`; None where the model gives no classes, or none were
             asked for.
+        swapped: what `swapping.Swapped` found; None where that was not asked for, or the model gives no classes.
         error: what came instead.
         limit: images at a time when this was made.
     """
@@ -32,6 +34,7 @@ class Answered:
     rows: list[int]
     explanation: Explanation | None = None
     top: tuple[Tensor, Tensor] | None = None
+    swapped: tuple[Tensor, Tensor] | None = None
     error: Exception | None = None
     limit: int = 1
 
@@ -43,10 +46,11 @@ class Asker:
         explainer: what explains.
         top_k: how many classes are told; 0 for none.
         batch: images at a time, at most.
+        swapped: asked about every image with its colours swapped; None asks nothing.
     """
 
-    def __init__(self, explainer: Explainer, top_k: int, batch: int) -> None:
-        self._explainer, self._top_k, self.batch = explainer, top_k, batch
+    def __init__(self, explainer: Explainer, top_k: int, batch: int, swapped: Swapped | None = None) -> None:
+        self._explainer, self._top_k, self.batch, self._swapped = explainer, top_k, batch, swapped
 
     def __call__(self, images: Tensor, target: int | Sequence[int] | None) -> list[Answered]:
         """Explain images of one shape.
@@ -99,9 +103,10 @@ class Asker:
                 # The method stopped before the answer, or asked about something else.
                 self._explainer.record(images)
         top = self._top(heard.logits, len(images)) if self._top_k else None
+        swapped = None if self._swapped is None or top is None else self._swapped(images, top[0][:, 0])
         # Nobody needs them any more, and they are the largest.
         explanation.images = explanation.attribution = None
-        return Answered(rows, explanation, top, limit=self.batch)
+        return Answered(rows, explanation, top, swapped, limit=self.batch)
 
     def _top(self, logits: Tensor | None, count: int) -> tuple[Tensor, Tensor] | None:
         if logits is None or logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():

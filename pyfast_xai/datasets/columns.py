@@ -40,6 +40,7 @@ class Kept:
         dtype: of the numbers: "float16" (scaled to each map's largest), "float32" or "uint8" (256 steps between its
             least and its largest).
         pictures: the heat map as a grey PNG, too.
+        color_swap: what the model answers once colours have traded places, too; see `swapping`.
         threshold: at which boxes are cut; None for the method's own.
         sigma: share of the diagonal with which the method spreads its points; None where it does not.
         classes: names of the classes.
@@ -48,6 +49,7 @@ class Kept:
     maps: Maps = "native"
     dtype: str = "float16"
     pictures: bool = False
+    color_swap: bool = False
     threshold: float | None = None
     sigma: float | None = None
     classes: list[str] | None = None
@@ -112,6 +114,7 @@ class Part:
         targets = None if found.target is None else found.target.cpu().tolist()
         scores = None if found.score is None else found.score.float().cpu().tolist()
         top = None if answered.top is None else tuple(own.cpu().tolist() for own in answered.top)
+        swapped = None if answered.swapped is None else tuple(own.cpu().tolist() for own in answered.swapped)
         height, width = found.heatmap.shape[-2:]
         for n, decoded in enumerate(mine):
             if not bool(finite[n]):
@@ -131,6 +134,8 @@ class Part:
                 topk_index=None if top is None else top[0][n],
                 topk_name=None if top is None or not self._kept.classes else [self._name(c) for c in top[0][n]],
                 topk_score=None if top is None else top[1][n],
+                swapped_index=None if swapped is None else swapped[0][n],
+                swapped_score=None if swapped is None else swapped[1][n],
                 box=box.tolist() if there else None,
                 box_in_picture=self._preprocess.boxes_in(box[None], size)[0].tolist() if there and size else None,
                 input_height=height,
@@ -155,7 +160,7 @@ class Part:
         missing = [self.start + n for n, row in enumerate(self._rows) if row is None]
         if missing:
             raise RuntimeError(f"part must have every row, got none for items {missing[:5]}")
-        columns = schema(about, self._kept.pictures)
+        columns = schema(about, self._kept.pictures, self._kept.color_swap)
         arrays = []
         for field in columns:
             if field.name == "points":

@@ -17,6 +17,7 @@ from pyfast_xai.datasets.decode import Decoded, decode, normalised, pillow_for_t
 from pyfast_xai.datasets.schema import About
 from pyfast_xai.datasets.sources import Item, Source
 from pyfast_xai.datasets.store import Shards, Store
+from pyfast_xai.datasets.swapping import Swapped
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer
 from pyfast_xai.images import Preprocess
@@ -105,7 +106,8 @@ class Engine:
             )
         self._source, self._store, self._shards = source, store, shards
         self._fingerprint, self._settings = fingerprint, settings
-        self._ask = Asker(explainer, settings.top_k, settings.batch)
+        swapped = Swapped(explainer, settings.preprocess) if settings.kept.color_swap else None
+        self._ask = Asker(explainer, settings.top_k, settings.batch, swapped)
         self._some_explained = not settings.strict
 
     def run(self, numbers: Iterable[int], told: Told | None = None, stop: Stop | None = None) -> Progress:

@@ -209,7 +209,7 @@ class _Merging(Store):
         errors = sum(state == ERROR for state in both["status"].to_pylist())
         from pyfast_xai.datasets.schema import schema as schema_of
 
-        changed = schema_of(replace(told, errors=errors), "picture" in schema.names)
+        changed = schema_of(replace(told, errors=errors), "picture" in schema.names, "swapped_index" in schema.names)
         return super().write(self.shard, both.cast(changed.remove_metadata()).replace_schema_metadata(changed.metadata))
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyfast_xai.datasets.durable import alone_in
 from pyfast_xai.datasets.engine import Progress
-from pyfast_xai.datasets.manifest import begin
-from pyfast_xai.datasets.run import FIRST_BATCH, Job, Summary, limit_of, make_folder, prepare, too_many
+from pyfast_xai.datasets.run import FIRST_BATCH, Job, Summary, going_on, limit_of, prepare
 from pyfast_xai.errors import InputError
 from pyfast_xai.models import LoadedModel
 
@@ -71,37 +69,27 @@ def explain_on_ray(
     job = prepare(source, model, out=folder, batch=first, device="cpu", strict=max_errors is None, **settings)
     job = job.with_settings(device=where)
     limit = limit_of(max_errors, job.shards.items)
-    make_folder(folder)
-    with alone_in(folder):
-        begin(folder, job.manifest)
-        job.store.clean()
-        finished = job.finished()
-        before = sum(about.stop - about.start for about in finished.values())
-        errors = sum(about.errors for about in finished.values())
-        if before > errors:
-            job = job.with_settings(strict=False)
-        done = Progress(batch=first)
-        numbers = [shard for shard in range(len(job.shards)) if shard not in finished]
-        if numbers and (limit is None or errors <= limit):
+    with going_on(job, limit) as begun:
+        done, numbers = Progress(batch=first), begun.remaining
+        if numbers and not begun.too_many(done):
             began = not ray.is_initialized()
             if began:
                 local = {"include_dashboard": False} if address is None else {"address": address}
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
             start = time.perf_counter()
             try:
-                for part in _parts(ray, job, numbers, actors, cpus, gpus):
+                for part in _parts(ray, begun.job, numbers, actors, cpus, gpus):
                     if part["fault"]:
                         raise pickle.loads(part["fault"])  # made by our own worker
                     done = replace(_added(done, part), seconds=time.perf_counter() - start)
                     if progress is not None:
                         progress(done)
-                    if limit is not None and errors + done.errors > limit:
+                    if begun.too_many(done):
                         break
             finally:
                 if began:
                     ray.shutdown()
-    rows, errors = before + done.rows, errors + done.errors
-    return Summary(folder, job.shards.items, rows, errors, before, done, too_many(errors, rows, limit))
+    return begun.summary(done)
 
 
 def _parts(
@@ -114,7 +102,13 @@ def _parts(
     room = int(ray.cluster_resources().get("CPU", 1) / cpus) if cpus else 1
     workers = min(actors or max(1, room), len(numbers))
     # Held until the last part: a worker that takes the place of a dead one asks for it again.
-    held = ray.put(job)
+    try:
+        held = ray.put(job)
+    except (TypeError, RuntimeError, pickle.PicklingError) as error:  # each module refuses in its own way
+        raise InputError(
+            f"model must be one that can be sent to workers (pickled), got {type(job.explainer.model).__qualname__}; "
+            "exported programs (.pt2) are explained without Ray"
+        ) from error
     shards = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
     results = shards.map_batches(
         Worker,

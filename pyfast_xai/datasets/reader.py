@@ -12,13 +12,14 @@ import torch
 from pyfast_xai.datasets.columns import explanation_of, unpacked
 from pyfast_xai.datasets.decode import pixels_seen, rgb_of
 from pyfast_xai.datasets.manifest import Manifest, read_manifest
-from pyfast_xai.datasets.sources import Labelled, Source, open_source
+from pyfast_xai.datasets.sources import Item, Labelled, Source, open_source
 from pyfast_xai.datasets.store import Store, read
 from pyfast_xai.errors import InputError
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.images import Preprocess
 
 _PARTS_HELD = 2  # in memory, for rows asked for one by one
+_NEAR = 8  # items that are passed over rather than asked for anew, which may read much
 
 
 class Row(Mapping[str, Any]):
@@ -101,6 +102,46 @@ class Results:
             for batch in read(path).to_batches(64):
                 for columns in batch.to_pylist():
                     yield Row(self, columns)
+
+    def rows(self, numbers: Sequence[int]) -> Iterator[Row]:
+        """Some rows, each part read once.
+
+        Args:
+            numbers: of the rows, ascending.
+        """
+        ends = [first for first, _, _ in self._parts[1:]] + [self._count]
+        begin = 0
+        for (first, _, path), last in zip(self._parts, ends, strict=True):
+            end = bisect.bisect_left(numbers, last, begin)
+            if begin == end:
+                continue
+            chosen = pa.array([number - first for number in numbers[begin:end]], pa.int64())
+            for batch in read(path).take(chosen).to_batches(64):
+                for columns in batch.to_pylist():
+                    yield Row(self, columns)
+            begin = end
+
+    def items(self, indices: Sequence[int]) -> Iterator[Item | None]:
+        """What the source has; None for each where it is not at hand. Their pictures are read by whoever wants them.
+
+        Args:
+            indices: of the items, ascending.
+        """
+        source = self._opened()
+        begin = 0
+        while begin < len(indices):
+            end = begin + 1
+            while end < len(indices) and indices[end] - indices[end - 1] <= _NEAR:
+                end += 1
+            wanted = indices[begin:end]
+            begin = end
+            if source is None:
+                yield from [None] * len(wanted)
+                continue
+            chosen = set(wanted)
+            for item in source.items(wanted[0], wanted[-1] + 1):
+                if item.index in chosen:
+                    yield item
 
     @property
     def paths(self) -> list[Path]:

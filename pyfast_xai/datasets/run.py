@@ -1,9 +1,11 @@
 """One call from a source and a model to a folder of parts; called again, it goes on where it stopped."""
 
+import contextlib
+import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from pyfast_xai.datasets.manifest import Manifest, begin, plain, weights_digest
 from pyfast_xai.datasets.schema import VERSION, About
 from pyfast_xai.datasets.sources import Source, open_source
 from pyfast_xai.datasets.store import Shards, Store
+from pyfast_xai.datasets.swapping import SWAPS
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.explainers.base import Explainer
@@ -99,8 +102,7 @@ class Job:
 
     def remaining(self) -> list[int]:
         """Numbers of the shards that have no part yet."""
-        found = self.finished()
-        return [shard for shard in range(len(self.shards)) if shard not in found]
+        return Begun(self, self.finished(), None).remaining
 
 
 def explain(
@@ -117,6 +119,7 @@ def explain(
     maps: Maps = "native",
     map_dtype: str = "float16",
     pictures: bool = False,
+    color_swap: bool = False,
     threshold: float | None = None,
     batch: int | Literal["auto"] = "auto",
     shard_size: int = 512,
@@ -146,6 +149,7 @@ def explain(
         maps: see `columns.Kept`.
         map_dtype: see `columns.Kept`.
         pictures: keep each heat map as PNG, too.
+        color_swap: keep what the model answers once colours have traded places, too: two more forward passes an image.
         threshold: share of a map's range at which boxes are cut; None for the method's own.
         batch: images at a time; "auto" begins with 16 on a CPU and 128 on a GPU, and a run that goes on with what it
             had. Halved where memory runs out.
@@ -169,28 +173,18 @@ def explain(
     job = prepare(
         source, model, method=method, out=folder, method_settings=method_settings, preprocess=preprocess,
         labels=labels, target=target, top_k=top_k, maps=maps, map_dtype=map_dtype, pictures=pictures,
-        threshold=threshold, batch=batch, shard_size=shard_size, workers=workers, device=device,
+        color_swap=color_swap, threshold=threshold, batch=batch, shard_size=shard_size, workers=workers, device=device,
         max_pixels=max_pixels, strict=max_errors is None, made=made,
     )  # fmt: skip
     limit = limit_of(max_errors, job.shards.items)
-    make_folder(folder)
-    with alone_in(folder):
-        begin(folder, job.manifest)
-        job.store.clean()
-        finished = job.finished()
-        before = sum(about.stop - about.start for about in finished.values())
-        errors = sum(about.errors for about in finished.values())
-        if batch == "auto" and finished:
-            job = job.with_settings(batch=finished[max(finished)].batch)
-        if before > errors:
-            job = job.with_settings(strict=False)
+    with going_on(job, limit) as begun:
+        job = begun.job
+        if batch == "auto" and begun.finished:
+            job = job.with_settings(batch=begun.finished[max(begun.finished)].batch)
         done = Progress(batch=job.settings.batch)
-        if limit is None or errors <= limit:
-            numbers = [shard for shard in range(len(job.shards)) if shard not in finished]
-            stop = None if limit is None else (lambda told: errors + told.errors > limit)
-            done = job.engine().run(numbers, progress, stop)
-    rows, errors = before + done.rows, errors + done.errors
-    return Summary(folder, job.shards.items, rows, errors, before, done, too_many(errors, rows, limit))
+        if not begun.too_many(done):
+            done = job.engine().run(begun.remaining, progress, None if limit is None else begun.too_many)
+    return begun.summary(done)
 
 
 def prepare(
@@ -207,6 +201,7 @@ def prepare(
     maps: Maps = "native",
     map_dtype: str = "float16",
     pictures: bool = False,
+    color_swap: bool = False,
     threshold: float | None = None,
     batch: int | Literal["auto"] = "auto",
     shard_size: int = 512,
@@ -235,6 +230,10 @@ def prepare(
         raise InputError(f"target must be None, an index or 'label', got {target!r}")
     if batch != "auto" and (not isinstance(batch, int) or batch < 1):
         raise InputError(f"batch must be 'auto' or at least 1, got {batch!r}")
+    if color_swap and not top_k:
+        raise InputError("top_k must be at least 1 for color_swap, which follows the model's answer, got 0")
+    if color_swap and len(preprocess.mean) != 3:
+        raise InputError("color_swap must be left out for a model of grey pictures, which sees no colours")
     explainer, settings = _explainer(model, method, method_settings or {}, labels)
     where = str(device) if device is not None else _place(explainer.model)
     explainer.model.to(where)
@@ -245,6 +244,7 @@ def prepare(
         maps,
         map_dtype,
         pictures,
+        color_swap,
         threshold,
         getattr(explainer, "sigma", None),
         None if labels is None else list(labels),
@@ -268,12 +268,14 @@ def prepare(
         },
         "versions": {"pyfast_xai": __version__, "torch": torch.__version__, "decoder": decoder()},
     }  # fmt: skip
+    if color_swap:  # so that runs without it go on with what they were begun as
+        described["rows"]["color_swap"] = SWAPS
     described = json.loads(json.dumps(described))
     noted = {"source": opened.spec, "classes": kept.classes, **(made or {})}
     first = FIRST_BATCH.get(where.split(":")[0], FIRST_BATCH["cpu"])
     chosen = Settings(
         preprocess, target, top_k, max_pixels, first if batch == "auto" else batch,
-        _workers() if workers is None else workers, where, kept, strict,
+        cores() if workers is None else workers, where, kept, strict,
     )  # fmt: skip
     return Job(opened, explainer, Store(out), Shards(len(opened), shard_size), Manifest(described, noted), chosen)
 
@@ -306,16 +308,73 @@ def _place(model: nn.Module) -> str:
     return "cpu" if parameter is None else str(parameter.device)
 
 
-def _workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+def cores() -> int:
+    """Threads that decode where nobody says how many: one a core that this process may use, at most 8."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, found)
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of a run, and have it stay."""
+@dataclass(frozen=True)
+class Begun:
+    """A run that is worked on, and what was there before.
+
+    Attributes:
+        job: the run.
+        finished: its parts.
+        limit: of error rows; None for any number.
+        rows: in these parts.
+        errors: among them.
+    """
+
+    job: Job
+    finished: dict[int, About]
+    limit: float | None
+
+    @functools.cached_property
+    def rows(self) -> int:
+        return sum(about.stop - about.start for about in self.finished.values())
+
+    @functools.cached_property
+    def errors(self) -> int:
+        return sum(about.errors for about in self.finished.values())
+
+    @property
+    def remaining(self) -> list[int]:
+        """Numbers of the shards that have no part yet."""
+        return [shard for shard in range(len(self.job.shards)) if shard not in self.finished]
+
+    def too_many(self, done: Progress) -> bool:
+        """Whether there are more error rows than allowed by now."""
+        return self.limit is not None and self.errors + done.errors > self.limit
+
+    def summary(self, done: Progress) -> Summary:
+        """How the run stands."""
+        rows, errors = self.rows + done.rows, self.errors + done.errors
+        stopped = too_many(errors, rows, self.limit)
+        return Summary(self.job.store.folder, self.job.shards.items, rows, errors, self.rows, done, stopped)
+
+
+@contextlib.contextmanager
+def going_on(job: Job, limit: float | None) -> Iterator[Begun]:
+    """Hold the folder of a run, which is made if it is not there, and see what is finished.
+
+    Args:
+        job: the run.
+        limit: see `Begun`.
+
+    Raises:
+        InputError: the folder is of another run, or held by another process.
+    """
+    folder = job.store.folder
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
+    with alone_in(folder):
+        begin(folder, job.manifest)
+        job.store.clean()
+        begun = Begun(job, job.finished(), limit)
+        # A method that explained some cannot be wrong as a whole.
+        yield replace(begun, job=job.with_settings(strict=False)) if begun.rows > begun.errors else begun
 
 
 def limit_of(max_errors: int | float | None, items: int) -> float | None:

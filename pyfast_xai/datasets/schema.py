@@ -49,6 +49,8 @@ COLUMNS = pa.schema(
     ]
 )
 
+SWAPPED = [("swapped_index", pa.list_(pa.int64())), ("swapped_score", pa.list_(pa.float32()))]
+
 _KEY, _HUGGING_FACE = b"pyfast_xai", b"huggingface"
 
 
@@ -75,14 +77,16 @@ class About:
     version: int = VERSION
 
 
-def schema(about: About, pictures: bool = False) -> pa.Schema:
+def schema(about: About, pictures: bool = False, swapped: bool = False) -> pa.Schema:
     """The columns of a part.
 
     Args:
         about: the part.
         pictures: with a column of maps as PNG, which Hugging Face's `datasets` opens as images.
+        swapped: with columns of what the model answers once colours have traded places.
     """
-    columns = COLUMNS.append(pa.field("picture", PICTURE)) if pictures else COLUMNS
+    more = [*(SWAPPED if swapped else ()), *([("picture", PICTURE)] if pictures else ())]
+    columns = pa.schema([*COLUMNS, *(pa.field(*own) for own in more)])
     metadata = {_KEY: json.dumps(asdict(about)).encode()}
     if pictures:
         features = {field.name: _feature(field.name, field.type) for field in columns}

@@ -147,6 +147,17 @@
     return label === null || answer === null || run.columns.status[item] !== EXPLAINED ? null : label === answer;
   };
 
+  // What the model answers with colours swapped, one swap after another; null where it was not asked.
+  function swapsOf(item, run) {
+    const told = run.columns.swapped && run.columns.swapped[item];
+    if (!told) return null;
+    return run.views.colors.swaps.map((order, n) => ({
+      order, answer: told[3 * n], name: word(told[3 * n + 1]), score: told[3 * n + 2],
+      stays: told[3 * n] === run.columns.answer[item],
+    }));
+  }
+  const spelled = (order) => order.map((channel) => "RGB"[channel]).join("");
+
   function saying(item, run) {
     const columns = run.columns, status = columns.status[item];
     if (status === ERROR) return make("span", { class: "caption wrong", text: "error" });
@@ -173,6 +184,8 @@
     const wantedClass = $("class").value.trim().toLowerCase(), wantedName = $("name").value.trim().toLowerCase();
     const low = $("low").value === "" ? null : Number($("low").value);
     const high = $("high").value === "" ? null : Number($("high").value);
+    const swapped = columns.swapped ? $("swapped").value : "";
+    $("swapped-label").hidden = !columns.swapped;
     const answer = $("answer").value, status = $("status").value, key = $("sort").value;
     const fits = words.map((_, n) => lower[n].includes(wantedClass));
     const found = [];
@@ -189,6 +202,10 @@
       if (answer) {
         const known = right(item, run);
         if (answer !== (known === null ? "unknown" : known ? "right" : "wrong")) continue;
+      }
+      if (swapped) {
+        const swaps = swapsOf(item, run);
+        if (!swaps || swaps.every((swap) => swap.stays) !== (swapped === "stays")) continue;
       }
       found.push(item);
     }
@@ -357,8 +374,38 @@
       }
       part.append(table);
     }
+    const swaps = swapsOf(item, run);
+    if (swaps) {
+      const list = make("ul", { class: "swaps", "aria-label": "With colours swapped" });
+      for (const swap of swaps) list.append(make("li", {}, recolored(item, run, swap.order), ...outcome(item, run, swap)));
+      part.append(make("p", { class: "quiet", text: "With colours swapped" }), list);
+    }
     if (columns.ms[item] !== null) part.append(make("p", { class: "quiet", text: `${columns.ms[item]} ms` }));
     return part;
+  }
+
+  function recolored(item, run, order) {
+    const canvas = make("canvas", { role: "img", "aria-label": `the picture with red, green and blue as ${spelled(order)}` });
+    const picture = fields(item)[run.picture];
+    if (!picture) return null;
+    pixelsOf(picture.slice(1)).then((pixels) => {
+      for (let i = 0; i < pixels.data.length; i += 4) {
+        const color = order.map((channel) => pixels.data[i + channel]);
+        for (let c = 0; c < 3; c++) pixels.data[i + c] = color[c];
+      }
+      canvas.width = pixels.width;
+      canvas.height = pixels.height;
+      canvas.getContext("2d").putImageData(pixels, 0, 0);
+    });
+    return canvas;
+  }
+
+  function outcome(item, run, swap) {
+    const top = run.columns.top[item], name = swap.stays || !top ? "" : `${word(top[0])} `;
+    return [
+      make("span", { class: swap.stays ? "right" : "wrong", text: `${swap.stays ? "still" : "now"} ${swap.name}` }),
+      make("small", { class: "quiet", text: `as ${spelled(swap.order)}: ${name}${percent(swap.score)}` }),
+    ];
   }
 
   const turn = (by) => { if (order[opened + by] !== undefined) open(opened + by); };
@@ -385,13 +432,13 @@
       const line = make("tr", {}, make("th", { scope: "row", text: word(told.names[n]), title: word(told.names[n]) }));
       row.forEach((number) => {
         const cell = make("td", { text: number || "" });
-        const share = Math.min(60, Math.round((60 * number) / most));
+        const share = Math.min(45, Math.round((45 * number) / most));
         cell.style.background = `color-mix(in srgb, var(--accent) ${share}%, var(--ground))`;
         line.append(cell);
       });
       body.append(line);
     });
-    const table = make("table", { class: "matrix" }, make("caption", { text: caption }), make("thead", {}, head), body);
+    const table = make("table", { class: "matrix" }, make("caption", {}, make("span", { text: caption })), make("thead", {}, head), body);
     return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table);
   }
 
@@ -421,7 +468,7 @@
       }
     });
     chart.append(shape("line", { x1: 0, x2: width, y1: floor, y2: floor }), shape("text", { x: 0, y: 155 }, String(edge(0))),
-      shape("text", { x: width, y: 155, "text-anchor": "end" }, String(edge(bins))), shape("text", { x: 0, y: 9 }, `most: ${most}`));
+      shape("text", { x: width, y: 155, "text-anchor": "end" }, String(edge(bins))), shape("text", { x: 0, y: 13 }, `most: ${most}`));
     const key = make("p", { class: "key quiet" });
     parts.forEach((part) => key.append(make("label", {}, make("span", { class: part }), SAID[part])));
     const table = make("table", { class: "rows" });
@@ -443,6 +490,66 @@
     return list;
   }
 
+  // How far answers depend on colour, class by class; a head sorts by its column.
+  function colorBias(told, run) {
+    const of = told.labelled ? " that it got right" : "", orders = told.swaps.map(spelled);
+    const asked = `The model was asked again with red, green and blue in other places (${orders.join(" and ")}).`;
+    if (!told.pictures) return make("p", { class: "quiet", text: `${asked} No picture${of} counts.` });
+    const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+    const place = make("div", {}, make("p", {
+      text: `${asked} Of ${plural(told.pictures, "picture")}${of}, ${percent(mean(told.kept))} keep their class; `
+        + `${told.lost.toLocaleString("en")} of ${told.classes.toLocaleString("en")} classes lose three quarters of their pictures or more.`,
+    }));
+    const rows = told.rows.map(([, name, pictures, kept, before, after]) => ({ name, pictures, kept, before, after: mean(after) }));
+    const columns = [
+      ["class", (row) => lower[row.name], 1], ["pictures", (row) => row.pictures, -1], ["kept", (row) => mean(row.kept), 1],
+      ...orders.map((order, n) => [`as ${order}`, (row) => row.kept[n], 1]),
+      ["score", (row) => row.before, -1], ["swapped", (row) => row.after, 1],
+    ];
+    const body = make("tbody"), heads = columns.map(([text], n) => {
+      const button = make("button", { type: "button", text });
+      button.addEventListener("click", () => sortBy(n));
+      return make("th", { scope: "col", class: n ? "number" : null }, button);
+    });
+    let sorted = -1, sign = 1;
+    function sortBy(n) {
+      sign = n === sorted ? -sign : columns[n][2];
+      sorted = n;
+      heads.forEach((head, other) => {
+        if (other === n) head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+        else head.removeAttribute("aria-sort");
+      });
+      const value = columns[n][1], number = (share) => make("td", { class: "number", text: percent(Number(share.toPrecision(3))) });
+      rows.sort((a, b) => (value(a) < value(b) ? -sign : value(a) > value(b) ? sign : b.pictures - a.pictures || a.name - b.name));
+      body.replaceChildren(...rows.map((row) => {
+        const show = make("button", { type: "button", class: "link", title: "Show its pictures", text: word(row.name) });
+        show.addEventListener("click", () => showClass(run, row.name, told.labelled));
+        const share = make("td", { class: "number" }, make("meter", { min: 0, max: 1, value: mean(row.kept), "aria-hidden": "true" }),
+          ` ${percent(mean(row.kept))}`);
+        return make("tr", {}, make("th", { scope: "row" }, show), make("td", { class: "number", text: row.pictures.toLocaleString("en") }), share,
+          ...row.kept.map(number), number(row.before), number(row.after));
+      }));
+    }
+    sortBy(2);
+    const caption = told.rows.length < told.classes ? `The ${told.rows.length} most frequent classes` : "Every class";
+    const table = make("table", { class: "rows sortable" },
+      make("caption", {}, make("span", { text: `${caption}: pictures that keep the class, and its mean score as it is and swapped` })),
+      make("thead", {}, make("tr", {}, ...heads)), body);
+    place.append(make("div", { class: "scroll long", tabindex: "0", role: "region", "aria-label": "Dependence on colour" }, table));
+    return place;
+  }
+
+  function showClass(run, name, labelled) {
+    for (const id of ["name", "low", "high", "status", "swapped"]) $(id).value = "";
+    $("run").value = runs.indexOf(run);
+    $("class").value = word(name);
+    $("answer").value = labelled ? "right" : "";
+    select($("tab-gallery"));
+    $("tab-gallery").focus();
+    window.scrollTo(0, 0);
+    choose();
+  }
+
   function dataset() {
     const place = $("dataset");
     for (const run of runs) {
@@ -458,6 +565,9 @@
         place.append(make("h3", { text: "Dominant class" }),
           matrix(told.dominance, "Label, or the explained class where there is none, against the class that dominates the picture, over the rows shown here", "class", "dominant"));
       }
+      place.append(make("h3", { text: "Colour" }));
+      if (told.colors) place.append(colorBias(told.colors, run));
+      else place.append(make("p", { class: "quiet", text: "How far answers depend on colour is known of runs with --color-swap." }));
       if (told.means.length) {
         place.append(make("h3", { text: "Mean heat map of each explained class" }),
           make("p", { class: "quiet", text: "Over the rows shown here, each map stretched to its own range first." }), means(told.means));

@@ -1,6 +1,7 @@
 """What a report says of the rows of a run, in words and numbers."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pyarrow.compute as pc
 
 from pyfast_xai.datasets import Results
 from pyfast_xai.datasets.manifest import NAME
-from pyfast_xai.datasets.schema import COLUMNS, OK
+from pyfast_xai.datasets.schema import COLUMNS, OK, SWAPPED
 from pyfast_xai.errors import InputError
+from pyfast_xai.images import MAX_PIXELS
 
 _NUMBER = (int, float)
+_ORDERS = [list(order) for order in itertools.permutations(range(3))]
 
 Word = Callable[[str | None], int | None]
 
@@ -28,6 +31,8 @@ class Run:
         name: the method; two runs of the same method are told apart by their folders.
         table: the small columns of all rows.
         number: of the row of each index, in `results`.
+        max_pixels: of a picture, as the run allowed them.
+        swaps: which channel went where when the model was asked again with colours swapped; empty where it was not.
         shown: the rows that are shown, one an item; None where this run has no row of it yet.
     """
 
@@ -40,11 +45,17 @@ class Run:
         self.sigma = None if sigma is None else float(_of(_NUMBER, sigma, "method.sigma"))
         self.items: int = _of(int, told["source"].get("items"), "source.items")
         self.ids: str = _of(str, told["source"].get("ids"), "source.ids")
+        rows = told.get("rows")
+        pixels = rows.get("max_pixels") if isinstance(rows, dict) else None
+        self.max_pixels: int = pixels if isinstance(pixels, int) and pixels > 0 else MAX_PIXELS
+        self.swaps = _swaps(rows.get("color_swap") if isinstance(rows, dict) else None)
         self.name = self.method
         # A run without any part has no columns either.
-        table = results.table(_SMALL) if len(results) else COLUMNS.empty_table().select(_SMALL)
+        columns = [*_SMALL, *(name for name, _ in SWAPPED if self.swaps)]
+        known = pa.schema([*COLUMNS, *(pa.field(*own) for own in SWAPPED)])
+        table = results.table(columns) if len(results) else known.empty_table().select(columns)
         # A folder may come from somebody else.
-        if missing := set(_SMALL) - set(table.column_names):
+        if missing := set(columns) - set(table.column_names):
             raise InputError(f"parts in {str(results.folder)!r} must have a column {min(missing)!r}, got none")
         self.table: pa.Table = table
         self.number = {index: row for row, index in enumerate(self.table["index"].to_pylist())}
@@ -75,18 +86,30 @@ class Run:
 
         The first of the top classes; where the run has none, the class that was explained.
         """
-        return _numbers(pc.coalesce(self._first("topk_index"), self.table["target"]))
+        return _numbers(pc.coalesce(self._nth("topk_index"), self.table["target"]))
 
-    def _first(self, column: str) -> Any:
-        return pc.list_element(pc.list_slice(self.table[column], 0, 1, return_fixed_size_list=True), 0)
+    def swapped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The probability of each row's answer, NaN where none is known, and what each of S swaps of colours makes.
+
+        Returns:
+            float64 `[N]`; the answers, int64 `[N, S]`, -1 where none is known; the probabilities of the answer without
+            a swap, float64 `[N, S]`.
+        """
+        places = range(len(self.swaps))
+        answers = np.stack([_numbers(self._nth("swapped_index", n)) for n in places], 1)
+        scores = np.stack([_real(self._nth("swapped_score", n)) for n in places], 1)
+        return _real(self._nth("topk_score")), answers, scores
+
+    def _nth(self, column: str, n: int = 0) -> Any:
+        return pc.list_element(pc.list_slice(self.table[column], n, n + 1, return_fixed_size_list=True), 0)
 
     def subjects(self) -> np.ndarray:
         """The class that was explained, and the answer where a method explains none; -1 where none is known."""
-        return _numbers(pc.coalesce(self.table["target"], self._first("topk_index")))
+        return _numbers(pc.coalesce(self.table["target"], self._nth("topk_index")))
 
     def scores(self) -> np.ndarray:
         """The score of `subjects`, NaN where none is known."""
-        return pc.fill_null(pc.coalesce(self.table["score"], self._first("topk_score")), np.nan).to_numpy()
+        return _real(pc.coalesce(self.table["score"], self._nth("topk_score")))
 
     def labels(self) -> np.ndarray:
         """The class that the source gave each row, -1 where it gave none."""
@@ -112,6 +135,7 @@ class Run:
                 ],
                 "top": [row and self._top(row, word) for row in rows],
                 "box": [row and _box(row) for row in rows],
+                "swapped": [row and self._swapped(row, word) for row in rows] if self.swaps else None,
                 "ms": [row and _short(row["explain_ms"]) for row in rows],
                 "error": [
                     None if row is None or row["status"] == OK else [word(row["error_type"]), row["error_message"]]
@@ -128,6 +152,14 @@ class Run:
             part for name, score in zip(names, row["topk_score"], strict=False) for part in (word(name), _short(score))
         ]
 
+    def _swapped(self, row: dict[str, Any], word: Word) -> list[Any] | None:
+        """Of each swap the answer, what it is called, and the probability of the answer without a swap."""
+        indices, scores = row["swapped_index"], row["swapped_score"]
+        if not indices or not scores or len(indices) != len(self.swaps) or len(scores) != len(self.swaps):
+            return None
+        found = zip(indices, scores, strict=True)
+        return [part for index, score in found for part in (index, word(self.class_name(index)), _short(score))]
+
     def _facts(self) -> list[list[str]]:
         """What the manifest says of the run, as names and values to be read."""
         facts = [["folder", str(self.results.folder)]]
@@ -138,7 +170,7 @@ class Run:
         return facts
 
 
-def subject(row: dict[str, Any]) -> int | None:
+def subject(row: Mapping[str, Any]) -> int | None:
     """The class that was explained; the answer, where a method explains none."""
     return _head(row["topk_index"]) if row["target"] is None else row["target"]
 
@@ -170,8 +202,20 @@ def _head(values: list[Any] | None, otherwise: Any = None) -> Any:
     return values[0] if values else otherwise
 
 
+def _swaps(told: Any) -> list[list[int]]:
+    if told is None:
+        return []
+    if not isinstance(told, list) or not told or any(swap not in _ORDERS for swap in told):
+        raise InputError(f"rows.color_swap in {NAME} must hold channels 0 to 2 in other orders, got {told!r}")
+    return told
+
+
 def _numbers(column: Any) -> np.ndarray:
     return pc.fill_null(column, -1).to_numpy()
+
+
+def _real(column: Any) -> np.ndarray:
+    return pc.fill_null(column, np.nan).to_numpy().astype(np.float64)
 
 
 def _short(value: float | None) -> float | None:

@@ -17,20 +17,26 @@ BINS = 20
 CLASSES = 24  # of a matrix: more cannot be read
 MEANS = 120  # classes with a mean map
 MEAN_SIDE = 32
+COLORED = 300  # classes whose dependence on colour is listed
+LOST = 0.25  # of its pictures, or fewer, keep the class: the paper counts such classes
+
+
+def stretched(heatmap: Tensor) -> Tensor:
+    """A heat map `[1, H, W]` as `Means` takes it, `[h, w]`: stretched to 0..1."""
+    return functional.adaptive_avg_pool2d(render.normalize(heatmap), MEAN_SIDE)[0].double()
 
 
 class Means:
-    """The mean heat map of each class, every map stretched to 0..1 before."""
+    """The mean heat map of each class."""
 
     def __init__(self) -> None:
         self._sums: dict[int, Tensor] = {}
         self._counts: Counter[int] = Counter()
 
-    def add(self, target: int | None, heatmap: Tensor) -> None:
-        """Count one heat map `[1, H, W]` of a class in; -1 stands for no class."""
-        small = functional.adaptive_avg_pool2d(render.normalize(heatmap), MEAN_SIDE)[0].double()
+    def add(self, target: int | None, heat: Tensor) -> None:
+        """Count in one heat map of a class, `stretched`; -1 stands for no class."""
         index = -1 if target is None else target
-        self._sums[index] = self._sums[index] + small if index in self._sums else small
+        self._sums[index] = self._sums[index] + heat if index in self._sums else heat
         self._counts[index] += 1
 
     def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
@@ -57,9 +63,51 @@ def told(run: Run, means: Means, dominant: list[tuple[int, int]], word: Word) ->
         "scores": _histogram(run, labels, answers),
         "confusion": matrix(pairs, run, word),
         "dominance": matrix(dominant, run, word),
+        "colors": colors(run, word),
         "means": [
             [index, word("all" if index < 0 else run.class_name(index)), count, packed(mean)]
             for index, count, mean in list(means)[:MEANS]
+        ],
+    }
+
+
+def colors(run: Run, word: Word) -> dict[str, Any] | None:
+    """How far answers depend on colour: what is left of them once red, green and blue have traded places.
+
+    As FGVis counts (section 4.3), over the pictures that were right; over all where the source gives no labels. A
+    picture keeps its class where the model still answers it.
+
+    Args:
+        run: that knows, or None comes back.
+        word: number of a name.
+    """
+    if not run.swaps:
+        return None
+    labels, answers = run.labels(), run.answers()
+    before, swapped, after = run.swapped()
+    labelled = bool((labels >= 0).any())
+    known = (answers >= 0) & (swapped >= 0).all(1) & np.isfinite(before) & np.isfinite(after).all(1)
+    counted = known & ((labels == answers) | (not labelled))
+    told = {"labelled": labelled, "swaps": run.swaps, "pictures": int(counted.sum())}
+    if not counted.any():
+        return told
+    classes, place, numbers = np.unique(answers[counted], return_inverse=True, return_counts=True)
+    # What is averaged over the pictures of each class: whether it stays, its score, and that after each swap.
+    values = np.column_stack([swapped == answers[:, None], before, after])[counted]
+    means = np.stack([np.bincount(place, own) for own in values.T], 1) / numbers[:, None]
+    swaps = len(run.swaps)
+    kept, scores, later = means[:, :swaps], means[:, swaps], means[:, swaps + 1 :]
+    often = np.argsort(-numbers, kind="stable")[:COLORED]
+    return {
+        **told,
+        "classes": len(classes),
+        "lost": int((kept.mean(1) <= LOST).sum()),
+        "kept": values[:, :swaps].mean(0).tolist(),
+        "rows": [
+            [index, word(run.class_name(index)), number, *own]
+            for index, number, *own in zip(
+                *(own[often].tolist() for own in (classes, numbers, kept, scores, later)), strict=True
+            )
         ],
     }
 

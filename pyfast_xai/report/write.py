@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pyfast_xai import datasets, render
+from pyfast_xai.datasets.run import cores
 from pyfast_xai.errors import InputError
 from pyfast_xai.report import views
 from pyfast_xai.report.pictures import Drawer
@@ -51,6 +52,7 @@ def write(
     source: Any = None,
     limit: int | None = 10_000,
     side: int = 112,
+    workers: int | None = None,
     told: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Write one or several runs over the same source as one HTML file that needs nothing else.
@@ -63,6 +65,7 @@ def write(
         limit: items that are shown, spread evenly over the source; None for all. Scores and confusions are counted
             over all rows, mean maps and dominant classes over those that are shown.
         side: longer side of a picture, in pixels; at most that of the network's input.
+        workers: threads that decode and encode pictures; None for one a core, at most 8. The file is the same.
         told: called with items done and items there are to do.
 
     Returns:
@@ -79,6 +82,8 @@ def write(
         raise InputError(f"limit must be at least 1, got {limit}")
     if not 16 <= side <= 1024:
         raise InputError(f"side must lie in 16 to 1024 pixels, got {side}")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
     path = Path(out)
     if path.is_dir():
         raise InputError(f"out must be a file, got the folder {str(out)!r}")
@@ -92,7 +97,7 @@ def write(
     try:
         with open(unfinished, "w", encoding="ascii", newline="\n") as file:
             file.write(head)
-            for block in _blocks(drawer, indices, told):
+            for block in _blocks(drawer, indices, cores() if workers is None else workers, told):
                 file.write(f'<script type="text/plain" class="pictures">{block}</script>\n')
             # The counts are complete once everything is drawn.
             file.write(f'<script type="application/json" id="data">{_json(_data(runs, indices, drawer))}</script>\n')
@@ -117,11 +122,13 @@ def _opened(names: Sequence[str | Path], source: Any) -> list[Run]:
     return runs
 
 
-def _blocks(drawer: Drawer, indices: Sequence[int], told: Callable[[int, int], None] | None) -> Iterator[str]:
+def _blocks(
+    drawer: Drawer, indices: Sequence[int], workers: int, told: Callable[[int, int], None] | None
+) -> Iterator[str]:
     """Pictures as text: a line an item, fields separated by commas, which base64 does not have."""
     lines: list[str] = []
-    for done, index in enumerate(indices, 1):
-        lines.append(",".join(drawer.draw(index)))
+    for done, fields in enumerate(drawer.draw(indices, workers), 1):
+        lines.append(",".join(fields))
         if told is not None:
             told(done, len(indices))
         if len(lines) == BLOCK or done == len(indices):

@@ -111,3 +111,31 @@ def test_a_fault_of_the_method_is_raised_as_it_is(many, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert "InputError" in done.stdout
     assert "nowhere" in done.stdout
+
+
+@pytest.mark.slow
+def test_whole_models_on_ray(many, tmp_path):
+    """Workers get the network from the driver, not its file; what cannot be sent is told in a sentence."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(JOB.parent)!r})\n"
+        "from ray_job import *\n"
+        "from pathlib import Path\n"
+        "from pyfast_xai import datasets\n"
+        "from pyfast_xai.models import load_model\n"
+        f"many, place = {str(many)!r}, Path({str(tmp_path)!r})\n"
+        "images, settings = torch.rand(2, 3, 24, 24), {'method': 'eigen-cam', 'shard_size': 51}\n"
+        "torch.jit.save(torch.jit.trace(network().model, images), place / 'net.pt')\n"
+        "traced = load_model(str(place / 'net.pt'), trust=True)\n"
+        "(place / 'net.pt').unlink()\n"
+        "datasets.explain(many, network().model, preprocess=Preprocess(24), out=place / 'plain', **settings)\n"
+        "explain_on_ray(many, traced, preprocess=Preprocess(24), out=place / 'out', actors=1, **settings)\n"
+        "exported = torch.export.export(network().model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))\n"
+        "torch.export.save(exported, place / 'net.pt2')\n"
+        "program = load_model(str(place / 'net.pt2'), trust=True)\n"
+        "try: explain_on_ray(many, program, out=place / 'none', actors=1, **settings)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert "InputError model must be one that can be sent to workers" in done.stdout, done
+    assert rows(tmp_path / "out") == rows(tmp_path / "plain")
+    assert not parts(tmp_path / "none")

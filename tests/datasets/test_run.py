@@ -35,6 +35,11 @@ def parts(out):
     return sorted(name for name in os.listdir(out) if name.startswith("part-"))
 
 
+def left_over():
+    """Threads of an engine that still run; libraries begin others of their own."""
+    return [one.name for one in threading.enumerate() if one.name.startswith(("decode", "feed", "write"))]
+
+
 def steady(row):
     return {name: value for name, value in row.items() if name not in ("decode_ms", "explain_ms")}
 
@@ -319,7 +324,7 @@ def test_the_same_call_goes_on(folder, loaded, tmp_path):
         run(str(folder), loaded, out, method="eigen-cam", progress=stop)
     assert parts(out) == parts(tmp_path / "whole")[:1]
     assert [name for name in os.listdir(out) if name.endswith(".tmp")] == []
-    assert threading.active_count() == 1
+    assert not left_over()
     done = run(str(folder), loaded, out, method="eigen-cam")
     assert (done.before, done.rows, done.progress.images) == (6, 20, 14)
     assert [steady(row) for row in rows(out)] == [steady(row) for row in rows(tmp_path / "whole")]
@@ -355,7 +360,7 @@ def test_a_full_disk_stops_cleanly_and_goes_on(folder, loaded, tmp_path):
     there = parts(out)
     assert 0 < len(there) < 4
     assert sorted(os.listdir(out)) == ["_run.json", *there]
-    assert threading.active_count() == 1
+    assert not left_over()
     assert run(str(folder), loaded, out).complete
     assert not datasets.verify(out).faults
 
@@ -379,7 +384,7 @@ def test_a_source_that_fails_ends_the_run(loaded, tmp_path):
     with pytest.raises(OSError, match="network is gone"):
         run(Gone(15), loaded, tmp_path / "out")
     assert len(parts(tmp_path / "out")) == 2
-    assert threading.active_count() == 1
+    assert not left_over()
     assert run(Gone(99), loaded, tmp_path / "out").complete
 
     class Short(Gone):

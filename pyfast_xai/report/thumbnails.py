@@ -1,0 +1,97 @@
+"""What a network saw of an item, small."""
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyfast_xai import render
+from pyfast_xai.datasets.decode import pixels_seen, rgb_of
+from pyfast_xai.datasets.sources import Item, Labelled
+from pyfast_xai.images import Preprocess, to_rgb, upright
+
+_SMALLER = (8, 4, 2)  # what a JPEG can be decoded at without the rest of it
+
+
+def thumbnail(item: Item, preprocess: Preprocess, side: int, max_pixels: int) -> Any:
+    """The part of a picture that the network sees, as a PIL image.
+
+    The pixels are those of the network, made smaller. A JPEG that is far larger is not decoded in full: its crop is
+    then within a pixel of the network's.
+
+    Args:
+        item: of a source.
+        preprocess: of the network.
+        side: longer side, in pixels; at most that of the network's input.
+        max_pixels: width times height of the picture that is allowed.
+
+    Raises:
+        Exception: whatever reading and decoding of broken data raise.
+    """
+    from PIL import Image
+
+    found = item.read()
+    found = found.picture if isinstance(found, Labelled) else found
+    if isinstance(found, Tensor) and found.is_floating_point():
+        return as_image(small(render.for_display(found[None]), side))
+    height, width = reduced(*preprocess.shape, side)
+    if isinstance(found, bytes):
+        early = _decoded_small(found, preprocess, (width, height), max_pixels)
+        if early is not None:
+            return early
+    pixels = pixels_seen(preprocess, rgb_of(found, item.id, max_pixels)).permute(1, 2, 0)
+    image = Image.fromarray(pixels.numpy())
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _decoded_small(data: bytes, preprocess: Preprocess, size: tuple[int, int], max_pixels: int) -> Any:
+    """The crop of a JPEG of which a half, a quarter or an eighth of the pixels a side are enough; None for others."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        opened = Image.open(io.BytesIO(data), formats=("JPEG",))
+    except UnidentifiedImageError:
+        return None
+    with opened as image:
+        if image.width * image.height > max_pixels:
+            return None
+        enough = []
+        for whole in (image.size, image.size[::-1]):  # the camera may have been turned
+            left, top, right, bottom = preprocess.window(whole)
+            if left < 0 or top < 0:  # black beyond the picture
+                return None
+            enough.append(min((right - left) / size[0], (bottom - top) / size[1]))
+        # Half as many again as are shown: else pixels would be mixtures of their neighbours.
+        times = next((times for times in _SMALLER if 1.5 * times <= min(enough)), None)
+        if times is None:
+            return None
+        image.draft(image.mode, (max(1, image.width // times), max(1, image.height // times)))
+        image.load()
+        picture = upright(to_rgb(image), image)
+    left, top, right, bottom = preprocess.window(picture.size)
+    box = (left, top, min(right, picture.width), min(bottom, picture.height))
+    return picture.resize(size, Image.Resampling.BILINEAR, box=box)
+
+
+def reduced(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width with the longer one at most `side`."""
+    scale = min(1.0, side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def small(image: Tensor, side: int) -> Tensor:
+    """An image `[1, C, H, W]`, its longer side at most `side`."""
+    size = reduced(image.shape[2], image.shape[3], side)
+    if size == tuple(image.shape[2:]):
+        return image
+    return functional.interpolate(image, size, mode="bilinear", antialias=True)
+
+
+def as_image(image: Tensor) -> Any:
+    """An image `[1, 1 or 3, H, W]` in 0..1 as PIL has it."""
+    from PIL import Image
+
+    pixels = (image[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)

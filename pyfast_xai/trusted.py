@@ -1,0 +1,255 @@
+"""Whole models from files: full pickles, TorchScript archives and exported programs.
+
+Reading such a file runs what its author put into it: only files that the user has trusted come here, but for `kind`.
+"""
+
+import contextlib
+import functools
+import io
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyfast_xai.errors import InputError
+
+PICKLE, TORCHSCRIPT, PROGRAM = "a pickle", "a TorchScript archive", "an exported program"
+
+
+def kind(path: str | Path) -> str:
+    """What a file for `torch.load`, `torch.jit.load` or `torch.export.load` is, by the names in it; nothing is run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # whatever a file that is no archive, or a broken one, leads to
+        return PICKLE
+    if any(name.endswith("/constants.pkl") for name in names):
+        return TORCHSCRIPT
+    if any(name.endswith("/archive_format") or name == "serialized_exported_program.json" for name in names):
+        return PROGRAM
+    return PICKLE
+
+
+def read(path: str | Path) -> Any:
+    """What a file holds, on the CPU; whatever is in it is run.
+
+    Returns:
+        A `torch.jit.ScriptModule`, a `torch.export.ExportedProgram`, or whatever was pickled.
+    """
+    found = kind(path)
+    with _no_farewells():
+        if found == TORCHSCRIPT:
+            return torch.jit.load(str(path), map_location="cpu")
+        if found == PROGRAM:
+            with open(path, "rb") as file:  # by name it must end in .pt2
+                return torch.export.load(file)
+        return torch.load(path, map_location="cpu", weights_only=False)
+
+
+@contextlib.contextmanager
+def _no_farewells() -> Iterator[None]:
+    """Who has a file is not told what PyTorch will do without one day, nor what it does to read it."""
+    with warnings.catch_warnings():
+        for kind_ in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind_)
+        yield
+
+
+def network(found: Any, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
+    """What `read` gave, as a network whose operations a tape can see.
+
+    Args:
+        found: see `read`; a module may lie in a dict, as "model".
+        name: of the file, for messages.
+
+    Returns:
+        The network, in evaluation mode, and (H, W) of its input in pixels; None where any size will do, or none is
+        known.
+
+    Raises:
+        InputError: there is no module, or a program that cannot be explained; the sentence says what to do instead.
+    """
+    if isinstance(found, ExportedProgram):
+        return _program(found, name)
+    if isinstance(found, dict) and isinstance(found.get("model"), nn.Module):
+        found = found["model"]
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"model {name!r} must hold a torch.nn.Module, got a {type(found).__name__}; "
+            "a file of tensors is named by --weights (weights=), beside a model to fill"
+        )
+    if not isinstance(found, torch.jit.ScriptModule):
+        return found.eval(), None
+    if not all(hasattr(module, "training") for module in found.modules()):
+        raise InputError(
+            f"model {name!r} must be saved before torch.jit.freeze, got weights that are written into code"
+        )
+    return Archive(found).eval(), None
+
+
+class Archive(nn.Module):
+    """A TorchScript archive that behaves as a module written in Python does, to whoever watches its operations.
+
+    Its layers run in an interpreter that calls no module: they are named as operations, such as `conv2d_3`, not by
+    paths. Unlike the archive alone it can be pickled.
+
+    Args:
+        archive: scripted or traced.
+    """
+
+    def __init__(self, archive: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.archive = archive
+        self.training = archive.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        written = _AsWritten()
+        # Optimised, it would fuse operations into kernels of its own, which nobody sees.
+        with torch.jit.optimized_execution(False):
+            try:
+                with written:
+                    return self.archive.forward(*args, **kwargs)  # past the hooks, which know the archive by no path
+            except RuntimeError:
+                # The interpreter makes this of every exception, that which ends a recording early among them.
+                if written.raised is not None:
+                    raise written.raised from None
+                raise
+
+    def __reduce__(self) -> Any:
+        sink = io.BytesIO()
+        with _no_farewells():
+            torch.jit.save(self.archive, sink)
+        return _unpacked, (sink.getvalue(),)
+
+
+def _unpacked(archive: bytes) -> Archive:
+    with _no_farewells():
+        return Archive(torch.jit.load(io.BytesIO(archive)))
+
+
+class _AsWritten(TorchDispatchMode):
+    """Gives operations of a traced model the names they had in Python, and remembers what one of them raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raised: BaseException | None = None
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            if op is torch.ops.aten._convolution.default:
+                return _convolution(*args)
+            return op(*args, **(kwargs or {}))
+        except BaseException as error:
+            self.raised = error
+            raise
+
+
+_CONVOLUTIONS = {3: torch.ops.aten.conv1d, 4: torch.ops.aten.conv2d, 5: torch.ops.aten.conv3d}
+
+
+def _convolution(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int, *_: Any,
+) -> Tensor:  # fmt: skip
+    plain = _CONVOLUTIONS.get(input.dim())
+    if transposed or plain is None or input.dim() != weight.dim():
+        own = (input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+        return torch.ops.aten.convolution.default(*own)
+    return plain.default(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _program(program: ExportedProgram, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
+    """An exported program as modules with the paths and weights they had."""
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    shape = inputs[0].meta["val"].shape if len(inputs) == 1 and isinstance(inputs[0].meta["val"], Tensor) else ()
+    spec = program.call_spec.in_spec
+    called = None if spec is None else pytree.tree_unflatten([0] * spec.num_leaves, spec)
+    if len(shape) != 4 or called != ((0,), {}):
+        raise InputError(f"model {name!r} must take images [N, C, H, W] and nothing else, got {len(inputs)} inputs")
+    mode = next((str(node.target) for node in program.graph.nodes if _trains(node)), None)
+    if mode is not None:
+        raise InputError(f"model {name!r} must be exported after model.eval(), got {mode} in training mode")
+    bounds = [_bounds(program, length) for length in shape]
+    height, width = (least if least == most else None for least, most in bounds[2:])
+    with _no_farewells():
+        module = torch.export.unflatten(program).eval()
+    # Its own check raises what nobody expects; and the notes it needs cannot be copied.
+    module.check_input_constraints = False
+    for own in module.modules():
+        for node in getattr(own, "graph", torch.fx.Graph()).nodes:
+            node.meta.clear()
+    least, most = bounds[0]
+    if least == most:
+        if not _takes_any_batch(module, [least for least, _ in bounds]):
+            raise InputError(
+                f"model {name!r} must be exported for any number of images (dynamic_shapes with "
+                f"torch.export.Dim.DYNAMIC), got one for {least}; its weights fill a model of Python: "
+                "--model NAME --weights FILE"
+            )
+        bounds[0] = (0, None)
+    module.register_forward_pre_hook(functools.partial(_check, bounds))
+    return module, None if height is None or width is None else (height, width)
+
+
+def _bounds(program: ExportedProgram, length: Any) -> tuple[int, int | None]:
+    """The least and the most that a length may be; None for no end."""
+    if isinstance(length, int):
+        return length, length
+    known = program.range_constraints.get(length.node.expr)
+    if known is None:
+        return 0, None
+    # Up to 2 it says how the export went about it, not what the program takes.
+    return int(known.lower) if known.lower > 2 else 0, int(known.upper) if known.upper < 1 << 40 else None
+
+
+def _trains(node: torch.fx.Node) -> bool:
+    """Whether an operation does what it does in training only."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return given.get("train") is True or given.get("training") is True
+
+
+def _takes_any_batch(module: nn.Module, shape: list[int]) -> bool:
+    """Whether a program exported for batches of one length answers longer ones as it answers them in pieces.
+
+    It has no branches, so what holds for one batch holds for all.
+
+    Args:
+        module: that asks no more for the length it was exported for.
+        shape: of the batch it was exported for.
+    """
+    length = shape[0]
+    like = next((tensor for tensor in module.state_dict().values() if tensor.is_floating_point()), torch.empty(0))
+    images = torch.randn(length + 2, *shape[1:], generator=torch.Generator().manual_seed(0)).to(like.dtype)
+    try:
+        with torch.inference_mode():
+            first, last, together = module(images[:length]), module(images[2:]), module(images)
+            if together.shape[:1] != images.shape[:1]:
+                return False
+            # Against what tells images apart: outputs of an untrained network hardly differ.
+            spread = (together.amax(0) - together.amin(0)).max()
+            apart = torch.maximum((together[:length] - first).abs().max(), (together[2:] - last).abs().max())
+            return bool(apart <= spread * torch.finfo(together.dtype).eps ** 0.5)
+    except (RuntimeError, AttributeError, TypeError):  # shapes written into it; outputs that are no tensor
+        return False
+
+
+def _check(bounds: Sequence[tuple[int, int | None]], _module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Images of another size than the program's might lead to something, but not to what the model would say."""
+    came = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
+    if len(came) != 4 or any(
+        length < least or (most is not None and length > most)
+        for length, (least, most) in zip(came, bounds, strict=True)
+    ):
+        wanted = ["any" if b == (0, None) else str(b[0]) if b[0] == b[1] else f"{b[0]} to {b[1]}" for b in bounds]
+        raise InputError(f"images must be those the program was exported for, [{', '.join(wanted)}], got {came}")
