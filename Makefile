@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h)
 
-.PHONY: demo test crash-test lint gallery bench bench-report bench-memory bench-throughput bench-peers peer-suites wheel-check cuda-check gpu-check clean
+.PHONY: demo test crash-test lint gallery bench bench-cost bench-ops bench-growth bench-memory bench-cold-start \
+  bench-report bench-throughput bench-peers peer-suites wheel-check cuda-check gpu-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
@@ -26,15 +27,29 @@ lint: $(VENV)/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test
-	PYTHONPATH=bench $(BIN)/python -m pytest bench/test_cost.py -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds $(ARGS)
+BENCH = PYTHONPATH=bench $(BIN)/python -m pytest -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds
+
+# All that docs/performance.md shows, some twenty minutes; ARGS="--rows" keeps what was measured.
+bench: bench-cost bench-ops bench-growth bench-memory bench-cold-start
+
+bench-cost: $(VENV)/test
+	$(BENCH) bench/test_cost.py $(ARGS)
+
+bench-ops: $(VENV)/test
+	$(BENCH) bench/test_ops.py $(ARGS)
+
+bench-growth: $(VENV)/test
+	$(BENCH) bench/test_growth.py $(ARGS)
+
+bench-memory: $(VENV)/test
+	$(BIN)/python bench/memory.py $(ARGS)
+
+bench-cold-start: $(VENV)/test
+	$(BIN)/python bench/cold_start.py $(ARGS)
 
 # Draws docs/performance.md from all that was measured.
 bench-report: $(VENV)/test
 	$(BIN)/python bench/report.py
-
-bench-memory: $(VENV)/test
-	$(BIN)/python bench/memory.py $(ARGS)
 
 bench-throughput: $(VENV)/test
 	$(BIN)/python bench/throughput.py $(ARGS)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 
-def _inputs(model: nn.Module, image: Tensor) -> dict[nn.Module, np.ndarray]:
-    """What every layer read, without the batch."""
+def read_layers(model: nn.Module, image: Tensor) -> dict[nn.Module, np.ndarray]:
+    """What every layer read, without the batch; for the model itself what it returned."""
     read: dict[nn.Module, np.ndarray] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda module, args: read.__setitem__(module, args[0][0].clone().numpy()))
@@ -44,7 +44,12 @@ def loop_fixations(model: nn.Module, image: Tensor) -> set[tuple[int, int]]:
         model: torchvision's AlexNet or VGG in evaluation mode.
         image: `[3, H, W]`.
     """
-    read = _inputs(model, image)
+    read = read_layers(model, image)
+    return trace_map(model, read, trace_classifier(model, read))
+
+
+def trace_classifier(model: nn.Module, read: dict[nn.Module, np.ndarray]) -> set[tuple[int, int, int]]:
+    """Points (c, y, x) of the last feature map that the predicted class is traced to."""
     neurons = {int(read[model].argmax())}
     linear = [layer for layer in model.classifier if isinstance(layer, nn.Linear)]
     for layer in reversed(linear[1:]):
@@ -53,7 +58,13 @@ def loop_fixations(model: nn.Module, image: Tensor) -> set[tuple[int, int]]:
     weight = linear[0].weight.detach().numpy()
     flat = {int((read[linear[0]] * weight[k]).argmax()) for k in neurons}
     side = round((read[linear[0]].size / weight_channels(model)) ** 0.5)
-    points = {(j // side**2, j // side % side, j % side) for j in flat}
+    return {(j // side**2, j // side % side, j % side) for j in flat}
+
+
+def trace_map(
+    model: nn.Module, read: dict[nn.Module, np.ndarray], points: set[tuple[int, int, int]]
+) -> set[tuple[int, int]]:
+    """Pixels (y, x) that points (c, y, x) of the last feature map are traced to."""
     for layer in reversed(model.features):
         if isinstance(layer, nn.ReLU):
             continue

@@ -4,12 +4,13 @@ The figure is the increment of the process's peak over the loaded model and its 
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+
+import measured
 
 NETWORKS = ("vgg16", "resnet50")
 WHO = ("forward", "pyfast_xai", "captum")
@@ -52,7 +53,7 @@ def measure(network: str, who: str, batch: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rows", type=Path, help="write the table here")
+    parser.add_argument("--rows", action="store_true", help="append what was measured to bench/data/cpu_memory.csv")
     parser.add_argument("--one", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -66,10 +67,7 @@ def main() -> None:
             rows.append({"network": network, "batch": given.batch, "who": who, **json.loads(done.stdout)})
             print(f"{network:10} {who:12} {rows[-1]['increment_mib']:8.0f} MiB over the loaded model")
     if given.rows:
-        with given.rows.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        measured.append("cpu_memory", rows)
 
 
 if __name__ == "__main__":

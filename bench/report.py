@@ -1,32 +1,21 @@
-"""Draws what `make bench` appended to bench/data/cpu.csv, and writes its tables into docs/performance.md.
+"""Draws what the benchmarks appended to bench/data, and writes its tables into docs/performance.md.
 
 `make bench-report`. Of rows that measure the same the last counts. What stands between the two marks of the document is
 written anew; the rest is by hand.
 """
 
-import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import measured
 from matplotlib.figure import Figure
+from measured import Row, table
 
-ROOT = Path(__file__).parents[1]
-DATA, DOCUMENT = ROOT / "bench/data/cpu.csv", ROOT / "docs/performance.md"
+DOCUMENT = Path(__file__).parents[1] / "docs/performance.md"
 BEGIN, END = "<!-- measured: by bench/report.py -->", "<!-- end -->"
 OURS = ("cpp", "numba", "reference")
-
-Row = dict[str, Any]
-
-
-def latest() -> list[Row]:
-    """The last row of each network, batch, method, backend and number of threads."""
-    kept: dict[tuple[str, ...], Row] = {}
-    with DATA.open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = tuple(row[name] for name in ("network", "batch", "method", "backend", "threads"))
-            kept.pop(key, None)
-            kept[key] = row
-    return list(kept.values())
+SHADES = {"forward": "tab:gray", "pyfast_xai": "tab:blue", "captum": "tab:orange"}
 
 
 def costs(rows: list[Row], batch: str) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
@@ -42,30 +31,32 @@ def _named(row: Row) -> str:
     return row["method"] if row["backend"] in OURS else f"{row['method']} of {row['backend']}"
 
 
-def table(rows: list[Row], batch: str) -> str:
+def _where(rows: Iterable[Row]) -> str:
+    found = {f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}, {row['date']}" for row in rows}
+    return "; ".join(sorted(found))
+
+
+def cost_table(rows: list[Row], batch: str) -> str:
     """Cost in forwards, a row a method."""
     networks, methods, cells = costs(rows, batch)
-    lines = [["method", *networks], ["---"] * (len(networks) + 1)]
-    for method in methods:
-        found = [cells.get((network, method)) for network in networks]
-        lines.append([method, *("" if row is None else f"{float(row['forwards']):.2f}" for row in found)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    found = [[cells.get((network, method)) for network in networks] for method in methods]
+    body = [["" if row is None else f"{float(row['forwards']):.2f}" for row in line] for line in found]
+    return table([["method", *networks], *([name, *line] for name, line in zip(methods, body, strict=True))])
 
 
 def bars(rows: list[Row], batch: str) -> Figure:
     """Cost of ours beside that of peers, with the spread between a fifth and four fifths of the rounds."""
     networks, methods, cells = costs(rows, batch)
-    shown = [name for name in methods if "loop" not in name]
     figure = Figure(figsize=(1.6 + 1.9 * len(networks), 4.6), layout="constrained")
     axes = figure.subplots()
-    width = 0.85 / len(shown)
-    for i, method in enumerate(shown):
+    width = 0.85 / len(methods)
+    for i, method in enumerate(methods):
         places, heights, spread = [], [], [[], []]
         for j, network in enumerate(networks):
             row = cells.get((network, method))
             if row is not None:
                 value = float(row["forwards"])
-                places.append(j + (i - len(shown) / 2 + 0.5) * width)
+                places.append(j + (i - len(methods) / 2 + 0.5) * width)
                 heights.append(value)
                 spread[0].append(max(0.0, value - float(row["low"])))
                 spread[1].append(max(0.0, float(row["high"]) - value))
@@ -81,44 +72,251 @@ def bars(rows: list[Row], batch: str) -> Figure:
     return figure
 
 
-def growth(rows: list[Row], network: str) -> Figure | None:
-    """Cost by batch; None where one batch was measured only."""
-    own = [row for row in rows if row["network"] == network and "loop" not in row["backend"]]
-    if len({row["batch"] for row in own}) < 2:
+def speedups(rows: list[Row], batch: str) -> Figure | None:
+    """How many times as much a peer's explanation costs, on the networks that both were measured on."""
+    networks, methods, cells = costs(rows, batch)
+    peers = [name for name in methods if " of " in name]
+    pairs = {
+        (network, peer): float(cells[network, peer]["forwards"]) / float(own["forwards"])
+        for network in networks
+        for peer in peers
+        if (network, peer) in cells and (own := cells.get((network, peer.split(" of ")[0]))) is not None
+    }
+    if not pairs:
         return None
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(1.6 + 1.3 * len(networks), 3.6), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(map(_named, own)):
-        line = sorted((int(row["batch"]), float(row["forwards"])) for row in own if _named(row) == method)
-        axes.plot(*zip(*line, strict=True), marker="o", label=method, linestyle="--" if " of " in method else "-")
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("images at a time")
-    axes.set_ylabel("forward passes of the model")
-    axes.set_title(network, fontsize=10)
+    width = 0.8 / len(peers)
+    for i, peer in enumerate(peers):
+        places = {j + (i - len(peers) / 2 + 0.5) * width: (name, peer) for j, name in enumerate(networks)}
+        places = {place: pair for place, pair in places.items() if pair in pairs}
+        drawn = axes.bar(list(places), [pairs[pair] for pair in places.values()], width, label=peer)
+        axes.bar_label(drawn, fmt="%.1f", fontsize=7)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(networks)), networks)
+    axes.set_ylabel("times the cost of ours")
+    axes.set_title(f"what peers cost, batch {batch}", fontsize=10)
     axes.legend(fontsize=7)
     return figure
 
 
-def main() -> None:
-    rows = latest()
-    parts = []
-    for batch in sorted({row["batch"] for row in rows}, key=int):
-        own = [row for row in rows if row["batch"] == batch and "loop" not in row["backend"]]
-        if not own:
+def memory(rows: list[Row]) -> Figure:
+    """Peak over the loaded model."""
+    networks = list(dict.fromkeys(f"{row['network']}, batch {row['batch']}" for row in rows))
+    who = list(dict.fromkeys(row["who"] for row in rows))
+    figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(who)
+    for i, maker in enumerate(who):
+        own = {f"{row['network']}, batch {row['batch']}": row for row in rows if row["who"] == maker}
+        places = [j + (i - len(who) / 2 + 0.5) * width for j, name in enumerate(networks) if name in own]
+        sizes = [float(own[name]["increment_mib"]) for name in networks if name in own]
+        drawn = axes.bar(places, sizes, width, label=maker, color=SHADES.get(maker))
+        axes.bar_label(drawn, fmt="%.0f", fontsize=7)
+    axes.set_xticks(range(len(networks)), networks)
+    axes.set_ylabel("MiB over the loaded model")
+    axes.set_title("peak memory: a plain forward, guided backprop here and of Captum", fontsize=9)
+    axes.legend(fontsize=7)
+    return figure
+
+
+AXES = {
+    "size": "side of the images, pixels",
+    "batch": "images at a time",
+    "depth": "depth of the ResNet",
+    "classes": "classes",
+    "points": "points an image",
+}
+
+
+def growth(rows: list[Row]) -> Figure:
+    """Cost along each axis, a panel each."""
+    axes = [name for name in AXES if any(row["axis"] == name for row in rows)]
+    figure = Figure(figsize=(12, 3.4 * -(-len(axes) // 3)), layout="constrained")
+    panels = figure.subplots(-(-len(axes) // 3), 3, squeeze=False).flatten()
+    colors: dict[str, str] = {}
+    for panel, axis in zip(panels, axes, strict=False):
+        own = [row for row in rows if row["axis"] == axis]
+        for name in dict.fromkeys(map(_named, own)):
+            color = colors.setdefault(name, f"C{len(colors)}")
+            line = sorted((int(row["value"]), row) for row in own if _named(row) == name)
+            at = [value for value, _ in line]
+            cost = [float(row["forwards"]) for _, row in line]
+            panel.plot(at, cost, marker="o", markersize=4, label=name, color=color)
+            low, high = ([float(row[end]) for _, row in line] for end in ("low", "high"))
+            panel.fill_between(at, low, high, alpha=0.2, color=color)
+        ticks = sorted({int(row["value"]) for row in own})
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
+        if axis in ("classes", "points"):
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+        else:
+            panel.set_ylim(bottom=0)
+        panel.minorticks_off()
+        panel.set_xlabel(AXES[axis])
+        panel.set_ylabel("forward passes")
+        networks = sorted({row["network"] for row in own})
+        if axis != "depth":
+            panel.set_title(f"{networks[0]}, batch {own[0]['batch']}" if axis != "batch" else networks[0], fontsize=9)
+        else:
+            panel.set_title(f"batch {own[0]['batch']}", fontsize=9)
+        panel.legend(fontsize=7)
+    for panel in panels[len(axes) :]:
+        panel.set_visible(False)
+    return figure
+
+
+def roofline(rows: list[Row]) -> Figure:
+    """Operations a second over operations a byte, under the two rates of the machine."""
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.subplots()
+    copy, product = (max(float(row[name]) for row in rows) for name in ("copy", "float32"))
+    left, right = 5e-4, 300.0
+    axes.plot([left, product / copy, right], [left * copy / 1e9, product / 1e9, product / 1e9], color="black")
+    axes.text(0.002, 0.002 * copy / 1e9 * 1.5, f"copy, {copy / 1e9:.0f} GB/s", rotation=32, fontsize=8)
+    axes.text(product / copy * 1.3, product / 1e9 * 1.15, f"matrix product, {product / 1e9:.0f} Gop/s", fontsize=8)
+    markers = "osD^v<>Pp*Xhd"
+    names = list(dict.fromkeys(row["op"] for row in rows))
+    for backend, filled in (("cpp", True), ("numba", False)):
+        for i, name in enumerate(names):
+            own = [row for row in rows if row["op"] == name and row["backend"] == backend]
+            at = [float(row["operations"]) / float(row["bytes"]) for row in own]
+            reached = [float(row["operations"]) / float(row["ms"]) / 1e6 for row in own]
+            color = f"C{i % 10}"
+            face = color if filled else "none"
+            label = name if filled else None
+            axes.scatter(at, reached, marker=markers[i], facecolors=face, edgecolors=color, label=label, s=36)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left, right)
+    axes.set_xlabel("operations a byte")
+    axes.set_ylabel("10⁹ operations a second")
+    axes.set_title("every op at shapes of real networks; filled: C++, empty: Numba", fontsize=10)
+    axes.legend(fontsize=7, loc="lower right", ncols=2)
+    return figure
+
+
+def op_table(rows: list[Row]) -> str:
+    """Time, what it is faster than, and the share of the machine."""
+    calls: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        calls.setdefault((row["op"], row["shape"]), {})[row["backend"]] = row
+    head = ["op", "shape", "C++ ms", "Numba ms", "C++ beside plain PyTorch", "Numba beside it", "share", "bound"]
+    body: list[list[Any]] = []
+    for (op, shape), found in calls.items():
+        cpp, numba = found.get("cpp"), found.get("numba")
+        best = cpp or numba or next(iter(found.values()))
+        bound = {"copy": "bandwidth", "float32": "FMA"}[best["bound"]]
+        body.append([op, shape, *(_ms(row) for row in (cpp, numba)), *(_times(row) for row in (cpp, numba))])
+        body[-1] += [f"{100 * float(best['share']):.0f} %", bound]
+    return table([head, *body])
+
+
+def _ms(row: Row | None) -> str:
+    return "" if row is None else f"{float(row['ms']):.3g}"
+
+
+def _times(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{float(row['times']):.3g} ({float(row['low']):.3g} to {float(row['high']):.3g})"
+
+
+def beside_table(rows: list[Row]) -> str:
+    """What is measured beside another library."""
+    head = ["op", "of", "ms", "beside", "its ms", "times as fast"]
+    body = [
+        [row["op"], row["shape"], _ms(row), row["beside"], f"{float(row['beside_ms']):.3g}", _times(row)]
+        for row in rows
+    ]
+    return table([head, *body])
+
+
+def traces(rows: list[Row]) -> str:
+    """The trace of CNN-Fixations beside the loop, by points."""
+    own = [row for row in rows if row["axis"] == "points"]
+    head = ["points an image", "network", "ms", "ms of the NumPy loop", "times as fast"]
+    body = []
+    for row in own:
+        if row["backend"] not in OURS:
             continue
-        where = {f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}, {row['date']}" for row in own}
-        parts += [f"Batch {batch} ({'; '.join(sorted(where))}):", table(own, batch)]
-        name = f"performance-batch-{batch}.png"
-        bars(own, batch).savefig(DOCUMENT.parent / name, dpi=120)
-        parts.append(f"![cost of explanations, batch {batch}]({name})")
-    figure = growth(rows, "resnet50")
-    if figure is not None:
-        figure.savefig(DOCUMENT.parent / "performance-growth.png", dpi=120)
-        parts.append("![cost by batch](performance-growth.png)")
-    text = DOCUMENT.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    DOCUMENT.write_text("\n\n".join([head + BEGIN, *parts, END]) + tail)
+        loop = next((o for o in own if o["value"] == row["value"] and o["backend"] == "NumPy loop"), None)
+        if loop is not None:
+            ours, other = float(row["explain_ms"]), float(loop["explain_ms"])
+            name = f"{row['network']}, batch {row['batch']}"
+            body.append([row["value"], name, f"{ours:.3g}", f"{other:.3g}", f"{other / ours:.3g}"])
+    return table([head, *body])
+
+
+def cold_table(rows: list[Row]) -> str:
+    """Imports and first calls."""
+    head = ["", "backend", "first, ms", "again, ms"]
+    body = []
+    for row in rows:
+        first = f"{float(row['first_ms']):.0f} ({float(row['low']):.0f} to {float(row['high']):.0f})"
+        body.append([row["what"], row["backend"], first, f"{float(row['again_ms']):.1f}" if row["again_ms"] else ""])
+    return table([head, *body])
+
+
+class Page:
+    """What goes between the marks, and the pictures beside the document."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def draw(self, name: str, what: str, figure: Figure | None) -> None:
+        if figure is not None:
+            figure.savefig(DOCUMENT.parent / f"{name}.png", dpi=120)
+            self.parts.append(f"![{what}]({name}.png)")
+
+    def write(self) -> None:
+        head, _, rest = DOCUMENT.read_text().partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        DOCUMENT.write_text("\n\n".join([head + BEGIN, *self.parts, END]) + tail)
+
+
+def main() -> None:
+    page = Page()
+    rows = [r for r in measured.read("cpu", "network", "batch", "method", "backend") if "loop" not in r["backend"]]
+    for batch in sorted({row["batch"] for row in rows}, key=int):
+        own = [row for row in rows if row["batch"] == batch]
+        page.parts += [f"Batch {batch} ({_where(own)}):", cost_table(own, batch)]
+        page.draw(f"performance-batch-{batch}", f"cost of explanations, batch {batch}", bars(own, batch))
+        page.draw(f"performance-peers-{batch}", f"cost of peers beside ours, batch {batch}", speedups(own, batch))
+    rows = measured.read("cpu_memory", "network", "batch", "who")
+    if rows:
+        page.parts += ["## Memory", f"{_where(rows)}:"]
+        page.draw("performance-memory", "peak memory", memory(rows))
+    rows = measured.read("cpu_growth", "axis", "value", "network", "batch", "method", "backend")
+    if rows:
+        page.parts += ["## Growth", f"Random weights; bands: a fifth to four fifths of the rounds ({_where(rows)})."]
+        page.draw("performance-growth", "cost by image size, batch, depth, classes and points", growth(rows))
+        page.parts += ["CNN-Fixations' trace alone, from points of the last feature map to pixels:", traces(rows)]
+    rows = measured.read("cpu_ops", "op", "shape", "dtype", "backend", "beside")
+    ops = [row for row in rows if row["beside"] == "reference"]
+    if ops:
+        page.parts += ["## Ops", f"{_where(ops)}. {_EXPLAINED}"]
+        page.draw("performance-roofline", "roofline of the ops", roofline(ops))
+        page.parts.append(op_table(ops))
+    others = [row for row in rows if row["beside"] != "reference"]
+    if others:
+        page.parts += ["The projection of Eigen-CAM alone, on real layers:", beside_table(others)]
+    rows = measured.read("cpu_cold_start", "what", "backend")
+    if rows:
+        page.parts += [
+            f"## Cold start\n\nEach in processes of its own, median and range ({_where(rows)}).",
+            cold_table(rows),
+        ]
+    page.write()
+
+
+_EXPLAINED = (
+    "All backends take turns in one process; brackets: a fifth to four fifths of the rounds. The bound is the longer "
+    "of moving each byte once at the bandwidth of a large copy and doing each operation at the rate of a large matrix "
+    "product, on the same threads; the share is how near C++ comes. Above 100 % a call did not have to "
+    "leave the caches."
+)
 
 
 if __name__ == "__main__":

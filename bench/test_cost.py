@@ -4,13 +4,12 @@ Forward and explanation take turns in one process; the figure is the median of t
 does not depend on what a network has learnt, but for how many points are traced.
 """
 
-import statistics
-import time
 import warnings
 
 import pytest
 import torch
 from loop_fixations import loop_fixations
+from turns import beside_forward
 
 import pyfast_xai
 from pyfast_xai import CLEAR, CNNFixations, EigenCAM, FGVis, GradCAM, GuidedBackprop, Saliency
@@ -45,39 +44,8 @@ def network(request):
 def compare(benchmark, rows, request, network, method, explain, backend, shares=1):
     """Time `explain` against the forward; `shares` is how many equal parts it is made of."""
     name, model, images = network
-    forwards, explained = [], []
-
-    def forward():
-        with torch.inference_mode():
-            start = time.perf_counter()
-            model(images)
-            forwards.append(time.perf_counter() - start)
-
-    def timed():
-        start = time.perf_counter()
-        explain(images)
-        explained.append((time.perf_counter() - start) / shares)
-
-    rounds = request.config.getoption("--rounds")
-    for _ in range(2):  # first calls pack weights and fill caches
-        forward()
-        timed()
-    forwards.clear()
-    explained.clear()
-    benchmark.pedantic(timed, setup=forward, rounds=rounds, warmup_rounds=0)
-    ratios = sorted(e / f for e, f in zip(explained, forwards, strict=True))
-    row = {
-        "network": name,
-        "batch": len(images),
-        "method": method,
-        "backend": backend,
-        "forward_ms": 1000 * statistics.median(forwards),
-        "explain_ms": 1000 * statistics.median(explained),
-        "forwards": statistics.median(ratios),
-        "low": ratios[len(ratios) // 5],
-        "high": ratios[-1 - len(ratios) // 5],
-        "rounds": rounds,
-    }
+    row = {"network": name, "batch": len(images), "method": method, "backend": backend}
+    row |= beside_forward(benchmark, model, images, explain, request.config.getoption("--rounds"), shares)
     benchmark.extra_info.update(row)
     rows.append(row)
 

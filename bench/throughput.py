@@ -19,12 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from trained import loaded, photographs
 
 from pyfast_xai import datasets
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.images import load_image
-from pyfast_xai.models import LoadedModel
-from pyfast_xai.reproduce import Data
 
 CASES = (
     ("squeezenet1_1", "eigen-cam"),
@@ -39,21 +38,6 @@ def resident() -> float:
     """Resident size of this process, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
-
-
-def folder() -> Path:
-    """The real networks and pictures, outside the repository."""
-    return Path(os.environ.get("PYFAST_XAI_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
-
-def loaded(name: str) -> LoadedModel:
-    return next(Data(folder(), names=(name,)).networks(()))
-
-
-def photographs(count: int | None = None) -> list[Path]:
-    """The first of the squashed ILSVRC pictures."""
-    rows = json.loads((folder() / "imagenet" / "annotations.json").read_text())
-    return [folder() / "imagenet" / row["file"] for row in rows if row["file"].startswith("val227")][:count]
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:

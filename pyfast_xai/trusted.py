@@ -138,6 +138,10 @@ def _unpacked(archive: bytes) -> Archive:
 class _AsWritten(TorchDispatchMode):
     """Gives operations of a traced model the names they had in Python, and remembers what one of them raised."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in tape.record: nothing to keep the compiler away from, and no reason to import it
+
     def __init__(self) -> None:
         super().__init__()
         self.raised: BaseException | None = None

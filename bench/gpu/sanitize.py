@@ -35,14 +35,13 @@ def judge(log: Path, code_detail: str) -> tuple[str, str]:
 
 def small_calls(kind: str) -> None:
     """Run each kernel of each compiled backend once for each dtype."""
-    from gpu.kernels import calls  # needs the package, which the rest of this file does not
+    from gpu.kernels import all_calls, backends  # needs the package, which the rest of this file does not
 
-    for dtype in (torch.bfloat16, torch.float32) if kind == "cuda" else (torch.bfloat16,):
-        for call in calls(kind, dtype, small=True):
-            for backend in call.backends(kind):
-                if backend == "reference":
-                    continue
-                call.kernel(backend)(*call.arguments())
-                if kind == "cuda":
-                    torch.cuda.synchronize()
-                print(f"{call.op} on {backend}, {dtype}: ran", flush=True)
+    for call in all_calls(kind, small=True):
+        for backend in backends(call, kind):
+            if backend == "reference":
+                continue
+            call.kernel(backend)(*call.arguments())
+            if kind == "cuda":
+                torch.cuda.synchronize()
+            print(f"{call.op} on {backend}, {call.dtype}: ran", flush=True)

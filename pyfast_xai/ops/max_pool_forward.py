@@ -58,9 +58,9 @@ def max_pool_forward(
     Raises:
         RuntimeError: an input that does not fit, or a window of more than 256 taps.
     """
-    size = torch.ops.aten.max_pool2d_with_indices(
-        torch.empty(input.shape, dtype=input.dtype, device="meta"), kernel, stride, padding, dilation, ceil_mode
-    )[0].shape
+    # Of one map, for the size and for what PyTorch says of a wrong one: a meta tensor would import sympy.
+    one = torch.ops.aten.max_pool2d_with_indices(input[:1, :1], kernel, stride, padding, dilation, ceil_mode)[0]
+    size = (*input.shape[:2], *one.shape[2:])
     layout = memory_format(input)
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=layout)
     offsets = torch.empty(size, dtype=torch.uint8, device=input.device, memory_format=layout)

@@ -153,6 +153,12 @@ class _Memory:
 class _Recorder(TorchDispatchMode):
     """The dispatch mode that writes the tape."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch would import its compiler, a second and more, to keep it away from this mode; `watch` has it stand
+        # aside where it is there.
+        return False
+
     def __init__(self, reading: Reading | None, until: str | None) -> None:
         super().__init__()
         self.tape = Tape()

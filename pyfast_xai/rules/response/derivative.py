@@ -17,7 +17,8 @@ LINEAR = {
     f"aten::{name}"
     for name in (
         *("as_strided", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"),
-        *("_adaptive_avg_pool3d", "channel_shuffle", "constant_pad_nd", "cumsum", "diagonal", "flip", "im2col"),
+        *("_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+        *("channel_shuffle", "constant_pad_nd", "cumsum", "diagonal", "flip", "im2col"),
         *("col2im", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
         *("repeat", "replication_pad1d", "replication_pad2d", "replication_pad3d", "roll", "rot90", "slice_scatter"),
         *("select_scatter", "tril", "triu", "unfold", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d"),

@@ -1,0 +1,132 @@
+"""What benchmarks stand on: right calls, figures by turns, rows that are found again, a page drawn from them."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyfast_xai.ops.registry import OPS
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+if not (BENCH / "turns.py").is_file():
+    pytest.skip("bench/ is not part of a source distribution", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def part():
+    """A module of the benchmarks."""
+    sys.path.insert(0, str(BENCH))
+    yield importlib.import_module
+    sys.path.remove(str(BENCH))
+
+
+def small_calls(part):
+    calls = part("op_calls")
+    return [*calls.calls("cpu", torch.float32, calls.SMALL), *calls.calls_of_one_dtype("cpu", calls.SMALL)]
+
+
+def test_calls_cover_every_op(part):
+    assert {call.op for call in small_calls(part)} == set(OPS)
+
+
+def test_every_backend_is_right_on_the_calls(part):
+    outcome = part("op_calls").outcome
+    for call in small_calls(part):
+        arguments = call.arguments()
+        expected = outcome(call, "reference", arguments)
+        for backend in ("numba", "cpp"):
+            if OPS[call.op].missing(backend, "cpu") is None:
+                assert call.same(outcome(call, backend, arguments), expected), (call.op, backend)
+
+
+def test_traced_windows_lie_on_the_map(part):
+    """The geometry of a convolution that keeps its size: no window has nothing but padding."""
+    calls = part("op_calls")
+    for call in calls.calls("cpu", torch.float32, calls.Sizes(images=1, matrices=1)):
+        if call.op == "conv_trace":
+            side = int(call.shape.split("x")[2])
+            kernel = int(call.shape.split(", ")[1][0])
+            _, weight, _, _, size, stride, padding, dilation, _, _ = call.arguments()
+            assert list(weight.shape[2:]) == [kernel, kernel]
+            assert [
+                (side + 2 * p - d * (kernel - 1) - 1) // s + 1
+                for p, d, s in zip(padding, dilation, stride, strict=True)
+            ] == size
+
+
+def test_a_call_that_was_undone_has_its_work_to_do_again(part):
+    call = next(own for own in small_calls(part) if own.op == "response_argmax")
+    arguments = call.arguments()
+    before = arguments[2].clone()
+    call.kernel("reference")(*arguments)
+    assert not torch.equal(arguments[2], before)
+    call.reset(*arguments)
+    assert torch.equal(arguments[2], before)
+
+
+def test_figures_are_of_the_same_rounds(part):
+    turns = part("turns")
+    cost = turns.quotients([2.0, 30.0, 8.0, 12.0, 5.0], [1.0, 10.0, 2.0, 2.0, 1.0])
+    assert (cost.median, cost.low, cost.high) == (4.0, 3.0, 5.0)
+
+
+def test_calls_take_turns(part):
+    class Benchmark:
+        def pedantic(self, target, setup, rounds, warmup_rounds):
+            for _ in range(rounds):
+                setup()
+                target()
+
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = part("turns").take_turns(Benchmark(), calls, 3, settled=1, before=lambda: order.append("-"))
+    assert "".join(order) == "-a-b" * 4
+    assert {name: len(own) for name, own in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_the_last_of_rows_that_measure_the_same_is_kept(part, tmp_path, monkeypatch):
+    measured = part("measured")
+    monkeypatch.setattr(measured, "DATA", tmp_path / "data")
+    assert measured.read("cpu_memory", "network") == []
+    row = {"network": "a", "batch": 1, "who": "captum", "model_mib": 1.0}
+    measured.append("cpu_memory", [row | {"increment_mib": 5.0}, row | {"network": "b", "increment_mib": 6.0}])
+    measured.append("cpu_memory", [row | {"increment_mib": 7.0}])
+    found = measured.read("cpu_memory", "network", "batch", "who")
+    assert [(own["network"], own["increment_mib"]) for own in found] == [("b", "6.0"), ("a", "7.0")]
+    assert found[0]["threads"] == str(torch.get_num_threads())
+
+
+def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    measured, report = part("measured"), part("report")
+    monkeypatch.setattr(measured, "DATA", tmp_path / "data")
+    monkeypatch.setattr(report, "DOCUMENT", tmp_path / "performance.md")
+    report.DOCUMENT.write_text(f"by hand\n\n{report.BEGIN}\n\nstale\n\n{report.END}\n\nbelow\n")
+    cost = {"forward_ms": 2.0, "explain_ms": 4.0, "forwards": 2.0, "low": 1.5, "high": 2.5, "rounds": 3}
+    cost |= {"network": "vgg16", "batch": 8, "method": "saliency"}
+    measured.append("cpu", [cost | {"backend": "cpp"}, cost | {"backend": "captum", "forwards": 3.0}])
+    axes = [cost | {"axis": axis, "value": value, "backend": "cpp"} for axis in report.AXES for value in (1, 2)]
+    measured.append("cpu_growth", [*axes, axes[-1] | {"backend": "NumPy loop", "explain_ms": 84.0}])
+    op = {"op": "relu_forward", "shape": "9x9", "backend": "cpp", "ms": 1.0, "beside": "reference", "beside_ms": 2.0}
+    op |= {"times": 2.0, "low": 1.0, "high": 3.0, "bytes": 10**6, "operations": 10**5, "copy": 2e9, "float32": 1e11}
+    op |= {"share": 0.5, "bound": "copy"}
+    measured.append("cpu_ops", [op, op | {"beside": "pytorch-grad-cam", "share": "", "bound": ""}])
+    measured.append(
+        "cpu_memory", [{"network": "vgg16", "batch": 2, "who": "captum", "increment_mib": 9, "model_mib": 1}]
+    )
+    cold = {"what": "EigenCAM", "backend": "auto", "first_ms": 20.0, "low": 18.0, "high": 30.0, "again_ms": 3.0}
+    measured.append("cpu_cold_start", [cold])
+    report.main()
+    text = report.DOCUMENT.read_text()
+    assert (text[:7], text[-6:]) == ("by hand", "below\n")
+    assert "stale" not in text
+    assert "| saliency | 2.00 |\n| saliency of captum | 3.00 |" in text
+    assert "| relu_forward | 9x9 | 1 |  | 2 (1 to 3) |  | 50 % | bandwidth |" in text
+    assert "| 2 | vgg16, batch 8 | 4 | 84 | 21 |" in text
+    assert "| EigenCAM | auto | 20 (18 to 30) | 3.0 |" in text
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    names = ("batch-8", "peers-8", "memory", "growth", "roofline")
+    assert drawn == {f"performance-{name}.png" for name in names}
+    assert all(f"({name})" in text for name in drawn)
