@@ -60,6 +60,8 @@ class Node:
         name: unique on the tape: path, op and a count.
         saved: what the reading saved, by name.
         kernel: does what `op` does, faster; None for `op` itself.
+        adjoint: of a convolution, `adjoint(gradient, output_padding)` takes a gradient of its result to one of its
+            input; None where nobody has prepared that.
     """
 
     index: int
@@ -71,6 +73,7 @@ class Node:
     name: str
     saved: dict[str, Saved] = field(default_factory=dict)
     kernel: Callable[..., Any] | None = None
+    adjoint: Callable[[Tensor, list[int]], Tensor] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The operation on tensors."""

@@ -1,11 +1,22 @@
-"""Convolution weights laid out once as the CPU's kernels want them, instead of in every call."""
+"""Convolution weights laid out once as the CPU's kernels want them, instead of in every call.
 
+These are the operations with which PyTorch's own compiler packs weights. Laying them out takes a convolution on small
+maps longer than the product itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyfast_xai.tape.nodes import Node, Tape, Value, key
+from pyfast_xai.tape.nodes import Tape, Value, key
+
+_OPS = (
+    *("_reorder_convolution_weight", "_convolution_pointwise"),
+    *("_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise"),
+)
 
 
 class Packs:
@@ -15,15 +26,16 @@ class Packs:
         # With the tensor that each was made of, so that no id is used again.
         self._made: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, weight: Tensor, geometry: tuple[Any, ...], shape: tuple[int, ...]) -> Tensor:
-        known = (id(weight), *geometry, shape[1:])
+    def __call__(self, pack: Callable[..., Tensor], weight: Tensor, *geometry: Any) -> Tensor:
+        """What `pack` makes of a weight."""
+        known = (pack, id(weight), geometry)
         if known not in self._made:
-            self._made[known] = weight, torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
+            self._made[known] = weight, pack(weight.detach(), *geometry)
         return self._made[known][1]
 
 
 def pack(tape: Tape, packs: Packs) -> None:
-    """Give the 2-D convolutions of a tape on the CPU a kernel with packed weights.
+    """Give the 2-D convolutions of a tape on the CPU kernels with packed weights, for themselves and their adjoints.
 
     The operation and its arguments on the tape stay, for readings of it.
 
@@ -34,23 +46,39 @@ def pack(tape: Tape, packs: Packs) -> None:
     if not _available():
         return
     for node in tape.nodes:
-        if key(node.op) == "aten::conv2d" and _fits(node):
-            weight, _, *geometry = _complete(*node.args, **node.kwargs)
-            input = node.args[0]
-            node.kernel = _Packed(packs(weight.detach(), _ordered(*geometry), input.shape))
+        if key(node.op) == "aten::conv2d":
+            packed = _packed(packs, *node.args, **node.kwargs)
+            if packed is not None:
+                node.kernel, node.adjoint = packed, packed.adjoint
 
 
+@dataclass(frozen=True)
 class _Packed:
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
+    packs: Packs
+    weight: Tensor
+    bias: Tensor | None
+    padding: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        _, bias, *geometry = _complete(input, *args, **kwargs)
-        convolve = torch.ops.mkldnn._convolution_pointwise.default
-        return convolve(input, self._weight, bias, *_ordered(*geometry), "none", [], "")
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        ops = torch.ops.mkldnn
+        # For maps of this size: another batch is laid out alike, or again where the kernel wants it otherwise.
+        weight = self.packs(ops._reorder_convolution_weight.default, self.weight, *geometry, (1, *input.shape[1:]))
+        return ops._convolution_pointwise.default(input, weight, self.bias, *geometry, "none", [], "")
+
+    def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
+        geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, self.groups)
+        ops = torch.ops.mkldnn
+        reorder = ops._reorder_convolution_transpose_weight.default
+        weight = self.packs(reorder, self.weight, *geometry, (1, *grad.shape[1:]))
+        return ops._convolution_transpose_pointwise.default(grad, weight, None, *geometry, "none", [], "")
 
 
-def _complete(
+def _packed(
+    packs: Packs,
     input: Any,
     weight: Any,
     bias: Any = None,
@@ -58,32 +86,16 @@ def _complete(
     padding: Any = (0, 0),
     dilation: Any = (1, 1),
     groups: int = 1,
-) -> tuple[Any, ...]:
-    return weight, bias, stride, padding, dilation, groups
-
-
-def _ordered(stride: Any, padding: Any, dilation: Any, groups: int) -> tuple[Any, ...]:
-    """As the packed kernels take them."""
-    pairs = (tuple(value) * (3 - len(value)) for value in (padding, stride, dilation))
-    return *pairs, groups
-
-
-def _fits(node: Node) -> bool:
-    weight, _, _, padding, *_ = _complete(*node.args, **node.kwargs)
-    value = node.args[0]
-    return (
-        isinstance(value, Value)
-        and len(value.shape) == 4
-        and value.device.type == "cpu"
-        and value.dtype == torch.float32
-        and isinstance(weight, Tensor)
-        and weight.dtype == torch.float32
-        and not isinstance(padding, str)
-    )
+) -> _Packed | None:
+    if not (isinstance(input, Value) and len(input.shape) == 4 and input.device.type == "cpu"):
+        return None
+    floats = isinstance(weight, Tensor) and input.dtype == weight.dtype == torch.float32
+    if not floats or isinstance(padding, str) or isinstance(bias, Value):
+        return None
+    padding, stride, dilation = (tuple(value) * (3 - len(value)) for value in (padding, stride, dilation))
+    return _Packed(packs, weight, None if bias is None else bias.detach(), padding, stride, dilation, groups)
 
 
 def _available() -> bool:
-    """Whether this PyTorch has the operations that its own compiler packs with."""
-    names = ("_reorder_convolution_weight", "_convolution_pointwise")
     enabled = torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
-    return enabled and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return enabled and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)

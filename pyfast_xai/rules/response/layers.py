@@ -72,9 +72,12 @@ def _convolution(
         for d in range(rank):
             reached = (grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1
             rest[d] = input.shape[2 + d] - reached
-    # The adjoint of a convolution is the transposed convolution, and the other way round.
-    weight = weight.detach()
-    grad = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
+    if step.node.adjoint is not None:
+        grad = step.node.adjoint(grad, rest)
+    else:
+        # The adjoint of a convolution is the transposed convolution, and the other way round.
+        weight = weight.detach()
+        grad = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
     step.send(input, grad.unflatten(0, (-1, input.shape[0])))
 
 
