@@ -15,6 +15,7 @@ from measured import Row, table
 DOCUMENT = Path(__file__).parents[1] / "docs/performance.md"
 BEGIN, END = "<!-- measured: by bench/report.py -->", "<!-- end -->"
 OURS = ("cpp", "numba", "reference")
+FASTER = ", accelerated"
 SHADES = {"forward": "tab:gray", "pyfast_xai": "tab:blue", "captum": "tab:orange"}
 
 
@@ -23,7 +24,8 @@ def costs(rows: list[Row], batch: str) -> tuple[list[str], list[str], dict[tuple
     own = [row for row in rows if row["batch"] == batch]
     cells = {(row["network"], _named(row)): row for row in own}
     networks = list(dict.fromkeys(row["network"] for row in own))
-    methods = sorted({_named(row) for row in own}, key=lambda name: (name.split(" of ")[0], " of " in name))
+    named = {_named(row).removesuffix(FASTER) for row in own}
+    methods = sorted(named, key=lambda name: (name.split(" of ")[0], " of " in name))
     return networks, methods, cells
 
 
@@ -37,11 +39,15 @@ def _where(rows: Iterable[Row]) -> str:
 
 
 def cost_table(rows: list[Row], batch: str) -> str:
-    """Cost in forwards, a row a method."""
+    """Cost in forwards, a row a method; behind a stroke what it is with `accelerate()`."""
     networks, methods, cells = costs(rows, batch)
-    found = [[cells.get((network, method)) for network in networks] for method in methods]
-    body = [["" if row is None else f"{float(row['forwards']):.2f}" for row in line] for line in found]
-    return table([["method", *networks], *([name, *line] for name, line in zip(methods, body, strict=True))])
+
+    def cell(network: str, method: str) -> str:
+        found = [cells.get((network, name)) for name in (method, method + FASTER)]
+        return " / ".join(f"{float(row['forwards']):.2f}" for row in found if row is not None)
+
+    body = [[method, *(cell(network, method) for network in networks)] for method in methods]
+    return table([["method", *networks], *body])
 
 
 def bars(rows: list[Row], batch: str) -> Figure:
@@ -60,6 +66,9 @@ def bars(rows: list[Row], batch: str) -> Figure:
                 heights.append(value)
                 spread[0].append(max(0.0, value - float(row["low"])))
                 spread[1].append(max(0.0, float(row["high"]) - value))
+            faster = cells.get((network, method + FASTER))
+            if faster is not None:
+                axes.hlines(float(faster["forwards"]), places[-1] - width / 2, places[-1] + width / 2, color="black")
         peer = " of " in method
         axes.bar(
             places, heights, width, yerr=spread, label=method, hatch="//" if peer else None, alpha=0.6 if peer else 1
@@ -67,7 +76,7 @@ def bars(rows: list[Row], batch: str) -> Figure:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(networks)), networks)
     axes.set_ylabel("forward passes of the model")
-    axes.set_title(f"cost of an explanation, batch {batch}; hatched: peers", fontsize=10)
+    axes.set_title(f"cost of an explanation, batch {batch}; black strokes: accelerated; hatched: peers", fontsize=10)
     axes.legend(fontsize=7, ncols=2)
     return figure
 

@@ -27,6 +27,8 @@ METHODS = {
     "clear, ten classes": lambda model: CLEAR(model, classes=10),
     "fgvis, an iteration": lambda model: FGVis(model, iterations=ITERATIONS, patience=ITERATIONS, progress=False),
 }
+# As a user has them, and with `accelerate()`.
+VARIANTS = {"": lambda explainer: explainer, ", accelerated": lambda explainer: explainer.accelerate()}
 ITERATIONS = 5  # of FGVis; the pass that takes the bounds and the one that chooses the class are shared among them
 
 
@@ -50,11 +52,13 @@ def compare(benchmark, rows, request, network, method, explain, backend, shares=
     rows.append(row)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_explainer(benchmark, rows, request, network, method):
+def test_explainer(benchmark, rows, request, network, method, variant):
     backend = pyfast_xai.ops.report()[0].backend
     shares = ITERATIONS if method.startswith("fgvis") else 1
-    compare(benchmark, rows, request, network, method, METHODS[method](network[1]), backend, shares)
+    explain = VARIANTS[variant](METHODS[method](network[1]))
+    compare(benchmark, rows, request, network, method + variant, explain, backend, shares)
 
 
 LAST = {

@@ -120,6 +120,7 @@ def explain(
     map_dtype: str = "float16",
     pictures: bool = False,
     color_swap: bool = False,
+    accelerate: bool = False,
     threshold: float | None = None,
     batch: int | Literal["auto"] = "auto",
     shard_size: int = 512,
@@ -150,6 +151,7 @@ def explain(
         map_dtype: see `columns.Kept`.
         pictures: keep each heat map as PNG, too.
         color_swap: keep what the model answers once colours have traded places, too: two more forward passes an image.
+        accelerate: replay the model instead of running it, see `Explainer.accelerate`.
         threshold: share of a map's range at which boxes are cut; None for the method's own.
         batch: images at a time; "auto" begins with 16 on a CPU and 128 on a GPU, and a run that goes on with what it
             had. Halved where memory runs out.
@@ -173,7 +175,7 @@ def explain(
     job = prepare(
         source, model, method=method, out=folder, method_settings=method_settings, preprocess=preprocess,
         labels=labels, target=target, top_k=top_k, maps=maps, map_dtype=map_dtype, pictures=pictures,
-        color_swap=color_swap, threshold=threshold, batch=batch, shard_size=shard_size, workers=workers, device=device,
+        color_swap=color_swap, accelerate=accelerate, threshold=threshold, batch=batch, shard_size=shard_size, workers=workers, device=device,
         max_pixels=max_pixels, strict=max_errors is None, made=made,
     )  # fmt: skip
     limit = limit_of(max_errors, job.shards.items)
@@ -202,6 +204,7 @@ def prepare(
     map_dtype: str = "float16",
     pictures: bool = False,
     color_swap: bool = False,
+    accelerate: bool = False,
     threshold: float | None = None,
     batch: int | Literal["auto"] = "auto",
     shard_size: int = 512,
@@ -235,6 +238,8 @@ def prepare(
     if color_swap and len(preprocess.mean) != 3:
         raise InputError("color_swap must be left out for a model of grey pictures, which sees no colours")
     explainer, settings = _explainer(model, method, method_settings or {}, labels)
+    if accelerate:
+        explainer.accelerate()
     where = str(device) if device is not None else _place(explainer.model)
     explainer.model.to(where)
     opened = open_source(source, without=out)
@@ -268,8 +273,11 @@ def prepare(
         },
         "versions": {"pyfast_xai": __version__, "torch": torch.__version__, "decoder": decoder()},
     }  # fmt: skip
-    if color_swap:  # so that runs without it go on with what they were begun as
+    # So that runs without these go on with what they were begun as.
+    if color_swap:
         described["rows"]["color_swap"] = SWAPS
+    if explainer.accelerated:
+        described["method"]["accelerated"] = True
     described = json.loads(json.dumps(described))
     noted = {"source": opened.spec, "classes": kept.classes, **(made or {})}
     first = FIRST_BATCH.get(where.split(":")[0], FIRST_BATCH["cpu"])

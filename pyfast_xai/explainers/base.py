@@ -60,6 +60,11 @@ class Explainer:
             self._accelerated = Accelerated(self.model, fold=self.folds)
         return self
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether the model is replayed."""
+        return self._accelerated is not None
+
     def __call__(self, images: Tensor, target: Target = None) -> Explanation:
         """Explain a batch of images.
 

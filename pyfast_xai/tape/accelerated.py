@@ -1,5 +1,6 @@
 """Recordings of a model that runs faster: a replay in the model's place, with folded and packed weights."""
 
+import functools
 import logging
 import threading
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class Accelerated:
         self._lock = threading.RLock()
         self._told = False
         self.forget()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Replays and packed weights are made again where a copy lands.
+        return functools.partial(Accelerated, fold=self._fold), (self._model,)
 
     def forget(self) -> None:
         """Begin anew."""

@@ -44,6 +44,19 @@ def steady(row):
     return {name: value for name, value in row.items() if name not in ("decode_ms", "explain_ms")}
 
 
+def test_an_accelerated_run_says_the_same_and_that_it_is_one(folder, loaded, tmp_path):
+    run(str(folder), loaded, tmp_path / "plain")
+    run(str(folder), loaded, tmp_path / "fast", accelerate=True)
+    plain, fast = datasets.open(tmp_path / "plain"), datasets.open(tmp_path / "fast")
+    assert fast.manifest.described["method"]["accelerated"] is True
+    assert "accelerated" not in plain.manifest.described["method"]
+    for n in range(len(plain)):
+        assert (plain[n]["id"], plain[n]["target"]) == (fast[n]["id"], fast[n]["target"])
+        torch.testing.assert_close(plain[n].explanation().heatmap, fast[n].explanation().heatmap, rtol=1e-3, atol=1e-6)
+    with pytest.raises(InputError, match=r"^out .* must be continued as it was begun, with method.accelerated null"):
+        run(str(folder), loaded, tmp_path / "plain", accelerate=True)
+
+
 @pytest.mark.parametrize("method", ["fixations", "eigen-cam", "saliency", "clear"])
 def test_rows_say_what_the_explainer_says(folder, loaded, tmp_path, method):
     done = run(str(folder), loaded, tmp_path / "out", method=method)

@@ -1,6 +1,8 @@
 """Replays in a model's place: the same numbers up to rounding, never out of date, never where they would be wrong."""
 
+import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -208,6 +210,18 @@ def test_a_change_to_what_is_not_noticed_can_be_told(images):
     model.scale = 2.0
     accelerated.forget()
     assert torch.equal(accelerated.record(images).result, model(images))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda explainer: pickle.loads(pickle.dumps(explainer))])
+def test_a_copy_replays_the_copy(model, images, copied):
+    fast = pyfast_xai.EigenCAM(model, layer="norm_wide").accelerate()
+    fast(images)
+    other = copied(fast)
+    assert other.accelerated
+    other.model.norm_wide.running_var.mul_(torch.linspace(1, 9, 8))
+    found = other(images).map
+    close(found, pyfast_xai.EigenCAM(other.model, layer="norm_wide")(images).map)
+    assert not torch.allclose(found, fast(images).map)
 
 
 class Decides(nn.Module):
