@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyfast_xai.kernels import checks
 from pyfast_xai.kernels.triton.accumulate import accumulator
-from pyfast_xai.kernels.triton.tiles import tile
+from pyfast_xai.kernels.triton.tiles import places, tile
 
 
 @triton.jit(
@@ -45,14 +45,7 @@ def _max_pool_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    o_channel = program % c_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
-    program = program // c_tiles
-    o_x = program % x_tiles * BLOCK_X + tl.arange(0, BLOCK_X)
-    program = program // x_tiles
-    y = program % height
-    n = program // height
-    m_place = (o_channel < channels)[:, None] & (o_x < width)[None, :]  # [BLOCK_C, BLOCK_X]
+    n, y, o_channel, o_x, m_place = places(channels, height, width, c_tiles, x_tiles, BLOCK_C, BLOCK_X)
     p_grad = grad_ptr + n * grad_stride_n + o_channel[:, None] * grad_stride_c
     p_offsets = offsets_ptr + n % images * offsets_stride_n + o_channel[:, None] * offsets_stride_c
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyfast_xai.kernels import checks
 from pyfast_xai.kernels.triton.accumulate import accumulator
-from pyfast_xai.kernels.triton.tiles import tile
+from pyfast_xai.kernels.triton.tiles import places, tile
 
 
 @triton.jit(do_not_specialize=["channels", "height", "width", "out_height", "out_width", "c_tiles", "x_tiles"])
@@ -42,14 +42,7 @@ def _max_pool_forward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    o_channel = program % c_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
-    program = program // c_tiles
-    o_x = program % x_tiles * BLOCK_X + tl.arange(0, BLOCK_X)
-    program = program // x_tiles
-    at_y = program % out_height
-    n = program // out_height
-    m_place = (o_channel < channels)[:, None] & (o_x < out_width)[None, :]  # [BLOCK_C, BLOCK_X]
+    n, at_y, o_channel, o_x, m_place = places(channels, out_height, out_width, c_tiles, x_tiles, BLOCK_C, BLOCK_X)
     p_field = input_ptr + n * input_stride_n + o_channel[:, None] * input_stride_c
     y0 = at_y * STRIDE[0] - PADDING[0]
     x0 = o_x * STRIDE[1] - PADDING[1]

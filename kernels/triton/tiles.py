@@ -1,6 +1,7 @@
 """How the places of a map are shared out among programs."""
 
 import triton
+import triton.language as tl
 
 LANES = 512  # places of a program: four a thread of 4 warps
 LONGEST = 256  # of them along the dimension that lies innermost in memory
@@ -18,3 +19,19 @@ def tile(channels: int, width: int, innermost: bool) -> tuple[int, int]:
     along = min(triton.next_power_of_2(first), LONGEST)
     across = min(triton.next_power_of_2(second), LANES // along)
     return (along, across) if innermost else (across, along)
+
+
+@triton.jit
+def places(channels, height, width, c_tiles, x_tiles, BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr):
+    """The tile of this program in a map `[N, channels, height, width]` of which a row is c_tiles * x_tiles programs.
+
+    Returns:
+        Image and row; channels `[BLOCK_C]` and columns `[BLOCK_X]`; and which of these places there are.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    o_channel = program % c_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    program = program // c_tiles
+    o_x = program % x_tiles * BLOCK_X + tl.arange(0, BLOCK_X)
+    program = program // x_tiles
+    m_place = (o_channel < channels)[:, None] & (o_x < width)[None, :]
+    return program // height, program % height, o_channel, o_x, m_place

@@ -175,8 +175,8 @@ def explain(
     job = prepare(
         source, model, method=method, out=folder, method_settings=method_settings, preprocess=preprocess,
         labels=labels, target=target, top_k=top_k, maps=maps, map_dtype=map_dtype, pictures=pictures,
-        color_swap=color_swap, accelerate=accelerate, threshold=threshold, batch=batch, shard_size=shard_size, workers=workers, device=device,
-        max_pixels=max_pixels, strict=max_errors is None, made=made,
+        color_swap=color_swap, accelerate=accelerate, threshold=threshold, batch=batch, shard_size=shard_size,
+        workers=workers, device=device, max_pixels=max_pixels, strict=max_errors is None, made=made,
     )  # fmt: skip
     limit = limit_of(max_errors, job.shards.items)
     with going_on(job, limit) as begun:

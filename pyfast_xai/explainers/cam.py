@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.backprop import REDUCTIONS, Reduction
-from pyfast_xai.explainers.base import logits_of, one_of, rows_of
+from pyfast_xai.explainers.base import logits_of, one_of
 from pyfast_xai.explainers.layers import (
     LayerExplainer,
     LayerRecorder,
@@ -92,7 +92,7 @@ class CAM(LayerExplainer):
             if activation.dim() == 3:
                 activation = self.grid(activation, images.shape[2:], tail.pool.name)
             maps = rows(_weighed(weights, activation))
-            return _explanation(self, images, seeds, [maps], self.heat([maps], images.shape[2:]))
+            return self.explanation(images, seeds, [maps], self.heat([maps], images.shape[2:]))
 
 
 def _tail(tape: Tape) -> PooledTail:
@@ -169,7 +169,7 @@ class GradCAM(LayerExplainer):
             recorded = self._record(images, args, kwargs)
             seeds = seeds_for(recorded.tape, target)
             maps = self._maps(recorded, seeds, images.shape[2:])
-            return _explanation(self, images, seeds, maps, self.heat(maps, images.shape[2:]))
+            return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
 
     def automatic(self, tape: Tape) -> str:
         return last_sensitive(tape)
@@ -323,7 +323,7 @@ class GuidedGradCAM(GradCAM):
             where = self.heat(maps, images.shape[2:], self.interpolation)
             guided = rows(walk(recorded.reading, tape, seeds.grads, [tape.inputs[0]])[0])
             attribution = guided * where[:, None].to(guided.dtype)
-            found = _explanation(self, images, seeds, maps, REDUCTIONS[self.reduction](wide(attribution)))
+            found = self.explanation(images, seeds, maps, REDUCTIONS[self.reduction](wide(attribution)))
             found.attribution = attribution
             return found
 
@@ -331,18 +331,3 @@ class GuidedGradCAM(GradCAM):
 def _weighed(weights: Tensor, activation: Tensor) -> Tensor:
     """Maps `[K, N, h, w]` of weights `[K, N, C]` and an activation `[N, h, w, C]`."""
     return torch.einsum("knc,nhwc->knhw", wide(weights), wide(activation))
-
-
-def _explanation(
-    explainer: LayerExplainer, images: Tensor, seeds: Seeds, maps: Sequence[Tensor], heatmap: Tensor
-) -> Explanation:
-    return Explanation(
-        method=explainer.method,
-        heatmap=heatmap,
-        target=None if seeds.target is None else seeds.target.flatten(),
-        score=None if seeds.score is None else seeds.score.flatten(),
-        map=maps[0] if len(maps) == 1 else None,
-        images=rows_of(images, seeds.each),
-        threshold=explainer.threshold,
-        labels=explainer.labels,
-    )

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import rows_of
 from pyfast_xai.explainers.layers import LayerExplainer, LayerRecorder, bottlenecks, is_channels_last, rows, wide
 from pyfast_xai.explainers.seeds import Goal, seeds_for
 from pyfast_xai.explanation import Explanation
@@ -34,7 +33,8 @@ class ExcitationBackprop(LayerExplainer):
         contrastive: the difference to the negated last layer; False for the probability itself.
         layer: path of a module or name of an operation; several give the mean of their heat maps; "auto" takes the
             first of the coarsest maps of stride 16 or less through which everything passes: the fourth pool of a
-            VGG and the first block of a ResNet's third stage, the layers of the authors' own code.
+            VGG (as in TorchRay's benchmark), the first block of a ResNet's third stage and the third pool of a
+            GoogLeNet (as in the authors' notebooks).
         tokens: grid `(h, w)` of token activations `[N, T, C]`; None for a square one. Leading extra tokens (class
             token, registers) are dropped.
         channels: "first", "last", or "auto" to tell by the shape of the input.
@@ -97,16 +97,7 @@ class ExcitationBackprop(LayerExplainer):
             for name, own in zip(self.names(recorded.tape), arrived, strict=True):
                 cells = wide(self.grid(own.flatten(0, 1), images.shape[2:], name)).sum(3)
                 maps.append(rows(cells.unflatten(0, own.shape[:2])))
-            return Explanation(
-                method=self.method,
-                heatmap=self.heat(maps, images.shape[2:]),
-                target=None if seeds.target is None else seeds.target.flatten(),
-                score=None if seeds.score is None else seeds.score.flatten(),
-                map=maps[0] if len(maps) == 1 else None,
-                images=rows_of(images, seeds.each),
-                threshold=self.threshold,
-                labels=self.labels,
-            )
+            return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
 
     def automatic(self, tape: Tape) -> str:
         """The first of the coarsest maps of stride 16 or less through which everything passes.

@@ -4,7 +4,6 @@ A mask for each pixel and colour, found by gradient descent that may not excite 
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,6 +15,7 @@ from pyfast_xai import render
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, Target, choose, is_distribution, logits_of, one_of, rows_of
 from pyfast_xai.explainers.baseline import blurred
+from pyfast_xai.explainers.progress import Progress
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import Response, walk
 from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
@@ -192,8 +192,8 @@ class FGVis(Explainer):
         rows, chosen = rows_of(images, each), chosen.flatten()
         before = _log_probability(rows_of(logits, each), chosen).exp().float()
         match = _Match(self, rows, self._reference(rows), chosen, before)
-        with _shown(self.progress, self.iterations) as show:
-            self._play(match, args, kwargs, show)
+        with Progress(self.progress, "FGVis", self.iterations, "score {:.3f}, {} images left") as progress:
+            self._play(match, args, kwargs, progress)
         mask = match.best
         game = GAMES[self.game]
         shown = mask if game.keeps else 1 - mask
@@ -215,7 +215,7 @@ class FGVis(Explainer):
             game=self.game,
         )
 
-    def _play(self, match: "_Match", args: Any, kwargs: Any, show: Callable[[int, float, int], None]) -> None:
+    def _play(self, match: "_Match", args: Any, kwargs: Any, progress: Progress) -> None:
         active = torch.arange(len(match.images), device=match.images.device)
         reading: Response | None = None
         held = 0
@@ -228,7 +228,7 @@ class FGVis(Explainer):
             gradient, probability, predicted = self._evaluate(reading, match, rows, args, kwargs)
             match.judge(rows, probability, predicted, iteration)
             active = rows[~match.done[rows]]
-            show(iteration, float(match.after[rows].mean()), len(active))
+            progress.advance(1, float(match.after[rows].mean()), len(active))
             if not len(active):
                 return
             match.step(rows, gradient)
@@ -340,37 +340,3 @@ def _log_probability(logits: Tensor, target: Tensor) -> Tensor:
     if is_distribution(logits):
         return logits.gather(1, target[:, None])[:, 0].clamp_min(torch.finfo(logits.dtype).tiny).log()
     return logits.log_softmax(1).gather(1, target[:, None])[:, 0]
-
-
-class _shown:  # noqa: N801 reads as what it does: `with _shown(...) as show:`
-    """A bar with the mean score, or the caller's own function; rich is imported where a bar is drawn only."""
-
-    def __init__(self, progress: bool | Callable[[int, int, float, int], None] | None, total: int) -> None:
-        self._told = progress if callable(progress) else None
-        self._total = total
-        wanted = sys.stderr.isatty() if progress is None else bool(progress) and self._told is None
-        self._bar = self._make() if wanted else None
-
-    def _make(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        score = TextColumn("score {task.fields[score]:.3f}, {task.fields[left]} images left")
-        columns = (TextColumn("FGVis"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), score)
-        return Progress(*columns, console=Console(stderr=True), transient=True)
-
-    def __enter__(self) -> Callable[[int, float, int], None]:
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("FGVis", total=self._total, score=0.0, left=0)
-        return self._show
-
-    def _show(self, iteration: int, score: float, left: int) -> None:
-        if self._told is not None:
-            self._told(iteration, self._total, score, left)
-        elif self._bar is not None:
-            self._bar.update(self._task, completed=iteration, score=score, left=left)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

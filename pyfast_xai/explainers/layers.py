@@ -11,7 +11,9 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, logits_of
+from pyfast_xai.explainers.base import Explainer, logits_of, rows_of
+from pyfast_xai.explainers.seeds import Seeds
+from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import Response, Table, walk
 from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.record import Keep
@@ -115,6 +117,26 @@ class LayerExplainer(Explainer):
         rectified = [own.clamp_min(0)[:, None] for own in maps]
         return mean_of_scaled(
             [functional.interpolate(own, size=size, mode=mode, align_corners=corners)[:, 0] for own in rectified]
+        )
+
+    def explanation(self, images: Tensor, seeds: Seeds, maps: Sequence[Tensor], heatmap: Tensor) -> Explanation:
+        """What was found for the targets.
+
+        Args:
+            images: `[N, C, H, W]`.
+            seeds: K targets an image.
+            maps: signed, `[N * K, h, w]`, one a layer; of several layers the explanation holds none.
+            heatmap: `[N * K, H, W]`.
+        """
+        return Explanation(
+            method=self.method,
+            heatmap=heatmap,
+            target=None if seeds.target is None else seeds.target.flatten(),
+            score=None if seeds.score is None else seeds.score.flatten(),
+            map=maps[0] if len(maps) == 1 else None,
+            images=rows_of(images, seeds.each),
+            threshold=self.threshold,
+            labels=self.labels,
         )
 
 
@@ -257,7 +279,7 @@ class Above(Response):
             super().save(node, keep, args, kwargs)
 
     def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = super().run(node, keep, args, kwargs) if self._begun else node.op(*args, **kwargs)
+        result = super().run(node, keep, args, kwargs) if self._begun else node(*args, **kwargs)
         if node.name in self._layers:
             self._begun = True
             for i, tensor in enumerate(result if isinstance(result, (list, tuple)) else (result,)):

@@ -14,10 +14,10 @@ from pyfast_xai.metrics.faithfulness import (
     deletion,
     drop_increase,
     insertion,
-    noisy_linear_imputation,
     road,
     strong_features,
 )
+from pyfast_xai.metrics.imputation import noisy_linear_imputation
 from pyfast_xai.metrics.localization import (
     LesionSensitivity,
     MaxBoxAcc,

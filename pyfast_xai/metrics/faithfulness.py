@@ -16,12 +16,12 @@ from pyfast_xai import render
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Target
 from pyfast_xai.metrics.checks import check_classes, check_maps, check_share
+from pyfast_xai.metrics.imputation import noisy_linear_imputation
 from pyfast_xai.metrics.scorer import Scorer
 
 Substrate = Literal["zero", "blur"] | Tensor | Callable[[Tensor], Tensor]
 
 STEPS = 28  # RISE: 224 * 8 of 224 * 224 pixels at a time
-CACHED = 1 << 18  # numbers of images solved for at once on a CPU
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 
@@ -269,81 +269,6 @@ def road(
         changes.append(scorer(imputed, image) - scorer.before[image])
     most, least = torch.cat(changes).view(len(order), 2, levels).unbind(1)
     return Road(most, least, (least - most).mean(1) / 2)
-
-
-def noisy_linear_imputation(
-    images: Tensor, missing: Tensor, *, noise: float = 0.01, seed: int = 0, tolerance: float = 3e-6
-) -> Tensor:
-    """Missing pixels as the weighted mean of their eight neighbours, and noise (Rong et al., 2022).
-
-    Direct neighbours weigh 1/6, diagonal ones 1/12, those outside of the image nothing. Missing neighbours are unknowns
-    themselves: one sparse system an image, solved for all at once by conjugate gradients.
-
-    Args:
-        images: `[N, C, H, W]`.
-        missing: pixels to replace, bool `[N, H, W]`; not all of an image.
-        noise: standard deviation of what is added, in units of the images.
-        seed: of that noise, which is the same for every image.
-        tolerance: of the residual, as a share of the largest magnitude in the image. Values are then right to about a
-            hundred times as much, which is little beside the noise.
-
-    Raises:
-        InputError: a mask of another size or dtype, or an image of which nothing is left.
-    """
-    if missing.dtype != torch.bool or missing.shape != (len(images), *images.shape[2:]):
-        wanted, got = [len(images), *images.shape[2:]], list(missing.shape)
-        raise InputError(f"missing must be a bool mask {wanted}, got {got} of {missing.dtype}")
-    if bool(missing.flatten(1).all(1).any()):
-        raise InputError("missing must leave a pixel of each image, got an image without any")
-    values = images.detach()
-    values = values if values.dtype == torch.float64 else values.float()
-    known = torch.where(missing[:, None], 0, values)
-    # On a CPU, in groups whose buffers stay in the cache and need no new pages at every step.
-    group = max(1, CACHED // values[0].numel()) if values.device.type == "cpu" else len(values)
-    parts = zip(known.split(group), missing[:, None].to(values).split(group), strict=True)
-    unknown = torch.cat([_solve(*part, tolerance) for part in parts])
-    if noise:
-        generator = torch.Generator().manual_seed(seed)
-        unknown = unknown + noise * torch.randn(1, *images.shape[1:], generator=generator).to(values)
-    return torch.where(missing[:, None], unknown, known).to(images.dtype)
-
-
-def _solve(known: Tensor, missing: Tensor, tolerance: float) -> Tensor:
-    """Unknowns u `[N, C, H, W]`, with `d u - neighbours(u) = neighbours(known)` where missing and 0 elsewhere.
-
-    The matrix is symmetric and positive definite. Its diagonal d, the weights that lie inside of the image, is the
-    preconditioner.
-    """
-    diagonal = _neighbours(torch.ones_like(missing[:1]))
-    close = tolerance * known.abs().amax((1, 2, 3), keepdim=True)
-    residual = missing * _neighbours(known)
-    solution = torch.zeros_like(known)
-    direction = residual / diagonal
-    product = (residual * direction).sum((1, 2, 3), keepdim=True)
-    # Exact after as many steps as there are unknowns; tens to hundreds are needed.
-    for step in range(missing[0].numel()):
-        # An image that is done stays as it is, so that no result depends on the others of the batch.
-        active = residual.abs().amax((1, 2, 3), keepdim=True) > close
-        # Now and then, for the answer has to come from the device.
-        if step % 8 == 0 and not bool(active.any()):
-            break
-        applied = (diagonal * direction).sub_(_neighbours(direction)).mul_(missing)
-        bend = (direction * applied).sum((1, 2, 3), keepdim=True)
-        length = torch.where(active, product / torch.where(active, bend, 1), 0)
-        solution.addcmul_(length, direction)
-        residual.addcmul_(length, applied, value=-1)
-        scaled = residual / diagonal
-        previous, product = product, (residual * scaled).sum((1, 2, 3), keepdim=True)
-        direction.mul_(torch.where(active, product / torch.where(active, previous, 1), 0)).add_(scaled)
-    return solution
-
-
-def _neighbours(values: Tensor) -> Tensor:
-    """Sum of the eight neighbours, 1/6 for the direct and 1/12 for the diagonal ones, zero outside."""
-    framed = functional.pad(values, (1, 1, 1, 1))
-    rows = (framed[..., :-2] + framed[..., 2:]).add_(framed[..., 1:-1], alpha=2)
-    # The sum with weights 1, 2, 1 both ways counts the pixel itself four times.
-    return (rows[..., :-2, :] + rows[..., 2:, :]).add_(rows[..., 1:-1, :], alpha=2).sub_(values, alpha=4).div_(12)
 
 
 class ColorSwap(NamedTuple):

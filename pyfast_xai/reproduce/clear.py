@@ -24,11 +24,12 @@ DOGS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512),
 # Table 1, accuracy in percent: whole image, strong features only, all but these.
 TABLE_1 = {"mnist": (99.26, 79.89, 43.45), "svhn": (92.60, 69.12, 54.46)}
 HELD_OUT = 2000
+Stages = Sequence[Sequence[int | tuple[int, int]]]
 Pictures = tuple[Tensor, Tensor]
 """Images `[N, C, H, W]` in 0..1, and what they show, int64 `[N]`."""
 
 
-def all_convolutional(stages: Sequence[Sequence[int | tuple[int, int]]], channels: int) -> nn.Sequential:
+def all_convolutional(stages: Stages, channels: int) -> nn.Sequential:
     """A network of the paper's appendix: its last convolution has a filter a class, and their means are the answer.
 
     Args:
@@ -167,20 +168,22 @@ OPEN = "The paper does not say which response is strong, nor how far around it p
 
 def table_1_mnist(data: Data) -> Outcome:
     """Table 1, MNIST: trains the network of the appendix first, a few minutes on a CPU."""
-    fit, held, differs = _mnist(data)
-    model = train(all_convolutional(MNIST, 1), *fit, 8, data)
-    rows = _table("mnist", model, held, 0.0, data)
-    sheet = _sheet(model, held[0][:10].to(data.device), held[1][:10])
-    return Outcome("CLEAR, Table 1, MNIST: accuracy, percent", HEADS, rows, [*differs, OPEN], {"maps": sheet})
+    return _table_1("mnist", _mnist(data), MNIST, epochs=8, fill=0.0, data=data)
 
 
 def table_1_svhn(data: Data) -> Outcome:
     """Table 1, SVHN: trains the network of the appendix first, hours on a CPU."""
-    fit, held, differs = _svhn(data)
-    model = train(all_convolutional(SVHN, 3), *fit, 20, data)
-    rows = _table("svhn", model, held, 0.5, data)
-    sheet = _sheet(model, held[0][:10].to(data.device), held[1][:10])
-    return Outcome("CLEAR, Table 1, SVHN: accuracy, percent", HEADS, rows, [*differs, OPEN], {"maps": sheet})
+    return _table_1("svhn", _svhn(data), SVHN, epochs=20, fill=0.5, data=data)
+
+
+def _table_1(
+    name: str, read: tuple[Pictures, Pictures, list[str]], stages: Stages, epochs: int, fill: float, data: Data
+) -> Outcome:
+    fit, held, differs = read
+    model = train(all_convolutional(stages, fit[0].shape[1]), *fit, epochs, data)
+    rows = _table(name, model, held, fill, data)
+    title = f"CLEAR, Table 1, {name.upper()}: accuracy, percent"
+    return Outcome(title, HEADS, rows, [*differs, OPEN], {"maps": _sheet(model, held, data)})
 
 
 def dogs(data: Data) -> Outcome:
@@ -192,14 +195,15 @@ def dogs(data: Data) -> Outcome:
         with torch.inference_mode():
             right.append(model(part.to(data.device)).argmax(1).cpu() == labels)
     share = f"{100 * float(torch.cat(right).float().mean()):.2f}"
-    sheet = _sheet(model, held[0][:10].to(data.device), held[1][:10])
     title = "CLEAR, section 4.1, ten breeds of Stanford Dogs: accuracy, percent"
+    sheet = _sheet(model, held, data)
     return Outcome(title, ["paper", "whole image"], [["58.74", share]], differs, {"maps": sheet})
 
 
-def _sheet(model: nn.Module, images: Tensor, labels: Tensor) -> Any:
+def _sheet(model: nn.Module, held: Pictures, data: Data) -> Any:
     """Figs. 3 and 4: images, binary heat maps and CLEAR maps."""
-    found = CLEAR(model, classes=None)(images, labels.to(images.device))
+    images, labels = (own[:10].to(data.device) for own in held)
+    found = CLEAR(model, classes=None)(images, labels)
     rows = [list(render.for_display(images)), list(found.binary()), list(found.overlay())]
     return render.montage(rows, labels=["image", "for its class and against", "dominant class"])
 

@@ -241,7 +241,8 @@ def test_no_layer_to_contrast():
         ExcitationBackprop(model, contrastive=True)(torch.rand(1, 3, 8, 8))
 
 
-# The layers of the authors' code where they name one: pool4 of VGG-16, res4a of ResNet-50.
+# Of ResNet-50 and GoogLeNet the layers of the authors' notebooks (res4a, pool3), of VGG-16 that of TorchRay's benchmark
+# (pool4).
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -15,6 +15,7 @@ from pyfast_xai.metrics import (
     color_swap,
     deletion,
     drop_increase,
+    imputation,
     insertion,
     noisy_linear_imputation,
     road,
@@ -234,7 +235,7 @@ def direct_imputation(image, missing):
     return made
 
 
-@pytest.mark.parametrize("size", [(20, 20), (7, 33), (1, 12)])
+@pytest.mark.parametrize("size", [(20, 20), (7, 33), (1, 12), (37, 50)])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_imputation_solves_the_system(size, share):
     images = torch.randn(3, 2, *size)
@@ -247,6 +248,39 @@ def test_imputation_solves_the_system(size, share):
     assert torch.equal(made[1, :, :, :2][:, ~missing[1, :, :2]], images[1, :, :, :2][:, ~missing[1, :, :2]])
     for own, image, mask in zip(made[1:], images[1:], missing[1:], strict=True):
         np.testing.assert_allclose(own, direct_imputation(image.double().numpy(), mask.numpy()), atol=1e-3)
+
+
+@pytest.mark.parametrize("hole", [(0, 60), (40, 200), (3, 223)])
+def test_steps_of_the_imputation_hardly_depend_on_the_size_of_the_hole(hole, monkeypatch):
+    images, missing = torch.randn(1, 1, 224, 224), torch.zeros(1, 224, 224, dtype=torch.bool)
+    missing[:, hole[0] : hole[1], hole[0] : hole[1]] = True
+    precondition, sizes = imputation._preconditioned, []
+
+    def counted(residual, grids):
+        sizes.append(residual.shape[-1])
+        return precondition(residual, grids)
+
+    monkeypatch.setattr(imputation, "_preconditioned", counted)
+    made = noisy_linear_imputation(images, missing, noise=0)
+    assert sizes.count(224) <= 30
+    # What is left is the mean of its neighbours.
+    spread = torch.tensor([[1, 2, 1], [2, 0, 2], [1, 2, 1.0]])[None, None] / 12
+    inside = slice(max(hole[0], 1), min(hole[1], 223))
+    expected = nn.functional.conv2d(made, spread, padding=1)
+    torch.testing.assert_close(made[..., inside, inside], expected[..., inside, inside], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (33, 50), (61, 9)])
+def test_the_preconditioner_of_the_imputation_is_symmetric_and_positive(size):
+    missing = (torch.rand(1, 1, *size) < 0.9).double()
+    missing[..., size[0] // 2 :, :] = 1
+    grids = imputation._grids(missing)
+    assert len(grids) > 1
+    one, other = (missing * torch.randn(2, 1, *size, dtype=torch.float64) for _ in range(2))
+    there, back = (imputation._preconditioned(residual, grids) for residual in (one, other))
+    torch.testing.assert_close((one * back).sum((1, 2, 3)), (there * other).sum((1, 2, 3)))
+    assert ((one * there).sum((1, 2, 3)) > 0).all()
+    assert not there[(missing == 0).expand_as(there)].any()
 
 
 def test_imputation_of_one_image_does_not_depend_on_the_others():
