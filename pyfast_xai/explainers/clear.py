@@ -62,7 +62,8 @@ class CLEAR(Explainer):
             largest value alone.
         reduction: what is taken of the channels of R: their "sum", Euclidean "norm", or "max".
         scale: "joint" compares responses as they are; "class" first divides each by its largest magnitude.
-        chunk: classes walked back at once; more need more memory.
+        chunk: classes walked back at once; None for as many as make 16 responses on a CPU, where larger ones spend
+            their time on fresh memory, and 64 elsewhere.
         labels: names of the classes.
 
     Raises:
@@ -83,7 +84,7 @@ class CLEAR(Explainer):
         activations: Literal["all", "positive", "strongest"] = "all",
         reduction: Literal["sum", "norm", "max"] = "sum",
         scale: Literal["joint", "class"] = "joint",
-        chunk: int = 8,
+        chunk: int | None = None,
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__(model, labels=labels)
@@ -94,7 +95,7 @@ class CLEAR(Explainer):
         self.activations = one_of("activations", activations, ACTIVATIONS)
         self.reduction = one_of("reduction", reduction, REDUCTIONS)
         self.scale = one_of("scale", scale, SCALES)
-        if chunk < 1:
+        if chunk is not None and chunk < 1:
             raise InputError(f"chunk must be at least 1, got {chunk}")
         self.chunk = chunk
         self._pool: str | None = None
@@ -231,8 +232,10 @@ class CLEAR(Explainer):
 
     def _responses(self, source: "_Source", rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Classes `[k, N]` with their responses `[k, N, C, H, W]`, chunk by chunk."""
+        images = rows.shape[1]
+        chunk = self.chunk or max(1, (16 if rows.device.type == "cpu" else 64) // images)
         # Ten in chunks of at most eight are two of five.
-        for part in rows.tensor_split(math.ceil(len(rows) / self.chunk)) if len(rows) else ():
+        for part in rows.tensor_split(math.ceil(len(rows) / chunk)) if len(rows) else ():
             yield part, source.project(part)
 
     def _reduced(self, response: Tensor) -> Tensor:

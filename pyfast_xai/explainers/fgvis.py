@@ -3,6 +3,7 @@
 A mask for each pixel and colour, found by gradient descent that may not excite what the image itself did not.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pyfast_xai.explainers.progress import Progress
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import Response, walk
 from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
+
+logger = logging.getLogger("pyfast_xai")
 
 
 class Game(NamedTuple):
@@ -146,6 +149,7 @@ class FGVis(Explainer):
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__(model, labels=labels)
+        self._told = False
         self.game: str = one_of("game", game, GAMES)
         self.similarity: str = one_of("similarity", similarity, ("cross-entropy", "softmax"))
         self.reference = reference if isinstance(reference, Tensor) else one_of("reference", reference, REFERENCES)
@@ -194,6 +198,14 @@ class FGVis(Explainer):
         match = _Match(self, rows, self._reference(rows), chosen, before)
         with Progress(self.progress, "FGVis", self.iterations, "score {:.3f}, {} images left") as progress:
             self._play(match, args, kwargs, progress)
+        lost = int((~match.reached).sum())
+        if lost and not self._told:
+            self._told = True
+            logger.warning(
+                "fgvis: %d of %d games were not won in %d iterations; their masks are those that came nearest (said once; "
+                "`reached` tells them apart)",
+                *(lost, len(rows), self.iterations),
+            )
         mask = match.best
         game = GAMES[self.game]
         shown = mask if game.keeps else 1 - mask

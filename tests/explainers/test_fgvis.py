@@ -167,6 +167,19 @@ def test_a_game_that_is_won_has_the_score_that_was_asked_for(net, images, game):
     assert (size[found.reached] < 0.9).all()
 
 
+def test_a_game_that_is_lost_is_said_once(net, images, caplog):
+    lost = FGVis(net, iterations=1, progress=False)
+    with caplog.at_level("WARNING", "pyfast_xai"):
+        assert not lost(images).reached.any()
+        lost(images)
+    (told,) = caplog.messages
+    assert told.startswith(f"fgvis: {len(images)} of {len(images)} games were not won in 1 iterations")
+    caplog.clear()
+    with caplog.at_level("WARNING", "pyfast_xai"):
+        assert FGVis(net, iterations=150, score=0.01, progress=False)(images).reached.all()
+    assert not caplog.messages
+
+
 def test_what_comes_out(net, images):
     found = FGVis(net, iterations=5, reference="blur", progress=False)(images, [[0, 1], [2, 3], [4, 0]])
     assert found.target.tolist() == [0, 1, 2, 3, 4, 0]
