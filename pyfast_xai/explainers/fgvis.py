@@ -202,8 +202,8 @@ class FGVis(Explainer):
         if lost and not self._told:
             self._told = True
             logger.warning(
-                "fgvis: %d of %d games were not won in %d iterations; their masks are those that came nearest (said once; "
-                "`reached` tells them apart)",
+                "fgvis: %d of %d games were not won in %d iterations; their masks are those that came nearest "
+                "(said once; `reached` tells them apart)",
                 *(lost, len(rows), self.iterations),
             )
         mask = match.best
