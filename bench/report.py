@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import measured
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from measured import Row, table
 
@@ -56,6 +57,7 @@ def bars(rows: list[Row], batch: str) -> Figure:
     figure = Figure(figsize=(1.6 + 1.9 * len(networks), 4.6), layout="constrained")
     axes = figure.subplots()
     width = 0.85 / len(methods)
+    shades = colormaps["tab20"]
     for i, method in enumerate(methods):
         places, heights, spread = [], [], [[], []]
         for j, network in enumerate(networks):
@@ -70,14 +72,13 @@ def bars(rows: list[Row], batch: str) -> Figure:
             if faster is not None:
                 axes.hlines(float(faster["forwards"]), places[-1] - width / 2, places[-1] + width / 2, color="black")
         peer = " of " in method
-        axes.bar(
-            places, heights, width, yerr=spread, label=method, hatch="//" if peer else None, alpha=0.6 if peer else 1
-        )
+        look = {"hatch": "//", "alpha": 0.6} if peer else {}
+        axes.bar(places, heights, width, yerr=spread, label=method, color=shades(i % 20), **look)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(networks)), networks)
     axes.set_ylabel("forward passes of the model")
     axes.set_title(f"cost of an explanation, batch {batch}; black strokes: accelerated; hatched: peers", fontsize=10)
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(loc="outside lower center", fontsize=7, ncols=5)
     return figure
 
 
