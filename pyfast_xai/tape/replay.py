@@ -53,7 +53,7 @@ def record_again(tape: Tape, *inputs: Tensor, reading: Reading | None = None, un
     for value, tensor in zip(tape.inputs, inputs, strict=True):
         # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
         environment[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
-        environment[value].copy_(tensor)
+        environment[value].copy_(tensor.detach())
     outputs = tape.outputs if until is None else until
     wanted = {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
     unused = _unused_after(tape, wanted)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -222,6 +223,20 @@ def test_a_copy_replays_the_copy(model, images, copied):
     found = other(images).map
     close(found, pyfast_xai.EigenCAM(other.model, layer="norm_wide")(images).map)
     assert not torch.allclose(found, fast(images).map)
+
+
+def test_threads_share_it(model, images):
+    plain, fast = pyfast_xai.Saliency(model), pyfast_xai.Saliency(model).accelerate()
+    batches = [images[: 1 + n % 3] * (n + 1) for n in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fast, batches))
+    for batch, explanation in zip(batches, found, strict=True):
+        close(explanation.attribution, plain(batch).attribution)
+
+
+def test_images_that_require_a_gradient(model, images):
+    found = pyfast_xai.Saliency(model).accelerate()(images.clone().requires_grad_())
+    close(found.attribution, pyfast_xai.Saliency(model)(images).attribution)
 
 
 class Decides(nn.Module):
