@@ -7,11 +7,8 @@ from torch import Tensor
 
 from pyfast_xai.explainers.base import Explainer, ordinary, probability
 from pyfast_xai.images import Preprocess
+from pyfast_xai.metrics.faithfulness import SWAPS
 from pyfast_xai.metrics.scorer import logits_of
-
-SWAPS = ((2, 0, 1), (1, 2, 0))
-"""Which channel goes where: the paper's BGR to RBG and BGR to GRB, so that none keeps its place. A third of all ways to
-permute three channels, and the only ones that leave none as it was."""
 
 
 class Swapped:

@@ -23,6 +23,9 @@ Substrate = Literal["zero", "blur"] | Tensor | Callable[[Tensor], Tensor]
 
 STEPS = 28  # RISE: 224 * 8 of 224 * 224 pixels at a time
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
+SWAPS = ((2, 0, 1), (1, 2, 0))
+"""Which channel goes where: FGVis' BGR to RBG and BGR to GRB, so that none keeps its place. A third of all ways to
+permute three channels, and the only ones that leave none as it was."""
 
 
 class Curve(NamedTuple):
@@ -293,7 +296,7 @@ def color_swap(
     images: Tensor,
     labels: Tensor | None = None,
     *,
-    swaps: Sequence[Sequence[int]] = ((2, 0, 1), (1, 2, 0)),
+    swaps: Sequence[Sequence[int]] = SWAPS,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     batch: int = 64,

@@ -15,6 +15,7 @@ from pyfast_xai.evaluation import Centre
 from pyfast_xai.explainers import LIME, RISE, FGVis, GradCAM, Occlusion
 from pyfast_xai.explainers.fgvis import GAMES
 from pyfast_xai.images import load_image
+from pyfast_xai.metrics.faithfulness import SWAPS
 from pyfast_xai.models import LoadedModel
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import Experiment, Outcome, percent
@@ -115,10 +116,6 @@ def table_3(data: Data) -> Outcome:
         "experiment table-3 needs a network trained on fundus pictures (the paper's: EyePACS), got none; with one, "
         "metrics.LesionSensitivity() scores FGVis(model, game='deletion')(images).heatmap > threshold"
     )
-
-
-SWAPS = ((2, 0, 1), (1, 2, 0))
-"""The paper's BGR to RBG and BGR to GRB: no channel keeps its place."""
 
 
 def color_swap(data: Data) -> Outcome:

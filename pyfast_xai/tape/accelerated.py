@@ -12,10 +12,11 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.tape import alias, watch
-from pyfast_xai.tape.fold import Folds, fold_batch_norm
+from pyfast_xai.tape.fold import fold_batch_norm
 from pyfast_xai.tape.nodes import Node, Tape, Value
-from pyfast_xai.tape.pack import Packs, pack
-from pyfast_xai.tape.record import Keep, Reading, record
+from pyfast_xai.tape.once import Once
+from pyfast_xai.tape.pack import pack
+from pyfast_xai.tape.record import Keep, Reading, record, tensors_in
 from pyfast_xai.tape.replay import record_again
 
 logger = logging.getLogger("pyfast_xai")
@@ -71,7 +72,7 @@ class Accelerated:
         """Begin anew."""
         with self._lock:
             self._templates: dict[Any, list[_Template]] = {}
-            self._folds, self._packs = Folds(), Packs()
+            self._once = Once()
             self._state: Any = None
 
     def record(self, *args: Any, reading: Reading | None = None, until: str | None = None, **kwargs: Any) -> Tape:
@@ -89,7 +90,7 @@ class Accelerated:
                 templates.append(template)
         if template.tape is None:
             return record(self._model, *args, reading=reading, until=until, **kwargs)
-        return record_again(template.tape, *_tensors(args, kwargs), reading=reading, until=template.until)
+        return record_again(template.tape, *tensors_in((args, kwargs)), reading=reading, until=template.until)
 
     def _template(self, args: Any, kwargs: Any, reading: Reading | None, until: str | None) -> _Template:
         asked = _Asked(reading)
@@ -112,10 +113,10 @@ class Accelerated:
         if any(node.op in (alias.overwrite, alias.refresh) for node in tape.nodes):
             return None  # where a view lies depends on the layout of what it is of: a plain replay
         if self._fold:
-            fold_batch_norm(tape, until, self._folds)
-        pack(tape, self._packs)
+            fold_batch_norm(tape, until, self._once)
+        pack(tape, self._once)
         try:
-            record_again(tape, *_tensors(args, kwargs), reading=_Layouts(), until=until)
+            record_again(tape, *tensors_in((args, kwargs)), reading=_Layouts(), until=until)
         except RuntimeError as error:
             return f"its replay failed ({error})"
         return None
@@ -130,7 +131,7 @@ class Accelerated:
         except Exception as error:  # whatever the model says to what it did not expect
             return f"it cannot be compared on other inputs ({error})"
         for given, expected in (((args, kwargs), result), (mirrored, _answers(also))):
-            again = _answers(record_again(tape, *_tensors(*given), until=until))
+            again = _answers(record_again(tape, *tensors_in(given), until=until))
             for came, wanted in zip(again, expected, strict=True):
                 if came.shape != wanted.shape or not _agree(came, wanted):
                     return "its replay gives other results"
@@ -174,10 +175,6 @@ def _understands(reading: Reading | None, op: OpOverload) -> bool:
     return reading is None or reading.understands(op)
 
 
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-
-
 def _signature(args: Any, kwargs: Any) -> tuple[Any, ...]:
     """What a replay depends on besides the numbers."""
     leaves, structure = pytree.tree_flatten((args, kwargs))
@@ -212,8 +209,7 @@ def _mirrored(tensor: Tensor) -> Tensor:
 
 
 def _answers(tape: Tape) -> list[Tensor]:
-    tree = tape.result if tape.reached is None else tape.reached
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return tensors_in(tape.result if tape.reached is None else tape.reached)
 
 
 def _agree(came: Tensor, wanted: Tensor) -> bool:

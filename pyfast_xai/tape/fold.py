@@ -1,13 +1,13 @@
 """The same function in fewer operations: batch norm folded into convolutions, and nothing that leads nowhere."""
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from pyfast_xai.tape.nodes import Node, Tape, Value, key
+from pyfast_xai.tape.nodes import Node, Tape, Value, argument, key
+from pyfast_xai.tape.once import Once
 
 _CONVOLUTIONS = {"aten::conv1d", "aten::conv2d", "aten::conv3d"}
 
@@ -19,22 +19,7 @@ class Folded(NamedTuple):
     bias: Tensor
 
 
-class Folds:
-    """Folded weights, each made once for however many tapes of a model."""
-
-    def __init__(self) -> None:
-        # With the tensors that each was made of, so that no id is used again.
-        self._made: dict[tuple[int, ...], tuple[list[Any], Folded]] = {}
-
-    def __call__(self, convolution: Node, norm: Node) -> Folded:
-        sources = [*_weights(convolution), *norm.args[1:5], norm.args[7]]
-        known = tuple(map(id, sources))
-        if known not in self._made:
-            self._made[known] = sources, _folded(*sources)
-        return self._made[known][1]
-
-
-def fold_batch_norm(tape: Tape, until: Value | None, folds: Folds) -> None:
+def fold_batch_norm(tape: Tape, until: Value | None, once: Once) -> None:
     """Fold batch norm into the convolutions before it, and drop the nodes whose results nobody uses.
 
     A convolution is left alone where anything but its batch norm reads it. The results of those that are folded are on
@@ -43,9 +28,9 @@ def fold_batch_norm(tape: Tape, until: Value | None, folds: Folds) -> None:
     Args:
         tape: which is changed.
         until: the value it was stopped at, None for a whole forward.
-        folds: where folded weights are kept.
+        once: keeps the folded weights.
     """
-    wanted = _wanted(tape, until)
+    wanted = tape.ends(until)
     uses = Counter(value for node in tape.nodes for value in node.inputs)
     uses.update(wanted)
     gone: set[Value] = set()
@@ -53,8 +38,9 @@ def fold_batch_norm(tape: Tape, until: Value | None, folds: Folds) -> None:
         convolution = _foldable(tape, norm, uses)
         if convolution is None:
             continue
-        made = folds(convolution, norm)
-        convolution.args = (convolution.args[0], *made, *convolution.args[3:])
+        sources = [argument(convolution, name) for name in ("weight", "bias")]
+        sources += [argument(norm, name) for name in ("weight", "bias", "running_mean", "running_var", "eps")]
+        convolution.args = (convolution.args[0], *once(_folded, *sources), *convolution.args[3:])
         convolution.kwargs = {k: v for k, v in convolution.kwargs.items() if k not in ("weight", "bias")}
         gone.update(value for value in convolution.outputs if value is not None)
         convolution.outputs, norm.outputs = norm.outputs, []
@@ -62,30 +48,22 @@ def fold_batch_norm(tape: Tape, until: Value | None, folds: Folds) -> None:
     _drop(tape, wanted, gone)
 
 
-def _wanted(tape: Tape, until: Value | None) -> set[Value]:
-    outputs = tape.outputs if until is None else until
-    return {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
-
-
-def _weights(convolution: Node) -> list[Any]:
-    args, kwargs = convolution.args, convolution.kwargs
-    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    return [args[1] if len(args) > 1 else kwargs["weight"], bias]
-
-
 def _foldable(tape: Tape, norm: Node, uses: Counter[Value]) -> Node | None:
     """The convolution that a batch norm can be folded into, if it is one and there is one."""
-    if key(norm.op) != "aten::batch_norm" or len(norm.inputs) != 1 or norm.args[5] or norm.args[3] is None:
+    if key(norm.op) != "aten::batch_norm" or len(norm.inputs) != 1:
+        return None
+    if argument(norm, "training") or argument(norm, "running_mean") is None:
         return None
     value = norm.args[0]
     convolution = tape.producer(value)
     if convolution is None or key(convolution.op) not in _CONVOLUTIONS or uses[value] != 1:
         return None
-    weight, _ = _weights(convolution)
+    weight = argument(convolution, "weight")
     unbatched = not isinstance(weight, Tensor) or weight.dim() != len(value.shape)
     return None if unbatched or len(convolution.inputs) != 1 else convolution
 
 
+@torch.no_grad()
 def _folded(
     weight: Tensor,
     bias: Tensor | None,

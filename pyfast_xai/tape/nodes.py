@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
 
@@ -121,6 +122,11 @@ class Tape:
         """The node that made a value; None for an input."""
         return None if value.producer is None else self.nodes[value.producer]
 
+    def ends(self, until: Value | None) -> set[Value]:
+        """The values that a replay hands back: what the model returned, or the one at which it stopped."""
+        outputs = self.outputs if until is None else until
+        return {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
+
     def names(self) -> list[str]:
         """Names accepted by `find`: module paths first, then operations."""
         return [*filter(None, self.modules), *(node.name for node in self.nodes)]
@@ -144,6 +150,14 @@ class Tape:
 def key(op: Any) -> str:
     """The name that rules for an op are registered under: of its schema, in-place forms included."""
     return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"alias::{op.__name__}"
+
+
+def argument(node: Node, name: str) -> Any:
+    """An argument of a node by its name in the schema."""
+    for position, declared in enumerate(node.op._schema.arguments):
+        if declared.name == name:
+            return node.args[position] if position < len(node.args) else node.kwargs.get(name, declared.default_value)
+    raise KeyError(name)
 
 
 def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T]:

@@ -4,7 +4,6 @@ These are the operations with which PyTorch's own compiler packs weights. Laying
 maps longer than the product itself.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.tape.nodes import Tape, Value, key
+from pyfast_xai.tape.once import Once
 
 _OPS = (
     *("_reorder_convolution_weight", "_convolution_pointwise"),
@@ -19,42 +19,27 @@ _OPS = (
 )
 
 
-class Packs:
-    """Packed weights, each made once for however many tapes of a model."""
-
-    def __init__(self) -> None:
-        # With the tensor that each was made of, so that no id is used again.
-        self._made: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, pack: Callable[..., Tensor], weight: Tensor, *geometry: Any) -> Tensor:
-        """What `pack` makes of a weight."""
-        known = (pack, id(weight), geometry)
-        if known not in self._made:
-            self._made[known] = weight, pack(weight.detach(), *geometry)
-        return self._made[known][1]
-
-
-def pack(tape: Tape, packs: Packs) -> None:
+def pack(tape: Tape, once: Once) -> None:
     """Give the 2-D convolutions of a tape on the CPU kernels with packed weights, for themselves and their adjoints.
 
     The operation and its arguments on the tape stay, for readings of it.
 
     Args:
         tape: which is changed.
-        packs: where packed weights are kept.
+        once: keeps the packed weights.
     """
     if not _available():
         return
     for node in tape.nodes:
         if key(node.op) == "aten::conv2d":
-            packed = _packed(packs, *node.args, **node.kwargs)
+            packed = _packed(once, *node.args, **node.kwargs)
             if packed is not None:
                 node.kernel, node.adjoint = packed, packed.adjoint
 
 
 @dataclass(frozen=True)
 class _Packed:
-    packs: Packs
+    once: Once
     weight: Tensor
     bias: Tensor | None
     padding: tuple[int, ...]
@@ -66,19 +51,19 @@ class _Packed:
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         ops = torch.ops.mkldnn
         # For maps of this size: another batch is laid out alike, or again where the kernel wants it otherwise.
-        weight = self.packs(ops._reorder_convolution_weight.default, self.weight, *geometry, (1, *input.shape[1:]))
+        weight = self.once(ops._reorder_convolution_weight.default, self.weight, *geometry, (1, *input.shape[1:]))
         return ops._convolution_pointwise.default(input, weight, self.bias, *geometry, "none", [], "")
 
     def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
         geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, self.groups)
         ops = torch.ops.mkldnn
         reorder = ops._reorder_convolution_transpose_weight.default
-        weight = self.packs(reorder, self.weight, *geometry, (1, *grad.shape[1:]))
+        weight = self.once(reorder, self.weight, *geometry, (1, *grad.shape[1:]))
         return ops._convolution_transpose_pointwise.default(grad, weight, None, *geometry, "none", [], "")
 
 
 def _packed(
-    packs: Packs,
+    once: Once,
     input: Any,
     weight: Any,
     bias: Any = None,
@@ -93,7 +78,7 @@ def _packed(
     if not floats or isinstance(padding, str) or isinstance(bias, Value):
         return None
     padding, stride, dilation = (tuple(value) * (3 - len(value)) for value in (padding, stride, dilation))
-    return _Packed(packs, weight, None if bias is None else bias.detach(), padding, stride, dilation, groups)
+    return _Packed(once, weight, None if bias is None else bias.detach(), padding, stride, dilation, groups)
 
 
 def _available() -> bool:

@@ -134,7 +134,8 @@ def address(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors at any depth."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
@@ -179,7 +180,7 @@ class _Recorder(TorchDispatchMode):
         self._count = 0
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         if not tensors:
             raise InputError("the inputs must hold at least one tensor, got none")
         self.tape.input_structure = (args, kwargs)
@@ -210,7 +211,7 @@ class _Recorder(TorchDispatchMode):
 
     def returned(self, path: str, output: Any) -> None:
         """Called as each module returns."""
-        tensors = [output] if isinstance(output, Tensor) else _tensors(output)
+        tensors = [output] if isinstance(output, Tensor) else tensors_in(output)
         pairs = [(tensor, value) for tensor in tensors if (value := self._value(tensor)) is not None]
         if pairs:
             self.tape.modules.setdefault(path, []).append([value for _, value in pairs])

@@ -54,9 +54,7 @@ def record_again(tape: Tape, *inputs: Tensor, reading: Reading | None = None, un
         # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
         environment[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
         environment[value].copy_(tensor.detach())
-    outputs = tape.outputs if until is None else until
-    wanted = {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
-    unused = _unused_after(tape, wanted)
+    unused = _unused_after(tape, tape.ends(until))
     kept: dict[int, list[Saved]] = {}
     with torch.inference_mode():
         for recorded in tape.nodes:
@@ -72,7 +70,7 @@ def record_again(tape: Tape, *inputs: Tensor, reading: Reading | None = None, un
         again.reached = environment[until]
         return again
     with torch.inference_mode(False):
-        again.result = pytree.tree_map_only(Value, lambda value: environment[value].clone(), outputs)
+        again.result = pytree.tree_map_only(Value, lambda value: environment[value].clone(), tape.outputs)
     return again
 
 

@@ -95,6 +95,15 @@ def test_batch_norm_is_folded_where_nothing_else_reads_the_convolution(model, im
     assert {node.name for node in Accelerated(model, fold=False).record(images)} >= {"norm.batch_norm"}
 
 
+def test_folded_weights_carry_no_graph(model, images):
+    tape = Accelerated(model.requires_grad_()).record(images)
+    convolution = next(node for node in tape if node.name == "stem.conv2d")
+    assert not any(tensor.requires_grad for tensor in convolution.args[1:3])
+    found = pyfast_xai.Saliency(model).accelerate()(images).attribution
+    assert not found.requires_grad
+    close(found, pyfast_xai.Saliency(model)(images).attribution)
+
+
 def test_what_leads_nowhere_does_not_run(model, images):
     tape = Accelerated(model).record(images)
     assert "aside.linear" in {node.name for node in record(model, images)}

@@ -29,11 +29,10 @@ from torch import Tensor
 from pyfast_xai.rules.response.backward import Response
 from pyfast_xai.rules.response.derivative import node_device
 from pyfast_xai.rules.response.layers import factor
-from pyfast_xai.rules.response.rectifiers import argument
 from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import Rule, Table, rule
 from pyfast_xai.tape import Node, Tape, Value, key
-from pyfast_xai.tape.nodes import substitute
+from pyfast_xai.tape.nodes import argument, substitute
 
 EXCITATION: Table = {}
 

@@ -28,6 +28,7 @@ from pyfast_xai.ops import Rectify
 from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import Table, rule
 from pyfast_xai.tape import Node, Value, key
+from pyfast_xai.tape.nodes import argument
 from pyfast_xai.tape.record import Keep
 
 aten = torch.ops.aten
@@ -35,14 +36,6 @@ aten = torch.ops.aten
 DECONVNET: Table = {}
 GUIDED: Table = {}
 LINEAR: Table = {}
-
-
-def argument(node: Node, name: str) -> Any:
-    """An argument of a node by its name in the schema."""
-    for position, declared in enumerate(node.op._schema.arguments):
-        if declared.name == name:
-            return node.args[position] if position < len(node.args) else node.kwargs.get(name, declared.default_value)
-    raise KeyError(name)
 
 
 # Masks of one bit an element
