@@ -13,8 +13,6 @@ namespace {
 using Doubles = Vector<double>;
 typedef float FourFloats __attribute__((vector_size(16), aligned(4), may_alias));
 
-constexpr int64_t kPanel = 8;  // vectors multiplied at once
-
 // Vector `from` widened to double, whatever it is stored as.
 PYFAST_XAI_INLINE void widen(const double* from, Doubles::type& to) { to = *lanes(from); }
 PYFAST_XAI_INLINE void widen(const float* from, Doubles::type& to) {
@@ -58,29 +56,48 @@ PYFAST_XAI_CLONES void add_scaled_double(double factor, const double* x, double*
   add_scaled_body(factor, x, y, n);
 }
 
-// panel [m, kPanel] -> out [m, kPanel] = matrix * panel, four rows at a time in registers.
-PYFAST_XAI_CLONES void multiply_panel(const double* matrix, int64_t m, const double* panel, double* out) {
+template <class T>
+PYFAST_XAI_INLINE void add_squared_body(const T* rows, int64_t stride, int64_t n, const double* x, double* product) {
+  constexpr int64_t kWidth = Doubles::kLanes;
+  Doubles::type sums[kRowsAtOnce][2] = {};
   int64_t i = 0;
-  for (; i + 4 <= m; i += 4) {
-    Doubles::type sums[4][2] = {};
-    for (int64_t j = 0; j < m; ++j) {
-      for (int r = 0; r < 4; ++r) {
-        const double factor = matrix[(i + r) * m + j];
-        sums[r][0] += factor * *lanes(panel + j * kPanel);
-        sums[r][1] += factor * *lanes(panel + j * kPanel + 4);
+  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+    for (int half = 0; half < 2; ++half) {
+      const Doubles::type factor = *lanes(x + i + half * kWidth);
+      for (int64_t r = 0; r < kRowsAtOnce; ++r) {
+        Doubles::type wide;
+        widen(rows + r * stride + i + half * kWidth, wide);
+        sums[r][half] += wide * factor;
       }
     }
-    for (int r = 0; r < 4; ++r) {
-      *lanes(out + (i + r) * kPanel) = sums[r][0];
-      *lanes(out + (i + r) * kPanel + 4) = sums[r][1];
-    }
   }
-  for (; i < m; ++i) {
-    for (int64_t v = 0; v < kPanel; ++v) out[i * kPanel + v] = 0;
-    for (int64_t j = 0; j < m; ++j) {
-      for (int64_t v = 0; v < kPanel; ++v) out[i * kPanel + v] += matrix[i * m + j] * panel[j * kPanel + v];
-    }
+  double inner[kRowsAtOnce];
+  for (int64_t r = 0; r < kRowsAtOnce; ++r) {
+    const Doubles::type all = sums[r][0] + sums[r][1];
+    inner[r] = (all[0] + all[1]) + (all[2] + all[3]);
+    for (int64_t j = i; j < n; ++j) inner[r] += static_cast<double>(rows[r * stride + j]) * x[j];
   }
+  for (i = 0; i + kWidth <= n; i += kWidth) {
+    Doubles::type sum = *lanes(product + i);
+    for (int64_t r = 0; r < kRowsAtOnce; ++r) {
+      Doubles::type wide;
+      widen(rows + r * stride + i, wide);
+      sum += inner[r] * wide;
+    }
+    *lanes(product + i) = sum;
+  }
+  for (; i < n; ++i) {
+    for (int64_t r = 0; r < kRowsAtOnce; ++r) product[i] += inner[r] * static_cast<double>(rows[r * stride + i]);
+  }
+}
+
+PYFAST_XAI_CLONES void add_squared_float(const float* rows, int64_t stride, int64_t n, const double* x,
+                                         double* product) {
+  add_squared_body(rows, stride, n, x, product);
+}
+PYFAST_XAI_CLONES void add_squared_double(const double* rows, int64_t stride, int64_t n, const double* x,
+                                          double* product) {
+  add_squared_body(rows, stride, n, x, product);
 }
 
 void fill_random(double* vector, int64_t n, std::mt19937_64& generator) {
@@ -124,6 +141,15 @@ double dot(const double* x, const double* y, int64_t n) { return dot_double(x, y
 void add_scaled(double factor, const float* x, double* y, int64_t n) { add_scaled_float(factor, x, y, n); }
 void add_scaled(double factor, const double* x, double* y, int64_t n) { add_scaled_double(factor, x, y, n); }
 
+void add_squared(const float* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product) {
+  if (count == kRowsAtOnce) return add_squared_float(rows, stride, n, x, product);
+  for (int64_t r = 0; r < count; ++r) add_scaled(dot(rows + r * stride, x, n), rows + r * stride, product, n);
+}
+void add_squared(const double* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product) {
+  if (count == kRowsAtOnce) return add_squared_double(rows, stride, n, x, product);
+  for (int64_t r = 0; r < count; ++r) add_scaled(dot(rows + r * stride, x, n), rows + r * stride, product, n);
+}
+
 Basis random_basis(int64_t count, int64_t length, uint64_t seed) {
   Basis basis(count, length);
   std::mt19937_64 generator(seed);
@@ -131,10 +157,10 @@ Basis random_basis(int64_t count, int64_t length, uint64_t seed) {
   return basis;
 }
 
-void orthonormalise(Basis& basis) {
+void orthonormalise(Basis& basis, int64_t first) {
   const int64_t n = basis.length;
   std::mt19937_64 generator(1);
-  for (int64_t i = 0; i < basis.count; ++i) {
+  for (int64_t i = first; i < basis.count; ++i) {
     double* vector = basis[i];
     for (int attempt = 0;; ++attempt) {
       const double before = std::sqrt(dot(vector, vector, n));
@@ -196,23 +222,6 @@ Eigen symmetric_eigen(std::vector<double> matrix, int64_t n) {
     for (int64_t i = 0; i < n; ++i) eigen.vectors[i * n + j] = vectors[i * n + order[j]];
   }
   return eigen;
-}
-
-Basis multiply_symmetric(const double* matrix, const Basis& basis) {
-  const int64_t m = basis.length;
-  Basis result(basis.count, m);
-  std::vector<double> panel(m * kPanel), product(m * kPanel);
-  for (int64_t first = 0; first < basis.count; first += kPanel) {
-    const int64_t size = std::min(kPanel, basis.count - first);
-    for (int64_t v = 0; v < size; ++v) {
-      for (int64_t i = 0; i < m; ++i) panel[i * kPanel + v] = basis[first + v][i];
-    }
-    multiply_panel(matrix, m, panel.data(), product.data());
-    for (int64_t v = 0; v < size; ++v) {
-      for (int64_t i = 0; i < m; ++i) result[first + v][i] = product[i * kPanel + v];
-    }
-  }
-  return result;
 }
 
 }  // namespace pyfast_xai

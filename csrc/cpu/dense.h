@@ -11,11 +11,24 @@ double dot(const double* x, const double* y, int64_t n);
 void add_scaled(double factor, const float* x, double* y, int64_t n);
 void add_scaled(double factor, const double* x, double* y, int64_t n);
 
+// product += sum over rows r of (r . x) r, each row read once while it is near. At most kRowsAtOnce rows of n numbers.
+constexpr int64_t kRowsAtOnce = 4;
+void add_squared(const float* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product);
+void add_squared(const double* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product);
+
 struct Basis {
   int64_t count, length;
   std::vector<double> values;
 
   Basis(int64_t count, int64_t length) : count(count), length(length), values(count * length, 0) {}
+  void append(const Basis& other) {
+    values.insert(values.end(), other.values.begin(), other.values.end());
+    count += other.count;
+  }
+  void truncate(int64_t to) {
+    values.resize(to * length);
+    count = to;
+  }
   double* operator[](int64_t i) { return values.data() + i * length; }
   const double* operator[](int64_t i) const { return values.data() + i * length; }
 };
@@ -23,9 +36,9 @@ struct Basis {
 // Random vectors, not yet orthogonal.
 Basis random_basis(int64_t count, int64_t length, uint64_t seed);
 
-// Gram-Schmidt, twice; a vector that depends on those before it is replaced by one that does not. Needs
-// count <= length. Always returns unit vectors.
-void orthonormalise(Basis& basis);
+// Gram-Schmidt, twice, of the vectors from `first` on; those before it are orthonormal already. A vector that depends
+// on those before it is replaced by one that does not. Needs count <= length. Always returns unit vectors.
+void orthonormalise(Basis& basis, int64_t first = 0);
 
 // Vectors x_i . y_j, [x.count, y.count] row-major.
 std::vector<double> inner_products(const Basis& x, const Basis& y);
@@ -38,8 +51,5 @@ struct Eigen {
   std::vector<double> values, vectors;
 };
 Eigen symmetric_eigen(std::vector<double> matrix, int64_t n);
-
-// matrix [m, m] times every vector of the basis; `matrix` symmetric.
-Basis multiply_symmetric(const double* matrix, const Basis& basis);
 
 }  // namespace pyfast_xai

@@ -18,50 +18,60 @@ namespace {
 enum class Method : int64_t { kAuto = 0, kGram = 1, kSubspace = 2 };
 
 constexpr int64_t kOversample = 8;
-constexpr int64_t kGramLimit = 1024;     // small side above which the Gram matrix costs more than the iteration
-constexpr int64_t kDirect = 24;          // matrices this small are diagonalised whole
-constexpr int64_t kIterationLimit = 64;  // of the eigenvector iteration, before the whole matrix is diagonalised
+constexpr int64_t kGramLimit = 1024;   // small side above which a Gram matrix, should it be needed, is too large
+constexpr int64_t kKrylovLimit = 64;   // vectors of a Krylov space, before the Gram matrix is diagonalised instead
+constexpr int64_t kEveryStep = 16;     // vectors up to which every step asks whether it was the last
 constexpr int kRefinements = 3;
 
-// A matrix [small, large] inside a batch, possibly the transpose of what the caller gave.
+// A matrix inside a batch; the numbers of a row are next to each other.
 template <class T>
 struct Matrix {
   const T* data;
-  int64_t small, large;
-  int64_t small_stride, large_stride;
+  int64_t rows, columns, stride;
 
-  // A^T x for every x of a basis of the small space.
-  Basis to_large(const Basis& x) const {
-    Basis y(x.count, large);
-    if (large_stride == 1) {
-      for (int64_t i = 0; i < small; ++i) {
-        for (int64_t v = 0; v < x.count; ++v) add_scaled(x[v][i], data + i * small_stride, y[v], large);
-      }
-    } else {
-      for (int64_t j = 0; j < large; ++j) {
-        for (int64_t v = 0; v < x.count; ++v) y[v][j] = dot(data + j * large_stride, x[v], small);
-      }
+  // A x for every x.
+  Basis times(const Basis& x) const {
+    Basis y(x.count, rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t v = 0; v < x.count; ++v) y[v][i] = dot(data + i * stride, x[v], columns);
     }
     return y;
   }
 
-  Basis to_small(const Basis& y) const {
-    return Matrix{data, large, small, large_stride, small_stride}.to_large(y);
+  // A^T y for every y.
+  Basis transposed_times(const Basis& y) const {
+    Basis x(y.count, columns);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t v = 0; v < y.count; ++v) add_scaled(y[v][i], data + i * stride, x[v], columns);
+    }
+    return x;
+  }
+
+  // A^T A x for every x, in one pass over the matrix.
+  Basis squared_times(const Basis& x, int64_t first) const {
+    Basis product(x.count - first, columns);
+    for (int64_t i = 0; i < rows; i += kRowsAtOnce) {
+      const int64_t count = std::min(kRowsAtOnce, rows - i);
+      for (int64_t v = 0; v < product.count; ++v) {
+        add_squared(data + i * stride, count, stride, columns, x[first + v], product[v]);
+      }
+    }
+    return product;
   }
 };
 
 struct Triplets {
-  Basis small, large;
+  Basis left, right;  // of a matrix [rows, columns]
   std::vector<double> singular, residual;
 };
 
-// The best triplets within the span of `x`, an orthonormal basis of the small space: A^T x is rotated until its
+// The best triplets within the span of `x`, an orthonormal basis of the space of rows: A x is rotated until its
 // vectors are orthogonal, and one product with the matrix more says how far they are from singular vectors. While
 // that is more than `tolerance`, the product is the better basis to start again from.
 template <class T>
 Triplets refine(const Matrix<T>& matrix, Basis x, int64_t k, double tolerance, int rounds) {
   for (int round = 1;; ++round) {
-    Basis y = matrix.to_large(x);
+    Basis y = matrix.times(x);
     const Eigen eigen = symmetric_eigen(inner_products(y, y), x.count);
     x = rotated(x, eigen.vectors);
     y = rotated(y, eigen.vectors);
@@ -69,7 +79,7 @@ Triplets refine(const Matrix<T>& matrix, Basis x, int64_t k, double tolerance, i
     for (int64_t v = 0; v < x.count; ++v) singular[v] = std::sqrt(dot(y[v], y[v], y.length));
     orthonormalise(y);
 
-    Basis product = matrix.to_small(y);
+    Basis product = matrix.transposed_times(y);
     const double scale = std::max(singular[0], std::numeric_limits<double>::min());
     std::vector<double> residual(k);
     for (int64_t v = 0; v < k; ++v) {
@@ -78,145 +88,123 @@ Triplets refine(const Matrix<T>& matrix, Basis x, int64_t k, double tolerance, i
       residual[v] = std::sqrt(dot(error.data(), error.data(), product.length)) / scale;
     }
     if (round >= rounds || *std::max_element(residual.begin(), residual.end()) <= tolerance) {
-      return {std::move(x), std::move(y), std::move(singular), std::move(residual)};
+      return {std::move(y), std::move(x), std::move(singular), std::move(residual)};
     }
     x = std::move(product);
     orthonormalise(x);
   }
 }
 
-// Leading `k` eigenvectors of a positive semidefinite matrix [m, m] by block iteration; false where they have not
-// converged to `tolerance` (relative to the largest eigenvalue), which takes eigenvalues close to each other.
-bool leading_eigenvectors(const double* gram, int64_t m, int64_t k, double tolerance, Basis& result) {
-  const int64_t block = std::min(m, (k + kOversample + 7) / 8 * 8);
-  if (m <= kDirect) {
-    const Eigen eigen = symmetric_eigen({gram, gram + m * m}, m);
-    for (int64_t v = 0; v < k; ++v) {
-      for (int64_t i = 0; i < m; ++i) result[v][i] = eigen.vectors[i * m + v];
+// The leading `k` eigenvectors of A^T A by block Lanczos with full reorthogonalisation (Golub and Underwood, 1977);
+// false where they have not converged to `tolerance` (relative to the largest eigenvalue) in a space of kKrylovLimit
+// vectors, which takes many eigenvalues close to the largest. A block as wide as `k` finds as many equal ones.
+template <class T>
+bool leading_eigenvectors(const Matrix<T>& matrix, int64_t k, double tolerance, Basis& result) {
+  const int64_t n = matrix.columns, limit = std::min(n, std::max(kKrylovLimit, 4 * k));
+  Basis basis(0, n);
+  Basis block = random_basis(k, n, 0);
+  std::vector<std::vector<double>> products;  // products[j][i], i <= j, is basis_i . A^T A basis_j
+  int64_t checked = 0;
+  for (;;) {
+    const int64_t before = basis.count;
+    block.truncate(std::min(block.count, limit - before));
+    basis.append(block);
+    orthonormalise(basis, before);
+    block = matrix.squared_times(basis, before);
+    const int64_t count = basis.count;
+    for (int64_t v = 0; v < block.count; ++v) {
+      std::vector<double> column(before + v + 1);
+      for (int64_t i = 0; i <= before + v; ++i) column[i] = dot(basis[i], block[v], n);
+      products.push_back(std::move(column));
+      for (int pass = 0; pass < 2; ++pass) {
+        for (int64_t i = 0; i < count; ++i) add_scaled(-dot(basis[i], block[v], n), basis[i], block[v], n);
+      }
     }
-    return true;
-  }
-  if (2 * block > m) return false;
-  Basis x = random_basis(block, m, 0);
-  for (int64_t iteration = 0; iteration < kIterationLimit; ++iteration) {
-    orthonormalise(x);
-    Basis product = multiply_symmetric(gram, x);
-    const Eigen eigen = symmetric_eigen(inner_products(x, product), block);
-    x = rotated(x, eigen.vectors);
-    product = rotated(product, eigen.vectors);
+    const bool full = count == limit;
+    if (!full && count > kEveryStep && count < checked + checked / 4) continue;
+    checked = count;
+
+    std::vector<double> inner(count * count);
+    for (int64_t j = 0; j < count; ++j) {
+      for (int64_t i = 0; i <= j; ++i) inner[i * count + j] = inner[j * count + i] = products[j][i];
+    }
+    const Eigen eigen = symmetric_eigen(std::move(inner), count);
+    // A^T A maps the space into itself but for what is left of the last block.
     double worst = 0;
+    const std::vector<double> left = inner_products(block, block);
     for (int64_t v = 0; v < k; ++v) {
-      std::vector<double> error(product[v], product[v] + m);
-      add_scaled(-eigen.values[v], x[v], error.data(), m);
-      worst = std::max(worst, std::sqrt(dot(error.data(), error.data(), m)));
+      double square = 0;
+      for (int64_t i = 0; i < block.count; ++i) {
+        for (int64_t j = 0; j < block.count; ++j) {
+          square += left[i * block.count + j] * eigen.vectors[(before + i) * count + v] *
+                    eigen.vectors[(before + j) * count + v];
+        }
+      }
+      worst = std::max(worst, std::sqrt(std::max(square, 0.0)));
     }
-    if (worst <= tolerance * eigen.values[0]) {
-      std::copy_n(x.values.data(), k * m, result.values.data());
+    if (count == n || worst <= tolerance * eigen.values[0]) {
+      for (int64_t v = 0; v < k; ++v) {
+        for (int64_t i = 0; i < count; ++i) add_scaled(eigen.vectors[i * count + v], basis[i], result[v], n);
+      }
       return true;
     }
-    x = std::move(product);
+    if (full) return false;
   }
-  return false;
 }
 
-// All eigenvectors through LAPACK; slow and sure.
-void all_eigenvectors(const double* gram, int64_t m, int64_t k, Basis& result) {
-  Tensor matrix = torch::stable::empty({m, m}, ScalarType::Double);
-  std::copy_n(gram, m * m, static_cast<double*>(matrix.mutable_data_ptr()));
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(matrix),
-                                    torch::stable::detail::from(std::string("L"))};
+// A tensor [B, rows, columns] of matrices whose columns have a stride of one.
+template <class T>
+Matrix<T> matrix_of(const Tensor& matrices, int64_t b) {
+  return {static_cast<const T*>(matrices.const_data_ptr()) + b * matrices.stride(0), matrices.size(1), matrices.size(2),
+          matrices.stride(1)};
+}
+
+// The leading `k` right singular vectors through the Gram matrix of the smaller side and LAPACK; slow and sure.
+template <class T>
+Basis diagonalised(const Tensor& matrices, int64_t b, int64_t k) {
+  const bool wide = matrices.size(1) < matrices.size(2);
+  Tensor all = matrices;
+  Tensor own = torch::stable::narrow(all, 0, b, 1);
+  if (own.scalar_type() != ScalarType::Double) own = torch::stable::to(own, ScalarType::Double);
+  const Tensor turned = torch::stable::transpose(own, 1, 2);
+  const Tensor gram = wide ? torch::stable::matmul(own, turned) : torch::stable::matmul(turned, own);
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(gram), torch::stable::detail::from(std::string("L"))};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
-  const auto values = torch::stable::detail::to<Tensor>(stack[0]);
+  torch::stable::detail::to<Tensor>(stack[0]);  // the values
   const auto vectors = torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[1]));
   const auto* columns = static_cast<const double*>(vectors.const_data_ptr());
+  const int64_t m = gram.size(1);
+  Basis basis(k, m);
   for (int64_t v = 0; v < k; ++v) {  // LAPACK's order is rising
-    for (int64_t i = 0; i < m; ++i) result[v][i] = columns[i * m + m - 1 - v];
+    for (int64_t i = 0; i < m; ++i) basis[v][i] = columns[i * m + m - 1 - v];
   }
+  if (wide) basis = matrix_of<T>(matrices, b).transposed_times(basis);
+  orthonormalise(basis);
+  return basis;
 }
 
 template <class T>
-std::vector<double> widened(const T* from, int64_t count) {
-  return {from, from + count};
-}
-
-// Whether the products of float32 entries stayed within range and away from denormal numbers.
-bool well_scaled(const Tensor& grams) {
-  const int64_t batch = grams.size(0), m = grams.size(1);
-  const auto* values = static_cast<const float*>(grams.const_data_ptr());
-  for (int64_t b = 0; b < batch; ++b) {
-    float trace = 0;
-    for (int64_t i = 0; i < m; ++i) trace += values[(b * m + i) * m + i];
-    if (!(trace > 1e-24f && trace < 1e36f)) return false;
-  }
-  return true;
-}
-
-// Singular values below about a thousandth of the largest drown in the rounding of a float32 Gram matrix.
-bool accurate(const Triplets& triplets) {
-  return *std::max_element(triplets.residual.begin(), triplets.residual.end()) <= 1e-6;
-}
-
-// A view [B, small, large] of the batch, one of the last two strides being one.
-struct Batch {
-  Tensor tensor;
-  bool transposed;  // small are the columns of what the caller gave
-
-  template <class T>
-  Matrix<T> matrix(int64_t b) const {
-    return {static_cast<const T*>(tensor.const_data_ptr()) + b * tensor.stride(0), tensor.size(1), tensor.size(2),
-            tensor.stride(1), tensor.stride(2)};
-  }
-};
-
-template <class T>
-std::vector<Triplets> by_gram(const Batch& batch, int64_t k, const Tensor& grams) {
-  const int64_t count = batch.tensor.size(0), m = batch.tensor.size(1);
-  const bool wide = grams.scalar_type() == ScalarType::Double;
-  // The Gram matrix of float32 entries is no better than this itself; the refinement makes up for it.
-  const double tolerance = wide ? 1e-13 : 1e-10;
-  std::vector<std::vector<double>> unfinished(count);
+std::vector<Triplets> gram_route(const Tensor& matrices, int64_t k) {
+  const int64_t count = matrices.size(0);
+  const bool exact = std::is_same_v<T, double>;
+  std::vector<Basis> starts(count, Basis(k, matrices.size(2)));
+  std::vector<char> converged(count);
   std::vector<Triplets> all(count, Triplets{Basis(0, 0), Basis(0, 0), {}, {}});
-  const auto finish = [&](int64_t b, Basis start) {
-    all[b] = refine(batch.matrix<T>(b), std::move(start), k, std::is_same_v<T, double> ? 1e-13 : 1e-7, kRefinements);
+  const auto finish = [&](int64_t b) {
+    all[b] = refine(matrix_of<T>(matrices, b), std::move(starts[b]), k, exact ? 1e-13 : 1e-7, kRefinements);
   };
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const void* data = grams.const_data_ptr();
-      std::vector<double> gram = wide ? widened(static_cast<const double*>(data) + b * m * m, m * m)
-                                      : widened(static_cast<const float*>(data) + b * m * m, m * m);
-      Basis start(k, m);
-      if (leading_eigenvectors(gram.data(), m, k, tolerance, start)) {
-        finish(b, std::move(start));
-      } else {
-        unfinished[b] = std::move(gram);
-      }
+      converged[b] = leading_eigenvectors(matrix_of<T>(matrices, b), k, exact ? 1e-14 : 1e-8, starts[b]);
+      if (converged[b]) finish(b);
     }
   });
   for (int64_t b = 0; b < count; ++b) {
-    if (unfinished[b].empty()) continue;
-    Basis start(k, m);
-    all_eigenvectors(unfinished[b].data(), m, k, start);
-    finish(b, std::move(start));
+    if (converged[b]) continue;
+    starts[b] = diagonalised<T>(matrices, b, k);
+    finish(b);
   }
   return all;
-}
-
-Tensor grams_of(const Tensor& matrices) {
-  return torch::stable::contiguous(torch::stable::matmul(matrices, torch::stable::transpose(matrices, 1, 2)));
-}
-
-template <class T>
-std::vector<Triplets> gram_route(const Batch& batch, int64_t k) {
-  const Tensor grams = grams_of(batch.tensor);
-  if constexpr (std::is_same_v<T, double>) {
-    return by_gram<T>(batch, k, grams);
-  } else {
-    if (well_scaled(grams)) {
-      std::vector<Triplets> all = by_gram<T>(batch, k, grams);
-      if (std::all_of(all.begin(), all.end(), accurate)) return all;
-    }
-    return by_gram<T>(batch, k, grams_of(torch::stable::to(batch.tensor, ScalarType::Double)));
-  }
 }
 
 // Orthonormal bases [B, rows, width], one vector a column: Gram-Schmidt in double on each.
@@ -243,30 +231,30 @@ Tensor orthonormal_columns(const Tensor& columns) {
 }
 
 template <class T>
-std::vector<Triplets> subspace_route(const Batch& batch, int64_t k, int64_t iterations, int64_t seed) {
-  const Tensor& matrix = batch.tensor;
-  const Tensor transposed = torch::stable::transpose(matrix, 1, 2);
-  const int64_t count = matrix.size(0), m = matrix.size(1), n = matrix.size(2), width = std::min(m, k + kOversample);
-  const Basis random = random_basis(width, n, static_cast<uint64_t>(seed));
-  Tensor probe = torch::stable::empty({n, width}, matrix.scalar_type());
-  for (int64_t i = 0; i < n * width; ++i) {
+std::vector<Triplets> subspace_route(const Tensor& matrices, int64_t k, int64_t iterations, int64_t seed) {
+  const Tensor transposed = torch::stable::transpose(matrices, 1, 2);
+  const int64_t count = matrices.size(0), m = matrices.size(1), n = matrices.size(2);
+  const int64_t width = std::min({m, n, k + kOversample});
+  const Basis random = random_basis(width, m, static_cast<uint64_t>(seed));
+  Tensor probe = torch::stable::empty({m, width}, matrices.scalar_type());
+  for (int64_t i = 0; i < m * width; ++i) {
     static_cast<T*>(probe.mutable_data_ptr())[i] = static_cast<T>(random.values[i]);
   }
-  Tensor basis = orthonormal_columns<T>(torch::stable::matmul(matrix, probe));
+  Tensor basis = orthonormal_columns<T>(torch::stable::matmul(transposed, probe));
   for (int64_t pass = 0; pass < iterations; ++pass) {
+    basis = orthonormal_columns<T>(torch::stable::matmul(matrices, basis));
     basis = orthonormal_columns<T>(torch::stable::matmul(transposed, basis));
-    basis = orthonormal_columns<T>(torch::stable::matmul(matrix, basis));
   }
   std::vector<Triplets> all(count, Triplets{Basis(0, 0), Basis(0, 0), {}, {}});
   const T* columns = static_cast<const T*>(basis.const_data_ptr());
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      Basis start(width, m);
-      for (int64_t i = 0; i < m; ++i) {
-        for (int64_t v = 0; v < width; ++v) start[v][i] = columns[(b * m + i) * width + v];
+      Basis start(width, n);
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t v = 0; v < width; ++v) start[v][i] = columns[(b * n + i) * width + v];
       }
       orthonormalise(start);  // rounding to T cost some of it
-      all[b] = refine(batch.matrix<T>(b), std::move(start), k, 0, 1);
+      all[b] = refine(matrix_of<T>(matrices, b), std::move(start), k, 0, 1);
     }
   });
   return all;
@@ -287,8 +275,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const std::vector<Triplets>& all
   Tensor left = torch::stable::empty({count, rows, k}, dtype), singular = torch::stable::empty({count, k}, dtype);
   Tensor right = torch::stable::empty({count, columns, k}, dtype), residual = torch::stable::empty({count, k}, dtype);
   for (int64_t b = 0; b < count; ++b) {
-    const Basis& u = transposed ? all[b].large : all[b].small;
-    const Basis& v = transposed ? all[b].small : all[b].large;
+    const Basis& u = transposed ? all[b].right : all[b].left;
+    const Basis& v = transposed ? all[b].left : all[b].right;
     std::vector<double> sign(k);
     for (int64_t j = 0; j < k; ++j) {
       double sum = 0;
@@ -306,15 +294,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const std::vector<Triplets>& all
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> solve(const Tensor& matrices, int64_t k, Method method, int64_t iterations,
                                                  int64_t seed) {
-  const bool transposed = matrices.size(1) > matrices.size(2);
-  Tensor view = matrices.stride(1) == 1 || matrices.stride(2) == 1 ? matrices : torch::stable::contiguous(matrices);
-  if (transposed) view = torch::stable::transpose(view, 1, 2);
-  const Batch batch{view, transposed};
-  const int64_t small = view.size(1);
+  // Of a matrix and its transpose, the one whose rows lie in one piece.
+  const bool transposed = matrices.stride(1) == 1 && matrices.stride(2) != 1;
+  const Tensor view = transposed ? torch::stable::transpose(matrices, 1, 2)
+                      : matrices.stride(2) == 1 ? matrices
+                                                : torch::stable::contiguous(matrices);
+  const int64_t small = std::min(view.size(1), view.size(2));
   const bool gram = method == Method::kGram || (method == Method::kAuto && small <= kGramLimit) ||
                     small <= k + kOversample;
-  return pack<T>(gram ? gram_route<T>(batch, k) : subspace_route<T>(batch, k, iterations, seed), matrices, transposed,
-                 k);
+  return pack<T>(gram ? gram_route<T>(view, k) : subspace_route<T>(view, k, iterations, seed), matrices, transposed, k);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> leading_singular(const Tensor& matrices, int64_t k, int64_t method,

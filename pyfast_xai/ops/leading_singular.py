@@ -12,7 +12,9 @@ class Method(IntEnum):
     """How the triplets are found.
 
     AUTO: GRAM while the small side is at most 1024, else SUBSPACE.
-    GRAM: eigenvectors of the product of the matrix with its own transpose, on the small side.
+    GRAM: eigenvectors of the product of the matrix with its own transpose, to rounding. Backends are free not to form
+        that product: the C++ finds them in a Krylov space (block Lanczos; Golub and Underwood, 1977), which takes a
+        few passes over the matrix, and forms it where they lie too close to each other.
     SUBSPACE: randomized subspace iteration (Halko, Martinsson and Tropp, 2011, Algorithm 4.4).
     """
 

@@ -129,6 +129,40 @@ def test_close_singular_values_keep_their_residual(backend, method):
     assert_triplets(matrices, ops.leading_singular(matrices, 3, method), 1.0)
 
 
+@pytest.mark.parametrize("shape", [(2, 90, 160), (2, 160, 90)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_flat_spectrum_too_large_to_iterate_on(backend, shape, dtype):
+    # Ninety values within a percent of the first: no small space holds the leading vectors.
+    matrices = decaying(*shape, dtype, base=0.9999)
+    result = ops.leading_singular(matrices, 2, Method.GRAM)
+    assert_triplets(matrices, result, 1e-5)
+    true = np.linalg.svd(matrices.double().numpy(), compute_uv=False)[:, :2]
+    torch.testing.assert_close(result[1].double(), torch.from_numpy(true), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 80, 200), (1, 200, 80)], ids=str)
+def test_equal_singular_values_are_all_found(backend, shape):
+    # Three values of 10, then a gap: a start of one vector would see one of them.
+    rows, columns = shape[1:]
+    left = torch.linalg.qr(torch.randn(rows, 6, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(columns, 6, dtype=torch.float64)).Q
+    values = torch.tensor([10, 10, 10, 5, 2, 1], dtype=torch.float64)
+    matrices = ((left * values) @ right.mT)[None].float()
+    result = ops.leading_singular(matrices, 4, Method.GRAM)
+    assert_triplets(matrices, result, 1e-5)
+    torch.testing.assert_close(result[1], values[None, :4].float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rows", [3, 5, 66, 67])
+def test_rows_that_no_block_divides(backend, rows):
+    matrices = decaying(2, rows, 71, torch.float64)
+    true = np.linalg.svd(matrices.numpy(), compute_uv=False)[:, :1]
+    for same in (matrices, matrices.mT, matrices.mT.contiguous().mT, matrices[:, :, 1:].clone()):
+        expected = true if same.shape[-1] != 70 else np.linalg.svd(same.numpy(), compute_uv=False)[:, :1]
+        _, singular, _, _ = ops.leading_singular(same, 1, Method.GRAM)
+        torch.testing.assert_close(singular, torch.from_numpy(expected), rtol=1e-12, atol=0)
+
+
 def test_passes_of_the_subspace_iteration_help(backend):
     matrices = decaying(2, 60, 90, base=0.9)
     few, many = (ops.leading_singular(matrices, 1, Method.SUBSPACE, n)[3].max() for n in (0, 30))
