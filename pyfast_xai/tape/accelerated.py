@@ -33,13 +33,17 @@ class _Template:
         tape: None where the model must run itself.
         until: the value at which it stops.
         understood: what the reading said of each composite operation that it was asked about.
+        seen: whether readings may look at it.
     """
 
     tape: Tape | None
     until: Value | None
     understood: dict[OpOverload, bool]
+    seen: bool
 
     def serves(self, reading: Reading | None) -> bool:
+        if reading is not None and not self.seen:
+            return False
         return all(_understands(reading, op) == answer for op, answer in self.understood.items())
 
 
@@ -99,22 +103,23 @@ class Accelerated:
         reason = tape.not_replayable
         if reason is None:
             result = _answers(tape)
-            reason = self._speed_up(tape, end, args, kwargs) or self._differs(tape, end, result, args, kwargs, until)
+            reason = self._speed_up(tape, end, args, kwargs, seen=reading is not None)
+            reason = reason or self._differs(tape, end, result, args, kwargs, until)
         if reason is None:
             tape.result = tape.reached = None
-            return _Template(tape, end, asked.answers)
+            return _Template(tape, end, asked.answers, seen=reading is not None)
         if not self._told:
             self._told = True
             logger.warning("accelerate: the model runs as it is: %s", reason)
-        return _Template(None, end, asked.answers)
+        return _Template(None, end, asked.answers, seen=True)
 
-    def _speed_up(self, tape: Tape, until: Value | None, args: Any, kwargs: Any) -> str | None:
+    def _speed_up(self, tape: Tape, until: Value | None, args: Any, kwargs: Any, *, seen: bool) -> str | None:
         """Fold and pack, and write down the memory layouts that come of it."""
         if any(node.op in (alias.overwrite, alias.refresh) for node in tape.nodes):
             return None  # where a view lies depends on the layout of what it is of: a plain replay
         if self._fold:
             fold_batch_norm(tape, until, self._once)
-        pack(tape, self._once)
+        pack(tape, self._once, until=until, seen=seen)
         try:
             record_again(tape, *tensors_in((args, kwargs)), reading=_Layouts(), until=until)
         except RuntimeError as error:

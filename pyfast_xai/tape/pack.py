@@ -1,16 +1,18 @@
 """Convolution weights laid out once as the CPU's kernels want them, instead of in every call.
 
 These are the operations with which PyTorch's own compiler packs weights. Laying them out takes a convolution on small
-maps longer than the product itself.
+maps longer than the product itself. They can rectify their results before they write them, too.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyfast_xai.tape.nodes import Tape, Value, key
+from pyfast_xai.tape.nodes import Node, Tape, Value, argument, key
 from pyfast_xai.tape.once import Once
 
 _OPS = (
@@ -19,14 +21,27 @@ _OPS = (
 )
 
 
-def pack(tape: Tape, once: Once) -> None:
+# What a convolution can do to its results on the way out: the kernel's name for it, and its numbers.
+_FINISHES: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
+    "aten::relu": lambda node: ("relu", []),
+    "aten::relu6": lambda node: ("hardtanh", [0, 6]),
+    "aten::hardtanh": lambda node: ("hardtanh", [argument(node, "min_val"), argument(node, "max_val")]),
+    "aten::hardswish": lambda node: ("hardswish", []),
+    "aten::silu": lambda node: ("swish", []),
+}
+
+
+def pack(tape: Tape, once: Once, *, until: Value | None = None, seen: bool = True) -> None:
     """Give the 2-D convolutions of a tape on the CPU kernels with packed weights, for themselves and their adjoints.
 
-    The operation and its arguments on the tape stay, for readings of it.
+    The operations and their arguments on the tape stay, for readings of it.
 
     Args:
         tape: which is changed.
         once: keeps the packed weights.
+        until: the value it was stopped at, None for a whole forward.
+        seen: whether a reading may look at what a convolution gave. Where none does, convolutions also do the
+            rectifiers that alone read them.
     """
     if not _available():
         return
@@ -35,9 +50,27 @@ def pack(tape: Tape, once: Once) -> None:
             packed = _packed(once, *node.args, **node.kwargs)
             if packed is not None:
                 node.kernel, node.adjoint = packed, packed.adjoint
+    if not seen:
+        _finish(tape, until)
 
 
-@dataclass(frozen=True)
+def _finish(tape: Tape, until: Value | None) -> None:
+    uses = Counter(value for node in tape.nodes for value in node.inputs)
+    uses.update(tape.ends(until))
+    for node in tape.nodes:
+        finish = _FINISHES.get(key(node.op))
+        if finish is None or len(node.inputs) != 1 or uses[node.inputs[0]] != 1:
+            continue
+        convolution = tape.producer(node.inputs[0])
+        if convolution is not None and isinstance(convolution.kernel, _Packed):
+            convolution.kernel, node.kernel = dataclasses.replace(convolution.kernel, finish=finish(node)), _finished
+
+
+def _finished(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return input
+
+
+@dataclasses.dataclass(frozen=True)
 class _Packed:
     once: Once
     weight: Tensor
@@ -46,13 +79,14 @@ class _Packed:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    finish: tuple[str, list[float]] = ("none", [])
 
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         ops = torch.ops.mkldnn
         # For maps of this size: another batch is laid out alike, or again where the kernel wants it otherwise.
         weight = self.once(ops._reorder_convolution_weight.default, self.weight, *geometry, (1, *input.shape[1:]))
-        return ops._convolution_pointwise.default(input, weight, self.bias, *geometry, "none", [], "")
+        return ops._convolution_pointwise.default(input, weight, self.bias, *geometry, *self.finish, "")
 
     def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
         geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, self.groups)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfast_xai
 from pyfast_xai.errors import InputError
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.response import Response
+from pyfast_xai.rules.response.bounds import Bounding, bounds_of
 from pyfast_xai.tape import record
 from pyfast_xai.tape.accelerated import Accelerated
 
@@ -102,6 +104,60 @@ def test_folded_weights_carry_no_graph(model, images):
     found = pyfast_xai.Saliency(model).accelerate()(images).attribution
     assert not found.requires_grad
     close(found, pyfast_xai.Saliency(model)(images).attribution)
+
+
+class Rectified(nn.Module):
+    """A convolution before each rectifier, and one that is read before and after."""
+
+    def __init__(self):
+        super().__init__()
+        kinds = nn.ReLU(), nn.ReLU(True), nn.ReLU6(), nn.Hardtanh(-0.3, 0.2), nn.Hardswish(), nn.SiLU(), nn.ELU()
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), kind) for kind in kinds))
+        self.read_twice = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        x = self.read_twice(4 * self.layers(x))
+        return (x + torch.relu(x)).mean((2, 3))
+
+
+class Heard(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.append(op._schema.name.removeprefix("aten::").rstrip("_"))
+        return op(*args, **(kwargs or {}))
+
+
+def test_convolutions_rectify_where_only_the_result_is_seen(images):
+    torch.manual_seed(2)
+    model = Rectified().eval().requires_grad_(False)
+    images = 3 * images.float()
+    accelerated = Accelerated(model)
+    accelerated.record(images)
+    with Heard() as heard:
+        tape = accelerated.record(images)
+    close(tape.result, model(images))
+    rectifiers = ("relu", "relu6", "hardtanh", "hardswish", "silu", "elu")
+    assert sorted(name for name in heard.names if name in rectifiers) == ["elu", "relu"]
+    # Of the same model, for a reading of every value on the way.
+    close(accelerated.record(images, reading=Bounding()).result, model(images))
+    bounds = bounds_of(accelerated.record(images, reading=Bounding()))
+    expected = bounds_of(record(model, images, reading=Bounding()))
+    assert len(bounds) == len(expected) > 1
+    for name, bound in bounds.items():
+        close(bound, expected[name])
+
+
+@pytest.mark.parametrize("layer", ["layers.0.0", "layers.0.1", "layers.4.0", "read_twice"])
+def test_a_convolution_that_is_stopped_at_does_not_rectify(images, layer):
+    torch.manual_seed(2)
+    model = Rectified().eval().requires_grad_(False)
+    images = 3 * images.float()
+    close(Accelerated(model).record(images, until=layer).reached, record(model, images, until=layer).reached)
 
 
 def test_what_leads_nowhere_does_not_run(model, images):
