@@ -12,35 +12,35 @@
 namespace pyfast_xai {
 namespace {
 
-// Far below the least float32: what is dropped under it could never show, and denormal numbers are slow.
-constexpr double kNegligible = 1e-60;
+// Of a Gaussian of height one. A product of two is no denormal number, which would be slow, and none could show.
+constexpr float kNegligible = 1e-18f;
 
 // out = sum of weights[i] * rows[i], each row `width` numbers.
-PYFAST_XAI_CLONES void blend_rows(const double* const* rows, const double* weights, int64_t count, int64_t width,
-                                  double* out) {
-  constexpr int64_t kLanes = Vector<double>::kLanes, kBlock = 4 * kLanes;
+PYFAST_XAI_CLONES void blend_rows(const float* const* rows, const float* weights, int64_t count, int64_t width,
+                                  float* out) {
+  constexpr int64_t kLanes = Vector<float>::kLanes, kBlock = 4 * kLanes;
   int64_t x = 0;
   for (; x + kBlock <= width; x += kBlock) {
-    Vector<double>::type sums[4] = {};
+    Vector<float>::type sums[4] = {};
     for (int64_t i = 0; i < count; ++i) {
       for (int v = 0; v < 4; ++v) sums[v] += weights[i] * *lanes(rows[i] + x + v * kLanes);
     }
     for (int v = 0; v < 4; ++v) *lanes(out + x + v * kLanes) = sums[v];
   }
   for (; x < width; ++x) {
-    double sum = 0;
+    float sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += weights[i] * rows[i][x];
     out[x] = sum;
   }
 }
 
 // The Gaussian at distances -(size - 1) .. size - 1.
-std::vector<double> gaussian(int64_t size, double sigma) {
-  std::vector<double> table(2 * size - 1);
+std::vector<float> gaussian(int64_t size, double sigma) {
+  std::vector<float> table(2 * size - 1);
   for (int64_t i = 0; i < 2 * size - 1; ++i) {
     const double distance = static_cast<double>(i - (size - 1)) / sigma;
     const double value = std::exp(-0.5 * distance * distance);
-    table[i] = value < kNegligible ? 0 : value;
+    table[i] = value < kNegligible ? 0 : static_cast<float>(value);
   }
   return table;
 }
@@ -59,13 +59,13 @@ struct Rows {
 
 struct Image {
   int64_t height, width;
-  std::vector<double> vertical, horizontal;
+  std::vector<float> vertical, horizontal;
 };
 
 // The points of one row, blurred along it. Points that coincide are blurred once.
-void blur_row(const Image& image, const int64_t* columns, int64_t count, double* out) {
-  std::vector<double> occurrences(image.width, 0), weights;
-  std::vector<const double*> shifted;
+void blur_row(const Image& image, const int64_t* columns, int64_t count, float* out) {
+  std::vector<float> occurrences(image.width, 0), weights;
+  std::vector<const float*> shifted;
   for (int64_t i = 0; i < count; ++i) occurrences[columns[i]] += 1;
   for (int64_t x = 0; x < image.width; ++x) {
     if (occurrences[x] == 0) continue;
@@ -75,41 +75,27 @@ void blur_row(const Image& image, const int64_t* columns, int64_t count, double*
   blend_rows(shifted.data(), weights.data(), static_cast<int64_t>(weights.size()), image.width, out);
 }
 
-// Row y of the density from the blurred rows, given in rising order.
-void combine_rows(const Image& image, const std::vector<int64_t>& filled, const std::vector<double>& blurred, int64_t y,
-                  float* out) {
-  std::vector<double> weights, sums(image.width);
-  std::vector<const double*> rows;
-  for (size_t i = 0; i < filled.size(); ++i) {
-    const double weight = image.vertical[image.height - 1 + y - filled[i]];
-    if (weight == 0) continue;
-    weights.push_back(weight);
-    rows.push_back(blurred.data() + i * image.width);
-  }
-  blend_rows(rows.data(), weights.data(), static_cast<int64_t>(weights.size()), image.width, sums.data());
-  std::copy(sums.begin(), sums.end(), out);
-}
-
-void density_of_image(const Image& image, const Rows& points, int64_t first_row, float* out) {
+// Blurred rows spread over the others are a product of matrices, the larger part of the work: left to BLAS.
+Tensor density_of_image(const Image& image, const Rows& points, int64_t first_row) {
   std::vector<int64_t> filled;
   for (int64_t y = 0; y < image.height; ++y) {
     if (points.first[first_row + y + 1] > points.first[first_row + y]) filled.push_back(y);
   }
-  if (filled.empty()) {
-    std::fill_n(out, image.height * image.width, 0.0f);
-    return;
-  }
-  std::vector<double> blurred(filled.size() * image.width);
-  torch::stable::parallel_for(0, filled.size(), 8, [&](int64_t begin, int64_t end) {
+  const auto count = static_cast<int64_t>(filled.size());
+  Tensor blurred = torch::stable::empty({count, image.width}, ScalarType::Float);
+  Tensor spread = torch::stable::empty({image.height, count}, ScalarType::Float);
+  auto* rows = static_cast<float*>(blurred.mutable_data_ptr());
+  auto* weights = static_cast<float*>(spread.mutable_data_ptr());
+  torch::stable::parallel_for(0, count, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = points.first[first_row + filled[i]];
-      const int64_t count = points.first[first_row + filled[i] + 1] - at;
-      blur_row(image, points.columns.data() + at, count, blurred.data() + i * image.width);
+      blur_row(image, points.columns.data() + at, points.first[first_row + filled[i] + 1] - at, rows + i * image.width);
     }
   });
-  torch::stable::parallel_for(0, image.height, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t y = begin; y < end; ++y) combine_rows(image, filled, blurred, y, out + y * image.width);
-  });
+  for (int64_t y = 0; y < image.height; ++y) {
+    for (int64_t i = 0; i < count; ++i) weights[y * count + i] = image.vertical[image.height - 1 + y - filled[i]];
+  }
+  return torch::stable::matmul(spread, blurred);
 }
 
 Tensor point_density(const Tensor& points, int64_t images, int64_t height, int64_t width, double sigma) {
@@ -125,14 +111,10 @@ Tensor point_density(const Tensor& points, int64_t images, int64_t height, int64
   if (out.numel() == 0) return out;
   const Image image{height, width, gaussian(height, sigma), gaussian(width, sigma)};
   const Rows rows(flat, list.numel(), images * height, width);
-  auto* density = static_cast<float*>(out.mutable_data_ptr());
-  // A batch of images keeps every thread busy with whole images; parallel regions inside one run serially.
-  torch::stable::parallel_for(0, images, images < torch::stable::get_num_threads() ? images : 1,
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t n = begin; n < end; ++n) {
-                                  density_of_image(image, rows, n * height, density + n * height * width);
-                                }
-                              });
+  for (int64_t n = 0; n < images; ++n) {
+    Tensor own = torch::stable::select(out, 0, n);
+    torch::stable::copy_(own, density_of_image(image, rows, n * height));
+  }
   return out;
 }
 
