@@ -1,7 +1,7 @@
-"""Convolution weights laid out once as the CPU's kernels want them, instead of in every call.
+"""The CPU's kernels for convolutions, with weights laid out once as they want them, instead of in every call.
 
-These are the operations with which PyTorch's own compiler packs weights. Laying them out takes a convolution on small
-maps longer than the product itself. They can rectify their results before they write them, too.
+Laying them out takes a convolution on small maps longer than the product itself. The kernels can rectify their results
+before they write them, too.
 """
 
 import dataclasses
@@ -12,14 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast_xai import onednn
 from pyfast_xai.tape.nodes import Node, Tape, Value, argument, key
 from pyfast_xai.tape.once import Once
-
-_OPS = (
-    *("_reorder_convolution_weight", "_convolution_pointwise"),
-    *("_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise"),
-)
-
 
 # What a convolution can do to its results on the way out: the kernel's name for it, and its numbers.
 _FINISHES: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
@@ -43,9 +38,11 @@ def pack(tape: Tape, once: Once, *, until: Value | None = None, seen: bool = Tru
         seen: whether a reading may look at what a convolution gave. Where none does, convolutions also do the
             rectifiers that alone read them.
     """
-    if not _available():
+    if not onednn.available():
         return
     for node in tape.nodes:
+        if key(node.op) == "aten::linear" and isinstance(argument(node, "weight"), Tensor):
+            node.kernel = onednn.linear
         if key(node.op) == "aten::conv2d":
             packed = _packed(once, *node.args, **node.kwargs)
             if packed is not None:
@@ -113,8 +110,3 @@ def _packed(
         return None
     padding, stride, dilation = (tuple(value) * (3 - len(value)) for value in (padding, stride, dilation))
     return _Packed(once, weight, None if bias is None else bias.detach(), padding, stride, dilation, groups)
-
-
-def _available() -> bool:
-    enabled = torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
-    return enabled and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)

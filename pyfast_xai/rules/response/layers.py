@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast_xai import onednn
+from pyfast_xai.rules.response import subpixel
 from pyfast_xai.rules.response.step import Step
 from pyfast_xai.rules.response.table import rule
 from pyfast_xai.tape import Node, Value
@@ -72,23 +74,28 @@ def _convolution(
         for d in range(rank):
             reached = (grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1
             rest[d] = input.shape[2 + d] - reached
-    if step.node.adjoint is not None:
+    weight = weight.detach()
+    # The adjoint of a convolution is the transposed convolution, and the other way round.
+    if not transposed and subpixel.takes(grad, weight, stride, dilation, groups):
+        grad = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
+    elif step.node.adjoint is not None:
         grad = step.node.adjoint(grad, rest)
+    elif not transposed and rank == 2 and weight[0, 0].numel() == 1 and grad.numel() and onednn.takes(grad, weight):
+        geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        grad = onednn.transposed_convolution(grad, weight, output_padding=rest, **geometry)
     else:
-        # The adjoint of a convolution is the transposed convolution, and the other way round.
-        weight = weight.detach()
         grad = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
     step.send(input, grad.unflatten(0, (-1, input.shape[0])))
 
 
 @rule("linear", unless=_not_only_input)
 def _linear(step: Step, input: Value, weight: Tensor, bias: Tensor | None = None) -> None:
-    step.send(input, step.grad @ weight.detach())
+    step.send(input, onednn.linear(step.grad, weight.detach().mT))
 
 
 @rule("mm", "matmul", unless=lambda node: _not_only_input(node) or node.args[1].dim() != 2)
 def _mm(step: Step, input: Value, weight: Tensor) -> None:
-    step.send(input, step.grad @ weight.detach().mT)
+    step.send(input, onednn.linear(step.grad, weight.detach()))
 
 
 def _weighs(node: Node) -> bool:
@@ -99,7 +106,7 @@ def _weighs(node: Node) -> bool:
 @rule("addmm", unless=_weighs)
 def _addmm(step: Step, bias: Any, input: Value, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> None:
     step.send(bias, step.grad if beta == 1 else step.grad * beta)
-    grad = step.grad @ weight.detach().mT
+    grad = onednn.linear(step.grad, weight.detach())
     step.send(input, grad if alpha == 1 else grad * alpha)
 
 

@@ -1,0 +1,55 @@
+"""oneDNN's convolutions and products on the CPU, called by name.
+
+PyTorch brings them but does not always choose them: pointwise convolutions on one thread and all products of float32
+matrices go to BLAS, which on some processors takes twice as long. These are the operations that its own compiler calls.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_OPS = (
+    *("_reorder_convolution_weight", "_convolution_pointwise"),
+    *("_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise", "_linear_pointwise"),
+)
+
+# Rows from which a product pays for bringing its weight into the order that the kernel wants.
+_LEAST_ROWS = 4
+
+
+def available() -> bool:
+    """Whether this PyTorch has them, and may use them."""
+    enabled = torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
+    return enabled and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether oneDNN is there and works with such tensors."""
+    fits = (t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
+    return all(fits) and available()
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`input @ weight.T + bias`, for an input `[..., I]` and a weight `[O, I]` in any memory order."""
+    if not takes(input, weight) or input.dim() < 2 or input.numel() < _LEAST_ROWS * input.shape[-1]:
+        return torch.nn.functional.linear(input, weight, bias)
+    rows = input.flatten(0, -2)
+    result = torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], "")
+    return result.view(*input.shape[:-1], weight.shape[0])
+
+
+def transposed_convolution(
+    input: Tensor,
+    weight: Tensor,
+    *,
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Transposed convolution of maps `[N, O, H, W]`."""
+    geometry: tuple[Any, ...] = (padding, output_padding, stride, dilation, groups)
+    return torch.ops.mkldnn._convolution_transpose_pointwise.default(input, weight, None, *geometry, "none", [], "")
