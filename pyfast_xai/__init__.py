@@ -40,6 +40,7 @@ _PUBLIC = {
     "SmoothGrad": "pyfast_xai.explainers",
     "UnsupportedOpError": "pyfast_xai.errors",
     "backend": "pyfast_xai.ops",
+    "keep_freed_memory": "pyfast_xai.memory",
     "record": "pyfast_xai.tape",
     "replay": "pyfast_xai.tape",
 }

@@ -11,7 +11,7 @@ def test_every_public_name_is_there():
         "BackendError", "CAM", "CLEAR", "CNNFixations", "DeconvNet", "EigenCAM", "ExcitationBackprop", "Explainer",
         "Explanation", "FGVis", "GradCAM", "GradCAMPlusPlus", "GuidedBackprop", "GuidedGradCAM", "InputError",
         "InputXGradient", "IntegratedGradients", "LIME", "MeaningfulPerturbation", "Occlusion", "RISE", "Saliency",
-        "SmoothGrad", "UnsupportedOpError", "__version__", "backend", "record", "replay",
+        "SmoothGrad", "UnsupportedOpError", "__version__", "backend", "keep_freed_memory", "record", "replay",
     ]  # fmt: skip
     for name in pyfast_xai.__all__:
         assert getattr(pyfast_xai, name) is not None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pyfast_xai.cli import backends, demo, evaluate, explain, maintain, methods, report, reproduce, run
-from pyfast_xai.cli.allocator import keep_freed_memory
+from pyfast_xai.memory import keep_freed_memory
 
 app = typer.Typer(
     help="Fast visual explanations of convolutional networks.",

@@ -44,7 +44,7 @@ def test_module_is_the_command():
 def test_freed_memory_is_kept():
     code = (
         "import resource, torch\n"
-        "from pyfast_xai.cli.allocator import keep_freed_memory\n"
+        "from pyfast_xai import keep_freed_memory\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def touched():\n"
         "    before = faults()\n"
