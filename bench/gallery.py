@@ -17,9 +17,9 @@ from skimage import data
 from torch import Tensor
 
 from pyfast_xai import InputError, render
-from pyfast_xai.memory import keep_freed_memory
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.explanation import Explanation
+from pyfast_xai.memory import keep_freed_memory
 from pyfast_xai.models import LoadedModel, load_model
 from pyfast_xai.reproduce import Data
 

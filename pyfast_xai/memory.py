@@ -22,4 +22,4 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)
-    return all([mallopt(option, value) for option, value in settings])
+    return min(mallopt(option, value) for option, value in settings) == 1
