@@ -97,10 +97,12 @@ Triplets refine(const Matrix<T>& matrix, Basis x, int64_t k, double tolerance, i
 
 // The leading `k` eigenvectors of A^T A by block Lanczos with full reorthogonalisation (Golub and Underwood, 1977);
 // false where they have not converged to `tolerance` (relative to the largest eigenvalue) in a space of kKrylovLimit
-// vectors, which takes many eigenvalues close to the largest. A block as wide as `k` finds as many equal ones.
+// vectors, which takes many eigenvalues close to the largest, or many that are asked for. A block as wide as `k` finds
+// as many equal ones.
 template <class T>
 bool leading_eigenvectors(const Matrix<T>& matrix, int64_t k, double tolerance, Basis& result) {
-  const int64_t n = matrix.columns, limit = std::min(n, std::max(kKrylovLimit, 4 * k));
+  const int64_t n = matrix.columns, limit = std::min(n, kKrylovLimit);
+  if (4 * k > limit && limit < n) return false;
   Basis basis(0, n);
   Basis block = random_basis(k, n, 0);
   std::vector<std::vector<double>> products;  // products[j][i], i <= j, is basis_i . A^T A basis_j
