@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
@@ -79,6 +80,18 @@ inline void check_inside(const int64_t* points, int64_t count, int64_t size) {
   for (int64_t i = 0; i < count; ++i) {
     check(points[i] >= 0 && points[i] < size, "points must lie in [0, ", size, "), got ", points[i]);
   }
+}
+
+// The same where -1 stands for no point.
+inline void check_inside_or_absent(const int64_t* points, int64_t count, int64_t size) {
+  for (int64_t i = 0; i < count; ++i) {
+    check(points[i] >= -1 && points[i] < size, "points must lie in [0, ", size, ") or be -1, got ", points[i]);
+  }
+}
+
+// Entries of a result that is filled up with -1; without, it has as many as there are points.
+inline void check_capacity(const std::optional<int64_t>& capacity) {
+  check(!capacity || *capacity >= 0, "capacity must not be negative, got ", capacity.value_or(0));
 }
 
 inline void check_negative(const Tensor& negative, const Tensor& points) {

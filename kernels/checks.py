@@ -45,14 +45,42 @@ def _like(tensor: Tensor, name: str, model: Tensor, model_name: str) -> None:
     )
 
 
-def points_within(points: Tensor, size: int) -> None:
-    """Check a list of flat indices: int64 `[P]`, each in `[0, size)`."""
+def points_within(points: Tensor, size: int, *, absent: bool = False) -> None:
+    """Check a list of flat indices: int64 `[P]`, each in `[0, size)`, or -1 where `absent` is True.
+
+    The values of points on a device are asserted there, as torch asserts its own indices: reading them would wait.
+    """
     _require(points.dtype == torch.int64, f"points must be int64, got {points.dtype}")
     _require(points.dim() == 1, f"points must have shape [P], got {_shape(points)}")
     _require(size >= 0, f"size must not be negative, got {size}")
-    if points.numel():
+    least, expected = (-1, f"[0, {size}) or be -1") if absent else (0, f"[0, {size})")
+    if points.device.type != "cpu":
+        torch._assert_async(((points >= least) & (points < size)).all(), f"points must lie in {expected}")
+    elif points.numel():
         low, high = (int(bound) for bound in torch.aminmax(points))
-        _require(low >= 0 and high < size, f"points must lie in [0, {size}), got {low if low < 0 else high}")
+        _require(
+            low >= least and high < size, f"points must lie in {expected}, got {low if low < least else high}"
+        )
+
+
+def _capacity(capacity: int | None) -> None:
+    _require(capacity is None or capacity >= 0, f"capacity must not be negative, got {capacity}")
+
+
+def points_union(points: Tensor, size: int, capacity: int | None) -> None:
+    """Check the arguments of `points_union`."""
+    points_within(points, size, absent=True)
+    _capacity(capacity)
+
+
+def holds(capacity: int, found: Tensor) -> None:
+    """Check that a result with `capacity` entries has room for as many points as a tensor `[]` says were found."""
+    if found.device.type != "cpu":
+        torch._assert_async(found <= capacity, f"capacity must be at least the number of points found, got {capacity}")
+    else:
+        _require(
+            int(found) <= capacity, f"capacity must be at least {int(found)}, the points found, got {capacity}"
+        )
 
 
 def _negative(negative: Tensor | None, points: Tensor) -> None:
@@ -103,7 +131,7 @@ def conv_trace(
     size = input.shape[0] * weight.shape[0]
     for extent in output_size:
         size *= extent
-    points_within(points, size)
+    points_within(points, size, absent=True)
     _negative(negative, points)
     _require(
         not points.numel() or input.numel() > 0, f"input must not be empty where there are points, got {_shape(input)}"
@@ -111,7 +139,12 @@ def conv_trace(
 
 
 def linear_trace(
-    input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None
+    input: Tensor,
+    weight_positive: Tensor,
+    weight_negative: Tensor,
+    points: Tensor,
+    negative: Tensor | None,
+    capacity: int | None,
 ) -> None:
     """Check the arguments of `linear_trace`."""
     _float(input, "input")
@@ -123,8 +156,9 @@ def linear_trace(
             bits.dim() == 2 and bits.shape[1] == words and bits.shape[0] == weight_positive.shape[0],
             f"{name} must have shape [O, {words}], one word for 64 inputs, got {_shape(bits)}",
         )
-    points_within(points, input.shape[0] * weight_positive.shape[0])
+    points_within(points, input.shape[0] * weight_positive.shape[0], absent=True)
     _negative(negative, points)
+    _capacity(capacity)
 
 
 def sign_bits(weight: Tensor) -> None:

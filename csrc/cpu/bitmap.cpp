@@ -7,6 +7,7 @@
 #include <bit>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/simd.h"
 #include "pyfast_xai/bits.h"
 
@@ -34,7 +35,18 @@ void write_positions(const uint64_t* bits, int64_t begin, int64_t end, int64_t w
 
 }  // namespace
 
-torch::stable::Tensor set_positions(const uint64_t* bits, int64_t rows, int64_t words, int64_t columns) {
+torch::stable::Tensor list_of(int64_t found, std::optional<int64_t> capacity) {
+  if (capacity) {
+    check(found <= *capacity, "capacity must be at least ", found, ", the points found, got ", *capacity);
+  }
+  auto out = torch::stable::empty({capacity.value_or(found)}, torch::headeronly::ScalarType::Long);
+  std::fill(static_cast<int64_t*>(out.mutable_data_ptr()) + found,
+            static_cast<int64_t*>(out.mutable_data_ptr()) + capacity.value_or(found), -1);
+  return out;
+}
+
+torch::stable::Tensor set_positions(const uint64_t* bits, int64_t rows, int64_t words, int64_t columns,
+                                    std::optional<int64_t> capacity) {
   const int64_t total = rows * words;
   const int64_t chunks = (total + kChunk - 1) / kChunk;
   std::vector<int64_t> first(chunks + 1, 0);
@@ -45,7 +57,7 @@ torch::stable::Tensor set_positions(const uint64_t* bits, int64_t rows, int64_t 
   });
   for (int64_t c = 0; c < chunks; ++c) first[c + 1] += first[c];
 
-  auto out = torch::stable::empty({first[chunks]}, torch::headeronly::ScalarType::Long);
+  auto out = list_of(first[chunks], capacity);
   auto* positions = static_cast<int64_t*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, chunks, 16, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {

@@ -251,12 +251,18 @@ class Tracer {
   int64_t current_filter_ = -1;
 };
 
+// Numbers of the points, those of a filter side by side; a point of -1 is none.
 std::vector<int64_t> order_by_filter(const Convolution& conv, const int64_t* points, int64_t count) {
   const int64_t outputs = conv.outputs();
-  std::vector<int64_t> next(conv.filters + 1, 0), order(count);
-  for (int64_t i = 0; i < count; ++i) ++next[points[i] / outputs % conv.filters + 1];
+  std::vector<int64_t> next(conv.filters + 1, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    if (points[i] >= 0) ++next[points[i] / outputs % conv.filters + 1];
+  }
   for (int64_t f = 0; f < conv.filters; ++f) next[f + 1] += next[f];
-  for (int64_t i = 0; i < count; ++i) order[next[points[i] / outputs % conv.filters]++] = i;
+  std::vector<int64_t> order(next[conv.filters]);
+  for (int64_t i = 0; i < count; ++i) {
+    if (points[i] >= 0) order[next[points[i] / outputs % conv.filters]++] = i;
+  }
   return order;
 }
 
@@ -270,15 +276,16 @@ void trace_all(const Convolution& conv, Location location, const Tensor& input, 
   if constexpr (std::is_same_v<T, A>) {
     if (input.stride(1) == 1 || conv.group_channels == 1) rows = strided_input;
   }
-  const int64_t window = conv.taps() * conv.group_channels;
+  const std::vector<int64_t> order = order_by_filter(conv, points, count);
+  const int64_t present = static_cast<int64_t>(order.size()), window = conv.taps() * conv.group_channels;
+  if (present < count) std::fill_n(out, count, -1);
   // Copying an element costs about half of gathering one.
-  if (!rows && 2 * count >= input.numel() / window) {
+  if (!rows && 2 * present >= input.numel() / window) {
     copy = channels_last(strided_input, conv);
     rows = Strided<A>(copy.data(), conv);
   }
-  const std::vector<int64_t> order = order_by_filter(conv, points, count);
   const int64_t grain = std::max<int64_t>(1, (1 << 18) / window);
-  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, present, grain, [&](int64_t begin, int64_t end) {
     Tracer<T> tracer(conv, location, strided_input, strided_weight, rows);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = order[i];
@@ -298,7 +305,7 @@ Tensor conv_trace(const Tensor& input, const Tensor& weight, const Tensor& point
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;
   const int64_t count = list.numel();
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
-  check_inside(flat, count, conv.images * conv.filters * conv.outputs());
+  check_inside_or_absent(flat, count, conv.images * conv.filters * conv.outputs());
   if (count > 0) check_not_empty(input, weight);
 
   Tensor out = torch::stable::empty({count}, ScalarType::Long);

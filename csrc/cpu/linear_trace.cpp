@@ -54,17 +54,22 @@ void unite_rest(const uint64_t* matrix, int64_t stride, const int64_t* neurons, 
   for (int64_t w = 0; w < words; ++w) found[w] |= united[w] & wanted[w];
 }
 
-// Neurons of each row, those of ordinary points before those of negative ones: slot 2 * row + negative.
+// Neurons of each row, those of ordinary points before those of negative ones: slot 2 * row + negative. A point of -1
+// is none.
 struct Selection {
   std::vector<int64_t> first, neurons;
 
   Selection(const int64_t* points, const bool* negative, int64_t count, int64_t rows, int64_t outputs)
       : first(2 * rows + 1, 0), neurons(count) {
     const auto slot = [&](int64_t i) { return 2 * (points[i] / outputs) + (negative && negative[i]); };
-    for (int64_t i = 0; i < count; ++i) ++first[slot(i) + 1];
+    for (int64_t i = 0; i < count; ++i) {
+      if (points[i] >= 0) ++first[slot(i) + 1];
+    }
     for (size_t s = 1; s < first.size(); ++s) first[s] += first[s - 1];
     std::vector<int64_t> next(first.begin(), first.end() - 1);
-    for (int64_t i = 0; i < count; ++i) neurons[next[slot(i)]++] = points[i] % outputs;
+    for (int64_t i = 0; i < count; ++i) {
+      if (points[i] >= 0) neurons[next[slot(i)]++] = points[i] % outputs;
+    }
   }
 };
 
@@ -97,14 +102,15 @@ void trace_block(const Selection& selection, int64_t row, const uint64_t* agreei
 }
 
 Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Tensor& weight_negative,
-                    const Tensor& points, std::optional<Tensor> negative) {
+                    const Tensor& points, std::optional<Tensor> negative, std::optional<int64_t> capacity) {
+  check_capacity(capacity);
   const LinearLayer sizes = linear_layer(input, weight_positive, weight_negative, points, negative);
   const int64_t rows = sizes.rows, columns = sizes.columns, outputs = sizes.outputs, words = sizes.words;
 
   const Tensor list = torch::stable::contiguous(points);
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
-  check_inside(flat, list.numel(), rows * outputs);
+  check_inside_or_absent(flat, list.numel(), rows * outputs);
   const Selection selection(flat, negative ? static_cast<const bool*>(flips.const_data_ptr()) : nullptr, list.numel(),
                             rows, outputs);
 
@@ -127,7 +133,7 @@ Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Te
       trace_block(selection, row, opposing, agreeing, words, below.data() + at, found.data() + at, size);
     }
   });
-  return set_positions(found.data(), rows, words, columns);
+  return set_positions(found.data(), rows, words, columns, capacity);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from pyfast_xai.kernels import checks
 from pyfast_xai.kernels.numba import array
 
 _ONE, _TWO, _FOUR, _TOP = np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(56)
@@ -47,4 +48,14 @@ def positions(words: np.ndarray, columns: int) -> Tensor:
     """Sorted flat indices into `[R, columns]` of the set bits of `words` [R, ceil(columns / 64)], uint64."""
     out = torch.empty(_count_all(words), dtype=torch.int64)
     _write(words, columns, array(out))
+    return out
+
+
+def filled(found: Tensor, capacity: int | None) -> Tensor:
+    """`found` [Q] with -1 behind it, `capacity` entries in all; None leaves it as it is."""
+    if capacity is None:
+        return found
+    checks.holds(capacity, torch.tensor(len(found)))
+    out = torch.full((capacity,), -1, dtype=torch.int64)
+    out[: len(found)] = found
     return out

@@ -107,6 +107,13 @@ def conv_trace(
     out = torch.empty_like(points)
     if not len(points):
         return out
+    absent = array(points) < 0
+    if absent.any():
+        present = torch.from_numpy(~absent)
+        own = None if negative is None else negative[present]
+        geometry = (output_size, stride, padding, dilation, groups, location)
+        out.fill_(-1)[present] = conv_trace(input, weight, points[present], own, *geometry)
+        return out
     missing = 5 - input.dim()
     field = array(input.reshape(*input.shape[:2], *[1] * missing, *input.shape[2:]).movedim(1, -1))
     batch, filters, *at = np.unravel_index(array(points), (len(input), len(weight), *[1] * missing, *output_size))

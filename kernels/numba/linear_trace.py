@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyfast_xai.kernels import checks
 from pyfast_xai.kernels.numba import array, one_at_a_time
-from pyfast_xai.kernels.numba.bits import positions
+from pyfast_xai.kernels.numba.bits import filled, positions
 
 TILE = 64  # words of one task: a row of results is split, for a single image has a single row
 
@@ -41,12 +41,17 @@ def _reach(input, positive, negative, start, neuron, flip, reached):
 
 
 def linear_trace(
-    input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None
+    input: Tensor,
+    weight_positive: Tensor,
+    weight_negative: Tensor,
+    points: Tensor,
+    negative: Tensor | None,
+    capacity: int | None = None,
 ) -> Tensor:
     """Union over the points of a row of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
-    checks.linear_trace(input, weight_positive, weight_negative, points, negative)
+    checks.linear_trace(input, weight_positive, weight_negative, points, negative, capacity)
     rows, features = input.shape
-    order = np.argsort(array(points), kind="stable")  # flat indices, so by row
+    order = np.argsort(array(points), kind="stable")  # flat indices, so by row; those of -1 before any
     row, neuron = np.divmod(array(points)[order], max(1, len(weight_positive)))
     flip = np.zeros(len(order), dtype=bool) if negative is None else array(negative)[order]
     reached = array(torch.empty(rows, weight_positive.shape[1], dtype=torch.int64)).view(np.uint64)
@@ -59,4 +64,4 @@ def linear_trace(
         flip,
         reached,
     )
-    return positions(reached, features)
+    return filled(positions(reached, features), capacity)

@@ -50,7 +50,8 @@ def conv_trace(
         )
         for at in range(0, len(points), step)
     ]
-    return torch.cat(parts) if parts else points.clone()
+    # What is absent was traced as if it were the first point.
+    return torch.cat(parts).masked_fill_(points < 0, -1) if parts else points.clone()
 
 
 def _trace(input, weight, points, negative, output_size, stride, padding, dilation, groups, location):
@@ -58,7 +59,7 @@ def _trace(input, weight, points, negative, output_size, stride, padding, dilati
     kernel = list(weight.shape[2:])
     rank = len(spatial)
     device = input.device
-    batch, filters, *at = _unravel(points, [input.shape[0], weight.shape[0], *output_size])
+    batch, filters, *at = _unravel(points.clamp(min=0), [input.shape[0], weight.shape[0], *output_size])
     per_group = weight.shape[1]
     first_channel = filters // (weight.shape[0] // groups) * per_group  # [P]
 

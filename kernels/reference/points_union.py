@@ -4,9 +4,16 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.places import places
 
 
-def points_union(points: Tensor, size: int) -> Tensor:
-    """Sorted distinct values of `points` [P], each in [0, size)."""
-    checks.points_within(points, size)
-    return torch.unique(points)
+def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tensor:
+    """Sorted distinct values of `points` [P], each in [0, size) or -1, which is left out."""
+    checks.points_union(points, size, capacity)
+    ordered = points.sort().values
+    first = ordered >= 0
+    first[1:] &= ordered[1:] != ordered[:-1]
+    place = places(first, capacity)
+    if not len(points):
+        return place
+    return ordered[place] if capacity is None else ordered[place.clamp(min=0)].masked_fill_(place < 0, -1)

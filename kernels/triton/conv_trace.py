@@ -84,6 +84,9 @@ def _conv_trace_kernel(
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     program = tl.program_id(0).to(tl.int64)
     rest = tl.load(points_ptr + program)
+    if rest < 0:
+        tl.store(out_ptr + program, rest)
+        return
     at_x = rest % out_width
     rest = rest // out_width
     at_y = rest % out_height

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.places import places
 from pyfast_xai.kernels.triton.accumulate import accumulator
 
 WORD = tl.constexpr(64)
@@ -75,15 +76,20 @@ def _linear_trace_kernel(
 
 
 def linear_trace(
-    input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None
+    input: Tensor,
+    weight_positive: Tensor,
+    weight_negative: Tensor,
+    points: Tensor,
+    negative: Tensor | None,
+    capacity: int | None = None,
 ) -> Tensor:
     """Union over the points of a row of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
-    checks.linear_trace(input, weight_positive, weight_negative, points, negative)
+    checks.linear_trace(input, weight_positive, weight_negative, points, negative, capacity)
     rows, features = input.shape
     outputs, words = weight_positive.shape
     if not input.numel() or not len(points):
-        return points.new_empty(0)
-    ordered, order = points.sort()  # flat indices, so by row
+        return points.new_full((capacity or 0,), -1)
+    ordered, order = points.sort()  # flat indices, so by row; those of -1 before any
     start = torch.searchsorted(ordered, torch.arange(rows + 1, device=points.device) * outputs)
     reached = torch.empty(rows, features, dtype=torch.bool, device=input.device)
     block = BLOCK_WORDS if rows * words >= IDLE * BLOCK_WORDS else FEW_WORDS
@@ -106,4 +112,4 @@ def linear_trace(
             BLOCK_POINTS=BLOCK_POINTS,
             BLOCK_WORDS=block,
         )
-    return reached.flatten().nonzero().flatten()
+    return places(reached.flatten(), capacity)

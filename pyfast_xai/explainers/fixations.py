@@ -15,7 +15,7 @@ from pyfast_xai.explanation import Explanation
 from pyfast_xai.ops import Location
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence import Options, Points
-from pyfast_xai.rules.evidence.points import ravel, unravel
+from pyfast_xai.rules.evidence.points import ravel, union, unravel
 from pyfast_xai.tape import Tape, Value
 
 logger = logging.getLogger("pyfast_xai")
@@ -155,8 +155,9 @@ class CNNFixations(Explainer):
             first = torch.arange(len(images), device=images.device) * (value.numel // len(images))
             starts = Points(first + chosen[:, k])
             traced.append(self._pixels(tape, {value: starts}, images.shape))
+        pixels = _by_image(traced, images.shape)
         # Image by image, not target by target.
-        points = [traced[k][n] for n in range(len(images)) for k in range(each)]
+        points = [pixels[k][n] for n in range(len(images)) for k in range(each)]
         return self._explanation(points, chosen.flatten(), score.flatten(), rows_of(images, each))
 
     def _starts(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> tuple[Tape, Value, Tensor, Tensor]:
@@ -187,24 +188,29 @@ class CNNFixations(Explainer):
                 return name
         raise InputError(f"start must name a module of the model, got a {type(layer).__name__} that is not part of it")
 
-    def _pixels(self, tape: Tape, starts: dict[Value, Points], shape: torch.Size) -> list[Tensor]:
-        """Traced points of each image of the tape, int64 `[P, 2]` as (y, x) pixels."""
+    def _pixels(self, tape: Tape, starts: dict[Value, Points], shape: torch.Size) -> Tensor:
+        """Traced points as sorted flat indices into `[N, H, W]`, int64 `[P]`, those that are none behind them.
+
+        Nothing here waits for a device.
+        """
         to = tape.inputs[0] if self.at is None else tape.find(self.at, "at")
         if len(to.shape) != 4:
             raise InputError(f"at must name a layer with a spatial map [N, C, h, w], got {list(to.shape)}")
         points = evidence.walk(tape, starts, to, self.options)
-        # A position that is evidence both by being high and by being low is one point.
-        index = points.index if points.negative is None else ops.points_union(points.index, to.numel)
-        image, _, y, x = unravel(index, to.shape)
+        if points.negative is not None:
+            # A position that is evidence both by being high and by being low is one point.
+            points = Points(points.index, origins=points.origins)
+            points = union([points], to.numel)
+        image, _, y, x = unravel(points.index, to.shape)
         # A cell of a coarser layer stands for its middle.
         y = torch.div((2 * y + 1) * shape[2], 2 * to.shape[2], rounding_mode="floor")
         x = torch.div((2 * x + 1) * shape[3], 2 * to.shape[3], rounding_mode="floor")
-        flat = ravel([image, y, x], (to.shape[0], *shape[2:]))
+        pixels = points.to(ravel([image, y, x], (to.shape[0], *shape[2:])))
+        size = to.shape[0] * shape[2] * shape[3]
         if not self.duplicates:
-            flat = ops.points_union(flat, to.shape[0] * shape[2] * shape[3])
-        image, y, x = unravel(flat.sort().values, (to.shape[0], *shape[2:]))
-        counts = torch.bincount(image, minlength=to.shape[0]).tolist()
-        return list(torch.stack([y, x], 1).split(counts))
+            pixels = union([pixels], size)
+        index = pixels.index.masked_fill(pixels.index < 0, size)
+        return index.sort().values if self.duplicates else index
 
     def _explanation(self, points: list[Tensor], target: Tensor, score: Tensor, images: Tensor) -> Explanation:
         height, width = images.shape[2:]
@@ -255,14 +261,31 @@ class CNNFixations(Explainer):
             traced = seen == chosen
         else:
             traced = torch.ones_like(seen, dtype=torch.bool)
-        rows = torch.arange(len(crops), device=images.device)[traced.flatten()]
-        starts = Points(rows * logits.shape[1] + chosen.repeat(5)[traced.flatten()])
-        pixels = self._pixels(tape, {value: starts}, crops.shape)
+        rows = torch.arange(len(crops), device=images.device) * logits.shape[1]
+        starts = Points(rows).to(rows + chosen.repeat(5), traced.flatten())
+        (pixels,) = _by_image([self._pixels(tape, {value: starts}, crops.shape)], crops.shape)
         points = []
         for n in range(len(images)):
-            found = [pixels[i * len(images) + n] + torch.tensor(c, device=images.device) for i, c in enumerate(corners)]
-            points.append(torch.cat(found) if self.duplicates else torch.unique(torch.cat(found), dim=0))
+            found = [pixels[i * len(images) + n].unbind(1) for i in range(len(corners))]
+            moved = [torch.stack([y + top, x + left], 1) for (y, x), (top, left) in zip(found, corners, strict=True)]
+            points.append(torch.cat(moved) if self.duplicates else torch.unique(torch.cat(moved), dim=0))
         return self._explanation(points, chosen, mean.gather(1, chosen[:, None]).squeeze(1), images)
+
+
+def _by_image(traced: Sequence[Tensor], shape: torch.Size) -> list[list[Tensor]]:
+    """Lists of sorted flat indices into `[N, H, W]` as points of each image, int64 `[P, 2]` as (y, x) pixels.
+
+    This is where a device is waited for, once: for how many points each image has.
+    """
+    images, area = shape[0], shape[2] * shape[3]
+    ends = torch.arange(images + 1, device=traced[0].device) * area
+    bounds = torch.stack([torch.searchsorted(index, ends) for index in traced]).tolist()
+    found = []
+    for index, bound in zip(traced, bounds, strict=True):
+        _, y, x = unravel(index, (images, *shape[2:]))
+        points = torch.stack([y, x], 1)
+        found.append([points[first:last] for first, last in zip(bound, bound[1:], strict=False)])
+    return found
 
 
 def _neuron(output: Tensor, index: int | Sequence[int] | str) -> Tensor:

@@ -68,7 +68,7 @@ def conv_trace(
     Args:
         input: `[N, C, *spatial]` with one to three spatial dimensions, any float dtype, any memory format.
         weight: `[O, C / groups, *kernel]`, the dtype of `input`.
-        points: flat row-major indices into `[N, O, *output_size]`, int64 `[P]`.
+        points: flat row-major indices into `[N, O, *output_size]`, int64 `[P]`, or -1 for no point.
         negative: bool `[P]`, True where the strongest inhibition is wanted; None for nowhere.
         output_size: spatial size of the convolution's output.
         stride: steps between windows, one a dimension.
@@ -78,10 +78,11 @@ def conv_trace(
         location: the position rule.
 
     Returns:
-        Flat row-major indices into `[N, C, *spatial]`, int64 `[P]`, in the order of `points`.
+        Flat row-major indices into `[N, C, *spatial]`, int64 `[P]`, in the order of `points`; -1 where there is no point.
 
     Raises:
-        RuntimeError: shapes that do not fit, or a point outside the output.
+        RuntimeError: shapes that do not fit, or a point outside the output; on a device the latter is an assertion
+            there, as in torch's own indexing.
     """
     return _op(
         input,

@@ -6,19 +6,31 @@ from torch import Tensor
 from pyfast_xai.ops.registry import Op
 
 
-def _fake(input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None):
-    return points.new_empty(torch.library.get_ctx().new_dynamic_size())
+def _fake(
+    input: Tensor,
+    weight_positive: Tensor,
+    weight_negative: Tensor,
+    points: Tensor,
+    negative: Tensor | None,
+    capacity: int | None = None,
+) -> Tensor:
+    return points.new_empty(torch.library.get_ctx().new_dynamic_size() if capacity is None else capacity)
 
 
 _op = Op(
-    "linear_trace(Tensor input, Tensor weight_positive, Tensor weight_negative, Tensor points, Tensor? negative)"
-    " -> Tensor",
+    "linear_trace(Tensor input, Tensor weight_positive, Tensor weight_negative, Tensor points, Tensor? negative,"
+    " int? capacity=None) -> Tensor",
     _fake,
 )
 
 
 def linear_trace(
-    input: Tensor, weight_positive: Tensor, weight_negative: Tensor, points: Tensor, negative: Tensor | None = None
+    input: Tensor,
+    weight_positive: Tensor,
+    weight_negative: Tensor,
+    points: Tensor,
+    negative: Tensor | None = None,
+    capacity: int | None = None,
 ) -> Tensor:
     """The inputs that excite any of the chosen neurons of their row: CNN-Fixations, Algorithm 1.
 
@@ -29,13 +41,16 @@ def linear_trace(
         input: activations below the layer `[R, I]`, float16, bfloat16, float32 or float64.
         weight_positive: bits of `weight > 0`, int64 `[O, ceil(I / 64)]`, from `sign_bits`.
         weight_negative: bits of `weight < 0`, as above.
-        points: flat indices into `[R, O]`, int64 `[P]`.
+        points: flat indices into `[R, O]`, int64 `[P]`, or -1 for no point.
         negative: bool `[P]`, True where the evidence *against* the neuron is wanted; None for nowhere.
+        capacity: entries of the result, those behind the last index -1: then nothing waits for a device. `min(R, P) *
+            I` always suffices. None for as many as there are.
 
     Returns:
-        Sorted distinct flat indices into `[R, I]`, int64 `[Q]`.
+        Sorted distinct flat indices into `[R, I]`, int64, `[capacity]` or `[Q]`.
 
     Raises:
-        RuntimeError: shapes that do not fit, or a point outside `[R, O]`.
+        RuntimeError: shapes that do not fit, a point outside `[R, O]`, or more indices than `capacity`. On a device
+            the last two are assertions there, as in torch's own indexing.
     """
-    return _op(input, weight_positive, weight_negative, points, negative)
+    return _op(input, weight_positive, weight_negative, points, negative, capacity)

@@ -6,26 +6,29 @@ from torch import Tensor
 from pyfast_xai.ops.registry import Op
 
 
-def _fake(points: Tensor, size: int) -> Tensor:
-    return points.new_empty(torch.library.get_ctx().new_dynamic_size())
+def _fake(points: Tensor, size: int, capacity: int | None = None) -> Tensor:
+    return points.new_empty(torch.library.get_ctx().new_dynamic_size() if capacity is None else capacity)
 
 
-_op = Op("points_union(Tensor points, int size) -> Tensor", _fake)
+_op = Op("points_union(Tensor points, int size, int? capacity=None) -> Tensor", _fake)
 
 
-def points_union(points: Tensor, size: int) -> Tensor:
+def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tensor:
     """Sorted distinct values of a list of points, by a bitmap of `size` bits instead of a sort.
 
     Args:
-        points: flat indices `[P]`, int64, each in `[0, size)`.
+        points: flat indices `[P]`, int64, each in `[0, size)`, or -1 for no point.
         size: how many places there are.
+        capacity: entries of the result, those behind the last point -1: then nothing waits for a device. None for as
+            many as there are points.
 
     Returns:
-        The distinct points in rising order, `[Q]`, int64.
+        The distinct points in rising order, int64, `[capacity]` or `[Q]`.
 
     Raises:
-        RuntimeError: a point outside `[0, size)`, or another dtype or rank.
+        RuntimeError: a point outside, more distinct points than `capacity`, or another dtype or rank. On a device the
+            first two are assertions there, as in torch's own indexing.
 
     CNN-Fixations, Algorithm 2, line 11.
     """
-    return _op(points, size)
+    return _op(points, size, capacity)

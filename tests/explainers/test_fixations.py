@@ -12,6 +12,7 @@ from torch.nn import functional
 from pyfast_xai import CNNFixations
 from pyfast_xai.ops import Location
 from pyfast_xai.rules import evidence
+from pyfast_xai.rules.evidence.points import marking
 from pyfast_xai.tape import record
 
 _spec = importlib.util.spec_from_file_location("slow_fixations", Path(__file__).with_name("slow_fixations.py"))
@@ -670,6 +671,38 @@ def test_the_largest_element_of_the_last_state_of_cells_is_traced(setting):
     name = f"cell.lstm_cell_{CaptionerOfCells.length - 1}"
     explanation = CNNFixations(model, start=(name, "max"), radius=0, **SETTINGS[setting])(images)
     assert as_sets(explanation) == [found[-1] for found in expected_of_captioner(CaptionerOfCells, True, setting)]
+
+
+# Points that are absent and stay in the list, as on a device
+
+
+def assert_same_points(explain, images, *args):
+    """The same explanation where absent points are left out and where they stay in the list."""
+    left_out = explain(images, *args)
+    with marking():
+        marked = explain(images, *args)
+    assert torch.equal(marked.heatmap, left_out.heatmap)
+    assert [own.tolist() for own in marked.points] == [own.tolist() for own in left_out.points]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
+def test_absent_points_may_stay_in_the_list(kind, setting):
+    """Also that there is room for all points wherever they meet: the union of too many raises."""
+    model, images = case(kind, True)
+    for duplicates in (False, True):
+        assert_same_points(CNNFixations(model, radius=0, duplicates=duplicates, **SETTINGS[setting]), images)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", CAPTIONERS, ids=lambda kind: kind.__name__)
+def test_absent_points_may_stay_in_the_list_of_a_word(kind, setting):
+    model, images = case(kind, True)
+    for time in (0, 3):
+        start = ("logits", (time, 2))
+        assert_same_points(CNNFixations(model, start=start, radius=0, **SETTINGS[setting]), images)
 
 
 # Other neurons than classes, other layers than the image

@@ -53,7 +53,8 @@ def _send(step: Step, value: Any, points: Points) -> None:
 
 def _constant(step: Step, operand: Any) -> Tensor | float:
     """A constant operand of the points, broadcast to them."""
-    if not isinstance(operand, Tensor):
+    # A number that the model keeps on the host, beside activations on a device.
+    if not isinstance(operand, Tensor) or operand.device != step.points.index.device:
         return float(operand)
     return gather(operand, broadcast(step.points.index, step.shape, operand.shape))
 

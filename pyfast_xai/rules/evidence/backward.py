@@ -1,13 +1,14 @@
 """The walk itself: visit the tape backwards and hand the points of each result to the rule of its op."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.ops import Location
 from pyfast_xai.rules.evidence.points import Points, union
@@ -51,6 +52,7 @@ class Step:
         self.options = walk.options
         self.batch = walk.batch
         self._walk = walk
+        self._sent: list[Points] = []
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,9 +75,27 @@ class Step:
         return self._walk.depth(value)
 
     def send(self, value: Any, points: Points) -> None:
-        """Continue at an argument of the node; what reaches a constant ends there."""
-        if isinstance(value, Value) and len(points):
-            self._walk.pending.setdefault(value, []).append(points)
+        """Continue at an argument of the node; what reaches a constant ends there.
+
+        Of points that go to several arguments, each should go to one: `points.to(index, keep)`. The same points sent
+        to several count as other points at each.
+        """
+        # Points that begin a walk are sent on even where there are none left: that they would begin it is a matter of
+        # the network, not of the other images of the batch.
+        if not isinstance(value, Value) or not (len(points) or points.start):
+            return
+        before = [sent for sent in self._sent if sent.origins is points.origins]
+        self._sent.append(points)
+        if before and not all(sent.share for sent in (*before, points)):
+            points = replace(points, origins=frozenset())
+        self._walk.pending.setdefault(value, []).append(replace(points, share=False))
+
+    def sign_bits(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The packed signs of a weight `[O, I]`, packed once a walk at most."""
+        bits = self._walk.sign_bits.get(weight)
+        if bits is None:
+            bits = self._walk.sign_bits[weight] = ops.sign_bits(weight)
+        return bits
 
 
 Rule = Callable[..., None]
@@ -141,6 +161,7 @@ class _Walk:
         self.options = options
         self.batch = tape.inputs[0].shape[0]
         self.pending: dict[Value, list[Points]] = {}
+        self.sign_bits: dict[Tensor, tuple[Tensor, Tensor]] = {}
         self._depth: dict[Value, int] = {}
 
     def depth(self, value: Value) -> int:
@@ -170,7 +191,8 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
         options: what the paper leaves open.
 
     Returns:
-        The distinct points that reach `to`.
+        The distinct points that reach `to`: on the CPU as many as there are, on a device as many entries as there can
+        be, those behind the last point absent. Nothing waits for a device.
 
     Raises:
         UnsupportedOpError: an op on the way has no rule.

@@ -1,6 +1,7 @@
 """Layers with weights: convolution, fully connected, and the normalisations that may turn a point's sign."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.ops import Location
 from pyfast_xai.rules.evidence.backward import Step, rule, weighted
-from pyfast_xai.rules.evidence.points import Points, gather, unravel
+from pyfast_xai.rules.evidence.points import Points, gather, marks, noted, unravel
 from pyfast_xai.tape import Value
 
 # Elements of a weight that are compared to see that its packed signs are still those of the weight.
@@ -19,12 +20,15 @@ _SAMPLE = 4096
 _sign_bits = WeakTensorKeyDictionary()  # weight -> (version, sample, bits)
 
 
-def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+def sign_bits(step: Step, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The packed signs of a weight `[O, I]`, kept for as long as the weight lives and stays as it is.
 
     A change is noticed by the tensor's version and by a strided sample of its elements (for changes through `.data`,
-    which leave the version alone).
+    which leave the version alone). On a device a sample cannot be looked at without waiting: there they are packed in
+    every walk.
     """
+    if marks(weight):
+        return step.sign_bits(weight)
     version = None if weight.is_inference() else weight._version
     sample = weight.detach().flatten()[:: max(1, weight.numel() // _SAMPLE)].clone()
     known = _sign_bits.get(weight)
@@ -35,34 +39,40 @@ def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     return bits
 
 
+def contributions(step: Step, activation: Tensor, weight: Tensor, points: Tensor, negative: Tensor | None) -> Points:
+    """Algorithm 1 on activations `[R, I]` and a weight `[O, I]`: all that contributes to points `[P]` on `[R, O]`."""
+    rows, features = activation.shape
+    capacity = min(rows, len(points)) * features if marks(points) else None
+    index = ops.linear_trace(activation, *sign_bits(step, weight), points, negative, capacity)
+    return evidence_on(step, activation, Points(index))
+
+
 def fully_connected(step: Step, input: Value, activation: Tensor, weight: Tensor, every: bool) -> None:
-    """Algorithm 1 on activations `[..., I]` and a weight `[O, I]`: all positive contributions, or the largest."""
+    """Activations `[..., I]` and a weight `[O, I]`: all positive contributions, or the largest."""
     rows = activation.reshape(-1, activation.shape[-1])
     points = step.points
     if every:
-        index = ops.linear_trace(rows, *sign_bits(weight), points.index, points.negative)
-    else:
-        index = ops.conv_trace(
-            rows.unsqueeze(-1),
-            weight.unsqueeze(-1),
-            points.index,
-            points.negative,
-            [1],
-            [1],
-            [0],
-            [1],
-            1,
-            Location.CENTER,
-        )
-    step.send(input, evidence_on(step, rows, index))
+        step.send(input, contributions(step, rows, weight, points.index, points.negative))
+        return
+    index = ops.conv_trace(
+        rows.unsqueeze(-1),
+        weight.unsqueeze(-1),
+        points.index,
+        points.negative,
+        [1],
+        [1],
+        [0],
+        [1],
+        1,
+        Location.CENTER,
+    )
+    step.send(input, evidence_on(step, rows, replace(points, index=index)))
 
 
-def evidence_on(step: Step, activation: Tensor, index: Tensor) -> Points:
+def evidence_on(step: Step, activation: Tensor, points: Points) -> Points:
     """Points on what a layer read; a negative activation counts by being low, where signs are followed."""
-    if not step.options.signed:
-        return Points(index)
-    negative = gather(activation, index) < 0
-    return Points(index, negative if bool(negative.any()) else None)
+    negative = noted(gather(activation, points.index) < 0) if step.options.signed else None
+    return replace(points, negative=negative, start=False)
 
 
 def _flattened_map(step: Step, value: Value) -> bool:
@@ -155,7 +165,7 @@ def conv(
         groups,
         step.options.location,
     )
-    step.send(input, evidence_on(step, activation, index))
+    step.send(input, evidence_on(step, activation, replace(step.points, index=index)))
 
 
 @rule("convolution", saves=["input"])

@@ -1,13 +1,50 @@
-"""Sets of positions in a tensor."""
+"""Sets of positions in a tensor.
 
+How many points are left after a choice only their values tell, and a device would have to be waited for to hear it. On
+the CPU, points that are not chosen are left out. On a device they stay in the list with an index of -1, *absent*: every
+list has the length that shapes alone give it, and nothing is read.
+"""
+
+import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyfast_xai import ops
+
+_everywhere = ContextVar("marking", default=False)
+
+
+@contextlib.contextmanager
+def marking() -> Iterator[None]:
+    """Keep points that are absent on the CPU, too, as on a device: what is found is the same."""
+    token = _everywhere.set(True)
+    try:
+        yield
+    finally:
+        _everywhere.reset(token)
+
+
+def marks(index: Tensor) -> bool:
+    """Whether absent points stay in this list, as -1."""
+    return index.device.type != "cpu" or _everywhere.get()
+
+
+class Origin:
+    """Points that were made together.
+
+    Attributes:
+        capacity: how many at most.
+    """
+
+    __slots__ = ("capacity",)
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,31 +53,46 @@ class Points:
 
     Attributes:
         index: flat row-major indices of the tensor's logical shape, int64 `[P]`. The batch is part of the index, and
-            `view` and `reshape` leave it as it is, whatever the memory format.
+            `view` and `reshape` leave it as it is, whatever the memory format. On a device, -1 is no point.
         negative: bool `[P]`, True where a *low* activation is the evidence (below a negative batch-norm scale); None
             for nowhere.
         start: no layer with weights lies between these points and the neuron that is explained.
+        origins: what the points descend from, one to one: however they are moved and shared out among branches, where
+            branches meet there are no more than the origins had. Points that are given none have one of their own.
+        share: other points of the same origins go elsewhere.
     """
 
     index: Tensor
     negative: Tensor | None = None
     start: bool = False
+    origins: frozenset[Origin] = frozenset()
+    share: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.origins:
+            object.__setattr__(self, "origins", frozenset((Origin(len(self.index)),)))
 
     def __len__(self) -> int:
+        """How many entries there are, absent ones among them."""
         return len(self.index)
 
     def to(self, index: Tensor, keep: Tensor | None = None) -> "Points":
         """The same points at other indices; where `keep` is given, only those of its True entries."""
+        share = self.share or keep is not None
+        if marks(index):
+            absent = self.index < 0 if keep is None else (self.index < 0) | ~keep
+            return replace(self, index=index.masked_fill(absent, -1), share=share)
         if keep is None:
-            return Points(index, self.negative, self.start)
-        return Points(index[keep], None if self.negative is None else self.negative[keep], self.start)
+            return replace(self, index=index)
+        negative = None if self.negative is None else self.negative[keep]
+        return replace(self, index=index[keep], negative=negative, share=share)
 
     def flip(self, where: Tensor | None = None) -> "Points":
         """The same points with the opposite sign, everywhere or where a bool `[P]` says."""
         flipped = torch.ones_like(self.index, dtype=torch.bool) if where is None else where
         if self.negative is not None:
             flipped = flipped ^ self.negative
-        return Points(self.index, flipped if bool(flipped.any()) else None, self.start)
+        return replace(self, negative=noted(flipped))
 
     def signed(self, values: Tensor) -> Tensor:
         """`values` [P] (or [P, K]) with the sign turned for negative points: larger is always better evidence."""
@@ -49,22 +101,38 @@ class Points:
         return torch.where(self.negative.view(-1, *[1] * (values.dim() - 1)), -values, values)
 
 
+def noted(negative: Tensor) -> Tensor | None:
+    """Signs as points carry them: None where no point is negative, as far as that can be seen without waiting."""
+    return negative if marks(negative) or bool(negative.any()) else None
+
+
 def union(parts: Sequence[Points], size: int) -> Points:
     """The distinct points of several sets on a tensor of `size` elements."""
     start = any(part.start for part in parts)
+    origins = frozenset().union(*(part.origins for part in parts))
     index = torch.cat([part.index for part in parts])
-    if all(part.negative is None for part in parts):
-        return Points(ops.points_union(index, size), None, start)
+    signed = any(part.negative is not None for part in parts)
+    places = 2 * size if signed else size
+    most = min(places, len(index), sum(origin.capacity for origin in origins)) if marks(index) else None
+    if not signed:
+        return Points(ops.points_union(index, size, most), None, start, origins)
     negative = torch.cat(
         [torch.zeros_like(part.index, dtype=torch.bool) if part.negative is None else part.negative for part in parts]
     )
-    both = ops.points_union(torch.where(negative, index + size, index), 2 * size)
+    if most is not None:
+        negative &= index >= 0
+    both = ops.points_union(torch.where(negative, index + size, index), places, most)
     negative = both >= size
-    return Points(torch.where(negative, both - size, both), negative, start)
+    return Points(torch.where(negative, both - size, both), negative, start, origins)
+
+
+def _readable(index: Tensor) -> Tensor:
+    return index.clamp(min=0) if marks(index) else index
 
 
 def unravel(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
-    """Coordinates `[P]`, one a dimension, of flat row-major indices."""
+    """Coordinates `[P]`, one a dimension, of flat row-major indices; of an absent point those of the first element."""
+    index = _readable(index)
     coordinates = []
     for size in reversed(shape[1:]):
         above = torch.div(index, size, rounding_mode="floor")
@@ -88,7 +156,11 @@ def memory(tensor: Tensor) -> Tensor:
 
 
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
-    """Elements of `tensor` at flat row-major indices of its logical shape; the memory format does not matter."""
+    """Elements of `tensor` at flat row-major indices of its logical shape; the memory format does not matter.
+
+    What comes for an absent point is some element.
+    """
+    index = _readable(index)
     if tensor.is_contiguous():
         return tensor.view(-1)[index]
     offset = torch.zeros_like(index)

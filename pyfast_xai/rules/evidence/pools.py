@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,30 +15,46 @@ from pyfast_xai.tape import Value
 CHUNK = 1 << 24  # candidates looked at together
 
 
-def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[tuple[Tensor, Tensor, int]], mean: bool):
+@dataclass(frozen=True, slots=True)
+class _Along:
+    """The windows of the points along one dimension.
+
+    Attributes:
+        start: first coordinate `[P]`.
+        end: `[P]`, exclusive.
+        most: the longest window that there can be, in taps.
+        step: between taps.
+    """
+
+    start: Tensor
+    end: Tensor
+    most: int
+    step: int = 1
+
+
+def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[_Along], mean: bool) -> None:
     """Send each point to the largest activation in its window, the first of equals.
 
     Args:
         activation: the input of the pool.
-        windows: for every input dimension the first coordinate `[P]`, the end `[P]` (exclusive), and the step.
+        windows: for every input dimension.
         mean: the pool averages, so a negative point looks for the least activation instead.
     """
     points = step.points
     device = points.index.device
-    counts = [int(((end - start + stride - 1) // stride).max()) for start, end, stride in windows]
+    counts = [window.most for window in windows]
     size = math.prod(counts)
     taps = torch.cartesian_prod(*[torch.arange(count, device=device) for count in counts]).view(size, len(counts))
     # Flat index and memory offset of a window's first element, and what a tap adds to them.
-    first = ravel([start for start, _, _ in windows], activation.shape)
+    first = ravel([window.start for window in windows], activation.shape)
     place = torch.zeros_like(first)
     added = torch.zeros(size, dtype=torch.int64, device=device)
     moved = torch.zeros_like(added)
     below = 1
     for d in reversed(range(activation.dim())):
-        start, _, stride = windows[d]
-        place += start * activation.stride(d)
-        added += taps[:, d] * (stride * below)
-        moved += taps[:, d] * (stride * activation.stride(d))
+        place += windows[d].start * activation.stride(d)
+        added += taps[:, d] * (windows[d].step * below)
+        moved += taps[:, d] * (windows[d].step * activation.stride(d))
         below *= activation.shape[d]
     cells = memory(activation)
     exact = torch.promote_types(cells.dtype, torch.float32)
@@ -46,16 +63,16 @@ def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[t
         values = cells[(place[chunk, None] + moved).clamp_(max=len(cells) - 1)].to(exact)  # [P, K]
         if mean and points.negative is not None:
             values = torch.where(points.negative[chunk, None], -values, values)
-        for d, (start, end, stride) in enumerate(windows):
+        for d, window in enumerate(windows):
             if counts[d] > 1:
-                outside = start[chunk, None] + taps[:, d] * stride >= end[chunk, None]
+                outside = window.start[chunk, None] + taps[:, d] * window.step >= window.end[chunk, None]
                 values = values.masked_fill_(outside, -math.inf)
         best.append(values.argmax(1))
     step.send(input, points.to(first + added[torch.cat(best)]))
 
 
-def _fixed(coordinates: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, int]]:
-    return [(c, c + 1, 1) for c in coordinates]
+def _fixed(coordinates: Sequence[Tensor]) -> list[_Along]:
+    return [_Along(c, c + 1, 1) for c in coordinates]
 
 
 def _contributors(step: Step, input: Value, activation: Tensor, reduced: Sequence[int], kept: Sequence[Tensor]) -> None:
@@ -74,9 +91,11 @@ def _contributors(step: Step, input: Value, activation: Tensor, reduced: Sequenc
         coordinates.append(along.expand(len(points), len(cells)))
     index = ravel(coordinates, activation.shape)
     values = gather(activation, index.flatten()).view(index.shape)
-    positive = points.signed(values) > 0
-    negative = None if points.negative is None else points.negative[:, None].expand_as(positive)[positive]
-    step.send(input, Points(index[positive], negative))
+    positive = (points.signed(values) > 0) & (points.index[:, None] >= 0)
+    # Other points than these: each becomes as many as there are cells.
+    negative = None if points.negative is None else points.negative[:, None].expand_as(positive).flatten()
+    everywhere = Points(index.flatten(), negative)
+    step.send(input, everywhere.to(everywhere.index, positive.flatten()))
 
 
 def _pool(step: Step, input: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, rank: int, mean: bool):
@@ -100,7 +119,8 @@ def _pool(step: Step, input: Value, kernel: Any, stride: Any, padding: Any, dila
         end = (start + (kernel[d] - 1) * dilation[d] + 1).clamp(max=spatial[d])
         # A window that begins in the padding starts at its first tap inside.
         short = torch.div(dilation[d] - 1 - start.clamp(max=0), dilation[d], rounding_mode="floor")
-        windows.append((start + short * dilation[d], end, dilation[d]))
+        most = min(kernel[d], -(-spatial[d] // dilation[d]))
+        windows.append(_Along(start + short * dilation[d], end, most, dilation[d]))
     _strongest(step, input, activation, windows, mean)
 
 
@@ -139,7 +159,8 @@ def adaptive_pool(step: Step, self: Value, output_size: Any) -> None:
         size, out, at = activation.shape[d], step.shape[d], coordinates[d]
         start = torch.div(at * size, out, rounding_mode="floor")
         end = torch.div((at + 1) * size + out - 1, out, rounding_mode="floor")
-        windows.append((start, end, 1))
+        most = max(((i + 1) * size + out - 1) // out - i * size // out for i in range(out))
+        windows.append(_Along(start, end, most))
     _strongest(step, self, activation, windows, mean)
 
 
@@ -159,8 +180,9 @@ def reduction(step: Step, self: Value, dim: Any = None, keepdim: bool = False, *
     if mean and step.points.start:
         _contributors(step, self, activation, list(dims), coordinates)
         return
+    fixed = _fixed(coordinates)
     windows = [
-        (zero, zero + activation.shape[d], 1) if d in dims else (coordinates[d], coordinates[d] + 1, 1)
+        _Along(zero, zero + activation.shape[d], activation.shape[d]) if d in dims else fixed[d]
         for d in range(rank)
     ]
     _strongest(step, self, activation, windows, mean)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.rules.evidence.backward import Step, rule
-from pyfast_xai.rules.evidence.layers import evidence_on, sign_bits
+from pyfast_xai.rules.evidence.layers import contributions
 from pyfast_xai.rules.evidence.points import Points, ravel, union, unravel
 from pyfast_xai.tape import Value
 
@@ -17,10 +16,10 @@ from pyfast_xai.tape import Value
 def _through_gates(step: Step, points: Points, read: Tensor, weight: Tensor) -> Points:
     """Positive contributions of `read` [N, I] to any of the four gates of units given as points on [N, H]."""
     hidden = weight.shape[0] // 4
-    row, unit = torch.div(points.index, hidden, rounding_mode="floor"), points.index % hidden
-    gates = [row * 4 * hidden + gate * hidden + unit for gate in range(4)]
+    row, unit = unravel(points.index, (len(read), hidden))
+    gates = [points.to(row * 4 * hidden + gate * hidden + unit).index for gate in range(4)]
     negative = None if points.negative is None else points.negative.repeat(4)
-    return evidence_on(step, read, ops.linear_trace(read, *sign_bits(weight), torch.cat(gates), negative))
+    return contributions(step, read, weight, torch.cat(gates), negative)
 
 
 def _results(step: Step, *numbers: int) -> Points | None:

@@ -1,0 +1,27 @@
+"""Where a mask is True, in as many entries as were asked for."""
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.kernels import checks
+
+
+def places(mask: Tensor, capacity: int | None) -> Tensor:
+    """Indices of the True entries of a mask, in rising order.
+
+    Args:
+        mask: bool `[P]`.
+        capacity: entries of the result, those beyond the last index -1; nothing is read then. None for as many as
+            there are, which waits for the device.
+
+    Raises:
+        RuntimeError: more True entries than `capacity`.
+    """
+    if capacity is None:
+        return mask.nonzero().flatten()
+    order = torch.arange(1, capacity + 1, device=mask.device)
+    if not len(mask):
+        return order.fill_(-1)
+    counts = mask.cumsum(0)
+    checks.holds(capacity, counts[-1])
+    return torch.searchsorted(counts, order).masked_fill_(order > counts[-1], -1)
