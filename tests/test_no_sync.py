@@ -1,4 +1,4 @@
-"""Nothing between a recording and its gradients waits for a device: no number is read, no shape depends on one.
+"""Nothing between a recording and its gradients or points waits for a device: no number is read, no shape hangs on one.
 
 On a device such a step would stop the host until everything before it has run, and could not be part of a CUDA graph.
 It is seen here without a device, in two ways: a dispatch mode refuses every operation that reads, and tensors on
@@ -13,7 +13,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyfast_xai import CNNFixations, ops
+from pyfast_xai.explainers.fixations import VARIANTS
 from pyfast_xai.explainers.seeds import one_hot
+from pyfast_xai.rules import evidence
+from pyfast_xai.rules.evidence import Options, Points
+from pyfast_xai.rules.evidence.points import marking
 from pyfast_xai.rules.response import (
     DECONVNET,
     EXCITATION,
@@ -199,6 +204,81 @@ def test_many_targets_share_a_walk_without_a_number_read(without_reading):
         for k in (1, 5, 3):
             seeds = torch.ones(k, 2, 5, device=device)
             assert walk(reading, tape, {tape.outputs: seeds}, tape.inputs[:1], retain=True)[0].shape[0] == k
+
+
+class Words(nn.Module):
+    """Steps of an LSTM over rows of a map, one way and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lstm = nn.Conv2d(3, 2, 5, 3), nn.LSTM(8, 6, 2, bidirectional=True, batch_first=True)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        rows = self.conv(x).relu().transpose(1, 2).flatten(2)
+        return self.fc(self.lstm(rows)[0][:, 1])
+
+
+def trace(explain, model, images, classes):
+    """CNN-Fixations from the recording to the sorted list of pixels."""
+    tape = record(model, images, reading=evidence.reading)
+    starts = torch.arange(len(images), device=images.device) * tape.outputs.shape[1] + classes[:, 0]
+    return explain._pixels(tape, {tape.outputs: Points(starts)}, images.shape)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("network", [*NETWORKS, Words], ids=lambda network: network.__name__)
+def test_a_trace_reads_no_number(without_reading, network, variant):
+    device, context = without_reading
+    model, images, classes = arrange(network, device)
+    explain = CNNFixations(model, variant=variant)
+    # By the shapes that the kernels promise, and on meta step by step as plain PyTorch, too. On the CPU that reads its
+    # points to check them.
+    for served in ("auto",) if device == "cpu" else ("auto", "reference"):
+        with context(), marking(), ops.backend(served):
+            pixels = trace(explain, model, images, classes)
+        assert pixels.device == images.device
+        assert pixels.dim() == 1
+        assert len(pixels) <= 2 * (3 if explain.duplicates else 1) * 16 * 16
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("network", [*NETWORKS, Words], ids=lambda network: network.__name__)
+def test_what_a_trace_finds_is_the_same_while_it_is_watched(network, variant):
+    model, images, classes = arrange(network, "cpu")
+    explain = CNNFixations(model, variant=variant)
+    expected = trace(explain, model, images, classes)
+    with Refuses(), marking():
+        watched = trace(explain, model, images, classes)
+    assert torch.equal(watched[watched < 2 * 16 * 16], expected)
+    assert len(expected)
+
+
+class Deep(nn.Module):
+    """Blocks that each take a branch, a skip and a concatenation."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(8, 4, 3, padding=1) for _ in range(blocks)])
+        self.stem, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for conv in self.convs:
+            x = x + torch.cat([conv(x), x[:, :4]], 1)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_lists_do_not_grow_with_depth():
+    """Points that part and meet again are no more than they were, whatever the shapes would allow."""
+    lengths = []
+    for blocks in (1, 20):
+        model, images, classes = arrange(lambda blocks=blocks: Deep(blocks), "meta")
+        tape = record(model, images, reading=evidence.reading)
+        starts = {tape.outputs: Points(classes[:, 0])}
+        lengths.append(len(evidence.walk(tape, starts, tape.inputs[0], Options(signed=True))))
+    # The fully connected layer makes 8 of each; an input has 2 * 3 * 16 * 16 places for either sign.
+    assert lengths == [2 * 8, 2 * 8]
 
 
 def test_what_a_walk_gives_is_the_same_while_it_is_watched():

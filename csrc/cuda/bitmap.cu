@@ -2,6 +2,7 @@
 
 #include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
+#include <torch/headeronly/macros/Macros.h>
 
 #include "pyfast_xai/bits.h"
 
@@ -24,8 +25,9 @@ count_kernel(const uint64_t* bits, int64_t total, int64_t chunks, int64_t* count
   }
 }
 
-// counts[c] = the sum of those before it, in place by one block: a thousand times fewer than there are words.
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(int64_t* counts, int64_t chunks, int64_t* total) {
+// counts[c] = the sum of those before it, in place by one block: a thousand times fewer than there are words. The sum
+// of all comes behind them.
+__global__ void __launch_bounds__(kScanThreads) scan_kernel(int64_t* counts, int64_t chunks, int64_t capacity) {
   using Scan = cub::BlockScan<int64_t, kScanThreads>;
   __shared__ typename Scan::TempStorage storage;
   int64_t before = 0;
@@ -37,7 +39,10 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(int64_t* counts, int
     before += sum;
     __syncthreads();
   }
-  if (threadIdx.x == 0) *total = before;
+  if (threadIdx.x == 0) {
+    CUDA_KERNEL_ASSERT(before <= capacity && "capacity must be at least the number of points found");
+    counts[chunks] = before;
+  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -65,26 +70,34 @@ Tensor cleared_words(const Tensor& like, int64_t words, cudaStream_t stream) {
   return memory;
 }
 
-Tensor set_positions(const uint64_t* bits, int64_t rows, int64_t words, int64_t columns, const OutcomeOnDevice& outcome,
-                     const Tensor& points, int64_t size, cudaStream_t stream) {
-  const int64_t total = rows * words, chunks = (total + kThreads - 1) / kThreads;
-  const Tensor counts = torch::stable::new_empty(points, {chunks}, ScalarType::Long);
+Tensor set_positions(const uint64_t* bits, int64_t rows, int64_t words, int64_t columns, int64_t most,
+                     std::optional<int64_t> capacity, const Tensor& like, cudaStream_t stream) {
+  const int64_t total = rows * words, chunks = (total + kThreads - 1) / kThreads, entries = capacity.value_or(most);
+  const Tensor counts = torch::stable::new_empty(like, {chunks + 1}, ScalarType::Long);
   auto* first = static_cast<int64_t*>(counts.mutable_data_ptr());
+  Tensor out = torch::stable::new_empty(like, {entries}, ScalarType::Long);
+  if (entries > 0) {
+    // All ones is -1.
+    check_cuda(cudaMemsetAsync(out.mutable_data_ptr(), 0xFF, entries * sizeof(int64_t), stream), "clearing a list");
+  }
   if (chunks > 0) {
     count_kernel<<<blocks_for(chunks, 1), kThreads, 0, stream>>>(bits, total, chunks, first);
     check_launch("count_kernel");
   }
-  scan_kernel<<<1, kScanThreads, 0, stream>>>(first, chunks, outcome.total());
+  scan_kernel<<<1, kScanThreads, 0, stream>>>(first, chunks, entries);
   check_launch("scan_kernel");
-
-  const int64_t found = outcome.wait(static_cast<const int64_t*>(points.const_data_ptr()), size).total;
-  Tensor out = torch::stable::new_empty(points, {found}, ScalarType::Long);
-  if (found > 0) {
+  if (chunks > 0) {
     write_kernel<<<blocks_for(chunks, 1), kThreads, 0, stream>>>(bits, total, chunks, words, columns, first,
                                                                  static_cast<int64_t*>(out.mutable_data_ptr()));
     check_launch("write_kernel");
   }
-  return out;
+  if (capacity) return out;
+
+  int64_t found;
+  check_cuda(cudaMemcpyAsync(&found, first + chunks, sizeof(found), cudaMemcpyDeviceToHost, stream),
+             "fetching a number of points");
+  check_cuda(cudaStreamSynchronize(stream), "running the kernels");
+  return torch::stable::narrow(out, 0, 0, found);
 }
 
 }  // namespace pyfast_xai

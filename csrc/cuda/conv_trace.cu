@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "cuda/device.h"
 #include "cuda/point_check.h"
 #include "dispatch.h"
 #include "pyfast_xai/argmax.h"
@@ -55,14 +56,16 @@ __device__ Accumulated<T> channel_sum(const Convolution& conv, const Window& win
 template <class T>
 __global__ void __launch_bounds__(kThreads)
 conv_trace_kernel(Convolution conv, Location location, const T* input, Strides input_strides, const T* weight,
-                  Strides weight_strides, const int64_t* points, const bool* negative, int64_t count, int64_t* out,
-                  PointNote* note) {
+                  Strides weight_strides, const int64_t* points, const bool* negative, int64_t count, int64_t* out) {
   using A = Accumulated<T>;
   const int lane = threadIdx.x % kWarp;
   const int64_t size = conv.images * conv.filters * conv.outputs(), step = int64_t{gridDim.x} * kWarps;
   // A warp's lanes share p and so every branch but those over their own channels and taps: shuffles see all of them.
   for (int64_t p = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp; p < count; p += step) {
-    if (!is_inside(points, p, size, note)) continue;
+    if (!is_point(points[p], size)) {
+      if (lane == 0) out[p] = -1;
+      continue;
+    }
     const OutputPoint point = unravel_output(conv, points[p]);
     const Window window = window_of(conv, point);
     const A sign = negative && negative[p] ? A(-1) : A(1);
@@ -98,11 +101,10 @@ conv_trace_kernel(Convolution conv, Location location, const T* input, Strides i
 
 template <class T>
 void launch(const Convolution& conv, Location location, const Tensor& input, const Tensor& weight,
-            const int64_t* points, const bool* negative, int64_t count, int64_t* out, PointNote* note,
-            cudaStream_t stream) {
+            const int64_t* points, const bool* negative, int64_t count, int64_t* out, cudaStream_t stream) {
   conv_trace_kernel<T><<<blocks_for(count, kWarps), kThreads, 0, stream>>>(
       conv, location, static_cast<const T*>(input.const_data_ptr()), strides_of(input),
-      static_cast<const T*>(weight.const_data_ptr()), strides_of(weight), points, negative, count, out, note);
+      static_cast<const T*>(weight.const_data_ptr()), strides_of(weight), points, negative, count, out);
   check_launch("conv_trace_kernel");
 }
 
@@ -126,16 +128,12 @@ Tensor conv_trace(const Tensor& input, const Tensor& weight, const Tensor& point
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
   Tensor out = torch::stable::new_empty(list, {count}, ScalarType::Long);
-  const OutcomeOnDevice outcome(list, scope.stream());
   dispatch_floating(input, "input", [&](auto type) {
     if (count == 0) return;
     launch<typename decltype(type)::type>(conv, place, input, weight, flat,
                                           negative ? static_cast<const bool*>(flips.const_data_ptr()) : nullptr, count,
-                                          static_cast<int64_t*>(out.mutable_data_ptr()), outcome.note(),
-                                          scope.stream());
+                                          static_cast<int64_t*>(out.mutable_data_ptr()), scope.stream());
   });
-  // Nothing else of this op is read back: here the check does cost a synchronisation, which the promised error needs.
-  if (count > 0) outcome.wait(flat, conv.images * conv.filters * conv.outputs());
   return out;
 }
 

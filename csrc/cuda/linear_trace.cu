@@ -1,9 +1,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "cuda/bitmap.h"
+#include "cuda/point_check.h"
 #include "dispatch.h"
 #include "linear.h"
 
@@ -17,10 +19,10 @@ constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 // come together without a sort, and each once.
 __global__ void __launch_bounds__(kThreads)
 select_kernel(const int64_t* points, const bool* negative, int64_t count, int64_t rows, int64_t outputs,
-              uint64_t* selected, PointNote* note) {
+              uint64_t* selected) {
   const int64_t words = words_for(outputs), step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
-    if (!is_inside(points, i, rows * outputs, note)) continue;
+    if (!is_point(points[i], rows * outputs)) continue;
     const int64_t row = points[i] / outputs, neuron = points[i] % outputs;
     uint64_t* set = selected + (2 * row + (negative && negative[i])) * words;
     atomicOr(reinterpret_cast<unsigned long long*>(set + neuron / kWordBits), bit_of(neuron));
@@ -90,7 +92,8 @@ void launch_signs(const Tensor& input, const LinearLayer& layer, uint64_t* above
 }
 
 Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Tensor& weight_negative,
-                    const Tensor& points, std::optional<Tensor> negative) {
+                    const Tensor& points, std::optional<Tensor> negative, std::optional<int64_t> capacity) {
+  check_capacity(capacity);
   const LinearLayer layer = linear_layer(input, weight_positive, weight_negative, points, negative);
   check_same_device(weight_positive, "weight_positive", input, "input");
   check_same_device(weight_negative, "weight_negative", input, "input");
@@ -105,7 +108,6 @@ Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Te
   const Tensor negative_rows = torch::stable::contiguous(weight_negative);
   const int64_t count = list.numel(), total = layer.rows * layer.words;
 
-  const OutcomeOnDevice outcome(list, stream);
   const Tensor selection = cleared_words(list, 2 * layer.rows * words_for(layer.outputs), stream);
   const Tensor signs = torch::stable::new_empty(list, {2, total}, ScalarType::Long);
   auto* selected = static_cast<uint64_t*>(selection.mutable_data_ptr());
@@ -115,7 +117,7 @@ Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Te
     select_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(
         static_cast<const int64_t*>(list.const_data_ptr()),
         negative ? static_cast<const bool*>(flips.const_data_ptr()) : nullptr, count, layer.rows, layer.outputs,
-        selected, outcome.note());
+        selected);
     check_launch("select_kernel");
   }
   dispatch_floating(input, "input", [&](auto type) {
@@ -129,8 +131,8 @@ Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Te
         layer.words, above, below);
     check_launch("unite_kernel");
   }
-  return set_positions(above, layer.rows, layer.words, layer.columns, outcome, list, layer.rows * layer.outputs,
-                       stream);
+  const int64_t most = std::min(layer.rows, count) * layer.columns;
+  return set_positions(above, layer.rows, layer.words, layer.columns, most, capacity, list, stream);
 }
 
 }  // namespace

@@ -1,9 +1,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
+#include <optional>
 
 #include "cuda/bitmap.h"
+#include "cuda/point_check.h"
 #include "pyfast_xai/bits.h"
 
 namespace pyfast_xai {
@@ -15,45 +18,83 @@ constexpr int kThreads = 256;
 constexpr int64_t kSparse = 1 << 16;
 constexpr int64_t kSmall = int64_t{1} << 26;  // 8 MiB
 
-// Sets the bits of the points; with no bitmap only checks them.
+// Sets the bits of the points.
 __global__ void __launch_bounds__(kThreads)
-mark_kernel(const int64_t* points, int64_t count, int64_t size, uint64_t* bits, PointNote* note) {
+mark_kernel(const int64_t* points, int64_t count, int64_t size, uint64_t* bits) {
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
-    if (!is_inside(points, i, size, note) || !bits) continue;
+    if (!is_point(points[i], size)) continue;
     atomicOr(reinterpret_cast<unsigned long long*>(bits + points[i] / kWordBits), bit_of(points[i]));
   }
 }
 
-Tensor sorted_unique(const Tensor& points) {
-  // aten::_unique2(Tensor self, bool sorted, bool return_inverse, bool return_counts) -> (Tensor, Tensor, Tensor)
+// Sets the bits of the entries of a sorted list that are not the entry before them.
+__global__ void __launch_bounds__(kThreads)
+mark_first_kernel(const int64_t* sorted, int64_t count, int64_t size, uint64_t* bits) {
+  const int64_t step = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
+    if (!is_point(sorted[i], size) || (i > 0 && sorted[i] == sorted[i - 1])) continue;
+    atomicOr(reinterpret_cast<unsigned long long*>(bits + i / kWordBits), bit_of(i));
+  }
+}
+
+// Replaces places in a list by what stands there; -1 stays.
+__global__ void __launch_bounds__(kThreads) look_up_kernel(const int64_t* list, int64_t count, int64_t* places) {
+  const int64_t step = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
+    if (places[i] >= 0) places[i] = list[places[i]];
+  }
+}
+
+Tensor sorted_values(const Tensor& points) {
+  // aten::sort(Tensor self, int dim, bool descending) -> (Tensor values, Tensor indices)
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::array<StableIValue, 4> stack{from(points), from(true), from(false), from(false)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_unique2", "", stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, 3> stack{from(points), from(int64_t{0}), from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "", stack.data(), TORCH_ABI_VERSION));
   to<Tensor>(stack[1]);  // owned, so taken, and dropped
-  to<Tensor>(stack[2]);
   return to<Tensor>(stack[0]);
 }
 
-Tensor points_union(const Tensor& points, int64_t size) {
+Tensor union_by_sort(const Tensor& points, int64_t size, std::optional<int64_t> capacity, cudaStream_t stream) {
+  const int64_t count = points.numel(), words = words_for(count);
+  const Tensor sorted = sorted_values(points);
+  const auto* values = static_cast<const int64_t*>(sorted.const_data_ptr());
+  const Tensor memory = cleared_words(points, words, stream);
+  auto* bits = static_cast<uint64_t*>(memory.mutable_data_ptr());
+  if (count > 0) {
+    mark_first_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(values, count, size, bits);
+    check_launch("mark_first_kernel");
+  }
+  Tensor out = set_positions(bits, 1, words, count, count, capacity, points, stream);
+  if (out.numel() > 0) {
+    look_up_kernel<<<blocks_for(out.numel(), kThreads), kThreads, 0, stream>>>(
+        values, out.numel(), static_cast<int64_t*>(out.mutable_data_ptr()));
+    check_launch("look_up_kernel");
+  }
+  return out;
+}
+
+Tensor union_by_bitmap(const Tensor& points, int64_t size, std::optional<int64_t> capacity, cudaStream_t stream) {
+  const int64_t count = points.numel(), words = words_for(size);
+  const Tensor memory = cleared_words(points, words, stream);
+  auto* bits = static_cast<uint64_t*>(memory.mutable_data_ptr());
+  if (count > 0) {
+    mark_kernel<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(
+        static_cast<const int64_t*>(points.const_data_ptr()), count, size, bits);
+    check_launch("mark_kernel");
+  }
+  return set_positions(bits, 1, words, size, std::min(count, size), capacity, points, stream);
+}
+
+Tensor points_union(const Tensor& points, int64_t size, std::optional<int64_t> capacity) {
   check_points(points);
   check(size >= 0, "size must not be negative, got ", size);
-  const int64_t count = points.numel();
-  if (count == 0) return torch::stable::new_empty(points, {0}, ScalarType::Long);
+  check_capacity(capacity);
   const DeviceScope scope(points);
   const Tensor list = torch::stable::contiguous(points);
-  const auto* values = static_cast<const int64_t*>(list.const_data_ptr());
-  const OutcomeOnDevice outcome(list, scope.stream());
-  const bool sparse = size > kSmall && size / kSparse > count;
-  const int64_t words = sparse ? 0 : words_for(size);
-  const Tensor memory = cleared_words(list, words, scope.stream());
-  auto* bits = sparse ? nullptr : static_cast<uint64_t*>(memory.mutable_data_ptr());
-  mark_kernel<<<blocks_for(count, kThreads), kThreads, 0, scope.stream()>>>(values, count, size, bits, outcome.note());
-  check_launch("mark_kernel");
-  if (!sparse) return set_positions(bits, 1, words, size, outcome, list, size, scope.stream());
-  outcome.wait(values, size);
-  return sorted_unique(list);
+  return size > kSmall && size / kSparse > list.numel() ? union_by_sort(list, size, capacity, scope.stream())
+                                                        : union_by_bitmap(list, size, capacity, scope.stream());
 }
 
 }  // namespace

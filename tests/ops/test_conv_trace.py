@@ -225,6 +225,20 @@ def test_many_points_agree_with_the_reference(backend, location):
     assert torch.equal(g.trace(input, weight, points, negative, location), expected)
 
 
+@every_geometry
+@every_location
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_no_point_stays_none(backend, geometry, location, signed):
+    input, weight, points, negative = whole_numbers(geometry, 30)
+    negative = negative if signed else None
+    expected = geometry.trace(input, weight, points, negative, location)
+    absent = torch.rand(30) < 0.5
+    traced = geometry.trace(input, weight, points.masked_fill(absent, -1), negative, location)
+    assert torch.equal(traced, expected.masked_fill(absent, -1))
+    none = geometry.trace(input, weight, torch.full_like(points, -1), negative, location)
+    assert torch.equal(none, torch.full_like(points, -1))
+
+
 @every_location
 def test_dead_receptive_fields_go_to_the_first_channel(backend, location):
     g = GEOMETRIES["2d-3x3"]
@@ -354,7 +368,7 @@ def _arguments(**changed):
     ("argument", "value"),
     [
         ("points", torch.tensor([300])),
-        ("points", torch.tensor([-1])),
+        ("points", torch.tensor([-2])),
         ("points", torch.tensor([[1]])),
         ("points", torch.tensor([1], dtype=torch.int32)),
         ("negative", torch.tensor([True])),
@@ -388,7 +402,7 @@ def test_integers_are_no_activations(backend):
 
 
 def test_error_says_what_was_expected_and_what_came(backend):
-    with pytest.raises(RuntimeError, match=r"points must lie in \[0, 300\), got 317"):
+    with pytest.raises(RuntimeError, match=r"points must lie in \[0, 300\) or be -1, got 317"):
         ops.conv_trace(**_arguments(points=torch.tensor([5, 317])))
 
 

@@ -123,6 +123,32 @@ def test_no_points(backend):
     assert reached.dtype == torch.int64
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("sizes", [(1, 63, 5, 4), (3, 130, 4, 6), (5, 257, 1, 3), (2, 4200, 11, 8)], ids=str)
+def test_no_points_among_points(backend, sizes, signed):
+    input, weight, points, negative = layer(*sizes)
+    bits = ops.sign_bits(weight)
+    expected = ops.linear_trace(input, *bits, points, negative if signed else None)
+    where = torch.randperm(len(points) + 7)
+    points = torch.cat([points, torch.full((7,), -1)])[where]
+    negative = torch.cat([negative, torch.rand(7) < 0.5])[where] if signed else None
+    assert torch.equal(ops.linear_trace(input, *bits, points, negative), expected)
+    capacity = min(sizes[0], sizes[3]) * sizes[1]
+    filled = ops.linear_trace(input, *bits, points, negative, capacity)
+    assert filled.dtype == torch.int64
+    assert filled.tolist() == expected.tolist() + [-1] * (capacity - len(expected))
+    absent = torch.full((7,), -1)
+    assert ops.linear_trace(input, *bits, absent).tolist() == []
+    assert ops.linear_trace(input, *bits, absent, None, 3).tolist() == [-1] * 3
+
+
+def test_a_capacity_that_does_not_suffice(backend):
+    bits = ops.sign_bits(torch.ones(1, 70))
+    assert ops.linear_trace(torch.ones(1, 70), *bits, torch.tensor([0]), None, 70).tolist() == list(range(70))
+    with pytest.raises(RuntimeError, match="capacity must"):
+        ops.linear_trace(torch.ones(1, 70), *bits, torch.tensor([0]), None, 69)
+
+
 def test_threads_agree(backend):
     input, weight, points, negative = layer(8, 3000, 50, 100)
     bits = ops.sign_bits(weight)
@@ -149,6 +175,7 @@ def _arguments(**changed):
         "weight_negative": torch.zeros(3, 2, dtype=torch.int64),
         "points": torch.tensor([0, 5]),
         "negative": None,
+        "capacity": None,
     }
     return arguments | changed
 
@@ -157,7 +184,7 @@ def _arguments(**changed):
     ("argument", "value"),
     [
         ("points", torch.tensor([6])),
-        ("points", torch.tensor([-1])),
+        ("points", torch.tensor([-2])),
         ("points", torch.tensor([[1]])),
         ("points", torch.tensor([1], dtype=torch.int32)),
         ("negative", torch.tensor([True])),
@@ -168,6 +195,7 @@ def _arguments(**changed):
         ("weight_positive", torch.zeros(3, 2)),
         ("weight_negative", torch.zeros(4, 2, dtype=torch.int64)),
         ("weight_negative", torch.zeros(3, 2, dtype=torch.int32)),
+        ("capacity", -1),
     ],
 )
 def test_bad_arguments_are_named(backend, argument, value):
@@ -180,4 +208,5 @@ def test_bad_arguments_are_named(backend, argument, value):
 def test_opcheck(sizes, signed):
     input, weight, points, negative = layer(*sizes)
     arguments = (input, *ops.sign_bits(weight), points, negative if signed else None)
-    torch.library.opcheck(torch.ops.pyfast_xai.linear_trace.default, arguments)
+    for capacity in ((), (sizes[0] * sizes[1],)):
+        torch.library.opcheck(torch.ops.pyfast_xai.linear_trace.default, (*arguments, *capacity))

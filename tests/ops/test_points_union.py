@@ -55,7 +55,7 @@ def test_points_stay_as_they_are(backend):
     ("points", "size"),
     [
         (torch.tensor([3, 12]), 12),
-        (torch.tensor([-1, 3]), 12),
+        (torch.tensor([-2, 3]), 12),
         (torch.tensor([0]), 0),
         (torch.tensor([[1]]), 12),
         (torch.tensor([1], dtype=torch.int32), 12),
@@ -69,10 +69,40 @@ def test_bad_points(backend, points, size):
 
 
 def test_error_says_what_was_expected_and_what_came(backend):
-    with pytest.raises(RuntimeError, match=r"points must lie in \[0, 12\), got 17"):
+    with pytest.raises(RuntimeError, match=r"points must lie in \[0, 12\) or be -1, got 17"):
         ops.points_union(torch.tensor([3, 17]), 12)
+
+
+@pytest.mark.parametrize("size", [1, 65, 1000, 100_003, 1 << 33])
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+@pytest.mark.parametrize("spare", [0, 1, 70])
+def test_a_capacity_is_filled_up_with_no_points(backend, size, count, spare):
+    points = torch.randint(0, size, (count,))
+    points = torch.where(torch.rand(count) < 0.3, -1, points)
+    expected = sorted(set(points.tolist()) - {-1})
+    assert ops.points_union(points, size).tolist() == expected
+    union = ops.points_union(points, size, len(expected) + spare)
+    assert union.dtype == torch.int64
+    assert union.tolist() == expected + [-1] * spare
+
+
+@pytest.mark.parametrize("size", [5, 1 << 20])
+def test_nothing_but_no_points(backend, size):
+    absent = torch.full((9,), -1)
+    assert ops.points_union(absent, size).tolist() == []
+    assert ops.points_union(absent, size, 2).tolist() == [-1, -1]
+    assert ops.points_union(absent, size, 0).tolist() == []
+
+
+@pytest.mark.parametrize("size", [12, 1 << 20])
+@pytest.mark.parametrize("capacity", [-1, 0, 2])
+def test_a_capacity_that_does_not_suffice(backend, size, capacity):
+    with pytest.raises(RuntimeError, match="capacity must"):
+        ops.points_union(torch.tensor([3, -1, 7, 3, 1]), size, capacity)
 
 
 @pytest.mark.parametrize(("points", "size"), [([5, 2, 5], 9), ([], 4), ([100_000], 100_001)])
 def test_opcheck(points, size):
-    torch.library.opcheck(torch.ops.pyfast_xai.points_union.default, (torch.tensor(points, dtype=torch.int64), size))
+    op = torch.ops.pyfast_xai.points_union.default
+    for capacity in ((), (None,), (5,)):
+        torch.library.opcheck(op, (torch.tensor(points, dtype=torch.int64), size, *capacity))
