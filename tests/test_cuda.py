@@ -15,8 +15,11 @@ from torch import nn
 
 from pyfast_xai import Explanation, record, replay
 from pyfast_xai.explainers import METHODS
+from pyfast_xai.explainers.fixations import VARIANTS
 from pyfast_xai.explainers.seeds import one_hot
 from pyfast_xai.ops import registry
+from pyfast_xai.rules import evidence
+from pyfast_xai.rules.evidence.points import marking
 from pyfast_xai.rules.response import GUIDED, Response, walk
 from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
 
@@ -324,6 +327,73 @@ def test_a_step_can_be_a_graph(step, kernels):
     graph.replay()
     expected = STEPS[step](model, images, classes)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def trace(model, images, classes, variant):
+    """CNN-Fixations from the recording to the sorted list of pixels, -1 behind the last."""
+    tape = record(model, images, reading=evidence.reading)
+    starts = torch.arange(len(images), device=images.device) * tape.outputs.shape[1] + classes[:, 0]
+    options = METHODS["fixations"](model, variant=variant).options
+    return evidence.walk(tape, {tape.outputs: evidence.Points(starts)}, tape.inputs[0], options).index
+
+
+def pixels_of(index):
+    return set(index.tolist()) - {-1}
+
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+@every_variant
+def test_a_trace_is_that_of_the_cpu(variant, kernels):
+    model, images = build()
+    classes = torch.tensor([[3], [1]])
+    expected = trace(model, images, classes, variant)
+    assert len(expected)
+    with marking():
+        found = trace(*on_device(model, images), classes.to(DEVICE), variant)
+    assert found.device.type == torch.device(DEVICE).type
+    assert pixels_of(found) == pixels_of(expected)
+    assert len(found) >= len(expected)
+
+
+@on_a_real_device
+@every_variant
+def test_a_trace_waits_for_nothing(variant, kernels):
+    model, images = on_device(*build())
+    given = (model, images, torch.zeros(2, 1, dtype=torch.int64, device=DEVICE), variant)
+    expected = trace(*given)
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this way of looking is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = trace(*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
+
+
+@on_a_real_device
+@every_variant
+def test_a_trace_can_be_a_graph(variant, kernels):
+    model, images = on_device(*build())
+    classes = torch.zeros(2, 1, dtype=torch.int64, device=DEVICE)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compiles kernels and chooses algorithms
+            trace(model, images, classes, variant)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = trace(model, images, classes, variant)
+    for k in (3, 1):
+        images.copy_(torch.randn_like(images))
+        classes.fill_(k)
+        graph.replay()
+        assert pixels_of(result)
+        assert pixels_of(result) == pixels_of(trace(model, images, classes, variant))
 
 
 @on_a_real_device

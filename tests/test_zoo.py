@@ -17,6 +17,7 @@ from pyfast_xai import (
     Saliency,
 )
 from pyfast_xai.rules import evidence
+from pyfast_xai.rules.evidence.points import marking
 from pyfast_xai.tape import record, replay
 from pyfast_xai.tape.accelerated import Accelerated
 
@@ -111,6 +112,9 @@ def test_an_accelerated_model_gives_the_output_up_to_rounding(network, caplog):
 def test_fixations_lie_in_the_image(network, variant):
     model, images = network
     explanation = CNNFixations(model, variant=variant)(images)
+    with marking():  # as on a device
+        (marked,) = CNNFixations(model, variant=variant)(images).points
+    assert torch.equal(marked, explanation.points[0])
     size = images.shape[2:]
     assert explanation.heatmap.shape == (1, *size)
     assert explanation.heatmap.isfinite().all()

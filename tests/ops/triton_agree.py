@@ -195,6 +195,15 @@ def test_conv_trace_sums_half_precision_in_float32():
     assert on_device(conv_trace, *arguments).tolist() == [2]
 
 
+@every_location
+def test_conv_trace_no_point_stays_none(location):
+    input, weight, points, geometry = convolution("2d-uneven")
+    points = torch.cat([torch.tensor([-1]), points, torch.tensor([-1, -1])])
+    negative = torch.rand(len(points)) < 0.4
+    assert_traced_as_reference(whole(input), whole(weight), points, negative, *geometry, location)
+    assert_traced_as_reference(whole(input), whole(weight), points[-2:], None, *geometry, location)
+
+
 def test_conv_trace_no_points():
     input, weight, points, geometry = convolution("3d-groups")
     traced = on_device(conv_trace, input, weight, points[:0], None, *geometry, Location.PRODUCT)
@@ -224,6 +233,17 @@ def test_linear_trace(monkeypatch, sizes, signed, idle):
     reached = on_device(linear_trace, *arguments)
     assert reached.dtype == torch.int64
     assert torch.equal(reached, reference_linear_trace(*arguments))
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("capacity", [None, 390, 400])
+def test_linear_trace_no_points_among_points_and_a_capacity(signed, capacity):
+    input, positive, negative, points, flips = layer(4, 130, 3, 3)
+    points, flips = torch.cat([torch.tensor([-1, -1]), points]).flip(0), torch.cat([flips, flips[:2]])
+    arguments = (input, positive, negative, points, flips if signed else None, capacity)
+    reached = on_device(linear_trace, *arguments)
+    assert torch.equal(reached, reference_linear_trace(*arguments))
+    assert capacity in (None, len(reached))
 
 
 @every_dtype
@@ -261,6 +281,8 @@ def test_linear_trace_nothing(sizes):
     bits = sign_bits(torch.ones(outputs, features))
     reached = on_device(linear_trace, torch.ones(rows, features), *bits, torch.zeros(count, dtype=torch.int64), None)
     assert (reached.shape, reached.dtype) == ((0,), torch.int64)
+    reached = on_device(linear_trace, torch.ones(rows, features), *bits, torch.full((count,), -1), None, 3)
+    assert reached.tolist() == [-1, -1, -1]
 
 
 # point_density
@@ -689,12 +711,10 @@ def bad_arguments():
     weight, rows, gradients = torch.ones(6, 2, 3, 3), torch.ones(2, 70), torch.ones(2, 20)
     responses, classes = torch.ones(3, 2, 4, 5, 6), torch.ones(3, 2, dtype=torch.int64)
     best, winner = torch.ones(2, 5, 6), torch.ones(2, 5, 6, dtype=torch.int64)
-    yield conv_trace, reference_conv_trace, (image, weight, points + 1, None, *geometry, 0)
     yield conv_trace, reference_conv_trace, (image, weight, points, torch.tensor([1, 0]), *geometry, 0)
     yield conv_trace, reference_conv_trace, (image.int(), weight.int(), points, None, *geometry, 0)
-    yield linear_trace, reference_linear_trace, (rows, bits, bits, torch.tensor([6]), None)
     yield linear_trace, reference_linear_trace, (rows, bits, bits[:2], torch.tensor([0]), None)
-    yield point_density, reference_point_density, (torch.tensor([70]), 2, 5, 7, 2.0)
+    yield linear_trace, reference_linear_trace, (rows, bits, bits, torch.tensor([0]), None, -1)
     yield point_density, reference_point_density, (torch.tensor([1]), 2, 5, 7, math.nan)
     yield relu_forward, reference_relu_forward, (rows, 0.0, None, False, rows)
     yield relu_forward, reference_relu_forward, (rows, 6.0, None, True, rows)
@@ -709,6 +729,12 @@ def bad_arguments():
     yield response_argmax, reference_response_argmax, (responses, classes, best.mT, winner)
     yield leading_singular, reference_leading_singular, (rows[None], 3, 0, 4, 0)
     yield leading_singular, reference_leading_singular, (rows, 1, 0, 4, 0)
+    if DEVICE == "cpu":  # a device asserts what values are, and does not survive it
+        yield conv_trace, reference_conv_trace, (image, weight, points + 1, None, *geometry, 0)
+        yield linear_trace, reference_linear_trace, (rows, bits, bits, torch.tensor([6]), None)
+        full = torch.full_like(bits, -1)
+        yield linear_trace, reference_linear_trace, (rows, full, full, torch.tensor([0, 3]), None, 139)
+        yield point_density, reference_point_density, (torch.tensor([70]), 2, 5, 7, 2.0)
 
 
 @pytest.mark.parametrize(
