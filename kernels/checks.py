@@ -58,9 +58,7 @@ def points_within(points: Tensor, size: int, *, absent: bool = False) -> None:
         torch._assert_async(((points >= least) & (points < size)).all(), f"points must lie in {expected}")
     elif points.numel():
         low, high = (int(bound) for bound in torch.aminmax(points))
-        _require(
-            low >= least and high < size, f"points must lie in {expected}, got {low if low < least else high}"
-        )
+        _require(low >= least and high < size, f"points must lie in {expected}, got {low if low < least else high}")
 
 
 def _capacity(capacity: int | None) -> None:
@@ -78,9 +76,7 @@ def holds(capacity: int, found: Tensor) -> None:
     if found.device.type != "cpu":
         torch._assert_async(found <= capacity, f"capacity must be at least the number of points found, got {capacity}")
     else:
-        _require(
-            int(found) <= capacity, f"capacity must be at least {int(found)}, the points found, got {capacity}"
-        )
+        _require(int(found) <= capacity, f"capacity must be at least {int(found)}, the points found, got {capacity}")
 
 
 def _negative(negative: Tensor | None, points: Tensor) -> None:

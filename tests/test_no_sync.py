@@ -242,6 +242,15 @@ def test_a_trace_reads_no_number(without_reading, network, variant):
         assert len(pixels) <= 2 * (3 if explain.duplicates else 1) * 16 * 16
 
 
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "swin_t"])
+def test_a_trace_of_a_network_of_the_field_reads_no_number(name):
+    models = pytest.importorskip("torchvision.models")
+    model = models.get_model(name, weights=None).eval().to("meta")
+    images, classes = torch.zeros(2, 3, 96, 96, device="meta"), torch.zeros(2, 1, dtype=torch.int64, device="meta")
+    with ops.backend("reference"):
+        assert len(trace(CNNFixations(model, variant="authors"), model, images, classes)) <= 2 * 1280
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("network", [*NETWORKS, Words], ids=lambda network: network.__name__)
 def test_what_a_trace_finds_is_the_same_while_it_is_watched(network, variant):

@@ -1,6 +1,5 @@
 """Reference of `points_union`."""
 
-import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks

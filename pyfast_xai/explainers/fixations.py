@@ -1,5 +1,6 @@
 """CNN-Fixations (Mopuri, Garg and Babu, 2018): the pixels that excited an answer, traced back neuron by neuron."""
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -284,7 +285,7 @@ def _by_image(traced: Sequence[Tensor], shape: torch.Size) -> list[list[Tensor]]
     for index, bound in zip(traced, bounds, strict=True):
         _, y, x = unravel(index, (images, *shape[2:]))
         points = torch.stack([y, x], 1)
-        found.append([points[first:last] for first, last in zip(bound, bound[1:], strict=False)])
+        found.append([points[first:last] for first, last in itertools.pairwise(bound)])
     return found
 
 

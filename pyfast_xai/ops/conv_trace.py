@@ -78,7 +78,8 @@ def conv_trace(
         location: the position rule.
 
     Returns:
-        Flat row-major indices into `[N, C, *spatial]`, int64 `[P]`, in the order of `points`; -1 where there is no point.
+        Flat row-major indices into `[N, C, *spatial]`, int64 `[P]`, in the order of `points`, -1 where there is no
+        point.
 
     Raises:
         RuntimeError: shapes that do not fit, or a point outside the output; on a device the latter is an assertion

@@ -685,7 +685,6 @@ def assert_same_points(explain, images, *args):
     assert [own.tolist() for own in marked.points] == [own.tolist() for own in left_out.points]
 
 
-@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
 def test_absent_points_may_stay_in_the_list(kind, setting):
@@ -696,13 +695,31 @@ def test_absent_points_may_stay_in_the_list(kind, setting):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("kind", CAPTIONERS, ids=lambda kind: kind.__name__)
-def test_absent_points_may_stay_in_the_list_of_a_word(kind, setting):
+@pytest.mark.parametrize("kind", [VggByMatmul, ResNet, SqueezeNet, Pools], ids=lambda kind: kind.__name__)
+def test_absent_points_may_stay_in_the_list_of_every_backend(kind):
     model, images = case(kind, True)
-    for time in (0, 3):
-        start = ("logits", (time, 2))
-        assert_same_points(CNNFixations(model, start=start, radius=0, **SETTINGS[setting]), images)
+    assert_same_points(CNNFixations(model, radius=0, **SETTINGS["center"]), images)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("time", [0, 3])
+@pytest.mark.parametrize("kind", CAPTIONERS, ids=lambda kind: kind.__name__)
+def test_absent_points_may_stay_in_the_list_of_a_word(kind, time, setting):
+    model, images = case(kind, True)
+    assert_same_points(CNNFixations(model, start=("logits", (time, 2)), radius=0, **SETTINGS[setting]), images)
+
+
+def test_absent_points_of_several_targets_of_crops_and_of_none_may_stay_in_the_list(caplog):
+    model, images = case(Vgg, True)
+    explain = CNNFixations(model, radius=0, **SETTINGS["paper"])
+    assert_same_points(explain, images, torch.tensor([[0, 4], [2, 2], [3, 1]]))
+    assert_same_points(CNNFixations(model, at="features.4", radius=0, **SETTINGS["default"]), images)
+    model, images = case(SqueezeNet, True)
+    for duplicates in (False, True):
+        explain = CNNFixations(model, crops=9, radius=0, duplicates=duplicates, **SETTINGS["authors"])
+        assert_same_points(explain, images)
+    assert_same_points(CNNFixations(Constants().eval()), torch.randn(2, 3, 6, 6))
+    assert caplog.text.count("no evidence of 2 of 2 rows") == 2
 
 
 # Other neurons than classes, other layers than the image

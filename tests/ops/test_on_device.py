@@ -216,8 +216,7 @@ def test_leading_singular(device_backend, shape):
 BAD = {
     "conv_trace": "conv_trace(torch.ones(1, 2, 5, 5, device=at), torch.ones(3, 2, 3, 3, device=at),"
     " torch.tensor([75], device=at), None, (5, 5), (1, 1), (1, 1), (1, 1))",
-    "linear_trace": "linear_trace(torch.ones(2, 70, device=at), *bits,"
-    " torch.tensor([6], device=at), None, 140)",
+    "linear_trace": "linear_trace(torch.ones(2, 70, device=at), *bits, torch.tensor([6], device=at), None, 140)",
     "points_union": "points_union(torch.tensor([3, -2], device=at), 4, 2)",
     "point_density": "point_density(torch.tensor([70], device=at), 2, 5, 7, 2.0)",
 }

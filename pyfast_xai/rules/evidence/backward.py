@@ -80,9 +80,7 @@ class Step:
         Of points that go to several arguments, each should go to one: `points.to(index, keep)`. The same points sent
         to several count as other points at each.
         """
-        # Points that begin a walk are sent on even where there are none left: that they would begin it is a matter of
-        # the network, not of the other images of the batch.
-        if not isinstance(value, Value) or not (len(points) or points.start):
+        if not isinstance(value, Value) or not len(points):
             return
         before = [sent for sent in self._sent if sent.origins is points.origins]
         self._sent.append(points)
@@ -192,7 +190,7 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
 
     Returns:
         The distinct points that reach `to`: on the CPU as many as there are, on a device as many entries as there can
-        be, those behind the last point absent. Nothing waits for a device.
+        be, absent ones among them. Nothing waits for a device.
 
     Raises:
         UnsupportedOpError: an op on the way has no rule.
@@ -204,11 +202,8 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
         for node in reversed(tape.nodes):
             if to in state.pending and to.producer == node.index:
                 break
-            results = []
-            for value in node.outputs:
-                parts = None if value is None else state.pending.pop(value, None)
-                results.append(None if value is None or parts is None else union(parts, value.numel))
-            if all(points is None for points in results):
+            arrived = [[] if value is None else state.pending.pop(value, []) for value in node.outputs]
+            if not any(arrived):
                 continue
             function = _rules.get(key(node.op))
             if function is None:
@@ -216,7 +211,14 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
                     f"CNN-Fixations has no evidence rule for {key(node.op)}, which ran in {node.path or 'the model'!r} "
                     f"(operation {node.name!r}); register one with pyfast_xai.rules.evidence.rule({key(node.op)!r})"
                 )
-            function(Step(state, node, results), *node.args, **node.kwargs)
+            # Points that came past a layer and points that did not are traced apart: rules tell them from each other.
+            for past_layers in (False, True):
+                results = []
+                for value, parts in zip(node.outputs, arrived, strict=True):
+                    own = [part for part in parts if part.start != past_layers]
+                    results.append(union(own, value.numel) if own and value is not None else None)
+                if any(points is not None for points in results):
+                    function(Step(state, node, results), *node.args, **node.kwargs)
         reached = state.pending.get(to)
         empty = torch.empty(0, dtype=torch.int64, device=to.device)
         return Points(empty) if reached is None else union(reached, to.numel)

@@ -44,7 +44,7 @@ def contributions(step: Step, activation: Tensor, weight: Tensor, points: Tensor
     rows, features = activation.shape
     capacity = min(rows, len(points)) * features if marks(points) else None
     index = ops.linear_trace(activation, *sign_bits(step, weight), points, negative, capacity)
-    return evidence_on(step, activation, Points(index))
+    return evidence_on(step, activation, Points(index, distinct=True))
 
 
 def fully_connected(step: Step, input: Value, activation: Tensor, weight: Tensor, every: bool) -> None:
@@ -66,7 +66,7 @@ def fully_connected(step: Step, input: Value, activation: Tensor, weight: Tensor
         1,
         Location.CENTER,
     )
-    step.send(input, evidence_on(step, rows, replace(points, index=index)))
+    step.send(input, evidence_on(step, rows, replace(points, index=index, distinct=False)))
 
 
 def evidence_on(step: Step, activation: Tensor, points: Points) -> Points:
@@ -165,7 +165,7 @@ def conv(
         groups,
         step.options.location,
     )
-    step.send(input, evidence_on(step, activation, replace(step.points, index=index)))
+    step.send(input, evidence_on(step, activation, replace(step.points, index=index, distinct=False)))
 
 
 @rule("convolution", saves=["input"])

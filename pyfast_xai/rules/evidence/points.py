@@ -60,6 +60,7 @@ class Points:
         origins: what the points descend from, one to one: however they are moved and shared out among branches, where
             branches meet there are no more than the origins had. Points that are given none have one of their own.
         share: other points of the same origins go elsewhere.
+        distinct: no point is there twice with the same sign.
     """
 
     index: Tensor
@@ -67,6 +68,7 @@ class Points:
     start: bool = False
     origins: frozenset[Origin] = frozenset()
     share: bool = False
+    distinct: bool = False
 
     def __post_init__(self) -> None:
         if not self.origins:
@@ -78,21 +80,23 @@ class Points:
 
     def to(self, index: Tensor, keep: Tensor | None = None) -> "Points":
         """The same points at other indices; where `keep` is given, only those of its True entries."""
-        share = self.share or keep is not None
+        share, distinct = self.share or keep is not None, self.distinct and index is self.index
         if marks(index):
             absent = self.index < 0 if keep is None else (self.index < 0) | ~keep
-            return replace(self, index=index.masked_fill(absent, -1), share=share)
+            return replace(self, index=index.masked_fill(absent, -1), share=share, distinct=distinct)
         if keep is None:
-            return replace(self, index=index)
+            return replace(self, index=index, distinct=distinct)
         negative = None if self.negative is None else self.negative[keep]
-        return replace(self, index=index[keep], negative=negative, share=share)
+        return replace(self, index=index[keep], negative=negative, share=share, distinct=distinct)
 
     def flip(self, where: Tensor | None = None) -> "Points":
         """The same points with the opposite sign, everywhere or where a bool `[P]` says."""
         flipped = torch.ones_like(self.index, dtype=torch.bool) if where is None else where
+        # A point that is there with either sign may be turned into one that is there twice.
+        distinct = self.distinct and (where is None or self.negative is None)
         if self.negative is not None:
             flipped = flipped ^ self.negative
-        return replace(self, negative=noted(flipped))
+        return replace(self, negative=noted(flipped), distinct=distinct)
 
     def signed(self, values: Tensor) -> Tensor:
         """`values` [P] (or [P, K]) with the sign turned for negative points: larger is always better evidence."""
@@ -110,12 +114,14 @@ def union(parts: Sequence[Points], size: int) -> Points:
     """The distinct points of several sets on a tensor of `size` elements."""
     start = any(part.start for part in parts)
     origins = frozenset().union(*(part.origins for part in parts))
-    index = torch.cat([part.index for part in parts])
+    if len(parts) == 1 and parts[0].distinct:
+        return replace(parts[0], origins=origins)
+    index = parts[0].index if len(parts) == 1 else torch.cat([part.index for part in parts])
     signed = any(part.negative is not None for part in parts)
     places = 2 * size if signed else size
     most = min(places, len(index), sum(origin.capacity for origin in origins)) if marks(index) else None
     if not signed:
-        return Points(ops.points_union(index, size, most), None, start, origins)
+        return Points(ops.points_union(index, size, most), None, start, origins, distinct=True)
     negative = torch.cat(
         [torch.zeros_like(part.index, dtype=torch.bool) if part.negative is None else part.negative for part in parts]
     )
@@ -123,7 +129,7 @@ def union(parts: Sequence[Points], size: int) -> Points:
         negative &= index >= 0
     both = ops.points_union(torch.where(negative, index + size, index), places, most)
     negative = both >= size
-    return Points(torch.where(negative, both - size, both), negative, start, origins)
+    return Points(torch.where(negative, both - size, both), negative, start, origins, distinct=True)
 
 
 def _readable(index: Tensor) -> Tensor:

@@ -182,7 +182,6 @@ def reduction(step: Step, self: Value, dim: Any = None, keepdim: bool = False, *
         return
     fixed = _fixed(coordinates)
     windows = [
-        _Along(zero, zero + activation.shape[d], activation.shape[d]) if d in dims else fixed[d]
-        for d in range(rank)
+        _Along(zero, zero + activation.shape[d], activation.shape[d]) if d in dims else fixed[d] for d in range(rank)
     ]
     _strongest(step, self, activation, windows, mean)
