@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyfast_xai import CNNFixations, ops
 from pyfast_xai.explainers.fixations import VARIANTS
@@ -51,6 +52,21 @@ class Refuses(TorchDispatchMode):
         if name in READS or by_mask or (by_count and (kwargs or {}).get("output_size") is None):
             raise AssertionError(f"{op} waits for the device")
         return op(*args, **(kwargs or {}))
+
+
+class Apart(TorchDispatchMode):
+    """Raises at an operation that brings a tensor of the host to a device: a copy that a CUDA graph does not take."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        if len({leaf.device for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)}) > 1:
+            raise AssertionError(f"{op} copies to the device")
+        return result
+
+
+def test_a_copy_to_the_device_is_noticed():
+    with pytest.raises(AssertionError, match="copies to the device"), Apart():
+        torch.arange(3, device="meta") + torch.tensor([1, 2, 3]).to("meta")
 
 
 WAITING = {
@@ -235,20 +251,20 @@ def test_a_trace_reads_no_number(without_reading, network, variant):
     # By the shapes that the kernels promise, and on meta step by step as plain PyTorch, too. On the CPU that reads its
     # points to check them.
     for served in ("auto",) if device == "cpu" else ("auto", "reference"):
-        with context(), marking(), ops.backend(served):
+        with context(), Apart(), marking(), ops.backend(served):
             pixels = trace(explain, model, images, classes)
         assert pixels.device == images.device
         assert pixels.dim() == 1
         assert len(pixels) <= 2 * (3 if explain.duplicates else 1) * 16 * 16
 
 
-@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "swin_t"])
+@pytest.mark.parametrize("name", ["densenet121", "resnet18", "swin_t"])
 def test_a_trace_of_a_network_of_the_field_reads_no_number(name):
     models = pytest.importorskip("torchvision.models")
     model = models.get_model(name, weights=None).eval().to("meta")
     images, classes = torch.zeros(2, 3, 96, 96, device="meta"), torch.zeros(2, 1, dtype=torch.int64, device="meta")
     with ops.backend("reference"):
-        assert len(trace(CNNFixations(model, variant="authors"), model, images, classes)) <= 2 * 1280
+        assert len(trace(CNNFixations(model, variant="authors"), model, images, classes)) <= 2 * 1024
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
