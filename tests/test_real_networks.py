@@ -21,6 +21,7 @@ from pyfast_xai import (
     Saliency,
     backend,
 )
+from pyfast_xai.rules.evidence.points import marking
 
 COUNT = 24
 
@@ -88,6 +89,19 @@ def test_backends_trace_the_same_points(case):
         for other in others:
             # Sums in another order may turn a near tie.
             assert len(first & other) >= 0.95 * len(first | other)
+
+
+@pytest.mark.parametrize("variant", ["default", "paper", "authors"])
+def test_absent_points_may_stay_in_the_lists(case, variant):
+    """As on a device: nothing is left out, and there is room for all wherever branches meet."""
+    model, images, _ = case
+    explainer = CNNFixations(model, variant=variant)
+    left_out = explainer(images[:4])
+    with marking():
+        marked = explainer(images[:4])
+    assert any(len(own) for own in marked.points)
+    assert [own.tolist() for own in marked.points] == [own.tolist() for own in left_out.points]
+    assert torch.equal(marked.heatmap, left_out.heatmap)
 
 
 def class_sensitivity(method, model, images):
