@@ -210,11 +210,13 @@ def calls(kind: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Call]:
         signs = importlib.import_module("pyfast_xai.kernels.reference.sign_bits").sign_bits
         bits = signs(torch.randn(outputs, features, device=kind))
         at = torch.randint(0, n * outputs, (n * each,), device=kind).unique()
-        return torch.randn(n, features, device=kind).relu().to(dtype), *bits, at, None
+        return torch.randn(n, features, device=kind).relu().to(dtype), *bits, at, None, capacity
 
+    # On a device the result has an entry for every input, as a walk has it: nothing is waited for.
+    capacity = n * features if kind == "cuda" else None
     # The half of the inputs that is positive is found; how many neurons that takes is up to their signs, one at least.
     words = math.ceil(features / 64)
-    traffic = n * (features * size + words * 8 + each * 8 + features // 2 * 8)
+    traffic = n * (features * size + words * 8 + each * 8) + (capacity or n * features // 2) * 8
     shape = f"{n}x{features}, {outputs} neurons, {each} points a row"
     yield Call("linear_trace", shape, dtype, make_linear, traffic, n * words, _equal)
 
@@ -230,7 +232,8 @@ def calls_of_one_dtype(kind: str, sizes: Sizes) -> Iterator[Call]:
     count, places = (40, 300) if small else (15_625 * n, n * 64 * 224 * 224)
     yield Call(
         *("points_union", f"{count} points of {places}", torch.int64),
-        lambda: (torch.randint(0, places, (count,), device=kind), places),
+        # On a device with as many entries as points, as in a walk.
+        lambda: (torch.randint(0, places, (count,), device=kind), places, count if kind == "cuda" else None),
         *(16 * count + places // 8, count, _equal),
     )
     count, side, sigma = (40, 7, 1.5) if small else (2000 * n, 224, 12.7)

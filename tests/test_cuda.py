@@ -345,7 +345,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 @every_variant
-def test_a_trace_is_that_of_the_cpu(variant, kernels):
+def test_a_trace_equals_the_cpu(variant, kernels):
     model, images = build()
     classes = torch.tensor([[3], [1]])
     expected = trace(model, images, classes, variant)
