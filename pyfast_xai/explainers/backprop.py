@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, one_of, rows_of
 from pyfast_xai.explainers.seeds import Goal, Seeds, seeds_for
+from pyfast_xai.explainers.walking import Start, walked
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import DECONVNET, GUIDED, Response, Table, rectifies, walk
+from pyfast_xai.tape import Tape
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -77,12 +79,16 @@ class _Backprop(Explainer):
         return self._walk(images, target, args, kwargs)
 
     def _walk(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, Seeds]:
-        tape = self.record(images, *args, reading=self.reading, **kwargs)
+        reading = self.reading
+        tape, seeds, gradient = walked(self, self._step, images, target, reading, args, kwargs, key=_Backprop._step)
         if self.overlay and not self._said and not any(map(rectifies, tape)):
             self._said = True
             logger.warning("%s found no rectifier in the model: this is its plain gradient", self.method)
-        seeds = seeds_for(tape, target)
-        return walk(self.reading, tape, seeds.grads, [tape.inputs[0]])[0], seeds
+        return gradient, seeds
+
+    def _step(self, start: Start, images: Tensor, reading: Response, args: Any, kwargs: Any) -> tuple[Tape, Tensor]:
+        tape = self.record(images, *args, reading=reading, **kwargs)
+        return tape, walk(reading, tape, start(tape).grads, [tape.inputs[0]])[0]
 
 
 class Saliency(_Backprop):

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -14,10 +15,12 @@ from pyfast_xai.explainers.heard import waiting
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.tape import Tape, Value, record
 from pyfast_xai.tape.accelerated import Accelerated
+from pyfast_xai.tape.captured import Again
 from pyfast_xai.tape.watch import modules_of, unwrap, watching
 
 logger = logging.getLogger("pyfast_xai")
 
+T = TypeVar("T")
 Own = TypeVar("Own", bound="Explainer")
 Target = int | Sequence[int] | Tensor | None
 
@@ -51,7 +54,9 @@ class Explainer:
         left alone. A change to its weights, modules, hooks or mode is noticed; one to other attributes that its
         `forward` looks at is not. A model that cannot be replayed runs as before, which is logged once.
 
-        Takes memory for a second and third copy of the weights of convolutions.
+        On a CUDA device steps that are run for the second time become CUDA graphs.
+
+        Takes memory for a second and third copy of the weights of convolutions, and for the graphs.
 
         Returns:
             The explainer itself.
@@ -64,6 +69,11 @@ class Explainer:
     def accelerated(self) -> bool:
         """Whether the model is replayed."""
         return self._accelerated is not None
+
+    @property
+    def accelerated_model(self) -> Accelerated | None:
+        """What replays the model; None where it runs itself."""
+        return self._accelerated
 
     def __call__(self, images: Tensor, target: Target = None) -> Explanation:
         """Explain a batch of images.
@@ -107,11 +117,22 @@ class Explainer:
         from then on at once.
         """
         tape = self._recorded(images, args, kwargs)
+        if kwargs.get("until") is None:
+            self.tell(images, tape)
+        return tape
+
+    def tell(self, images: Tensor, tape: Tape) -> None:
+        """Tell those who wait for it what the model returned for these images."""
         heard = waiting(images)
-        if heard is not None and kwargs.get("until") is None:
+        if heard is not None:
             with contextlib.suppress(InputError):  # a model that returns no outputs of classes
                 heard.logits = logits_of(tape)[1]
-        return tape
+
+    def repeating(self, function: Callable[..., T], *arguments: Any, key: Hashable) -> AbstractContextManager[Again[T]]:
+        """Calls a step again and again, on tensors that it writes to; see `Captured.repeating`."""
+        if self._accelerated is None:
+            return contextlib.nullcontext(Again(function, arguments))
+        return self._accelerated.repeating(function, *arguments, key=key)
 
     def _recorded(self, images: Tensor, args: Any, kwargs: Any) -> Tape:
         if self._wants_channels_last(images) and not images.is_contiguous(memory_format=torch.channels_last):
@@ -178,10 +199,23 @@ def choose(logits: Tensor, target: Target) -> Tensor:
     images, classes = logits.shape
     if target is None:
         return logits.argmax(1)
+    chosen = given(target, images, logits.device)
+    if bool(((chosen < 0) | (chosen >= classes)).any()):
+        worst = chosen[(chosen < 0) | (chosen >= classes)].flatten()[0]
+        raise InputError(f"target must lie in [0, {classes}), got {int(worst)}")
+    return chosen.long()
+
+
+def given(target: Any, images: int, device: torch.device) -> Tensor:
+    """Classes that were asked for, integers `[N]` or `[N, K]`, whether they exist or not.
+
+    Raises:
+        InputError: something else, or of another length.
+    """
     if callable(target) or isinstance(target, (str, float)):
         raise InputError(f"target must be None, an int, N ints or [N, K] ints, got {type(target).__name__}")
     try:
-        chosen = torch.as_tensor(target, device=logits.device)
+        chosen = torch.as_tensor(target, device=device)
     except (TypeError, ValueError, RuntimeError):
         kind = type(target).__name__
         raise InputError(f"target must be None, an int, N ints or [N, K] ints, got a {kind} of others") from None
@@ -191,10 +225,7 @@ def choose(logits: Tensor, target: Target) -> Tensor:
         chosen = chosen.expand(images)
     if chosen.dim() > 2 or len(chosen) != images or chosen.numel() == 0:
         raise InputError(f"target must have one entry for each of {images} images, got shape {list(chosen.shape)}")
-    if bool(((chosen < 0) | (chosen >= classes)).any()):
-        worst = chosen[(chosen < 0) | (chosen >= classes)].flatten()[0]
-        raise InputError(f"target must lie in [0, {classes}), got {int(worst)}")
-    return chosen.long()
+    return chosen
 
 
 def is_distribution(logits: Tensor) -> bool:

@@ -23,7 +23,7 @@ from pyfast_xai.explainers.layers import (
     wide,
 )
 from pyfast_xai.explainers.pooled_tail import PooledTail, pooled_tail
-from pyfast_xai.explainers.seeds import Goal, Seeds, seeds_for
+from pyfast_xai.explainers.seeds import Goal, seeds_for
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import GUIDED, Response, rectifies, walk
 from pyfast_xai.tape import Tape
@@ -166,9 +166,10 @@ class GradCAM(LayerExplainer):
         """
         self.check(images)
         with torch.inference_mode(False), torch.no_grad():
-            recorded = self._record(images, args, kwargs)
-            seeds = seeds_for(recorded.tape, target)
-            maps = self._maps(recorded, seeds, images.shape[2:])
+            recorded, seeds, gradients = self._record.gradients(
+                images, target, args, kwargs, reading=lambda tape, seeds: Response(), key=tuple(self.layers)
+            )
+            maps = self._maps(recorded, gradients, images.shape[2:])
             return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
 
     def automatic(self, tape: Tape) -> str:
@@ -186,10 +187,9 @@ class GradCAM(LayerExplainer):
         """
         return gradient.mean((2, 3))
 
-    def _maps(self, recorded: Recorded, seeds: Seeds, size: Sequence[int]) -> list[Tensor]:
+    def _maps(self, recorded: Recorded, gradients: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
         """The signed maps `[N * K, h, w]` of each layer."""
         maps = []
-        gradients = recorded.gradients(seeds.grads, Response())
         for name, gradient, activation in zip(self.names(recorded.tape), gradients, recorded.activations, strict=True):
             cells = wide(self.grid(activation, size, name))
             arrived = wide(self.grid(gradient.flatten(0, 1), size, name)).unflatten(0, gradient.shape[:2])
@@ -319,7 +319,7 @@ class GuidedGradCAM(GradCAM):
                 self._said = True
                 logger.warning("%s found no rectifier in the model: guided backprop is its plain gradient", self.method)
             seeds = seeds_for(tape, target)
-            maps = self._maps(recorded, seeds, images.shape[2:])
+            maps = self._maps(recorded, recorded.gradients(seeds.grads, Response()), images.shape[2:])
             where = self.heat(maps, images.shape[2:], self.interpolation)
             guided = rows(walk(recorded.reading, tape, seeds.grads, [tape.inputs[0]])[0])
             attribution = guided * where[:, None].to(guided.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.layers import LayerExplainer, LayerRecorder, bottlenecks, is_channels_last, rows, wide
-from pyfast_xai.explainers.seeds import Goal, seeds_for
+from pyfast_xai.explainers.seeds import Goal, Seeds
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import EXCITATION, Contrastive, last_weighted
 from pyfast_xai.tape import Tape
@@ -84,20 +84,27 @@ class ExcitationBackprop(LayerExplainer):
         """
         self.check(images)
         with torch.inference_mode(False), torch.no_grad():
-            recorded = self._record(images, args, kwargs)
-            seeds = seeds_for(recorded.tape, target)
-            reading = None
-            if self.contrastive:
-                last = last_weighted(recorded.tape, seeds.grads)
-                if last is None:
-                    raise InputError("contrastive must be False for a model without a layer with weights, got True")
-                reading = Contrastive(last)
+            recorded, seeds, arrived = self._record.gradients(
+                images,
+                target,
+                args,
+                kwargs,
+                reading=self._reading,
+                key=(self.contrastive, self.channels, tuple(self.layers)),
+            )
             maps = []
-            arrived = recorded.gradients(seeds.grads, reading)
             for name, own in zip(self.names(recorded.tape), arrived, strict=True):
                 cells = wide(self.grid(own.flatten(0, 1), images.shape[2:], name)).sum(3)
                 maps.append(rows(cells.unflatten(0, own.shape[:2])))
             return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
+
+    def _reading(self, tape: Tape, seeds: Seeds) -> Contrastive | None:
+        if not self.contrastive:
+            return None
+        last = last_weighted(tape, seeds.grads)
+        if last is None:
+            raise InputError("contrastive must be False for a model without a layer with weights, got True")
+        return Contrastive(last)
 
     def automatic(self, tape: Tape) -> str:
         """The first of the coarsest maps of stride 16 or less through which everything passes.

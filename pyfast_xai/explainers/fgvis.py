@@ -19,7 +19,7 @@ from pyfast_xai.explainers.baseline import blurred
 from pyfast_xai.explainers.progress import Progress
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import Response, walk
-from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
+from pyfast_xai.rules.response.bounds import Bounding, Bounds, Clipped, bounds_of
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -44,6 +44,10 @@ GAMES = {
 }
 REFERENCES = ("zero", "blur", "noise")
 DEFENCES = ("gradient", "forward", "none")
+
+# Iterations between two looks at how the games stand, where a look is more than reading memory. Nothing but the time of
+# looking depends on it: a game that is over changes no more.
+LOOKS = {"cuda": 10}
 
 
 @dataclass(eq=False)
@@ -194,10 +198,12 @@ class FGVis(Explainer):
         chosen = choose(logits, target).view(len(images), -1)
         each = chosen.shape[1]
         rows, chosen = rows_of(images, each), chosen.flatten()
-        before = _log_probability(rows_of(logits, each), chosen).exp().float()
-        match = _Match(self, rows, self._reference(rows), chosen, before)
+        # Said once, of images as they are: what is left of a changed one must not change how outputs are read.
+        distribution = is_distribution(logits)
+        before = _log_probability(rows_of(logits, each), chosen, distribution).exp().float()
+        match = _Match.begun(GAMES[self.game], rows, self._reference(rows), chosen, before, self.sparsity)
         with Progress(self.progress, "FGVis", self.iterations, "score {:.3f}, {} images left") as progress:
-            self._play(match, args, kwargs, progress)
+            self._play(match, distribution, args, kwargs, progress)
         lost = int((~match.reached).sum())
         if lost and not self._told:
             self._told = True
@@ -227,44 +233,66 @@ class FGVis(Explainer):
             game=self.game,
         )
 
-    def _play(self, match: "_Match", args: Any, kwargs: Any, progress: Progress) -> None:
-        active = torch.arange(len(match.images), device=match.images.device)
-        reading: Response | None = None
-        held = 0
-        for iteration in range(1, self.iterations + 1):
-            if reading is None or 2 * len(active) <= held:
-                # Half of the images are done: the others go on alone. Their bounds are taken anew, by the very
-                # kernels that will meet them: at m = 1 an activation lies on its bound to the last bit.
-                rows, held = active, len(active)
-                reading = self._reading(match.images[rows], args, kwargs)
-            gradient, probability, predicted = self._evaluate(reading, match, rows, args, kwargs)
-            match.judge(rows, probability, predicted, iteration)
-            active = rows[~match.done[rows]]
-            progress.advance(1, float(match.after[rows].mean()), len(active))
-            if not len(active):
-                return
-            match.step(rows, gradient)
+    def _play(self, match: "_Match", distribution: bool, args: Any, kwargs: Any, progress: Progress) -> None:
+        every = LOOKS.get(match.mask.device.type, 1)
+        rows = torch.arange(len(match.images), device=match.images.device)
+        own, iteration, left = match, 0, len(rows)
+        while left and iteration < self.iterations:
+            # Bounds are taken by the very kernels that will meet them: at m = 1 an activation lies on its bound to the
+            # last bit.
+            held, bounds = len(rows), self._bounds(own, args, kwargs)
+            with self.repeating(self._iterate, own, bounds, distribution, args, kwargs, key=self._settings()) as again:
+                del bounds
+                # Until half of the images are done: the others then go on alone.
+                while left and 2 * left > held and iteration < self.iterations:
+                    ran = min(every, self.iterations - iteration)
+                    for _ in range(ran):
+                        look = again()
+                    iteration += ran
+                    playing, score = look.tolist()  # the one number read
+                    left = int(playing)
+                    progress.advance(ran, score, left)
+                own = again.arguments[0]
+                if own is not match:
+                    match.put(rows, own)
+            if left:
+                rows = (~match.done).nonzero().flatten()
+                own = match.take(rows)
 
-    def _reading(self, images: Tensor, args: Any, kwargs: Any) -> Response:
+    def _bounds(self, match: "_Match", args: Any, kwargs: Any) -> Bounds | None:
         if self.defence == "none":
-            return Response()
-        tape = self.record(images, *args, reading=Bounding(), **kwargs)
-        return Clipped(bounds_of(tape), self.defence)
+            return None
+        # Through the mask that changes nothing, so that they come in the memory format of all that follow.
+        images = _mixed(torch.ones_like(match.mask), match.images, match.reference)
+        return bounds_of(self.record(images, *args, reading=Bounding(), **kwargs))
+
+    def _iterate(self, match: "_Match", bounds: Bounds | None, distribution: bool, args: Any, kwargs: Any) -> Tensor:
+        """Play on in place, without a number read; returns how many images are left, and the mean score."""
+        reading = Response() if bounds is None else Clipped(bounds, self.defence)
+        gradient, probability, predicted = self._evaluate(reading, match, distribution, args, kwargs)
+        match.judge(self, probability, predicted)
+        match.step(self, gradient)
+        return torch.stack([(~match.done).sum().to(match.after.dtype), match.after.mean()])
+
+    def _settings(self) -> tuple[Any, ...]:
+        """All that an iteration depends on besides tensors."""
+        named = (self.game, self.similarity, self.defence, self.until, self.normalize, self.sparsity is None)
+        return (*named, self.growth, self.score, self.rate, self.patience)
 
     def _evaluate(
-        self, reading: Response, match: "_Match", rows: Tensor, args: Any, kwargs: Any
+        self, reading: Response, match: "_Match", distribution: bool, args: Any, kwargs: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the similarity with respect to the mask, probability of the class and predicted class."""
-        perturbed = _mixed(match.mask[rows], match.images[rows], match.reference[rows])
+        perturbed = _mixed(match.mask, match.images, match.reference)
         tape = self.record(perturbed, *args, reading=reading, **kwargs)
         value, logits = logits_of(tape)
         with torch.enable_grad():
             leaf = logits.detach().clone().requires_grad_()
-            log_probability = _log_probability(leaf, match.target[rows])
+            log_probability = _log_probability(leaf, match.target, distribution)
             similarity = log_probability if self.similarity == "cross-entropy" else log_probability.exp()
             (seed,) = torch.autograd.grad(-similarity.sum(), leaf)
         (gradient,) = walk(reading, tape, {value: seed[None]}, [tape.inputs[0]])
-        slope = match.images[rows] - match.reference[rows]
+        slope = match.images - match.reference
         return gradient[0] * slope, log_probability.detach().exp().float(), logits.argmax(1)
 
     def _reference(self, images: Tensor) -> Tensor:
@@ -282,64 +310,116 @@ class FGVis(Explainer):
         return torch.zeros_like(images)
 
 
-class _Match:
-    """The state of a game, one row an image and target."""
+class _Match(NamedTuple):
+    """The state of a game, one row an image and target; played on in place.
 
-    def __init__(self, rules: FGVis, images: Tensor, reference: Tensor, target: Tensor, before: Tensor) -> None:
-        self._rules = rules
-        self._game = GAMES[rules.game]
-        self.images, self.reference, self.target = images, reference, target
-        self._before = before
-        count, device = len(images), images.device
-        self.mask = torch.full_like(images, self._game.start, memory_format=torch.contiguous_format)
-        self.best = self.mask.clone()
-        self.after = before.clone()
-        self.reached = torch.zeros(count, dtype=torch.bool, device=device)
-        self.iterations = torch.zeros(count, dtype=torch.int64, device=device)
-        self.sparsity = torch.full((count,), 0.1 if rules.sparsity is None else rules.sparsity, device=device)
-        self.done = torch.zeros_like(self.reached)
-        self._size = torch.full((count,), math.inf, device=device)
-        self._waited = torch.zeros(count, dtype=torch.int64, device=device)
+    Attributes:
+        images: `[N, C, H, W]`.
+        reference: likewise.
+        target: int64 `[N]`.
+        before: probability of the target on the image, `[N]`.
+        mask: that is being optimised, `[N, C, H, W]`.
+        best: that will be handed back.
+        after: the probability under it, `[N]`.
+        reached: whether the score was reached, `[N]`.
+        iterations: played so far, `[N]`.
+        sparsity: weight of the mask's size, `[N]`.
+        done: whether the game is over, `[N]`; of such a row nothing changes any more.
+        size: of the smallest mask that won, `[N]`.
+        waited: iterations since it became notably smaller, `[N]`.
+    """
 
-    def judge(self, rows: Tensor, probability: Tensor, predicted: Tensor, iteration: int) -> None:
+    images: Tensor
+    reference: Tensor
+    target: Tensor
+    before: Tensor
+    mask: Tensor
+    best: Tensor
+    after: Tensor
+    reached: Tensor
+    iterations: Tensor
+    sparsity: Tensor
+    done: Tensor
+    size: Tensor
+    waited: Tensor
+
+    @classmethod
+    def begun(
+        cls, game: Game, images: Tensor, reference: Tensor, target: Tensor, before: Tensor, sparsity: float | None
+    ) -> "_Match":
+        def each(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.full((len(images),), value, dtype=dtype, device=images.device)
+
+        mask = torch.full_like(images, game.start, memory_format=torch.contiguous_format)
+        return cls(
+            images,
+            reference,
+            target,
+            before,
+            mask=mask,
+            best=mask.clone(),
+            after=before.clone(),
+            reached=each(False, torch.bool),
+            iterations=each(0, torch.int64),
+            sparsity=each(0.1 if sparsity is None else sparsity),
+            done=each(False, torch.bool),
+            size=each(math.inf),
+            waited=each(0, torch.int64),
+        )
+
+    def take(self, rows: Tensor) -> "_Match":
+        """A game of some rows alone."""
+        return _Match(*(tensor[rows] for tensor in self))
+
+    def put(self, rows: Tensor, other: "_Match") -> None:
+        """Where the game of some rows has come to."""
+        for own, given in zip(self[_PLAYED:], other[_PLAYED:], strict=True):
+            own[rows] = given
+
+    def judge(self, rules: FGVis, probability: Tensor, predicted: Tensor) -> None:
         """Keep the best masks, adapt the sparsity, and see which rows are done."""
-        rules, keeps = self._rules, self._game.keeps
-        # Rows that are done may still be in the batch; nothing of theirs changes.
-        playing = ~self.done[rows]
-        rows, probability, predicted = rows[playing], probability[playing], predicted[playing]
+        keeps = GAMES[rules.game].keeps
+        playing = ~self.done
+        self.iterations.add_(playing)
         if rules.until == "class":
-            won = (predicted == self.target[rows]) == keeps
+            won = (predicted == self.target) == keeps
         elif keeps:
-            won = probability >= rules.score * self._before[rows]
+            won = probability >= rules.score * self.before
         else:
-            won = probability <= (1 - rules.score) * self._before[rows]
-        mask = self.mask[rows]
-        size = (mask if keeps else 1 - mask).float().mean((1, 2, 3))
+            won = probability <= (1 - rules.score) * self.before
+        size = (self.mask if keeps else 1 - self.mask).float().mean((1, 2, 3))
         # A mask that wins is better than any that does not; of those that win the smallest is best, of the others
         # the one that comes nearest.
-        nearer = (probability > self.after[rows]) if keeps else (probability < self.after[rows])
-        reached, best = self.reached[rows], self._size[rows]
-        better = torch.where(won, ~reached | (size < best), ~reached & (nearer | (iteration == 1)))
-        notably = won & (~reached | (size < 0.99 * best))
-        self.best[rows[better]] = mask[better]
-        self.after[rows[better]] = probability[better]
-        self._size[rows[better & won]] = size[better & won]
-        self.reached[rows] = reached | won
-        self.iterations[rows] = iteration
-        waited = torch.where(notably, 0, self._waited[rows] + 1)
-        self._waited[rows] = waited
+        nearer = (probability > self.after) if keeps else (probability < self.after)
+        first = self.iterations == 1
+        better = playing & torch.where(won, ~self.reached | (size < self.size), ~self.reached & (nearer | first))
+        notably = won & (~self.reached | (size < 0.99 * self.size))
+        _update(self.best, better, self.mask)
+        _update(self.after, better, probability)
+        _update(self.size, better & won, size)
+        self.reached.logical_or_(won & playing)
+        _update(self.waited, playing, torch.where(notably, 0, self.waited + 1))
         if rules.sparsity is None:
-            self.sparsity[rows] *= torch.where(won, rules.growth, 1 / rules.growth)
-        self.done[rows] = self.reached[rows] & (waited >= rules.patience)
+            _update(self.sparsity, playing, self.sparsity * torch.where(won, rules.growth, 1 / rules.growth))
+        self.done.logical_or_(self.reached & (self.waited >= rules.patience))
 
-    def step(self, rows: Tensor, gradient: Tensor) -> None:
+    def step(self, rules: FGVis, gradient: Tensor) -> None:
         """Descend, and stay within 0..1."""
-        if self._rules.normalize:
+        if rules.normalize:
             largest = gradient.abs().amax((1, 2, 3), keepdim=True)
             gradient = gradient / torch.where(largest > 0, largest, 1)
         # Both terms change their sign with the game; that of the size is never filtered.
-        step = gradient.add_(self.sparsity[rows].view(-1, 1, 1, 1).to(gradient.dtype)).mul_(self._rules.rate)
-        self.mask[rows] = (self.mask[rows] - self._game.sign * step).clamp_(0, 1)
+        step = gradient.add_(self.sparsity.view(-1, 1, 1, 1).to(gradient.dtype)).mul_(rules.rate)
+        moved = (self.mask - GAMES[rules.game].sign * step).clamp_(0, 1)
+        _update(self.mask, ~self.done, moved)
+
+
+_PLAYED = _Match._fields.index("mask")  # what comes before does not change
+
+
+def _update(tensor: Tensor, rows: Tensor, new: Tensor) -> None:
+    """Overwrite the rows for which it is said, bool `[N]`, without asking the device which these are."""
+    torch.where(rows.view(-1, *[1] * (tensor.dim() - 1)), new, tensor, out=tensor)
 
 
 def _mixed(mask: Tensor, images: Tensor, reference: Tensor) -> Tensor:
@@ -347,8 +427,8 @@ def _mixed(mask: Tensor, images: Tensor, reference: Tensor) -> Tensor:
     return mask * images + (1 - mask) * reference
 
 
-def _log_probability(logits: Tensor, target: Tensor) -> Tensor:
+def _log_probability(logits: Tensor, target: Tensor, distribution: bool) -> Tensor:
     """Of the class of each row, `[N]`; outputs that are a distribution already are taken as they are."""
-    if is_distribution(logits):
+    if distribution:
         return logits.gather(1, target[:, None])[:, 0].clamp_min(torch.finfo(logits.dtype).tiny).log()
     return logits.log_softmax(1).gather(1, target[:, None])[:, 0]

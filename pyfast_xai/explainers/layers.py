@@ -1,7 +1,7 @@
 """Where an explainer looks: which layer, how its activation is laid out, and how a map there becomes a heat map."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, logits_of, rows_of
-from pyfast_xai.explainers.seeds import Seeds
+from pyfast_xai.explainers.seeds import Goal, Seeds
+from pyfast_xai.explainers.walking import Start, walked
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.response import Response, Table, walk
 from pyfast_xai.tape import Node, Tape, Value, key
@@ -375,6 +376,44 @@ class LayerRecorder:
             reading, tape = self._record(images, begin, args, kwargs)
             layers = list(self._layers(tape))
         return Recorded(tape, reading, layers, [self._activation(tape, layer, images) for layer in layers])
+
+    def gradients(
+        self,
+        images: Tensor,
+        target: Goal,
+        args: Any,
+        kwargs: Any,
+        *,
+        reading: Callable[[Tape, Seeds], Response | None],
+        key: Hashable,
+    ) -> tuple[Recorded, Seeds, list[Tensor]]:
+        """Record a forward pass, and walk back to the layers.
+
+        Args:
+            images: `[N, C, H, W]`.
+            target: of the explainer.
+            args: further arguments of the model.
+            kwargs: further keyword arguments of the model.
+            reading: to walk with instead of the one it was recorded with, see `Recorded.gradients`.
+            key: what the layers and `reading` depend on besides the tape.
+
+        Returns:
+            The recording, which is not to be walked again; what was started from; and what `Recorded.gradients` gives.
+
+        Raises:
+            InputError: a layer that is not there or does not lead to the target, or a target that does not fit.
+        """
+
+        def step(start: Start, images: Tensor, args: Any, kwargs: Any) -> tuple[Tape, Any]:
+            recorded = self(images, args, kwargs)
+            seeds = start(recorded.tape)
+            arrived = recorded.gradients(seeds.grads, reading(recorded.tape, seeds))
+            return recorded.tape, (recorded.reading, recorded.activations, arrived)
+
+        key = (LayerRecorder.gradients, key)
+        tape, seeds, found = walked(self._explainer, step, images, target, args, kwargs, key=key)
+        own, activations, arrived = found
+        return Recorded(tape, own, list(self._layers(tape)), activations), seeds, arrived
 
     def _record(self, images: Tensor, begin: Collection[str], args: Any, kwargs: Any) -> tuple[Response, Tape]:
         reading = Above(self._overlay, begin)

@@ -62,6 +62,23 @@ def seeds_for(tape: Tape, target: Goal) -> Seeds:
     return Seeds({value: one_hot(chosen, logits)}, chosen, probability(logits, chosen))
 
 
+def begin(tape: Tape, classes: Tensor | None) -> Seeds:
+    """The start for classes without a look at any number, and so without their scores.
+
+    Args:
+        tape: of the model on N images.
+        classes: int64 `[N, K]`, None for the largest output; one that does not exist is taken for the nearest.
+
+    Raises:
+        InputError: the model returned something else than scores of classes.
+    """
+    value, logits = logits_of(tape)
+    if logits.dim() != 2:
+        raise InputError(f"model must return [N, classes] for a target to be chosen, got {list(logits.shape)}")
+    chosen = logits.argmax(1)[:, None] if classes is None else classes.clamp(0, logits.shape[1] - 1)
+    return Seeds({value: one_hot(chosen, logits)}, chosen)
+
+
 def one_hot(chosen: Tensor, logits: Tensor) -> Tensor:
     """Ones at the classes `[N, K]`, `[K, N, classes]`."""
     grads = torch.zeros(chosen.shape[1], *logits.shape, dtype=logits.dtype, device=logits.device)

@@ -68,6 +68,11 @@ class backend(contextlib.ContextDecorator):  # noqa: N801 reads as a verb: `with
         _forced.reset(self._tokens.pop())
 
 
+def asked_for() -> str:
+    """The backend that ops are served from here, "auto" where each has its own."""
+    return _forced.get()
+
+
 class Op:
     """An op of this library: its schema, its fake, and the backends that implement it.
 

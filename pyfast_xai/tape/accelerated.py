@@ -3,8 +3,10 @@
 import functools
 import logging
 import threading
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +14,18 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.tape import alias, watch
+from pyfast_xai.tape.captured import Again, Captured
 from pyfast_xai.tape.fold import fold_batch_norm
 from pyfast_xai.tape.nodes import Node, Tape, Value
 from pyfast_xai.tape.once import Once
 from pyfast_xai.tape.pack import pack
 from pyfast_xai.tape.record import Keep, Reading, record, tensors_in
 from pyfast_xai.tape.replay import record_again
+from pyfast_xai.tape.signature import signature
 
 logger = logging.getLogger("pyfast_xai")
+
+T = TypeVar("T")
 
 # Of the largest output. Rounding in another order is far below, a decision that went another way far above.
 _AGREES = {torch.float64: 1e-9, torch.float32: 1e-2}
@@ -56,6 +62,8 @@ class Accelerated:
     buffer, submodule, hook or mode of the model has changed since, all begins anew. Decisions that the model takes from
     anything else, its own Python attributes for example, are not seen: make a new one, or call `forget`.
 
+    What reads no number on the way can be handed to `run`, which makes a CUDA graph of it on a device.
+
     Args:
         model: any module.
         fold: fold batch norm into convolutions.
@@ -77,16 +85,14 @@ class Accelerated:
         with self._lock:
             self._templates: dict[Any, list[_Template]] = {}
             self._once = Once()
+            self._captured = Captured()
             self._state: Any = None
 
     def record(self, *args: Any, reading: Reading | None = None, until: str | None = None, **kwargs: Any) -> Tape:
         """As `tape.record` of the model."""
         with self._lock:
-            state = _state_of(self._model)
-            if state != self._state:
-                self.forget()
-                self._state = state
-            known = (*_signature(args, kwargs), until)
+            self._look()
+            known = (*signature(args, kwargs), until)
             templates = self._templates.setdefault(known, [])
             template = next((template for template in templates if template.serves(reading)), None)
             if template is None:
@@ -95,6 +101,26 @@ class Accelerated:
         if template.tape is None:
             return record(self._model, *args, reading=reading, until=until, **kwargs)
         return record_again(template.tape, *tensors_in((args, kwargs)), reading=reading, until=template.until)
+
+    def run(self, function: Callable[..., T], *arguments: Any, key: Hashable) -> T:
+        """`function(*arguments)`, which records this model: as a CUDA graph where it can be one, see `Captured`."""
+        return self._graphs()(function, *arguments, key=key)
+
+    def repeating(self, function: Callable[..., T], *arguments: Any, key: Hashable) -> AbstractContextManager[Again[T]]:
+        """The same for a function that is called again and again on the same tensors, to which it writes."""
+        return self._graphs().repeating(function, *arguments, key=key)
+
+    def _graphs(self) -> Captured:
+        with self._lock:
+            self._look()
+            return self._captured
+
+    def _look(self) -> None:
+        """Begin anew if the model has changed."""
+        state = _state_of(self._model)
+        if state != self._state:
+            self.forget()
+            self._state = state
 
     def _template(self, args: Any, kwargs: Any, reading: Reading | None, until: str | None) -> _Template:
         asked = _Asked(reading)
@@ -111,6 +137,7 @@ class Accelerated:
         if not self._told:
             self._told = True
             logger.warning("accelerate: the model runs as it is: %s", reason)
+        self._captured.stop()  # a graph is a replay, too
         return _Template(None, end, asked.answers, seen=True)
 
     def _speed_up(self, tape: Tape, until: Value | None, args: Any, kwargs: Any, *, seen: bool) -> str | None:
@@ -178,20 +205,6 @@ class _Layouts(_Asked):
 def _understands(reading: Reading | None, op: OpOverload) -> bool:
     # Without a reading nothing is taken apart.
     return reading is None or reading.understands(op)
-
-
-def _signature(args: Any, kwargs: Any) -> tuple[Any, ...]:
-    """What a replay depends on besides the numbers."""
-    leaves, structure = pytree.tree_flatten((args, kwargs))
-    described = tuple(
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf)
-        for leaf in leaves
-    )
-    kinds = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
-    autocast = tuple(
-        (kind, torch.get_autocast_dtype(kind)) for kind in sorted(kinds) if torch.is_autocast_enabled(kind)
-    )
-    return described, structure, autocast
 
 
 def _state_of(model: nn.Module) -> list[Any]:

@@ -78,8 +78,8 @@ def test_masks_are_those_of_the_paper(net, images, game, defence, similarity):
     )  # fmt: skip
     evaluate = explainer._evaluate
 
-    def watched(reading, match, rows, args, kwargs):
-        result = evaluate(reading, match, rows, args, kwargs)
+    def watched(reading, match, *rest):
+        result = evaluate(reading, match, *rest)
         seen.append((match.mask.clone(), result[1]))
         return result
 
