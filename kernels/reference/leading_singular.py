@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.reference.normals import normals
 
 AUTO, GRAM, SUBSPACE = range(3)
 OVERSAMPLE = 8
@@ -22,9 +23,8 @@ def leading_singular(
         left, singular, right_t = torch.linalg.svd(exact, full_matrices=False)
         right = right_t.mT
     else:
-        generator = torch.Generator().manual_seed(seed)
-        probe = torch.randn(exact.shape[2], k + OVERSAMPLE, generator=generator, dtype=torch.float64)
-        basis = torch.linalg.qr(exact @ probe.to(exact.device)).Q
+        probe = normals(exact.shape[2], k + OVERSAMPLE, seed, exact.device)
+        basis = torch.linalg.qr(exact @ probe).Q
         for _ in range(iterations):
             basis = torch.linalg.qr(exact.mT @ basis).Q
             basis = torch.linalg.qr(exact @ basis).Q

@@ -1,5 +1,7 @@
 """Reference of `relu_forward`."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ def _pack(mask: Tensor) -> Tensor:
     size = -(-len(mask) // BYTE)
     padded = torch.zeros(size * BYTE, dtype=torch.uint8, device=mask.device)
     padded[: len(mask)] = mask
-    place = torch.tensor([1 << bit for bit in range(BYTE)], dtype=torch.uint8, device=mask.device)
+    # Made on the device: a constant that is copied there cannot be part of a CUDA graph.
+    place = 1 << torch.arange(BYTE, dtype=torch.uint8, device=mask.device)
     return (padded.view(size, BYTE) * place).sum(-1, dtype=torch.uint8)
 
 
@@ -25,8 +28,10 @@ def relu_forward(input: Tensor, upper: float, bound: Tensor | None, clamp: bool,
     """Write `min(max(x, 0), upper)` to `out`; the bits say `0 < x < upper`, and where there is a bound `<= bound`."""
     checks.relu_forward(input, upper, bound, clamp, out)
     x = in_memory_order(input)
-    end = torch.tensor(upper, dtype=x.dtype, device=x.device)
-    mask = (x > 0) & ((x < end) | end.isinf())
+    end = torch.tensor(upper, dtype=x.dtype).item()  # on the host: rounded, and perhaps to infinity
+    mask = x > 0
+    if not math.isinf(end):
+        mask &= x < end
     # Comparisons that are false for NaN, which stays.
     output = torch.where(x <= 0, 0, x)
     output = torch.where(output > end, end, output)

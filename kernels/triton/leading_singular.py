@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyfast_xai.kernels import checks
 from pyfast_xai.kernels.reference.leading_singular import leading_singular as full_decomposition
+from pyfast_xai.kernels.reference.normals import normals
 from pyfast_xai.kernels.triton.accumulate import accumulator
 
 AUTO, GRAM, SUBSPACE = range(3)
@@ -261,9 +262,8 @@ def _in_turn(rows: Tensor) -> Tensor:
 
 def _start(count: int, width: int, size: int, like: Tensor, seed: int) -> Tensor:
     """Random vectors `[B, width, size]`, the same for every matrix; rows of zeros where there is no room for more."""
-    generator = torch.Generator(like.device).manual_seed(seed)
     start = torch.zeros(width, size, dtype=like.dtype, device=like.device)
-    start[: min(width, size)].normal_(generator=generator)
+    start[: min(width, size)] = normals(size, width, seed, like.device).mT[: min(width, size)]
     return start.expand(count, -1, -1).contiguous()
 
 
