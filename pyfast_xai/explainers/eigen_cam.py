@@ -90,15 +90,18 @@ class EigenCAM(LayerExplainer):
         """
         self.check(images)
         size = images.shape[2:]
-        maps, heatmaps = [], []
-        for name in self._resolve(images, args, kwargs):
+        maps, heatmaps, doubts = [], [], []
+        names = self._resolve(images, args, kwargs)
+        for name in names:
             tape = self.record(images, *args, until=name, **kwargs)
             assert tape.reached is not None
             with torch.inference_mode():
-                projected = self.project(tape.reached, size, name)  # [N, K, h, w]
+                projected, doubt = self._project(tape.reached, size, name)  # [N, K, h, w]
                 heat = functional.interpolate(projected, size=size, mode="bilinear", align_corners=False).clamp_min(0)
             maps.append(ordinary(projected.flatten(0, 1)))
             heatmaps.append(ordinary(heat.flatten(0, 1)))
+            doubts.append(doubt)
+        _look(names, doubts)
         return Explanation(
             method=self.method,
             heatmap=mean_of_scaled(heatmaps),
@@ -122,6 +125,12 @@ class EigenCAM(LayerExplainer):
         Raises:
             InputError: no spatial map, fewer channels or positions than components, or values that are not finite.
         """
+        maps, doubt = self._project(activation, size, name)
+        _look([name], [doubt])
+        return maps
+
+    def _project(self, activation: Tensor, size: Sequence[int], name: str) -> tuple[Tensor, Tensor]:
+        """The maps, and what there is to be said about them: two numbers, which nothing waits for here."""
         grid = self.grid(activation, size, name)  # [N, h, w, C]
         images, height, width, channels = grid.shape
         matrices = grid.reshape(images, height * width, channels)
@@ -132,26 +141,24 @@ class EigenCAM(LayerExplainer):
                 f"{list(activation.shape)}, got {k}"
             )
         finite = torch.isfinite(matrices).flatten(1).all(1)
-        if not bool(finite.all()):
-            bad = int((~finite).nonzero()[0])
-            raise InputError(f"activations of layer {name!r} must be finite, got NaN or infinity for image {bad}")
+        # The first image that is not, or -1.
+        spoiled = torch.where(finite.all(), -1, finite.byte().argmin())
+        if matrices.device.type == "cpu":
+            _require_finite(name, int(spoiled))
+        else:  # said in the end, which costs a pass here but no wait
+            matrices = torch.where(finite[:, None, None], matrices, 0)
         if self.center:
             matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
             matrices = matrices - matrices.mean(1, keepdim=True)
         left, singular, _, residual = ops.leading_singular(matrices, k, self.route, self.iterations, self.seed)
-        if float(residual.max()) > 1e-2:
-            logger.warning(
-                "eigen-cam: the components of layer %r are known to %.0e of the largest only; raise iterations",
-                name,
-                float(residual.max()),
-            )
         maps = left * singular[:, None]  # [N, hw, k]
         energy = matrices.to(maps.dtype).square().sum(2, keepdim=True)
         if self.center:
             energy = energy - energy.mean(1, keepdim=True)
         maps = torch.where((maps * energy).sum(1, keepdim=True) < 0, -maps, maps)
-        chosen = maps[:, :, [component - 1 for component in self.components]]
-        return chosen.mT.reshape(images, len(self.components), height, width)
+        chosen = torch.stack([maps[..., component - 1] for component in self.components], 1)
+        doubt = torch.stack([spoiled.to(residual.dtype), residual.max()])
+        return chosen.unflatten(2, (height, width)), doubt
 
     def _resolve(self, images: Tensor, args: Any, kwargs: Any) -> list[str]:
         if "auto" not in self.layers:
@@ -160,3 +167,19 @@ class EigenCAM(LayerExplainer):
         if shape not in self._automatic:
             self._automatic[shape] = self.names(self.record(one_of_batch(images, args, kwargs), *args, **kwargs))
         return self._automatic[shape]
+
+
+def _require_finite(name: str, spoiled: int) -> None:
+    if spoiled >= 0:
+        raise InputError(f"activations of layer {name!r} must be finite, got NaN or infinity for image {spoiled}")
+
+
+def _look(names: Sequence[str], doubts: Sequence[Tensor]) -> None:
+    """Say what is wrong with the maps of some layers: the one place that waits for a device."""
+    for name, (spoiled, residual) in zip(names, torch.stack([doubt.to(doubts[0]) for doubt in doubts]).tolist(), strict=True):
+        _require_finite(name, int(spoiled))
+        if residual > 1e-2:
+            logger.warning(
+                "eigen-cam: the components of layer %r are known to %.0e of the largest only; raise iterations",
+                *(name, residual),
+            )
