@@ -6,6 +6,8 @@ It is seen here without a device, in two ways: a dispatch mode refuses every ope
 """
 
 import contextlib
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pyfast_xai import CNNFixations, ops
+from pyfast_xai.explainers import EigenCAM, FGVis, eigen_cam
+from pyfast_xai.explainers.fgvis import GAMES, _Match
 from pyfast_xai.explainers.fixations import VARIANTS
-from pyfast_xai.explainers.seeds import one_hot
+from pyfast_xai.explainers.seeds import begin, one_hot
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence import Options, Points
 from pyfast_xai.rules.evidence.points import marking
@@ -31,27 +35,12 @@ from pyfast_xai.rules.response import (
     excitation,
     walk,
 )
-from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
 from pyfast_xai.tape import record, replay
 
-READS = {
-    *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "argwhere", "masked_select"),
-    *("unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc"),
-}
-
-
-class Refuses(TorchDispatchMode):
-    """Raises at an operation that makes the host wait for a device."""
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        name = op._schema.name.split("::")[1].rstrip("_")
-        by_mask = name in ("index", "index_put", "_index_put_impl") and any(
-            isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        by_count = name == "repeat_interleave" and isinstance(args[0] if len(args) == 1 else args[1], torch.Tensor)
-        if name in READS or by_mask or (by_count and (kwargs or {}).get("output_size") is None):
-            raise AssertionError(f"{op} waits for the device")
-        return op(*args, **(kwargs or {}))
+_spec = importlib.util.spec_from_file_location("refusing", Path(__file__).with_name("refusing.py"))
+refusing = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(refusing)
+Refuses = refusing.Refuses
 
 
 class Apart(TorchDispatchMode):
@@ -185,19 +174,56 @@ def test_a_dense_reading_reads_no_number(without_reading, network, method):
         gradient(Response(OVERLAYS[method]), *arranged)
 
 
+GAME = {
+    "defended": {},
+    "forward": {"defence": "forward", "until": "class"},
+    "as in the paper": {"defence": "none", "sparsity": 0.1, "normalize": False, "similarity": "softmax"},
+    "preserving": {"game": "preservation"},
+}
+
+
 @every_network
-@pytest.mark.parametrize("defence", ["gradient", "forward"])
-def test_an_iteration_of_fgvis_reads_no_number(without_reading, network, defence):
-    """Bounds of the image, then forward and gradient of a perturbed one, and a step of the mask."""
+@pytest.mark.parametrize("settings", GAME)
+def test_an_iteration_of_fgvis_reads_no_number(without_reading, network, settings):
+    """Bounds of the image, then forward, gradient, judgement and step, again and again on the same tensors."""
     device, context = without_reading
     model, images, classes = arrange(network, device, targets=1)
-    mask = torch.full_like(images, 0.5)
+    explainer = FGVis(model, patience=1, **GAME[settings])
+    match = _Match.begun(
+        GAMES[explainer.game],
+        images,
+        torch.zeros_like(images),
+        classes[:, 0],
+        torch.full((2,), 0.5, device=device),
+        None,
+    )
+    state = [(id(tensor), tensor.shape, tensor.dtype) for tensor in match]
     with context():
-        clipped = Clipped(bounds_of(record(model, images, reading=Bounding())), defence)
-        arrived = gradient(clipped, model, mask * images, classes)[0] * images
-        largest = arrived.abs().amax((1, 2, 3), keepdim=True)
-        mask = (mask - arrived / torch.where(largest > 0, largest, 1)).clamp_(0, 1)
-    assert mask.shape == images.shape
+        bounds = explainer._bounds(match, (), {})
+        for _ in range(3):
+            assert explainer._iterate(match, bounds, False, (), {}).shape == (2,)
+    assert [(id(tensor), tensor.shape, tensor.dtype) for tensor in match] == state
+
+
+@pytest.mark.parametrize("settings", [{}, {"component": [2, 1], "center": True}, {"method": "subspace"}], ids=str)
+def test_eigen_cam_reads_one_tensor_in_the_end(monkeypatch, settings):
+    looked = []
+    monkeypatch.setattr(eigen_cam, "_look", lambda names, doubts: looked.extend(zip(names, doubts, strict=True)))
+    explainer = EigenCAM(nn.Identity().eval(), **settings)
+    maps = explainer.project(torch.empty(2, 40, 6, 5, device="meta"), (24, 20), "layer")
+    assert maps.shape == (2, len(explainer.components), 6, 5)
+    ((name, doubt),) = looked
+    assert (name, doubt.shape, doubt.device.type) == ("layer", (2,), "meta")
+
+
+def test_what_a_step_starts_from_reads_no_number(without_reading):
+    device, context = without_reading
+    model, images, classes = arrange(Residual, device)
+    with context():
+        tape = record(model, images, reading=Response())
+        for given in (None, classes, classes + 99):
+            seeds = begin(tape, given)
+            assert seeds.grads[tape.outputs].shape == (seeds.target.shape[1], 2, 5)
 
 
 @every_network
