@@ -21,3 +21,18 @@ class Refuses(TorchDispatchMode):
         if name in READS or by_mask or (by_count and (kwargs or {}).get("output_size") is None):
             raise AssertionError(f"{op} waits for the device")
         return op(*args, **(kwargs or {}))
+
+
+class RefusesUploads(TorchDispatchMode):
+    """Raises where numbers of the host are copied to `meta`, which stands for a device: no graph can hold that."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        copied = [own for own in args if isinstance(own, torch.Tensor)]
+        if (
+            op._schema.name in ("aten::_to_copy", "aten::copy_")
+            and result.device.type == "meta"
+            and any(own.device.type == "cpu" for own in copied)
+        ):
+            raise AssertionError(f"{op} copies numbers to the device")
+        return result

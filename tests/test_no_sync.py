@@ -5,7 +5,6 @@ It is seen here without a device, in two ways: a dispatch mode refuses every ope
 `meta` have no numbers to be read, nor may others be mixed with them.
 """
 
-import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -80,6 +79,14 @@ def test_waiting_is_noticed(name):
         WAITING[name](torch.randn(4))
 
 
+def test_a_copy_to_the_device_is_noticed():
+    with refusing.RefusesUploads():
+        for upload in (lambda: torch.ones(2).to("meta"), lambda: torch.ones(2, device="meta").copy_(torch.ones(2))):
+            with pytest.raises(AssertionError, match="copies numbers to the device"):
+                upload()
+        assert (torch.where(torch.ones(2, device="meta") > 0, 1, 0.5) + 3).shape == (2,)
+
+
 class Residual(nn.Module):
     """What the networks of the field are made of: folded rectifiers, a skip, a concatenation, pools, a gate."""
 
@@ -131,13 +138,23 @@ NETWORKS = [Residual, Plain, Tokens]
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 
 
-@pytest.fixture(params=["refusing", "meta"])
+@pytest.fixture(params=["refusing", "meta", "meta, by plain PyTorch"])
 def without_reading(request, monkeypatch):
     """A device on which nothing can be read, and the context for the steps that must not read."""
-    if request.param == "meta":  # which autocast does not know
+    if request.param != "refusing":  # meta, which autocast does not know
         for module in (derivative, excitation):
             monkeypatch.setattr(module, "node_device", lambda node: "cpu")
-    return ("cpu", Refuses) if request.param == "refusing" else ("meta", contextlib.nullcontext)
+        make = torch.tensor
+
+        def tensor(*args, device=None, **kwargs):
+            if device is not None and torch.device(device).type == "meta":
+                raise AssertionError("torch.tensor copies numbers to the device")
+            return make(*args, device=device, **kwargs)
+
+        monkeypatch.setattr(torch, "tensor", tensor)
+    # Else the ops tell meta tensors their shapes only; so they run.
+    with ops.backend("reference" if request.param.endswith("PyTorch") else "auto"):
+        yield ("cpu", Refuses) if request.param == "refusing" else ("meta", refusing.RefusesUploads)
 
 
 def arrange(network, device, targets=2):
