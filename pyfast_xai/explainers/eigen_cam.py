@@ -176,7 +176,9 @@ def _require_finite(name: str, spoiled: int) -> None:
 
 def _look(names: Sequence[str], doubts: Sequence[Tensor]) -> None:
     """Say what is wrong with the maps of some layers: the one place that waits for a device."""
-    for name, (spoiled, residual) in zip(names, torch.stack([doubt.to(doubts[0]) for doubt in doubts]).tolist(), strict=True):
+    for name, (spoiled, residual) in zip(
+        names, torch.stack([doubt.to(doubts[0]) for doubt in doubts]).tolist(), strict=True
+    ):
         _require_finite(name, int(spoiled))
         if residual > 1e-2:
             logger.warning(

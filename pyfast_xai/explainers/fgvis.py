@@ -120,7 +120,7 @@ class FGVis(Explainer):
         blur: standard deviation of the blurred reference, in pixels.
         seed: of the noise reference, which is the same for every image.
         progress: True shows a bar on stderr with the mean score, None does on a terminal; or a function called with
-            (iteration, iterations, mean score, images left).
+            (iteration, iterations, mean score, images left), on a CUDA device every tenth iteration.
         labels: names of the classes.
 
     Raises:
@@ -255,7 +255,7 @@ class FGVis(Explainer):
                 own = again.arguments[0]
                 if own is not match:
                     match.put(rows, own)
-            if left:
+            if left and iteration < self.iterations:
                 rows = (~match.done).nonzero().flatten()
                 own = match.take(rows)
 
@@ -410,7 +410,7 @@ class _Match(NamedTuple):
             gradient = gradient / torch.where(largest > 0, largest, 1)
         # Both terms change their sign with the game; that of the size is never filtered.
         step = gradient.add_(self.sparsity.view(-1, 1, 1, 1).to(gradient.dtype)).mul_(rules.rate)
-        moved = (self.mask - GAMES[rules.game].sign * step).clamp_(0, 1)
+        moved = torch.sub(self.mask, step, alpha=GAMES[rules.game].sign).clamp_(0, 1)
         _update(self.mask, ~self.done, moved)
 
 

@@ -117,8 +117,10 @@ def test_the_answer_itself_has_no_bound(images):
     assert list(bounds) == ["1.relu"]
 
 
-def test_at_the_image_every_gradient_passes(net, images):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_at_the_image_every_gradient_passes(net, memory_format):
     """At m = 1 each activation lies on its bound, and a tie passes: defended and not, the first step is the same."""
+    images = torch.randn(6, 3, 8, 8, dtype=DOUBLE).contiguous(memory_format=memory_format)
     masks = []
     for defence in ("gradient", "none"):
         explainer = FGVis(net, defence=defence, iterations=2, sparsity=0.0, until="class", progress=False, patience=9)
@@ -165,6 +167,38 @@ def test_a_game_that_is_won_has_the_score_that_was_asked_for(net, images, game):
     assert ((found.mask >= 0) & (found.mask <= 1)).all()
     size = found.evidence.mean((1, 2, 3))
     assert (size[found.reached] < 0.9).all()
+
+
+def test_games_that_are_over_change_no_more(net, images):
+    """Whatever else is played: nothing that is handed back, and not the mask."""
+    game = FGVis(net, iterations=60, score=SCORE, patience=2, progress=False)
+    iterate, seen = game._iterate, []
+
+    def watched(match, *rest):
+        over, before = match.done.clone(), [tensor.clone() for tensor in match]
+        told = iterate(match, *rest)
+        for name, old, new in zip(match._fields, before, match, strict=True):
+            assert torch.equal(new[over], old[over]), name
+        assert told.tolist() == [int((~match.done).sum()), pytest.approx(float(match.after.mean()))]
+        seen.append(int(over.sum()))
+        return told
+
+    game._iterate = watched
+    found = game(torch.cat([images, 2 * images]))
+    assert max(seen) > 0
+    assert found.reached.all()
+
+
+def test_how_outputs_are_read_is_decided_on_the_images(images):
+    """Outputs that are a distribution by accident on some perturbed image are still taken for logits."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return 8 * x[:, :, 0, 0] + torch.tensor([0.3, 0.3, 0.4], dtype=x.dtype)  # a distribution where x is zero
+
+    found = FGVis(Model().eval(), game="generation", iterations=1, progress=False)(images.abs() + 1, 0)
+    expected = torch.tensor([0.3, 0.3, 0.4]).softmax(0)[0]
+    torch.testing.assert_close(found.after, expected.expand(3))
 
 
 def test_a_game_that_is_lost_is_said_once(net, images, caplog):
