@@ -47,6 +47,8 @@ JOBS = (
     Job("explainers: modes", _CUDA, "compiled or as_it_was or looked_at or replay or current_one"),
     Job("explainers: streams", _CUDA, "another_stream or two_threads"),
     Job("explainers: no waiting, graphs", _CUDA, "waits_for_nothing or can_be_a_graph"),
+    Job("explainers: accelerated", _CUDA, "accelerated or long_game or capture_that_fails"),
+    Job("explainers: graphs", _CUDA, "graphs_of or graphs_on"),
     Job("boxes by CuPy", "tests/test_localize.py", "on_a_device", ("skimage", "scipy")),
     Job("metrics: localization", "tests/metrics/test_localization.py", "on_a_device", ("skimage", "sklearn")),
     Job("metrics: faithfulness", "tests/metrics/test_faithfulness.py", "on_a_device", ("scipy",)),
