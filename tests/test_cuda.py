@@ -504,13 +504,18 @@ def test_graphs_of_threads_with_a_stream_each(method):
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("settings", [{}, {"game": "preservation", "defence": "forward"}, {"sparsity": 0.02}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"game": "preservation", "defence": "forward"}, {"game": "repression"}], ids=str
+)
 def test_a_long_game_is_the_same(settings):
     """Looked at now and then, in a batch that is halved, as a graph and not: all as on the CPU."""
     model, images = build()
+    with torch.no_grad():
+        model.fc.weight.mul_(20)  # sure of its classes, so that games are won
     images = torch.cat([images, -images, 2 * images])
     settings = {"iterations": 40, "patience": 3, "score": 0.5, "progress": False, **settings}
     expected = METHODS["fgvis"](model, **settings)(images)
+    assert expected.iterations.unique().numel() > 2
     there, images = on_device(model, images)
     # The games of a chaotic descent part in the end where roundings differ.
     near = {"rtol": 0, "atol": 1e-4}

@@ -127,6 +127,8 @@ class Accelerated:
         tape = record(self._model, *args, reading=asked, until=until, **kwargs)
         end = None if until is None else tape.find(until)
         reason = tape.not_replayable
+        if len({value.device for node in tape for value in node.outputs if value is not None}) > 1:
+            self._captured.stop()  # a graph is of one
         if reason is None:
             result = _answers(tape)
             reason = self._speed_up(tape, end, args, kwargs, seen=reading is not None)

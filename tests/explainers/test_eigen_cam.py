@@ -7,6 +7,7 @@ from torch import nn
 
 from pyfast_xai import EigenCAM
 from pyfast_xai.errors import InputError
+from pyfast_xai.explainers import eigen_cam
 
 
 def slow_map(activation, component=1, center=False):
@@ -255,3 +256,14 @@ def test_equals_grad_cam_where_its_sign_is_right():
 def test_settings_that_do_not_exist(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         EigenCAM(nn.Identity(), **settings)
+
+
+def test_layers_are_judged_together(caplog):
+    fine, doubtful, spoiled = torch.tensor([-1.0, 1e-6]), torch.tensor([-1.0, 0.5]), torch.tensor([2.0, 0.0]).double()
+    with caplog.at_level(logging.WARNING, "pyfast_xai"):
+        eigen_cam._look(["one"], [fine])
+        assert not caplog.messages
+        with pytest.raises(InputError, match="activations of layer 'three' must be finite, got .* for image 2"):
+            eigen_cam._look(["one", "two", "three"], [fine, doubtful, spoiled])
+    assert caplog.messages == ["eigen-cam: the components of layer 'two' are known to 5e-01 of the largest only; raise "
+                               "iterations"]  # fmt: skip

@@ -509,6 +509,19 @@ def test_a_model_that_cannot_be_replayed_is_not_captured(device, images):
         assert not device.captures
 
 
+def test_a_model_on_two_devices_is_not_captured(device, images):
+    class Leaves(nn.Module):
+        def forward(self, x):
+            x.to("meta").sum()
+            return x.mean((2, 3))
+
+    model = Leaves().eval()
+    fast = pyfast_xai.Saliency(model).accelerate()
+    for batch in (images, -images, images):
+        assert_same(fast(batch), pyfast_xai.Saliency(model)(batch))
+    assert not device.captures
+
+
 def test_a_copy_has_graphs_of_its_own(device, model, images):
     fast = pyfast_xai.GuidedBackprop(model).accelerate()
     for _ in range(2):
