@@ -263,7 +263,7 @@ def test_layers_are_judged_together(caplog):
     with caplog.at_level(logging.WARNING, "pyfast_xai"):
         eigen_cam._look(["one"], [fine])
         assert not caplog.messages
-        with pytest.raises(InputError, match="activations of layer 'three' must be finite, got .* for image 2"):
+        with pytest.raises(InputError, match=r"activations of layer 'three' must be finite, got .* for image 2"):
             eigen_cam._look(["one", "two", "three"], [fine, doubtful, spoiled])
     assert caplog.messages == ["eigen-cam: the components of layer 'two' are known to 5e-01 of the largest only; raise "
                                "iterations"]  # fmt: skip
