@@ -258,8 +258,8 @@ def calls_of_one_dtype(kind: str, sizes: Sizes) -> Iterator[Call]:
             own = torch.rand(b, h, 1, device=kind) * torch.rand(b, 1, w, device=kind)
             return torch.randn(b, h, w, device=kind).relu() + own, 1, 0, 4, 0
 
-        # One half of the Gram matrix.
-        operations = matrices * height * width * (min(height, width) + 1)
+        # One product with the matrix and its transpose. How many it takes depends on the numbers, ten or so.
+        operations = 4 * matrices * height * width
         yield Call(
             *("leading_singular", f"{matrices} of {height}x{width}", torch.float32, make_maps),
             *(matrices * height * width * 4, operations, _values),
