@@ -15,6 +15,9 @@ _OPS = (
     *("_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise", "_linear_pointwise"),
 )
 
+# PyTorch's own rule: on one thread, as many images make a pointwise convolution worth oneDNN's while.
+_MANY_IMAGES = 16
+
 # Rows from which a product pays for bringing its weight into the order that the kernel wants.
 _LEAST_ROWS = 4
 
@@ -38,6 +41,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = input.flatten(0, -2)
     result = torch.ops.mkldnn._linear_pointwise.default(rows, weight, bias, "none", [], "")
     return result.view(*input.shape[:-1], weight.shape[0])
+
+
+def is_passed_over(input: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    """Whether PyTorch gives a transposed convolution of maps `[N, O, H, W]` to BLAS though oneDNN takes it."""
+    if torch.get_num_threads() > 1 or len(input) >= _MANY_IMAGES or not input.numel():
+        return False
+    return weight.dim() == 4 and weight.shape[2:] == (1, 1) and max(stride) == 1 and takes(input, weight)
 
 
 def transposed_convolution(

@@ -1,6 +1,7 @@
 """What a tape is made of: values, the nodes that made them, and what a reading saved on the way."""
 
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Node:
         path: module the op ran in, "" for the model itself.
         name: unique on the tape: path, op and a count.
         saved: what the reading saved, by name.
+        inputs: the values among the arguments.
         kernel: does what `op` does, faster; None for `op` itself.
         adjoint: of a convolution, `adjoint(gradient, output_padding)` takes a gradient of its result to one of its
             input; None where nobody has prepared that.
@@ -72,17 +74,18 @@ class Node:
     outputs: list[Value | None]
     path: str
     name: str
+    inputs: list[Value] = field(init=False)
     saved: dict[str, Saved] = field(default_factory=dict)
     kernel: Callable[..., Any] | None = None
     adjoint: Callable[[Tensor, list[int]], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        # Looked at several times a node, in every recording and walk.
+        self.inputs = find(Value, self.args, self.kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The operation on tensors."""
         return (self.kernel or self.op)(*args, **kwargs)
-
-    @property
-    def inputs(self) -> list[Value]:
-        return find(Value, self.args, self.kwargs)
 
     def __repr__(self) -> str:
         return f"{self.outputs} = {self.name}({', '.join(map(str, self.inputs))})"
@@ -147,6 +150,7 @@ class Tape:
         raise InputError(unknown_name(name, self.names(), argument))
 
 
+@functools.cache
 def key(op: Any) -> str:
     """The name that rules for an op are registered under: of its schema, in-place forms included."""
     return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"alias::{op.__name__}"

@@ -186,7 +186,7 @@ class _Recorder(TorchDispatchMode):
         self.tape.input_structure = (args, kwargs)
         for tensor in tensors:
             self.tape.inputs.append(self._fresh(tensor, None))
-        self.tape.input_structure = pytree.tree_map_only(Tensor, self._value, (args, kwargs))
+        self.tape.input_structure = pytree.tree_map_only(Tensor, self._known, (args, kwargs))
         self.protect(tensors)
 
     def protect(self, tensors: Iterable[Tensor]) -> None:
@@ -195,7 +195,7 @@ class _Recorder(TorchDispatchMode):
             self._protected[address(tensor)] = tensor
 
     def finish(self, result: Any) -> None:
-        self.tape.outputs = pytree.tree_map_only(Tensor, lambda t: self._value(t) or t, result)
+        self.tape.outputs = pytree.tree_map_only(Tensor, lambda t: self._known(t) or t, result)
         with torch.inference_mode(False):
             self.tape.result = pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, result)
 
@@ -212,7 +212,7 @@ class _Recorder(TorchDispatchMode):
     def returned(self, path: str, output: Any) -> None:
         """Called as each module returns."""
         tensors = [output] if isinstance(output, Tensor) else tensors_in(output)
-        pairs = [(tensor, value) for tensor in tensors if (value := self._value(tensor)) is not None]
+        pairs = [(tensor, value) for tensor in tensors if (value := self._known(tensor)) is not None]
         if pairs:
             self.tape.modules.setdefault(path, []).append([value for _, value in pairs])
             if path == self._until:
@@ -226,7 +226,14 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         facts = _facts(op)
         tensors = find(Tensor, args, kwargs)
-        values = {id(tensor): value for tensor in tensors if (value := self._value(tensor)) is not None}
+        values: dict[int, Value] = {}
+        sources: set[int] = set()  # addresses of what depends on the inputs
+        for tensor in tensors:
+            storage = address(tensor)
+            value = self._value(tensor, storage)
+            if value is not None:
+                values[id(tensor)] = value
+                sources.add(storage)
         if values and facts.composite and self._reading is not None and not self._reading.understands(op):
             with self:
                 return op.decompose(*args, **kwargs)
@@ -235,13 +242,14 @@ class _Recorder(TorchDispatchMode):
             self.tape.not_replayable = f"{op} draws random numbers"
         if values and facts.data_dependent:
             self.tape.not_replayable = f"{op} takes a decision from the data"
-        written = written_by(op, args, kwargs)
+        written = written_by(op, args, kwargs) if facts.written else []
         if not values or facts.constant:
             self._about_to_write(written)
             return op(*args, **kwargs)
         for tensor in written:
             if id(tensor) not in values:
                 values[id(tensor)] = self._adopt(tensor)
+                sources.add(address(tensor))
 
         node = self._node(op, facts.name, args, kwargs, values)
         if self._reading is None:
@@ -252,7 +260,6 @@ class _Recorder(TorchDispatchMode):
             self._reading.save(node, keep, args, kwargs)
             self._about_to_write(written)
             result = self._reading.run(node, keep, args, kwargs)
-        sources = {address(tensor) for tensor in tensors if id(tensor) in values}
         for output in result if isinstance(result, (list, tuple)) else (result,):
             node.outputs.append(self._output(output, node, written, sources) if isinstance(output, Tensor) else None)
         if node.name == self._until:
@@ -306,9 +313,12 @@ class _Recorder(TorchDispatchMode):
         self._values[id(tensor)] = (value, 0, storage)
         return value
 
-    def _value(self, tensor: Tensor) -> Value | None:
+    def _known(self, tensor: Tensor) -> Value | None:
         """What a tensor is on the tape now; None where it does not depend on the inputs."""
-        storage = address(tensor)
+        return self._value(tensor, address(tensor))
+
+    def _value(self, tensor: Tensor, storage: int) -> Value | None:
+        """The same of a tensor whose address is known."""
         memory = self._memory.get(storage)
         if memory is None:
             return None
@@ -356,7 +366,7 @@ class _Recorder(TorchDispatchMode):
         owner = self._new(whole, node)
         node.outputs.append(owner)
         self._memory[address(tensor)] = _Memory(owner, tensor)
-        value = self._value(tensor)
+        value = self._known(tensor)
         assert value is not None
         return value
 

@@ -80,7 +80,7 @@ def _convolution(
         grad = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
     elif step.node.adjoint is not None:
         grad = step.node.adjoint(grad, rest)
-    elif not transposed and rank == 2 and weight[0, 0].numel() == 1 and grad.numel() and onednn.takes(grad, weight):
+    elif not transposed and onednn.is_passed_over(grad, weight, stride):
         geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         grad = onednn.transposed_convolution(grad, weight, output_padding=rest, **geometry)
     else:
@@ -149,9 +149,9 @@ def _batch_norm(
     eps: float,
     *flags: bool,
 ) -> None:
-    scales = [torch.rsqrt(var.detach() + eps)]
+    scales = [torch.rsqrt(var + eps)]
     if weight is not None:
-        scales.append(weight.detach())
+        scales.append(weight)
     if input.dtype != torch.float64:  # there, one multiplication rounds otherwise than the two of autograd
         scales = [math.prod(scales[1:], start=scales[0])]
     grad, ours = step.grad, step.exclusive

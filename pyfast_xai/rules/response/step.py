@@ -67,7 +67,8 @@ def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    strides = tensor.stride()
+    return 0 in strides and any(n > 1 and not stride for n, stride in zip(tensor.shape, strides, strict=True))
 
 
 class Pending:
