@@ -9,6 +9,8 @@ ROOT = Path(pyfast_xai.__file__).parent
 # From the bottom up; `explanation`, `render` and `localize` stand beside the explainers and know no rules.
 LEVELS = {
     "errors": 0,
+    "memory": 0,
+    "onednn": 0,
     "kernels": 1,
     "ops": 2,
     "tape": 3,
