@@ -1,10 +1,12 @@
 """Peak memory of guided backprop beside Captum's, each in a process of its own: `make bench-memory`.
 
-The figure is the increment of the process's peak over the loaded model and its images. Linux counts it.
+The figure is the increment of the process's peak over the loaded model and its images, as Linux counts it; the median
+of several processes, since what the allocator gives back in time differs from run to run.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import warnings
@@ -53,6 +55,7 @@ def measure(network: str, who: str, batch: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--processes", type=int, default=5, help="of each; the median counts")
     parser.add_argument("--rows", action="store_true", help="append what was measured to bench/data/cpu_memory.csv")
     parser.add_argument("--one", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -63,9 +66,12 @@ def main() -> None:
     for network in NETWORKS:
         for who in WHO:
             command = [sys.executable, __file__, "--batch", str(given.batch), "--one", network, who]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows.append({"network": network, "batch": given.batch, "who": who, **json.loads(done.stdout)})
-            print(f"{network:10} {who:12} {rows[-1]['increment_mib']:8.0f} MiB over the loaded model")
+            done = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(given.processes)]
+            runs = sorted((json.loads(own.stdout) for own in done), key=lambda run: run["increment_mib"])
+            middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+            rows.append({"network": network, "batch": given.batch, "who": who, **middle})
+            low, median, high = (run["increment_mib"] for run in (runs[0], middle, runs[-1]))
+            print(f"{network:10} {who:12} {median:8.0f} MiB over the loaded model ({low:.0f} to {high:.0f})")
     if given.rows:
         measured.append("cpu_memory", rows)
 

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from loop_fixations import loop_fixations
-from turns import beside_forward
+from turns import beside_forward, rest
 
 import pyfast_xai
 from pyfast_xai import CLEAR, CNNFixations, EigenCAM, FGVis, GradCAM, GuidedBackprop, Saliency
@@ -45,11 +45,11 @@ def network(request):
     return name, model, torch.randn(batch, 3, 224, 224)
 
 
-def compare(benchmark, rows, request, network, method, explain, backend, shares=1):
+def compare(benchmark, rows, request, network, method, explain, backend, shares=1, before=None):
     """Time `explain` against the forward; `shares` is how many equal parts it is made of."""
     name, model, images = network
     row = {"network": name, "batch": len(images), "method": method, "backend": backend}
-    row |= beside_forward(benchmark, model, images, explain, request.config.getoption("--rounds"), shares)
+    row |= beside_forward(benchmark, model, images, explain, request.config.getoption("--rounds"), shares, before)
     benchmark.extra_info.update(row)
     rows.append(row)
 
@@ -80,7 +80,8 @@ def test_peer_cam(benchmark, rows, request, network, method, name):
     if network[0] not in LAST:
         pytest.skip("the peer must be told how tokens lie")
     with getattr(peer, name)(network[1], [LAST[network[0]](network[1])]) as explain:
-        compare(benchmark, rows, request, network, method, lambda x: explain(x, targets=None), "pytorch-grad-cam")
+        project = lambda x: explain(x, targets=None)  # noqa: E731
+        compare(benchmark, rows, request, network, method, project, "pytorch-grad-cam", before=rest)
 
 
 PEERS = {"saliency": "Saliency", "guided-backprop": "GuidedBackprop"}

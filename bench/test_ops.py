@@ -15,7 +15,7 @@ import roofline
 import torch
 import trained
 from op_calls import Call, Sizes, calls, calls_of_one_dtype, outcome, share
-from turns import quotients, spread, take_turns
+from turns import quotients, rest, spread, take_turns
 
 import pyfast_xai
 from pyfast_xai import ops
@@ -126,7 +126,7 @@ def test_projection(benchmark, op_rows, rates, activations, layer):
     torch.testing.assert_close(own * sign, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
 
     runs = {"pytorch-grad-cam": lambda: peer.get_2d_projection(theirs), ops.report()[0].backend: project}
-    seconds = take_turns(benchmark, runs, LEAST, settled=1)
+    seconds = take_turns(benchmark, runs, LEAST, settled=1, before=rest)
     images, channels, height, width = activation.shape
     shape = f"{layer} of {'a trained' if known else 'a random'} ResNet-50, {images} of {height * width}x{channels}"
     common = {"op": "leading_singular", "shape": shape, "dtype": "float32"}

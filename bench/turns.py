@@ -31,6 +31,11 @@ def quotients(above: Sequence[float], below: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
+def rest() -> None:
+    """Wait until threads that keep spinning after a call, such as NumPy's, have left the cores to others."""
+    time.sleep(0.2)
+
+
 def take_turns(
     benchmark: Any,
     calls: dict[str, Callable[[], Any]],
@@ -77,7 +82,13 @@ def take_turns(
 
 
 def beside_forward(
-    benchmark: Any, model: nn.Module, images: Tensor, explain: Callable[[Tensor], Any], rounds: int, shares: int = 1
+    benchmark: Any,
+    model: nn.Module,
+    images: Tensor,
+    explain: Callable[[Tensor], Any],
+    rounds: int,
+    shares: int = 1,
+    before: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """What an explanation costs, as a multiple of the model's own forward on the same images.
 
@@ -88,6 +99,7 @@ def beside_forward(
         explain: called with the images.
         rounds: that count.
         shares: how many equal parts the explanation is made of, one of which is the figure.
+        before: done before each call, outside its time.
 
     Returns:
         The columns of a row.
@@ -97,7 +109,7 @@ def beside_forward(
         with torch.inference_mode():
             model(images)
 
-    seconds = take_turns(benchmark, {"forward": forward, "explain": lambda: explain(images)}, rounds)
+    seconds = take_turns(benchmark, {"forward": forward, "explain": lambda: explain(images)}, rounds, before=before)
     parts = [own / shares for own in seconds["explain"]]
     cost = quotients(parts, seconds["forward"])
     return {
