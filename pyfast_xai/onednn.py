@@ -53,13 +53,12 @@ def is_passed_over(input: Tensor, weight: Tensor, stride: Sequence[int]) -> bool
 def transposed_convolution(
     input: Tensor,
     weight: Tensor,
-    *,
     padding: Sequence[int],
     output_padding: Sequence[int],
     stride: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Transposed convolution of maps `[N, O, H, W]`."""
+    """Transposed convolution of maps `[N, O, H, W]`; the weight as it is, or laid out for this geometry."""
     geometry: tuple[Any, ...] = (padding, output_padding, stride, dilation, groups)
     return torch.ops.mkldnn._convolution_transpose_pointwise.default(input, weight, None, *geometry, "none", [], "")

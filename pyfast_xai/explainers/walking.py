@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from pyfast_xai.explainers.base import Explainer, choose, given, logits_of, probability
-from pyfast_xai.explainers.seeds import Goal, Seeds, begin, one_hot, seeds_for
+from pyfast_xai.explainers.base import Explainer, given
+from pyfast_xai.explainers.seeds import Goal, Seeds, begin, seeds_for
 from pyfast_xai.tape import Tape
 from pyfast_xai.tape.captured import device_of
 
@@ -60,9 +60,7 @@ def walked(
     tape, result, found = accelerated.run(captured, images.detach(), classes, *more, key=key)
     tape = dataclasses.replace(tape, result=result)
     explainer.tell(images, tape)
-    value, logits = logits_of(tape)
-    chosen = choose(logits, target).view(len(logits), -1)
-    return tape, Seeds({value: one_hot(chosen, logits)}, chosen, probability(logits, chosen)), found
+    return tape, seeds_for(tape, target), found
 
 
 def _as_it_is(step: Step[T], images: Tensor, target: Goal, *more: Any) -> tuple[Tape, Seeds, T]:

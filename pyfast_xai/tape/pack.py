@@ -87,10 +87,9 @@ class _Packed:
 
     def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
         geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, self.groups)
-        ops = torch.ops.mkldnn
-        reorder = ops._reorder_convolution_transpose_weight.default
+        reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight.default
         weight = self.once(reorder, self.weight, *geometry, (1, *grad.shape[1:]))
-        return ops._convolution_transpose_pointwise.default(grad, weight, None, *geometry, "none", [], "")
+        return onednn.transposed_convolution(grad, weight, *geometry)
 
 
 def _packed(

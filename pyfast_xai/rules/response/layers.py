@@ -81,8 +81,7 @@ def _convolution(
     elif step.node.adjoint is not None:
         grad = step.node.adjoint(grad, rest)
     elif not transposed and onednn.is_passed_over(grad, weight, stride):
-        geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        grad = onednn.transposed_convolution(grad, weight, output_padding=rest, **geometry)
+        grad = onednn.transposed_convolution(grad, weight, padding, rest, stride, dilation, groups)
     else:
         grad = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
     step.send(input, grad.unflatten(0, (-1, input.shape[0])))
