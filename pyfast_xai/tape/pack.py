@@ -81,15 +81,23 @@ class _Packed:
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         ops = torch.ops.mkldnn
-        # For maps of this size: another batch is laid out alike, or again where the kernel wants it otherwise.
-        weight = self.once(ops._reorder_convolution_weight.default, self.weight, *geometry, (1, *input.shape[1:]))
+        weight = self.once(ops._reorder_convolution_weight.default, self.weight, *geometry, _maps_like(input))
         return ops._convolution_pointwise.default(input, weight, self.bias, *geometry, *self.finish, "")
 
     def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
         geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight.default
-        weight = self.once(reorder, self.weight, *geometry, (1, *grad.shape[1:]))
+        weight = self.once(reorder, self.weight, *geometry, _maps_like(grad))
         return onednn.transposed_convolution(grad, weight, *geometry)
+
+
+def _maps_like(maps: Tensor) -> tuple[int, ...]:
+    """The shape to lay out weights for.
+
+    Kernels want them one way for a single image and often another for several, however many. What is laid out
+    otherwise is laid out again in every call, which can take several times as long as the convolution.
+    """
+    return (min(len(maps), 2), *maps.shape[1:])
 
 
 def _packed(
