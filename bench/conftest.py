@@ -1,22 +1,34 @@
 import measured
 import pytest
 
+import pyfast_xai
+
 NETWORKS = (
     *("alexnet", "vgg16", "googlenet", "resnet50", "resnet101"),
     *("densenet121", "mobilenet_v2", "vit_b_16"),
 )
 MEASURED = pytest.StashKey[dict[str, list[measured.Row]]]()
+FREED = ("kept", "given back")
 
 
 def pytest_addoption(parser):
     parser.addoption("--rows", action="store_true", help="append what was measured to the files in bench/data")
     parser.addoption("--networks", default=",".join(NETWORKS), help="of torchvision, separated by commas")
     parser.addoption("--batches", default="8", help="images at a time, separated by commas")
+    parser.addoption(
+        "--freed",
+        choices=FREED,
+        default=FREED[0],
+        help="what becomes of freed memory, of models and peers, too: glibc's default is to give it back, and how much "
+        "of it goes depends on all that the process did before",
+    )
     parser.addoption("--rounds", type=int, default=7, help="pairs of forward and explanation that are timed")
 
 
 def pytest_configure(config):
     config.stash[MEASURED] = {"cpu": [], "cpu_growth": [], "cpu_ops": []}
+    if config.getoption("--freed") == "kept" and not pyfast_xai.keep_freed_memory():
+        raise pytest.UsageError("--freed kept needs glibc: give --freed 'given back'")
 
 
 def pytest_generate_tests(metafunc):
@@ -48,7 +60,8 @@ def pytest_sessionfinish(session):
     if session.config.getoption("--rows"):
         for name, rows in session.config.stash[MEASURED].items():
             if rows:
-                measured.append(name, rows)
+                freed = {"freed": session.config.getoption("--freed")}
+                measured.append(name, [freed | row for row in rows])
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -60,7 +73,10 @@ def pytest_terminal_summary(terminalreporter, config):
     for name, rows in config.stash[MEASURED].items():
         if rows:
             where = measured.taken()
-            terminalreporter.section(f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}")
+            freed = config.getoption("--freed")
+            terminalreporter.section(
+                f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}, freed memory {freed}"
+            )
             cells = [[_cell(row.get(column, "")) for column in shown[name]] for row in rows]
             terminalreporter.write_line(measured.table([shown[name], *cells]))
 

@@ -16,21 +16,21 @@ Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
 TAKEN = ("date", "commit", "pyfast_xai", "torch", "cpu", "threads")
-# Of each file, after the above.
+# Of each file, after the above; `freed` says what became of freed memory, see `--freed`.
 COLUMNS = {
     # An explanation beside a forward of its model on the same images.
     "cpu": (
-        *("network", "batch", "method", "backend"),
+        *("freed", "network", "batch", "method", "backend"),
         *("forward_ms", "explain_ms", "forwards", "low", "high", "rounds"),
     ),
     # The same, along an axis: "size", "batch", "depth", "classes" or "points".
     "cpu_growth": (
-        *("axis", "value", "network", "batch", "method", "backend"),
+        *("freed", "axis", "value", "network", "batch", "method", "backend"),
         *("forward_ms", "explain_ms", "forwards", "low", "high", "rounds"),
     ),
     # An op beside another that does the same, and its share of what the machine can do.
     "cpu_ops": (
-        *("op", "shape", "dtype", "backend", "version", "ms", "ms_low", "ms_high", "beside", "beside_ms"),
+        *("freed", "op", "shape", "dtype", "backend", "version", "ms", "ms_low", "ms_high", "beside", "beside_ms"),
         *("times", "low", "high", "rounds", "bytes", "operations", "copy", "float32", "share", "bound"),
     ),
     "cpu_memory": ("network", "batch", "who", "increment_mib", "model_mib"),

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfast_xai
+from pyfast_xai import onednn
 from pyfast_xai.errors import InputError
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.response import Response
@@ -158,6 +159,31 @@ def test_a_convolution_that_is_stopped_at_does_not_rectify(images, layer):
     model = Rectified().eval().requires_grad_(False)
     images = 3 * images.float()
     close(Accelerated(model).record(images, until=layer).reached, record(model, images, until=layer).reached)
+
+
+class Laid(TorchDispatchMode):
+    """Sees for which shapes weights of convolutions are laid out."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "reorder_convolution" in str(func):
+            self.shapes.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not onednn.available(), reason="weights are packed by oneDNN")
+def test_weights_are_laid_out_for_one_image_and_for_several():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten()).eval().requires_grad_(False)
+    explainer = pyfast_xai.Saliency(model).accelerate()
+    with Laid() as laid:
+        for images in (5, 1, 2, 3, 5):
+            explainer(torch.randn(images, 3, 7, 7))
+    forwards, adjoints = [(3, 7, 7), (8, 5, 5)], [(4, 5, 5), (8, 5, 5)]
+    assert sorted(laid.shapes) == sorted((images, *maps) for images in (1, 2) for maps in forwards + adjoints)
 
 
 def test_what_leads_nowhere_does_not_run(model, images):
