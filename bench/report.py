@@ -35,8 +35,14 @@ def _named(row: Row) -> str:
 
 
 def _where(rows: Iterable[Row]) -> str:
-    found = {f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}, {row['date']}" for row in rows}
+    found = {
+        f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}{_freed(row)}, {row['date']}" for row in rows
+    }
     return "; ".join(sorted(found))
+
+
+def _freed(row: Row) -> str:
+    return f", freed memory {row['freed']}" if row.get("freed") else ""
 
 
 def cost_table(rows: list[Row], batch: str) -> str:
@@ -185,7 +191,9 @@ def roofline(rows: list[Row]) -> Figure:
     left, right = 5e-4, 300.0
     axes.plot([left, product / copy, right], [left * copy / 1e9, product / 1e9, product / 1e9], color="black")
     axes.text(0.002, 0.002 * copy / 1e9 * 1.5, f"copy, {copy / 1e9:.0f} GB/s", rotation=32, fontsize=8)
-    axes.text(product / copy * 1.3, product / 1e9 * 1.15, f"matrix product, {product / 1e9:.0f} Gop/s", fontsize=8)
+    axes.text(
+        product / copy * 1.3, product / 1e9 * 1.15, f"product or convolution, {product / 1e9:.0f} Gop/s", fontsize=8
+    )
     markers = "osD^v<>Pp*Xhd"
     names = list(dict.fromkeys(row["op"] for row in rows))
     for backend, filled in (("cpp", True), ("numba", False)):
@@ -288,12 +296,19 @@ class Page:
 
 def main() -> None:
     page = Page()
-    rows = [r for r in measured.read("cpu", "network", "batch", "method", "backend") if "loop" not in r["backend"]]
-    for batch in sorted({row["batch"] for row in rows}, key=int):
-        own = [row for row in rows if row["batch"] == batch]
+    rows = measured.read("cpu", "freed", "network", "batch", "method", "backend")
+    rows = [row for row in rows if "loop" not in row["backend"]]
+    kept = [row for row in rows if row["freed"] != "given back"]
+    for batch in sorted({row["batch"] for row in kept}, key=int):
+        own = [row for row in kept if row["batch"] == batch]
         page.parts += [f"Batch {batch} ({_where(own)}):", cost_table(own, batch)]
         page.draw(f"performance-batch-{batch}", f"cost of explanations, batch {batch}", bars(own, batch))
         page.draw(f"performance-peers-{batch}", f"cost of peers beside ours, batch {batch}", speedups(own, batch))
+    given_back = [row for row in rows if row["freed"] == "given back"]
+    # Of one commit, since these are there to be compared.
+    for batch in sorted({row["batch"] for row in given_back[-1:]}):
+        own = [r for r in given_back if r["batch"] == batch and r["commit"] == given_back[-1]["commit"]]
+        page.parts += [f"Batch {batch} as glibc has it ({_where(own)}):", cost_table(own, batch)]
     rows = measured.read("cpu_memory", "network", "batch", "who")
     if rows:
         page.parts += ["## Memory", f"{_where(rows)}:"]
@@ -324,8 +339,8 @@ def main() -> None:
 _EXPLAINED = (
     "All backends take turns in one process; brackets: a fifth to four fifths of the rounds. The bound is the longer "
     "of moving each byte once at the bandwidth of a large copy and doing each operation at the rate of a large matrix "
-    "product, on the same threads; the share is how near C++ comes. Above 100 % a call did not have to "
-    "leave the caches."
+    "product or convolution, whichever is faster, on the same threads; the share is how near C++ comes. Above 100 % a "
+    "call did not have to leave the caches."
 )
 
 

@@ -106,7 +106,9 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     report.DOCUMENT.write_text(f"by hand\n\n{report.BEGIN}\n\nstale\n\n{report.END}\n\nbelow\n")
     cost = {"forward_ms": 2.0, "explain_ms": 4.0, "forwards": 2.0, "low": 1.5, "high": 2.5, "rounds": 3}
     cost |= {"network": "vgg16", "batch": 8, "method": "saliency"}
-    measured.append("cpu", [cost | {"backend": "cpp"}, cost | {"backend": "captum", "forwards": 3.0}])
+    kept = cost | {"freed": "kept"}
+    measured.append("cpu", [kept | {"backend": "cpp"}, kept | {"backend": "captum", "forwards": 3.0}])
+    measured.append("cpu", [cost | {"freed": "given back", "backend": "cpp", "forwards": 4.0}])
     axes = [cost | {"axis": axis, "value": value, "backend": "cpp"} for axis in report.AXES for value in (1, 2)]
     measured.append("cpu_growth", [*axes, axes[-1] | {"backend": "NumPy loop", "explain_ms": 84.0}])
     op = {"op": "relu_forward", "shape": "9x9", "backend": "cpp", "ms": 1.0, "beside": "reference", "beside_ms": 2.0}
@@ -123,6 +125,9 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     assert (text[:7], text[-6:]) == ("by hand", "below\n")
     assert "stale" not in text
     assert "| saliency | 2.00 |\n| saliency of captum | 3.00 |" in text
+    assert "freed memory kept" in text
+    assert "freed memory given back" in text
+    assert text.count("| saliency | 4.00 |") == 1
     assert "| relu_forward | 9x9 | 1 |  | 2 (1 to 3) |  | 50 % | bandwidth |" in text
     assert "| 2 | vgg16, batch 8 | 4 | 84 | 21 |" in text
     assert "| EigenCAM | auto | 20 (18 to 30) | 3.0 |" in text

@@ -56,7 +56,8 @@ class Explainer:
 
         On a CUDA device steps that are run for the second time become CUDA graphs.
 
-        Takes memory for a second and third copy of the weights of convolutions, and for the graphs.
+        Takes memory for a second and third copy of the weights of convolutions, twice that where single images and
+        batches are explained, and for the graphs.
 
         Returns:
             The explainer itself.
