@@ -305,9 +305,10 @@ def main() -> None:
         page.draw(f"performance-batch-{batch}", f"cost of explanations, batch {batch}", bars(own, batch))
         page.draw(f"performance-peers-{batch}", f"cost of peers beside ours, batch {batch}", speedups(own, batch))
     given_back = [row for row in rows if row["freed"] == "given back"]
-    # Of one commit, since these are there to be compared.
-    for batch in sorted({row["batch"] for row in given_back[-1:]}):
-        own = [r for r in given_back if r["batch"] == batch and r["commit"] == given_back[-1]["commit"]]
+    if given_back:
+        # Of one commit, since these are there to be compared.
+        batch, commit = given_back[-1]["batch"], given_back[-1]["commit"]
+        own = [row for row in given_back if (row["batch"], row["commit"]) == (batch, commit)]
         page.parts += [f"Batch {batch} as glibc has it ({_where(own)}):", cost_table(own, batch)]
     rows = measured.read("cpu_memory", "network", "batch", "who")
     if rows:
