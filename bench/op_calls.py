@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast_xai.ops import winograd_weight
 from pyfast_xai.ops.registry import BINARIES, OPS
 
 
@@ -263,6 +264,21 @@ def calls_of_one_dtype(kind: str, sizes: Sizes) -> Iterator[Call]:
         yield Call(
             *("leading_singular", f"{matrices} of {height}x{width}", torch.float32, make_maps),
             *(matrices * height * width * 4, operations, _values),
+        )
+    shapes = ((16, 32, 7),) if small else ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7))
+    for channels, filters, side in shapes if kind == "cpu" else ():
+
+        def make_convolution(c: int = channels, o: int = filters, h: int = side) -> tuple[Any, ...]:
+            maps = torch.randn(n, c, h, h).contiguous(memory_format=torch.channels_last)
+            weight = winograd_weight(torch.randn(o, c, 3, 3) / (3 * math.sqrt(c)))
+            return maps, weight, torch.randn(o), [1, 1], 0.0, math.inf
+
+        # Products only; the transforms are additions, a few for each number.
+        operations = 2 * 36 * n * math.ceil(side / 4) ** 2 * channels * filters
+        traffic = 4 * (n * (channels + filters) * side * side + 36 * channels * filters)
+        shape = f"{n}x{channels}x{side}x{side}, {filters} filters"
+        yield Call(
+            *("winograd_conv2d", shape, torch.float32, make_convolution, traffic, operations, _close(1e-5)),
         )
 
 

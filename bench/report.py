@@ -325,9 +325,10 @@ def main() -> None:
         page.parts += ["## Ops", f"{_where(ops)}. {_EXPLAINED}"]
         page.draw("performance-roofline", "roofline of the ops", roofline(ops))
         page.parts.append(op_table(ops))
-    others = [row for row in rows if row["beside"] != "reference"]
-    if others:
-        page.parts += ["The projection of Eigen-CAM alone, on real layers:", beside_table(others)]
+    for what, op in _BESIDE_OTHERS.items():
+        others = [row for row in rows if row["op"] == op and row["beside"] != "reference"]
+        if others:
+            page.parts += [f"{what}:", beside_table(others)]
     rows = measured.read("cpu_cold_start", "what", "backend")
     if rows:
         page.parts += [
@@ -336,6 +337,11 @@ def main() -> None:
         ]
     page.write()
 
+
+_BESIDE_OTHERS = {
+    "The projection of Eigen-CAM alone, on real layers": "leading_singular",
+    "Convolutions of accelerated replays beside direct ones, both with packed weights and a ReLU": "winograd_conv2d",
+}
 
 _EXPLAINED = (
     "All backends take turns in one process; brackets: a fifth to four fifths of the rounds. The bound is the longer "

@@ -18,7 +18,7 @@ from op_calls import Call, Sizes, calls, calls_of_one_dtype, outcome, share
 from turns import quotients, rest, spread, take_turns
 
 import pyfast_xai
-from pyfast_xai import ops
+from pyfast_xai import onednn, ops
 from pyfast_xai.images import load_image
 from pyfast_xai.ops.registry import OPS
 
@@ -131,3 +131,29 @@ def test_projection(benchmark, op_rows, rates, activations, layer):
     shape = f"{layer} of {'a trained' if known else 'a random'} ResNet-50, {images} of {height * width}x{channels}"
     common = {"op": "leading_singular", "shape": shape, "dtype": "float32"}
     op_rows.extend(rows_of(seconds, "pytorch-grad-cam", common, rates))
+
+
+# A convolution beside oneDNN's direct one, both with weights laid out before and a ReLU on the way out.
+
+CONVOLVED = [call for call in CALLS if call.op == "winograd_conv2d"]
+
+
+@pytest.mark.skipif(not onednn.available(), reason="beside oneDNN")
+@pytest.mark.parametrize("call", CONVOLVED, ids=lambda call: call.shape)
+def test_convolution(benchmark, op_rows, rates, call):
+    torch.manual_seed(0)
+    maps, _, bias, *_ = call.make()
+    channels, filters = maps.shape[1], len(bias)
+    weight = torch.randn(filters, channels, 3, 3) / (3 * channels**0.5)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    direct = torch.ops.mkldnn._reorder_convolution_weight.default(weight, *geometry, maps.shape)
+    minimal = ops.winograd_weight(weight)
+    runs = {
+        "oneDNN": lambda: torch.ops.mkldnn._convolution_pointwise(maps, direct, bias, *geometry, "relu", [], ""),
+        "cpp": lambda: ops.winograd_conv2d(maps, minimal, bias, (1, 1), lower=0),
+    }
+    expected = runs["oneDNN"]()
+    torch.testing.assert_close(runs["cpp"](), expected, rtol=0, atol=1e-5 * float(expected.max()))
+    seconds = take_turns(benchmark, runs, rounds_for(runs.values()))
+    common = {"op": call.op, "shape": call.shape, "dtype": "float32"}
+    op_rows.extend(rows_of(seconds, "oneDNN", common, rates))

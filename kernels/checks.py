@@ -276,3 +276,37 @@ def max_pool(
         and (len(offsets) > 0 or not len(output)),
         f"offsets must have shape [N, {', '.join(map(str, output.shape[1:]))}], got {_shape(offsets)}",
     )
+
+
+def winograd_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], lower: float, upper: float
+) -> None:
+    """Check the arguments of `winograd_conv2d`."""
+    tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, tensor in tensors.items():
+        _require(tensor.dtype == torch.float32, f"{name} must be float32, got {tensor.dtype}")
+    _require(
+        input.dim() == 4 and input.shape[1] % 16 == 0,
+        f"input must have shape [N, I, H, W] with I a multiple of 16, got {_shape(input)}",
+    )
+    _require(
+        input.is_contiguous(memory_format=torch.channels_last),
+        "input must be channels_last, got another memory format",
+    )
+    channels = input.shape[1]
+    _require(
+        weight.dim() == 4 and (weight.shape[0], *weight.shape[2:]) == (36, channels, 16),
+        f"weight must have shape [36, O / 16, {channels}, 16], got {_shape(weight)}",
+    )
+    _require(weight.is_contiguous(), "weight must be contiguous, got another memory order")
+    filters = weight.shape[1] * 16
+    _require(
+        bias is None or list(bias.shape) == [filters],
+        f"bias must have shape [{filters}], got {[] if bias is None else _shape(bias)}",
+    )
+    _require(len(padding) == 2 and min(padding) >= 0, f"padding must be 2 numbers of at least 0, got {list(padding)}")
+    _require(
+        all(input.shape[2 + d] + 2 * padding[d] > 2 for d in range(2)),
+        f"input must be at least 3 x 3 with its padding, got {_shape(input)} padded by {list(padding)}",
+    )
+    _require(lower <= upper, f"lower must be at most upper, {upper}, got {lower}")

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/layout.h"
 #include "dispatch.h"
 
 namespace pyfast_xai {
@@ -27,22 +28,6 @@ struct Taps {
     const int64_t step = pool.dilation[d];
     begin = start < 0 ? (-start + step - 1) / step : 0;
     end = std::min(pool.kernel[d], (pool.input[d] - start + step - 1) / step);
-  }
-};
-
-// Whether [N, C, H, W] lies in memory plane by plane or pixel by pixel; where a dimension is 1 it may be both.
-struct Layout {
-  bool planes = true, pixels = true;
-
-  explicit Layout(const Tensor& tensor) {
-    const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
-    const int64_t image = channels * height * width;
-    const int64_t by_plane[4] = {image, height * width, width, 1}, by_pixel[4] = {image, 1, width * channels, channels};
-    for (int d = 0; d < 4; ++d) {
-      if (tensor.size(d) <= 1 || tensor.numel() == 0) continue;
-      planes &= tensor.stride(d) == by_plane[d];
-      pixels &= tensor.stride(d) == by_pixel[d];
-    }
   }
 };
 

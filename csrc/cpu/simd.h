@@ -3,8 +3,10 @@
 #include <cstdint>
 
 // Compiles a function once per instruction set; the loader picks the best this CPU has. Wheels are built without
-// -march, so this is where AVX2, AVX-512 and fused multiply-adds come from.
+// -march, so this is where AVX2, AVX-512 and fused multiply-adds come from. With PYFAST_XAI_TARGETS a function may also
+// be written once for each.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define PYFAST_XAI_TARGETS
 #define PYFAST_XAI_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define PYFAST_XAI_CLONES

@@ -15,6 +15,7 @@ from pyfast_xai.ops.relu_backward import Rectify, relu_backward
 from pyfast_xai.ops.relu_forward import relu_forward
 from pyfast_xai.ops.response_argmax import response_argmax
 from pyfast_xai.ops.sign_bits import sign_bits
+from pyfast_xai.ops.winograd_conv2d import winograd_conv2d, winograd_pays, winograd_weight
 
 __all__ = [
     "Location",
@@ -33,4 +34,7 @@ __all__ = [
     "report",
     "response_argmax",
     "sign_bits",
+    "winograd_conv2d",
+    "winograd_pays",
+    "winograd_weight",
 ]

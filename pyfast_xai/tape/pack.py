@@ -1,10 +1,11 @@
 """The CPU's kernels for convolutions, with weights laid out once as they want them, instead of in every call.
 
 Laying them out takes a convolution on small maps longer than the product itself. The kernels can rectify their results
-before they write them, too.
+before they write them, too. Where it is faster, 3 x 3 convolutions and their adjoints are Winograd's.
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai import onednn
+from pyfast_xai import onednn, ops
 from pyfast_xai.tape.nodes import Node, Tape, Value, argument, key
 from pyfast_xai.tape.once import Once
 
@@ -23,6 +24,13 @@ _FINISHES: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
     "aten::hardtanh": lambda node: ("hardtanh", [argument(node, "min_val"), argument(node, "max_val")]),
     "aten::hardswish": lambda node: ("hardswish", []),
     "aten::silu": lambda node: ("swish", []),
+}
+
+# Of them what cuts results off at limits, which may also be among its numbers.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "none": (-math.inf, math.inf),
+    "relu": (0, math.inf),
+    "hardtanh": (-math.inf, math.inf),
 }
 
 
@@ -79,16 +87,32 @@ class _Packed:
     finish: tuple[str, list[float]] = ("none", [])
 
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        limits = _LIMITS.get(self.finish[0])
+        if limits is not None and self._by_winograd(input, self.padding):
+            weight = self.once(ops.winograd_weight, self.weight)
+            return ops.winograd_conv2d(input, weight, self.bias, self.padding, *(self.finish[1] or limits))
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        ops = torch.ops.mkldnn
-        weight = self.once(ops._reorder_convolution_weight.default, self.weight, *geometry, _maps_like(input))
-        return ops._convolution_pointwise.default(input, weight, self.bias, *geometry, *self.finish, "")
+        reorder = torch.ops.mkldnn._reorder_convolution_weight.default
+        weight = self.once(reorder, self.weight, *geometry, _maps_like(input))
+        return torch.ops.mkldnn._convolution_pointwise.default(input, weight, self.bias, *geometry, *self.finish, "")
 
     def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
+        # That of a convolution without a stride is one, too, with its kernels turned round.
+        around = (2 - self.padding[0], 2 - self.padding[1])
+        if self._by_winograd(grad, around):
+            return ops.winograd_conv2d(grad, self.once(_winograd_adjoint_weight, self.weight), None, around)
         geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight.default
         weight = self.once(reorder, self.weight, *geometry, _maps_like(grad))
         return onednn.transposed_convolution(grad, weight, *geometry)
+
+    def _by_winograd(self, maps: Tensor, padding: tuple[int, ...]) -> bool:
+        plain = (*self.stride, *self.dilation, self.groups) == (1, 1, 1, 1, 1)
+        return plain and min(padding) >= 0 and ops.winograd_pays(maps, self.weight, padding)
+
+
+def _winograd_adjoint_weight(weight: Tensor) -> Tensor:
+    return ops.winograd_weight(weight.transpose(0, 1).flip(2, 3))
 
 
 def _maps_like(maps: Tensor) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfast_xai
-from pyfast_xai import onednn
+from pyfast_xai import onednn, ops
 from pyfast_xai.errors import InputError
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.response import Response
@@ -172,6 +172,77 @@ def test_weights_are_laid_out_for_one_image_and_for_several():
     laid_out = [tuple(args[-1]) for name, args in heard.calls if "reorder_convolution" in name]
     forwards, adjoints = [(3, 7, 7), (8, 5, 5)], [(4, 5, 5), (8, 5, 5)]
     assert sorted(laid_out) == sorted((images, *maps) for images in (1, 2) for maps in forwards + adjoints)
+
+
+class Wide(nn.Module):
+    """Convolutions that Winograd's takes, by every padding and every end, beside others that it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Conv2d(32, 32, 3, padding=0), nn.ReLU6()),
+            *(nn.Conv2d(32, 32, 3, padding=2), nn.Hardtanh(-0.5, 0.5)),
+            *(nn.Conv2d(32, 16, 3, padding=(0, 1)), nn.SiLU()),
+            *(nn.Conv2d(16, 16, 3, padding=3), nn.LeakyReLU()),
+            *(nn.Conv2d(16, 16, 3, stride=2), nn.Conv2d(16, 16, 3, dilation=2), nn.Conv2d(16, 16, 3, groups=2)),
+        )
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(self.layers(x).mean((2, 3)))
+
+
+@pytest.fixture
+def wide():
+    torch.manual_seed(3)
+    return settled(Wide()).eval().requires_grad_(False)
+
+
+winograd = pytest.mark.skipif(
+    not onednn.available() or ops.registry.OPS["winograd_conv2d"].missing("cpp", "cpu") is not None,
+    reason="convolutions are not packed, or the library is not compiled",
+)
+
+
+@winograd
+def test_wide_convolutions_are_winograds(wide):
+    images, explainer = torch.randn(2, 3, 31, 33), pyfast_xai.EigenCAM(wide, layer="layers.15").accelerate()
+    explainer(images)
+    with Heard() as heard:
+        explainer(images)
+    # Of nine, the first is narrow, that before SiLU does what only oneDNN knows, and three have other geometries.
+    assert [name for name, _ in heard.calls].count("pyfast_xai::winograd_conv2d") == 4
+    with ops.backend("reference"), Heard() as heard:
+        explainer(images)
+    assert "pyfast_xai::winograd_conv2d" not in [name for name, _ in heard.calls]
+
+
+@winograd
+@pytest.mark.parametrize("size", [(2, 3, 31, 33), (1, 3, 14, 14), (9, 3, 13, 12)], ids=str)
+def test_so_are_their_adjoints(wide, size):
+    images = torch.randn(size)
+    leaf = images.double().requires_grad_()
+    copy.deepcopy(wide).double()(leaf).amax(1).sum().backward()
+    fast = pyfast_xai.Saliency(wide).accelerate()
+    with Heard() as heard:
+        found = fast(images).attribution
+    assert "pyfast_xai::winograd_conv2d" in [name for name, _ in heard.calls]
+    torch.testing.assert_close(found.double(), leaf.grad, rtol=0, atol=1e-5 * float(leaf.grad.abs().max()))
+
+
+@winograd
+def test_winograds_weights_are_transformed_once(wide, monkeypatch):
+    shapes, transform = [], ops.winograd_weight
+    monkeypatch.setattr(ops, "winograd_weight", lambda weight: shapes.append(tuple(weight.shape)) or transform(weight))
+    explainer = pyfast_xai.Saliency(wide).accelerate()
+    for images in (4, 1, 4, 2):
+        explainer(torch.randn(images, 3, 40, 40))
+    forwards = [(32, 16, 3, 3), (32, 32, 3, 3), (32, 32, 3, 3), (16, 32, 3, 3), (16, 16, 3, 3)]
+    # That of the last, padded by 3, is a transposed convolution still.
+    adjoints = [(16, 32, 3, 3), (32, 32, 3, 3), (32, 32, 3, 3), (32, 16, 3, 3)]
+    assert sorted(shapes) == sorted(forwards + adjoints)
 
 
 def test_what_leads_nowhere_does_not_run(model, images):
