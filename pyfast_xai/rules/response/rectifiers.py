@@ -154,13 +154,25 @@ def _linear(step: Step, self: Value, *settings: Any, **more: Any) -> None:
     step.send(self, step.grad)
 
 
-# Smooth ones, and others whose derivative has more than two values: the input is kept
+# Others, which keep their input
 
 Derivative = Callable[..., Tensor]
 
 
 def _elu(grad: Tensor, x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     return aten.elu_backward(grad, alpha, scale, input_scale, False, x)
+
+
+_SMOOTH: dict[str, Derivative] = {
+    "silu": aten.silu_backward,
+    "mish": aten.mish_backward,
+    "hardswish": aten.hardswish_backward,
+    "gelu": lambda grad, x, *, approximate="none": aten.gelu_backward(grad, x, approximate=approximate),
+    "softplus": lambda grad, x, beta=1, threshold=20: aten.softplus_backward(grad, x, beta, threshold),
+    "elu": _elu,
+    "celu": lambda grad, x, alpha=1.0: _elu(grad, x, alpha, 1, 1 / alpha),
+    "selu": lambda grad, x: _elu(grad, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946),
+}
 
 
 def _clamp(grad: Tensor, x: Tensor, min: Any = None, max: Any = None) -> Tensor:
@@ -174,20 +186,13 @@ def _prelu(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return torch.where(x > 0, grad, grad * slope)
 
 
-_DERIVATIVES: dict[str, Derivative] = {
-    "silu": aten.silu_backward,
-    "mish": aten.mish_backward,
-    "hardswish": aten.hardswish_backward,
-    "gelu": lambda grad, x, *, approximate="none": aten.gelu_backward(grad, x, approximate=approximate),
-    "softplus": lambda grad, x, beta=1, threshold=20: aten.softplus_backward(grad, x, beta, threshold),
-    "elu": _elu,
-    "celu": lambda grad, x, alpha=1.0: _elu(grad, x, alpha, 1, 1 / alpha),
-    "selu": lambda grad, x: _elu(grad, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946),
-    "prelu": _prelu,
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "threshold": lambda grad, x, threshold, value: aten.threshold_backward(grad, x, threshold),
-}
+def _threshold(grad: Tensor, x: Tensor, threshold: float, value: float) -> Tensor:
+    return torch.where(x <= threshold, 0, grad)
+
+
+# Of few slopes. These take the gradients of all targets, `[K, *shape]`.
+_BENT: dict[str, Derivative] = {"prelu": _prelu, "clamp": _clamp, "clamp_min": _clamp, "threshold": _threshold}
+_DERIVATIVES = _SMOOTH | _BENT
 
 
 def _does_not_rectify(node: Node) -> bool:
@@ -200,23 +205,37 @@ def _does_not_rectify(node: Node) -> bool:
     return len(node.inputs) > 1
 
 
-def _derivative(step: Step, grad: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    function = _DERIVATIVES[key(step.node.op).removeprefix("aten::")]
+@rule(*_BENT, saves=["self"], unless=_does_not_rectify)
+def _bent(step: Step, self: Value, *args: Any, **kwargs: Any) -> None:
+    step.send(self, _derivative(step)(step.grad, step.tensor("self"), *args, **kwargs))
+
+
+@rule(*_BENT, saves=["self"], unless=_does_not_rectify, table=GUIDED)
+def _bent_guided(step: Step, self: Value, *args: Any, **kwargs: Any) -> None:
     x = step.tensor("self")
-    # One target at a time: not every kernel broadcasts.
-    parts = [function(own, x, *args, **kwargs) for own in grad]
-    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+    step.send(self, torch.where(x > 0, _derivative(step)(step.grad.clamp_min(0), x, *args, **kwargs), 0))
 
 
-@rule(*_DERIVATIVES, saves=["self"], unless=_does_not_rectify)
+@rule(*_SMOOTH, saves=["self"], unless=_does_not_rectify)
 def _smooth(step: Step, self: Value, *args: Any, **kwargs: Any) -> None:
-    step.send(self, _derivative(step, step.grad, *args, **kwargs))
+    x = step.tensor("self")
+    if len(step.grad) == 1:
+        step.send(self, _derivative(step)(step.grad[0], x, *args, **kwargs)[None])
+    else:
+        slope = _derivative(step)(torch.ones_like(x), x, *args, **kwargs)
+        step.send(self, step.grad.mul_(slope) if step.exclusive else step.grad * slope)
 
 
-@rule(*_DERIVATIVES, saves=["self"], unless=_does_not_rectify, table=GUIDED)
+@rule(*_SMOOTH, saves=["self"], unless=_does_not_rectify, table=GUIDED)
 def _smooth_guided(step: Step, self: Value, *args: Any, **kwargs: Any) -> None:
-    grad = _derivative(step, step.grad.clamp_min(0), *args, **kwargs)
-    step.send(self, torch.where(step.tensor("self") > 0, grad, 0))
+    x = step.tensor("self")
+    slope = _derivative(step)(torch.ones_like(x), x, *args, **kwargs)
+    grad = step.grad.clamp_min_(0) if step.exclusive else step.grad.clamp_min(0)
+    step.send(self, grad.mul_(torch.where(x > 0, slope, 0)))
+
+
+def _derivative(step: Step) -> Derivative:
+    return _DERIVATIVES[key(step.node.op).removeprefix("aten::")]
 
 
 rule(*_DERIVATIVES, unless=_does_not_rectify, table=DECONVNET)(_deconvnet)

@@ -61,29 +61,21 @@ def _stack(step: Step, tensors: Sequence[Any], dim: int = 0) -> None:
         step.send(part, grad)
 
 
-def _empty_grad(step: Step, self: Value) -> Tensor:
-    return step.grad.new_zeros(len(step.grad), *self.shape)
-
-
 @rule("slice")
 def _slice(
     step: Step, self: Value, dim: int = 0, start: int | None = None, end: int | None = None, stride: int = 1
 ) -> None:
-    grad = _empty_grad(step, self)
-    torch.ops.aten.slice(grad, _shifted(dim), start, end, stride).copy_(step.grad)
-    step.send(self, grad)
+    step.send_part(self, lambda grad: torch.ops.aten.slice(grad, _shifted(dim), start, end, stride), step.grad)
 
 
 @rule("select")
 def _select(step: Step, self: Value, dim: int, index: int) -> None:
-    grad = _empty_grad(step, self)
-    grad.select(_shifted(dim), index).copy_(step.grad)
-    step.send(self, grad)
+    step.send_part(self, lambda grad: grad.select(_shifted(dim), index), step.grad)
 
 
 @rule("split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk")
 def _split(step: Step, self: Value, *args: Any, **kwargs: Any) -> None:
-    grad = _empty_grad(step, self)
+    grad = step.grad.new_zeros(len(step.grad), *self.shape)
     parts = _again(step.node.op, grad, args, kwargs)
     for part, own in zip(parts, step.grads, strict=True):
         if own is not None:

@@ -1,6 +1,7 @@
 """One node on the way back, and the gradients that are on their way."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -56,6 +57,11 @@ class Step:
             grad = grad.to(argument.device, argument.dtype)
         self._pending.add(argument, grad)
 
+    def send_part(self, argument: Any, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
+        """Continue at a part of an argument, the view that `part` takes of its gradient `[K, *shape]`."""
+        if self.wants(argument):
+            self._pending.add_part(argument, part, grad)
+
 
 def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
     lead = grad.dim() - 1 - len(shape)
@@ -91,10 +97,25 @@ class Pending:
         if before is not None:
             # In the order of arrival, as autograd sums them.
             self._drop(before)
-            own = self.exclusive(before) and before.untyped_storage()._cdata != grad.untyped_storage()._cdata
-            grad = before.add_(grad) if own else before + grad
+            grad = before.add_(grad) if self._may_add(before, grad) else before + grad
         self._grads[value] = grad
         self._holders[grad.untyped_storage()._cdata] += 1
+
+    def add_part(self, value: Value, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
+        whole = self._grads.get(value)
+        if whole is None:
+            whole = grad.new_zeros(len(grad), *value.shape)
+        else:
+            self._drop(whole)
+            if not self._may_add(whole, grad):
+                whole = whole.clone()
+        # Several parts of a whole, as queries, keys and values often are, come to one tensor and no sum of it.
+        part(whole).add_(grad)
+        self._grads[value] = whole
+        self._holders[whole.untyped_storage()._cdata] += 1
+
+    def _may_add(self, before: Tensor, grad: Tensor) -> bool:
+        return self.exclusive(before) and before.untyped_storage()._cdata != grad.untyped_storage()._cdata
 
     def pop(self, value: Value | None) -> Tensor | None:
         grad = None if value is None else self._grads.pop(value, None)
