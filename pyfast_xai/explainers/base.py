@@ -57,7 +57,7 @@ class Explainer:
         On a CUDA device steps that are run for the second time become CUDA graphs.
 
         Takes memory for a second and third copy of the weights of convolutions, twice that where single images and
-        batches are explained, and for the graphs.
+        batches are explained, and for the graphs. On a CPU copies of 3 x 3 kernels are four times as large.
 
         Returns:
             The explainer itself.

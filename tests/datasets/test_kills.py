@@ -1,5 +1,6 @@
 """Real jobs and real SIGKILLs."""
 
+import functools
 import json
 import os
 import signal
@@ -43,7 +44,9 @@ def test_stopped_from_outside(folder, tmp_path, how, code):
         os.link(folder / f"{n % 20:02d}.{('png', 'jpg')[n % 2]}", scenes / f"{n}.{('png', 'jpg')[n % 2]}")
     command = ["run", str(scenes), "--model", "digits", "--method", "fixations", "--out", str(out), "--shard-size", "4"]
     start = [sys.executable, "-m", "pyfast_xai.cli", *command]
-    process = subprocess.Popen(start, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has them, and what they start, ignore SIGINT.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(start, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     while process.poll() is None and not list(out.glob("part-*")):
         time.sleep(0.01)
     process.send_signal(how)
