@@ -5,6 +5,8 @@ import ctypes
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
+_kept = False
+
 
 def keep_freed_memory() -> bool:
     """Have glibc keep what is freed instead of giving it back to the system and asking for it anew.
@@ -17,9 +19,16 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took effect: False without glibc.
     """
+    global _kept
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
     settings = (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26)  # -1: never
-    return min(mallopt(option, value) for option, value in settings) == 1
+    _kept = min(mallopt(option, value) for option, value in settings) == 1
+    return _kept
+
+
+def is_kept() -> bool:
+    """Whether `keep_freed_memory` was called here, and took effect."""
+    return _kept

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyfast_xai import ops
+from pyfast_xai import memory, ops
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.base import Explainer, Target, choose, logits_of, one_of, probability, rows_of
 from pyfast_xai.explainers.pooled_tail import PooledTail, pooled_tail
@@ -62,8 +62,8 @@ class CLEAR(Explainer):
             largest value alone.
         reduction: what is taken of the channels of R: their "sum", Euclidean "norm", or "max".
         scale: "joint" compares responses as they are; "class" first divides each by its largest magnitude.
-        chunk: classes walked back at once; None for as many as make 16 responses on a CPU, where larger ones spend
-            their time on fresh memory, and 64 elsewhere.
+        chunk: classes walked back at once; None for as many as make 64 responses, but on a CPU 32 after
+            `keep_freed_memory()` and 16 without, where more spend their time on fresh memory.
         labels: names of the classes.
 
     Raises:
@@ -233,7 +233,8 @@ class CLEAR(Explainer):
     def _responses(self, source: "_Source", rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Classes `[k, N]` with their responses `[k, N, C, H, W]`, chunk by chunk."""
         images = rows.shape[1]
-        chunk = self.chunk or max(1, (16 if rows.device.type == "cpu" else 64) // images)
+        at_once = 64 if rows.device.type != "cpu" else 32 if memory.is_kept() else 16
+        chunk = self.chunk or max(1, at_once // images)
         # Ten in chunks of at most eight are two of five.
         for part in rows.tensor_split(math.ceil(len(rows) / chunk)) if len(rows) else ():
             yield part, source.project(part)

@@ -83,6 +83,15 @@ def test_how_responses_compete(net, images, reduction, scale):
     assert torch.equal(found.winner, expected.argmax(1))
 
 
+@pytest.mark.parametrize(("kept", "walks"), [(False, [2, 2, 2]), (True, [3, 3])])
+def test_more_classes_at_once_where_freed_memory_is_kept(net, images, monkeypatch, kept, walks):
+    monkeypatch.setattr("pyfast_xai.memory._kept", kept)
+    found = []
+    monkeypatch.setattr(CLEAR, "_reduced", lambda self, response: found.append(len(response)) or response)
+    CLEAR(net, None)(torch.cat([images] * 4))
+    assert found == walks
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 99])
 def test_classes_stream_through(net, images, chunk):
     together, streamed = CLEAR(net, None, chunk=99)(images), CLEAR(net, None, chunk=chunk)(images)
