@@ -141,8 +141,7 @@ CONVOLVED = [call for call in CALLS if call.op == "winograd_conv2d"]
 @pytest.mark.skipif(not onednn.available(), reason="beside oneDNN")
 @pytest.mark.parametrize("call", CONVOLVED, ids=lambda call: call.shape)
 def test_convolution(benchmark, op_rows, rates, call):
-    torch.manual_seed(0)
-    maps, _, bias, *_ = call.make()
+    maps, _, bias, *_ = call.arguments()
     channels, filters = maps.shape[1], len(bias)
     weight = torch.randn(filters, channels, 3, 3) / (3 * channels**0.5)
     geometry = ([1, 1], [1, 1], [1, 1], 1)

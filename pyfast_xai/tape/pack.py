@@ -26,12 +26,8 @@ _FINISHES: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
     "aten::silu": lambda node: ("swish", []),
 }
 
-# Of them what cuts results off at limits, which may also be among its numbers.
-_LIMITS: dict[str, tuple[float, float]] = {
-    "none": (-math.inf, math.inf),
-    "relu": (0, math.inf),
-    "hardtanh": (-math.inf, math.inf),
-}
+# Between which limits what has no numbers of its own leaves its results.
+_LIMITS: dict[str, list[float]] = {"none": [-math.inf, math.inf], "relu": [0, math.inf]}
 
 
 def pack(tape: Tape, once: Once, *, until: Value | None = None, seen: bool = True) -> None:
@@ -87,10 +83,11 @@ class _Packed:
     finish: tuple[str, list[float]] = ("none", [])
 
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        limits = _LIMITS.get(self.finish[0])
+        name, numbers = self.finish
+        limits = numbers if name == "hardtanh" else _LIMITS.get(name)
         if limits is not None and self._by_winograd(input, self.padding):
             weight = self.once(ops.winograd_weight, self.weight)
-            return ops.winograd_conv2d(input, weight, self.bias, self.padding, *(self.finish[1] or limits))
+            return ops.winograd_conv2d(input, weight, self.bias, self.padding, *limits)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_weight.default
         weight = self.once(reorder, self.weight, *geometry, _maps_like(input))

@@ -102,17 +102,14 @@ class Pending:
         self._holders[grad.untyped_storage()._cdata] += 1
 
     def add_part(self, value: Value, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
-        whole = self._grads.get(value)
+        whole = self.pop(value)
         if whole is None:
             whole = grad.new_zeros(len(grad), *value.shape)
-        else:
-            self._drop(whole)
-            if not self._may_add(whole, grad):
-                whole = whole.clone()
+        elif not self._may_add(whole, grad):
+            whole = whole.clone()
         # Several parts of a whole, as queries, keys and values often are, come to one tensor and no sum of it.
         part(whole).add_(grad)
-        self._grads[value] = whole
-        self._holders[whole.untyped_storage()._cdata] += 1
+        self.add(value, whole)
 
     def _may_add(self, before: Tensor, grad: Tensor) -> bool:
         return self.exclusive(before) and before.untyped_storage()._cdata != grad.untyped_storage()._cdata
