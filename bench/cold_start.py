@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 METHODS = ("EigenCAM", "GradCAM", "CNNFixations", "Saliency", "GuidedBackprop", "FGVis", "CLEAR")
-SETTINGS: dict[str, dict[str, Any]] = {"FGVis": {"iterations": 5, "progress": False}}
+SETTINGS: dict[str, dict[str, Any]] = {"FGVis": {"n_iterations": 5, "progress": False}}
 
 
 def since(began: float) -> float:

@@ -1,6 +1,6 @@
-"""The gallery of docs/gallery.md: sample photographs of scikit-image through every method and a real network.
+"""The gallery of docs/gallery.md: sample photographs through every method and a real network.
 
-`make gallery`, about six minutes on one core. The network is one of those in PYFAST_XAI_DATA where there is such a
+`make gallery` draws it. The network is one of those in PYFAST_XAI_DATA where there is such a
 folder, else torchvision's ResNet-50 with its published weights.
 """
 
@@ -14,35 +14,42 @@ from typing import Any
 import torch
 from PIL import Image
 from skimage import data
+from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from pyfast_xai import InputError, render
+from pyfast_xai import PyFastXaiError, render
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.memory import keep_freed_memory
 from pyfast_xai.models import LoadedModel, load_model
 from pyfast_xai.reproduce import Data
 
-# Photographs free to show: by Stéfan van der Walt (CC0), Rachel Michetti (CC0), SpaceX (CC0), NASA (public domain).
-PHOTOGRAPHS = {"chelsea": "a cat", "coffee": "an espresso", "rocket": "a rocket", "astronaut": "an astronaut"}
-NETWORK = "resnet50_abm_pruned_int8"
-# What needs hundreds of passes by default makes do with tens: docs/gallery.md says so.
-FEWER = {
-    "smoothgrad": {"samples": 10},
-    "integrated-gradients": {"steps": 20},
-    "occlusion": {"window": 48, "stride": 22},
-    "rise": {"masks": 150},
-    "lime": {"samples": 100},
-    "meaningful-perturbation": {"iterations": 40, "start": 1.0},
+# Photographs free to show: by Stéfan van der Walt (CC0), Rachel Michetti (CC0), danielbuechele (CC BY 2.0) and NASA
+# (public domain). Of each a square: left, top and side in pixels.
+PHOTOGRAPHS = {
+    "a tabby": (data.chelsea, (120, 60, 240)),
+    "an espresso": (data.coffee, (100, 0, 400)),
+    "a palace": (lambda: load_sample_image("china.jpg"), (120, 60, 320)),
+    "a space shuttle": (data.astronaut, (231, 0, 281)),
 }
+NETWORK = "resnet50_abm_pruned_int8"
+# Methods with hundreds of passes by default run tens here, as docs/gallery.md says.
+FEWER = {
+    "smoothgrad": {"n_samples": 10},
+    "integrated-gradients": {"n_steps": 20},
+    "occlusion": {"window": 48, "stride": 22},
+    "rise": {"n_masks": 150},
+    "lime": {"n_samples": 100},
+    "meaningful-perturbation": {"n_iterations": 40, "initial_mask": 1.0},
+}
+# Thousands of passes an image, one for each channel and more.
+LEFT_OUT = ("score-cam", "ss-cam", "is-cam")
 
 
 def photograph(name: str) -> Any:
-    """The middle square of a photograph."""
-    image = Image.fromarray(getattr(data, name)())
-    edge = min(image.size)
-    left, top = ((size - edge) // 2 for size in image.size)
-    return image.crop((left, top, left + edge, top + edge))
+    """The square of a photograph that is shown."""
+    read, (left, top, edge) = PHOTOGRAPHS[name]
+    return Image.fromarray(read()).crop((left, top, left + edge, top + edge))
 
 
 def load(name: str) -> LoadedModel:
@@ -52,23 +59,30 @@ def load(name: str) -> LoadedModel:
         loaded = next(Data(folder, names=(name,)).networks(()))
         # "n02123045 tabby, tabby cat"
         words = (folder / "imagenet" / "synset_words.txt").read_text().splitlines()
-        return replace(loaded, classes=[line.split(" ", 1)[1].split(",")[0] for line in words])
+        return replace(loaded, labels=[line.split(" ", 1)[1].split(",")[0] for line in words])
     return load_model("torchvision/resnet50", "DEFAULT")
 
 
 def shown(explanation: Explanation, ground: Tensor) -> Tensor:
-    """The picture people know a method by: signed colours, masked colours or heat over the photograph."""
-    if explanation.attribution is None or explanation.method in ("fixations", "clear", "occlusion"):
-        return explanation.overlay(ground)
-    return explanation.rgb()
+    """The picture people know a method by: masked colours, or heat over the photograph."""
+    return explanation.rgb() if explanation.method == "fgvis" else explanation.overlay(ground)
 
 
 def sheet(rows: list[list[Tensor]], labels: list[str], titles: list[str], side: int) -> Any:
     """Two columns of methods, each below the photographs."""
-    middle = len(rows) // 2
+    middle = (len(rows) - 1) // 2
+    keys = [render.Key("hot: matters most", colormap=render.DEFAULT_COLORMAP, low="cold")]
+    keys.append(render.Key("fixation", color=render.WHITE, mark="dot"))
+    halves = ((slice(middle), keys), (slice(middle, None), []))
     parts = [
-        render.montage([rows[0], *rows[1:][part]], labels=["photograph", *labels[part]], titles=[titles], side=side)
-        for part in (slice(middle), slice(middle, None))
+        render.montage(
+            [rows[0], *rows[1:][part]],
+            labels=["photograph", *labels[part]],
+            titles=[titles],
+            side=side,
+            keys=own,
+        )
+        for part, own in halves
     ]
     both = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), "white")
     both.paste(parts[0], (0, 0))
@@ -80,18 +94,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/gallery.jpg"))
     parser.add_argument("--network", default=NETWORK, help="of the folder, trained on ImageNet")
-    parser.add_argument("--side", type=int, default=128, help="of a picture on the sheet, in pixels")
+    parser.add_argument("--side", type=int, default=144, help="of a picture on the sheet, in pixels")
     given = parser.parse_args()
     keep_freed_memory()
     loaded = load(given.network)
     pairs = [loaded.preprocess(photograph(name)) for name in PHOTOGRAPHS]
     images, ground = (torch.stack(part) for part in zip(*pairs, strict=True))
-    rows, labels, titles = [list(ground)], [], list(PHOTOGRAPHS.values())
+    rows, labels, titles = [list(ground)], [], list(PHOTOGRAPHS)
     for name, method in METHODS.items():
+        if name in LEFT_OUT:
+            continue
         began = time.perf_counter()
         try:
-            explanation = method(loaded.model, **FEWER.get(name, {}), labels=loaded.classes)(images)
-        except InputError as error:
+            explanation = method(loaded.model, **FEWER.get(name, {}), labels=loaded.labels)(images)
+        except PyFastXaiError as error:
             print(f"{name:22} {error}")
             continue
         seconds = (time.perf_counter() - began) / len(images)
@@ -102,7 +118,7 @@ def main() -> None:
             titles = explanation.captions()
     picture = sheet(rows, labels, titles, given.side)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    # As a JPEG, for gradients are noise, of which a PNG is five times as large.
+    # JPEG, because gradients are noise, for which a PNG is five times as large.
     picture.save(given.out, quality=88)
     print(f"Picture: {given.out}, {given.out.stat().st_size / 1e6:.2f} MB")
 

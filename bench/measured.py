@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 import pyfast_xai
+from pyfast_xai import ops
 
 Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
-TAKEN = ("date", "commit", "pyfast_xai", "torch", "cpu", "threads")
-# Of each file, after the above; `freed` says what became of freed memory, see `--freed`.
+TAKEN = ("date", "commit", "pyfast_xai", "torch", "cpu", "threads", "instruction_set")
+# The columns of each file, after the above; `freed` says what became of freed memory, see `--freed`.
 COLUMNS = {
     # An explanation beside a forward of its model on the same images.
     "cpu": (
@@ -34,6 +35,10 @@ COLUMNS = {
         *("times", "low", "high", "rounds", "bytes", "operations", "copy", "float32", "share", "bound"),
     ),
     "cpu_memory": ("network", "batch", "who", "increment_mib", "model_mib"),
+    # Quotients of processor seconds, and the largest that each should be.
+    "quick": (
+        *("freed", "network", "batch", "what", "quotient", "ms", "beside_ms", "value", "goal", "rounds", "load"),
+    ),
     "cpu_cold_start": ("what", "backend", "first_ms", "low", "high", "again_ms", "processes"),
 }
 
@@ -55,7 +60,15 @@ def taken() -> Row:
         "torch": torch.__version__,
         "cpu": cpu(),
         "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set(),
     }
+
+
+def instruction_set() -> str:
+    """That of our kernels, and PyTorch's own where it is another."""
+    ours, capability = ops.instruction_set() or "none", torch.backends.cpu.get_cpu_capability()
+    theirs = {"AVX512": "AVX-512", "DEFAULT": "SSE2"}.get(capability, capability)
+    return ours if ours == theirs else f"{ours}, PyTorch {theirs}"
 
 
 def append(name: str, rows: Iterable[Row]) -> None:
@@ -79,7 +92,7 @@ def read(name: str, *same: str) -> list[Row]:
     kept: dict[tuple[str, ...], Row] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            key = tuple(row[column] for column in (*same, "threads"))
+            key = tuple(row[column] for column in (*same, "threads", "instruction_set"))
             kept.pop(key, None)
             kept[key] = row
     return list(kept.values())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import measured
+import quick
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from measured import Row, table
@@ -35,10 +36,19 @@ def _named(row: Row) -> str:
 
 
 def _where(rows: Iterable[Row]) -> str:
-    found = {
-        f"{row['cpu']}, {row['threads']} threads, torch {row['torch']}{_freed(row)}, {row['date']}" for row in rows
-    }
+    found = set()
+    for row in rows:
+        threads = f"{row['threads']} thread{'' if row['threads'] == '1' else 's'}"
+        found.add(
+            f"{row['cpu']}, {row['instruction_set']}, {threads}, torch {row['torch']}{_freed(row)}, {row['date']}"
+        )
     return "; ".join(sorted(found))
+
+
+def _loads(rows: Iterable[Row]) -> str:
+    """The load of the machine while they were measured."""
+    loads = [float(row["load"]) for row in rows]
+    return f"{min(loads):.0f} to {max(loads):.0f}"
 
 
 def _freed(row: Row) -> str:
@@ -55,6 +65,23 @@ def cost_table(rows: list[Row], batch: str) -> str:
 
     body = [[method, *(cell(network, method) for network in networks)] for method in methods]
     return table([["method", *networks], *body])
+
+
+def goal_table(rows: list[Row]) -> str:
+    """What was measured for the goals, a row an explainer or class: recorded / the faster of recorded and replayed."""
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    cells = {(row["network"], row["what"], row["quotient"]): row for row in rows}
+    pairs = {
+        quick.FASTER: (quick.RECORDED, "in forwards"),
+        quick.OF_PEER: (quick.OF_PEER_RECORDED, "of the peer's time"),
+    }
+    body = []
+    for faster, (recorded, unit) in pairs.items():
+        for what, goal in dict.fromkeys((row["what"], row["goal"]) for row in rows if row["quotient"] == faster):
+            found = [[cells.get((network, what, name)) for name in (recorded, faster)] for network in networks]
+            values = [" / ".join(f"{float(row['value']):.2f}" for row in pair if row is not None) for pair in found]
+            body.append([what, unit, goal, *values])
+    return table([["", "unit", "goal", *networks], *body])
 
 
 def bars(rows: list[Row], batch: str) -> Figure:
@@ -296,6 +323,14 @@ class Page:
 
 def main() -> None:
     page = Page()
+    rows = measured.read("quick", "network", "batch", "what", "quotient")
+    for instructions, batch in sorted({(row["instruction_set"], int(row["batch"])) for row in rows}):
+        own = [row for row in rows if (row["instruction_set"], int(row["batch"])) == (instructions, batch)]
+        where = f"{_where(own)}; load {_loads(own)}"
+        page.parts += [
+            f"Goals, batch {batch}: recorded / the faster of recorded and replayed ({where}):",
+            goal_table(own),
+        ]
     rows = measured.read("cpu", "freed", "network", "batch", "method", "backend")
     rows = [row for row in rows if "loop" not in row["backend"]]
     kept = [row for row in rows if row["freed"] != "given back"]
@@ -306,7 +341,7 @@ def main() -> None:
         page.draw(f"performance-peers-{batch}", f"cost of peers beside ours, batch {batch}", speedups(own, batch))
     given_back = [row for row in rows if row["freed"] == "given back"]
     if given_back:
-        # Of one commit, since these are there to be compared.
+        # Rows of one commit, since they are compared with each other.
         batch, commit = given_back[-1]["batch"], given_back[-1]["commit"]
         own = [row for row in given_back if (row["batch"], row["commit"]) == (batch, commit)]
         page.parts += [f"Batch {batch} as glibc has it ({_where(own)}):", cost_table(own, batch)]

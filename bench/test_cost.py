@@ -24,10 +24,10 @@ METHODS = {
     "grad-cam": lambda model: GradCAM(model),
     "saliency": lambda model: Saliency(model),
     "guided-backprop": lambda model: GuidedBackprop(model),
-    "clear, ten classes": lambda model: CLEAR(model, classes=10),
-    "fgvis, an iteration": lambda model: FGVis(model, iterations=ITERATIONS, patience=ITERATIONS, progress=False),
+    "clear, ten classes": lambda model: CLEAR(model, candidates=10),
+    "fgvis, an iteration": lambda model: FGVis(model, n_iterations=ITERATIONS, patience=ITERATIONS, progress=False),
 }
-# As a user has them, and with `accelerate()`.
+# Explainers as constructed, and with `accelerate()`.
 VARIANTS = {"": lambda explainer: explainer, ", accelerated": lambda explainer: explainer.accelerate()}
 ITERATIONS = 5  # of FGVis; the pass that takes the bounds and the one that chooses the class are shared among them
 
@@ -109,7 +109,7 @@ def test_loop_fixations(benchmark, rows, request, network):
     if name not in ("alexnet", "vgg16") or len(images) != 8:
         pytest.skip("the loop knows AlexNet and VGG, and takes one image whatever the batch")
     image = images[:1]
-    expected = {tuple(point) for point in CNNFixations(model, radius=0)(image).points[0].tolist()}
+    expected = {tuple(point) for point in CNNFixations(model, radius_share=0)(image).points[0].tolist()}
     found = loop_fixations(model, image[0])
     # Float32 sums in another order may turn a near tie.
     assert len(expected & found) >= 0.98 * len(expected | found)

@@ -20,7 +20,7 @@ from pyfast_xai.rules.evidence import Points
 models = pytest.importorskip("torchvision.models")
 
 METHODS = {"eigen-cam": EigenCAM, "grad-cam": GradCAM, "fixations": CNNFixations, "guided-backprop": GuidedBackprop}
-# Of each axis: the network, the batch and the size of its images at each value.
+# Each axis: the network, the batch and the size of its images at each value.
 AXES = {
     "size": [(size, "resnet18", 2, size) for size in (96, 160, 224, 320, 448, 640)],
     "batch": [(batch, "resnet18", batch, 224) for batch in (1, 2, 4, 8, 16, 32)],
@@ -72,7 +72,7 @@ def test_classes(benchmark, growth_rows, request, method, classes):
     name = "resnet18"
     model, images = build(name, 2, 224)
     if method == "clear":
-        explain = CLEAR(model, classes=classes)
+        explain = CLEAR(model, candidates=classes)
     else:
         guided, target = GuidedBackprop(model), torch.arange(classes).repeat(len(images), 1)
         explain = lambda x: guided(x, target)  # noqa: E731
@@ -86,7 +86,7 @@ def test_points(benchmark, growth_rows, request, each):
     """CNN-Fixations' trace alone, from so many points of the last feature map, beside the loop over them."""
     model, images = build(TRACED, TRACED_BATCH, 224)
     explainer = CNNFixations(model)
-    tape = explainer.record(images, reading=evidence.reading)
+    tape = explainer.record(images, policy=evidence.policy)
     start, pixels = tape.find("features"), tape.inputs[0]
     size, (channels, height, width) = start.numel // len(images), start.shape[1:]
     index = torch.cat([n * size + torch.randperm(size)[:each] for n in range(len(images))]).sort().values

@@ -14,13 +14,13 @@ import pytest
 import roofline
 import torch
 import trained
-from op_calls import Call, Sizes, calls, calls_of_one_dtype, outcome, share
 from turns import quotients, rest, spread, take_turns
 
 import pyfast_xai
 from pyfast_xai import onednn, ops
 from pyfast_xai.images import load_image
 from pyfast_xai.ops.registry import OPS
+from pyfast_xai.proof.networks import Call, Sizes, calls, calls_of_one_dtype, outcome, share
 
 SIZES = Sizes(images=8, matrices=8)
 CALLS: list[Call] = [*calls("cpu", torch.float32, SIZES), *calls_of_one_dtype("cpu", SIZES)]

@@ -1,102 +1,169 @@
-"""A run on a data set beside the bare loop over the same pictures, and its memory: `make bench-throughput`.
+"""A run on JPEG files of camera size beside what it is made of and what it replaces: `make bench-throughput`.
 
-Two loops are the measure: `model`, the method on batches that lie decoded in memory, which no runner can beat, and
-`loop`, which decodes a batch and then explains it. Rounds of all three alternate in one process; the least of each
-counts. Where others use the machine, `of_model_on_core` is the figure to read with the two that tell how long the
-thread of the model waited: with one thread of PyTorch, it is the share of that thread's work that the method is.
-Memory is the resident size over one long run, in a process of its own. Linux counts it.
+Four sides take turns in one process, and the least of several rounds of each counts:
+
+- `forward`: the model alone, on batches that lie decoded in memory;
+- `explainer`: the method on the same batches, which no runner beats by much;
+- `loop`: a plain loop that decodes a batch with Pillow, explains it with pytorch-grad-cam and writes each map with
+  `np.savez`; CNN-Fixations has no such peer, and its loop explains with this library;
+- `run`: `datasets.explain`, from files to a folder of parts.
+
+Where others use the machine, wall times mean little; the columns in seconds of processor time say what the work takes,
+all threads together. `--memory` follows the resident size over one long run in a process of its own, on Linux.
 """
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from trained import loaded, photographs
 
 from pyfast_xai import datasets
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.images import load_image
+from pyfast_xai.models import LoadedModel
 
-CASES = (
-    ("squeezenet1_1", "eigen-cam"),
-    ("squeezenet1_1", "fixations"),
-    ("squeezenet1_1", "guided-backprop"),
-    ("resnet50_abm_pruned_int8", "eigen-cam"),
-    ("resnet50_abm_pruned_int8", "guided-backprop"),
-)
+NETWORKS = ("resnet50_abm_pruned_int8", "mobilenet_v2_coral_int8")
+EXPLAINED_BY = ("eigen-cam", "grad-cam", "fixations", "guided-backprop")
 
 
 def resident() -> float:
-    """Resident size of this process, in MiB."""
+    """Returns the resident size of this process, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
+def processor() -> float:
+    """Returns the seconds that all threads of this process have had a core."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
 def timed(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds, and those of them in which this thread had a core: others who use the machine do not count in these."""
-    began, on_core = time.perf_counter(), time.thread_time()
+    """Returns seconds on the clock, and of processor time."""
+    start, before = time.perf_counter(), processor()
     work()
-    return time.perf_counter() - began, time.thread_time() - on_core
+    return time.perf_counter() - start, processor() - before
 
 
-def measure(name: str, method: str, count: int, batch: int, rounds: int, top_k: int) -> dict[str, object]:
-    """Images a second of the two loops and of the runner."""
-    model = loaded(name)
-    explainer = METHODS[method](model.model)
-    paths = photographs(count)
-    count = len(paths)
-    parts = [paths[start : start + batch] for start in range(0, count, batch)]
-    ready = [torch.stack([model.preprocess(load_image(path))[0] for path in part]) for part in parts]
-    told = {}
+def camera_files(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
+    """Returns photographs as JPEG files of the size of a camera's."""
+    paths = []
+    for n, path in enumerate(photographs(count)):
+        with Image.open(path) as image:
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(folder / f"{n:05d}.jpg", quality=90)
+        paths.append(folder / f"{n:05d}.jpg")
+    return paths
+
+
+def _complete_torchvision() -> None:
+    """Makes torchvision, which the peer imports, importable beside a CPU build of torch."""
+    spec = importlib.util.spec_from_file_location("complete", Path(__file__).parents[1] / "conftest.py")
+    spec.loader.exec_module(sys.modules.setdefault("complete", importlib.util.module_from_spec(spec)))
+
+
+def peer(model: torch.nn.Module, method: str) -> Callable[[torch.Tensor], Any]:
+    """Returns what explains a batch in the plain loop."""
+    _complete_torchvision()
+    from pytorch_grad_cam import EigenCAM, GradCAM, GuidedBackpropReLUModel
+
+    if method == "fixations":
+        return METHODS[method](model)
+    if method == "guided-backprop":
+        guided = GuidedBackpropReLUModel(model, "cpu")
+        return lambda images: [guided(image[None]) for image in images]
+    *_, layer = (module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    cam = {"eigen-cam": EigenCAM, "grad-cam": GradCAM}[method](model, [layer])
+    return lambda images: cam(images, None)
+
+
+def measure(
+    network: LoadedModel, name: str, method: str, paths: list[Path], given: argparse.Namespace
+) -> dict[str, Any]:
+    """Returns images a second of the four sides."""
+    model, preprocess, batch = network.model, network.preprocess, given.batch
+    explainer = METHODS[method](model)
+    if given.accelerate:
+        explainer.accelerate()
+    parts = [paths[start : start + batch] for start in range(0, len(paths), batch)]
+    ready = [torch.stack([preprocess(load_image(path))[0] for path in part]) for part in parts]
+    explain_peer = peer(model, method)
+    progress: dict[str, Any] = {}
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for images in ready:
+                model(images)
 
     def bare() -> None:
-        for inputs in ready:
-            explainer(inputs)
+        for images in ready:
+            explainer(images)
 
     def loop() -> None:
-        for part in parts:
-            explainer(torch.stack([model.preprocess(load_image(path))[0] for path in part]))
-
-    def runner() -> None:
         with tempfile.TemporaryDirectory() as out:
-            done = datasets.explain(
-                [str(path) for path in paths], model, method=explainer, out=out, batch=batch, top_k=top_k,
-                shard_size=max(batch, 128 // batch * batch),
-            )  # fmt: skip
-            assert (done.rows, done.errors) == (count, 0)
-            told.update(vars(done.progress))
+            for n, part in enumerate(parts):
+                results = explain_peer(torch.stack([preprocess(load_image(path))[0] for path in part]))
+                maps = results.heatmap.numpy() if method == "fixations" else results
+                for k, one in enumerate(maps):
+                    np.savez(Path(out, f"{n}-{k}.npz"), map=np.asarray(one))
 
-    explainer(ready[0])
-    seconds: dict[str, list[tuple[float, float]]] = {"model": [], "loop": [], "runner": []}
-    for _ in range(rounds):
-        for who, work in (("model", bare), ("loop", loop), ("runner", runner)):
-            seconds[who].append(timed(work))
-    best, on_core = ({who: min(one[n] for one in own) for who, own in seconds.items()} for n in (0, 1))
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            options = datasets.RunOptions(
+                method=explainer, out=out, batch_size=batch, top_k=given.top_k, shard_size=8 * batch
+            )
+            done = datasets.explain([str(path) for path in paths], network, options)
+            assert (done.rows, done.errors) == (len(paths), 0)
+            progress.update(vars(done.progress))
+
+    sides = {"forward": forward, "explainer": bare, "loop": loop, "run": run}
+    # Recording, packing of weights and the first pages of memory belong to no side.
+    with torch.inference_mode():
+        model(ready[0])
+    for _ in range(3):
+        explainer(ready[0])
+    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for _ in range(given.rounds):
+        for side, work in sides.items():
+            seconds[side].append(timed(work))
+    clock, cpu = ({side: min(pair[n] for pair in pairs) for side, pairs in seconds.items()} for n in (0, 1))
+    count = len(paths)
     return {
         "network": name,
         "method": method,
         "images": count,
+        "pixels": f"{given.width}x{given.height}",
         "batch": batch,
         "threads": torch.get_num_threads(),
-        **{f"{who}_images_per_s": round(count / own, 2) for who, own in best.items()},
-        "of_model": round(best["model"] / best["runner"], 3),
-        "of_loop": round(best["loop"] / best["runner"], 3),
-        "of_model_on_core": round(on_core["model"] / on_core["runner"], 3),
-        "waiting_for_decoding": round(told["waiting"] / told["seconds"], 3),
-        "waiting_for_writing": round(told["writing"] / told["seconds"], 3),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "accelerated": given.accelerate,
+        **{f"{side}_per_s": round(count / taken, 2) for side, taken in clock.items()},
+        **{f"{side}_cpu_ms": round(1000 * taken / count, 1) for side, taken in cpu.items()},
+        "of_loop": round(clock["loop"] / clock["run"], 2),
+        "of_explainer": round(clock["explainer"] / clock["run"], 2),
+        "of_forward": round(clock["forward"] / clock["run"], 2),
+        "of_loop_cpu": round(cpu["loop"] / cpu["run"], 2),
+        "decoding_threads": progress["threads"],
+        "waiting_for_decoding": round(progress["waiting"] / progress["seconds"], 3),
+        "waiting_for_writing": round(progress["writing"] / progress["seconds"], 3),
     }
 
 
 def memory(name: str, method: str, images: int, batch: int) -> dict[str, object]:
-    """Resident size along one run over so many images, the pictures again and again."""
+    """Returns the resident size along one run over so many images, the same pictures over and over."""
     model = loaded(name)
     pictures = [str(path) for path in photographs()]
     with tempfile.TemporaryDirectory() as out:
@@ -107,15 +174,14 @@ def memory(name: str, method: str, images: int, batch: int) -> dict[str, object]
             writer.writerows([pictures[n % len(pictures)]] for n in range(images))
         seen: list[tuple[int, float]] = []
 
-        def note(progress: datasets.Progress) -> None:
+        def note(progress: datasets.RunProgress) -> None:
             if not seen or progress.images >= seen[-1][0] + images // 20:
                 seen.append((progress.images, resident()))
 
-        done = datasets.explain(
-            str(listed), model, method=method, out=Path(out, "run"), batch=batch, shard_size=256, progress=note
-        )
+        options = datasets.RunOptions(method=method, out=Path(out, "run"), batch_size=batch, shard_size=256)
+        done = datasets.explain(str(listed), model, options, progress=note)
         assert (done.rows, done.errors) == (images, 0)
-    # What grows with the first parts is buffers; what grows after them is a leak.
+    # Memory that grows with the first parts is buffers; memory that grows after them is a leak.
     early = [size for count, size in seen if count <= images // 4][-1]
     return {
         "network": name,
@@ -129,13 +195,29 @@ def memory(name: str, method: str, images: int, batch: int) -> dict[str, object]
     }
 
 
+def cases(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields a row for each network and method."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = camera_files(Path(folder), given.images, (given.width, given.height))
+        for name in NETWORKS:
+            if given.network in (None, name):
+                model = loaded(name)
+                for method in EXPLAINED_BY:
+                    if given.method in (None, method):
+                        yield measure(model, name, method, paths, given)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--width", type=int, default=4000, help="of the JPEG files, in pixels")
+    parser.add_argument("--height", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--top-k", type=int, default=0, help="more than 0 takes Eigen-CAM a forward pass more")
-    parser.add_argument("--only", metavar="NETWORK", help="cases of this network")
+    parser.add_argument("--accelerate", action="store_true")
+    parser.add_argument("--network", choices=NETWORKS)
+    parser.add_argument("--method", choices=EXPLAINED_BY)
     parser.add_argument("--memory", type=int, default=0, metavar="IMAGES", help="a long run, for its memory")
     parser.add_argument("--rows", type=Path, help="write the table here")
     parser.add_argument("--long", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
@@ -144,13 +226,12 @@ def main() -> None:
         print(json.dumps(memory(*given.long, given.memory, given.batch)))
         return
     rows = []
-    for name, method in CASES:
-        if given.only in (None, name):
-            rows.append(measure(name, method, given.images, given.batch, given.rounds, given.top_k))
-            print(json.dumps(rows[-1]), flush=True)
+    for row in cases(given):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
     if given.memory:
         command = [sys.executable, __file__, "--memory", str(given.memory), "--batch", str(given.batch), "--long"]
-        subprocess.run([*command, "squeezenet1_1", "eigen-cam"], check=True, env=os.environ)
+        subprocess.run([*command, NETWORKS[1], "eigen-cam"], check=True, env=os.environ)
     if given.rows:
         with given.rows.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "checks.h"
+#include "arguments.h"
 
 namespace pyfast_xai {
 
@@ -21,14 +21,13 @@ using Accumulated = std::conditional_t<is_half<T>, float, T>;
 
 // Calls `body(std::type_identity<T>{})` with the element type of `tensor`: the one switch over dtypes.
 template <class Body>
-decltype(auto) dispatch_floating(const Tensor& tensor, const char* name, Body&& body) {
+decltype(auto) dispatch_floating(const Tensor& tensor, Body&& body) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return body(std::type_identity<float>{});
     case ScalarType::Double: return body(std::type_identity<double>{});
     case ScalarType::Half: return body(std::type_identity<Half>{});
     case ScalarType::BFloat16: return body(std::type_identity<BFloat16>{});
-    default:
-      fail(name, " must be float16, bfloat16, float32 or float64, got ", dtype_name(tensor.scalar_type()));
+    default: fail("a dtype that a check lets pass must have kernels, got ", checks::dtype(tensor));
   }
 }
 

@@ -58,7 +58,7 @@ def app_for(loaded: LoadedModel, method: str = "grad-cam", most_bytes: int = 10_
         box = loaded.preprocess.boxes_in(explanation.boxes().cpu(), picture.size)[0]
         overlay = explanation.overlay(loaded.preprocess.shown(picture)[None])[0]
         return {
-            "class": loaded.classes[best] if loaded.classes else str(best),
+            "class": loaded.labels[best] if loaded.labels else str(best),
             "score": float(logits[0].float().softmax(0)[best]),
             "box": None if bool(box.isnan().any()) else box.tolist(),  # in pixels of the picture
             "overlay": base64.b64encode(render.png_bytes(render.to_pil(overlay))).decode(),

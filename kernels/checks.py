@@ -1,88 +1,135 @@
-"""Argument checks of the Python kernels: one sentence naming the argument, what was expected and what came."""
+"""The checks of the arguments of every op, in one place for all backends.
 
-import math
+Each op has one function here, of its name and with the arguments of its schema. The Python kernels and the fakes call
+it, and `csrc/generate.py` writes the same function for C++ from this file: the conditions and the sentences stand here
+alone. What may be written here is therefore little: conditions in the words of `arguments.py`, and sentences that say
+which argument is wrong, what was expected and what came.
 
-import torch
+Integers are exact on both sides, so a product of sizes cannot wrap around. Values of tensors are checked where reading
+them does not wait for a device; there, the kernels assert or leave out what lies outside.
+"""
+
 from torch import Tensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from pyfast_xai.kernels.arguments import (
+    Location,
+    Rectify,
+    Solver,
+    dense,
+    device,
+    dtype,
+    floating,
+    inside,
+    outlier,
+    pixels_follow,
+    product,
+    refuse,
+    row_major,
+    same_strides,
+    shape,
+    strides,
+    tap_outside,
+    taps_inside,
+    wide,
+    windows_reach,
+)
 
 
-def _require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise RuntimeError(sentence)
+def _floating(tensor: Tensor, name: str) -> None:
+    if not floating(tensor):
+        refuse(f"{name} must be float16, bfloat16, float32 or float64, got {dtype(tensor)}")
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))
+def _dtype(tensor: Tensor, name: str, expected: str) -> None:
+    if dtype(tensor) != expected:
+        refuse(f"{name} must be {expected}, got {dtype(tensor)}")
 
 
-def _float(tensor: Tensor, name: str) -> None:
-    _require(tensor.dtype in FLOATS, f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-
-
-def _dense(tensor: Tensor) -> bool:
-    """Whether the elements fill their memory, in whichever order of the dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1 and stride != expected and tensor.numel():
-            return False
-        expected *= size
-    return True
+def _device(tensor: Tensor, name: str, model: Tensor, model_name: str) -> None:
+    if device(tensor) != device(model):
+        refuse(f"{name} must be on {device(model)} as {model_name} is, got {device(tensor)}")
 
 
 def _like(tensor: Tensor, name: str, model: Tensor, model_name: str) -> None:
-    """Check that two tensors agree in shape, dtype and memory order."""
-    _require(tensor.dtype == model.dtype, f"{name} must be {model.dtype} as {model_name} is, got {tensor.dtype}")
-    _require(
-        tensor.shape == model.shape,
-        f"{name} must have shape {_shape(model)} as {model_name} has, got {_shape(tensor)}",
-    )
-    _require(
-        all(size <= 1 or a == b for size, a, b in zip(model.shape, tensor.stride(), model.stride(), strict=True))
-        or not model.numel(),
-        f"{name} must have strides {list(model.stride())} as {model_name} has, got {list(tensor.stride())}",
-    )
+    _device(tensor, name, model, model_name)
+    if dtype(tensor) != dtype(model):
+        refuse(f"{name} must be {dtype(model)} as {model_name} is, got {dtype(tensor)}")
+    if shape(tensor) != shape(model):
+        refuse(f"{name} must have shape {shape(model)} as {model_name} has, got {shape(tensor)}")
+    if not same_strides(tensor, model):
+        refuse(f"{name} must have strides {strides(model)} as {model_name} has, got {strides(tensor)}")
 
 
-def points_within(points: Tensor, size: int, *, absent: bool = False) -> None:
-    """Check a list of flat indices: int64 `[P]`, each in `[0, size)`, or -1 where `absent` is True.
-
-    The values of points on a device are asserted there, as torch asserts its own indices: reading them would wait.
-    """
-    _require(points.dtype == torch.int64, f"points must be int64, got {points.dtype}")
-    _require(points.dim() == 1, f"points must have shape [P], got {_shape(points)}")
-    _require(size >= 0, f"size must not be negative, got {size}")
-    least, expected = (-1, f"[0, {size}) or be -1") if absent else (0, f"[0, {size})")
-    if points.device.type != "cpu":
-        torch._assert_async(((points >= least) & (points < size)).all(), f"points must lie in {expected}")
-    elif points.numel():
-        low, high = (int(bound) for bound in torch.aminmax(points))
-        _require(low >= least and high < size, f"points must lie in {expected}, got {low if low < least else high}")
+def _size(number: int, name: str) -> None:
+    if number < 0:
+        refuse(f"{name} must not be negative, got {number}")
 
 
-def _capacity(capacity: int | None) -> None:
-    _require(capacity is None or capacity >= 0, f"capacity must not be negative, got {capacity}")
+def _numbers(values: list[int], name: str, count: int, lowest: int) -> None:
+    """Refuse what is no list of `count` numbers in `[lowest, 2**31)`, whose products with one another fit 63 bits."""
+    if len(values) != count:
+        refuse(f"{name} must be {count} numbers of at least {lowest} and less than 2**31, got {values}")
+    for value in values:
+        if value < lowest or value >= 2**31:
+            refuse(f"{name} must be {count} numbers of at least {lowest} and less than 2**31, got {values}")
 
 
-def points_union(points: Tensor, size: int, capacity: int | None) -> None:
+def _points(points: Tensor, size: int) -> None:
+    _dtype(points, "points", "int64")
+    if len(shape(points)) != 1:
+        refuse(f"points must have shape [P], got {shape(points)}")
+    if size >= 2**63:
+        refuse("points must lie among fewer than 2**63 places, got sizes whose product is larger")
+
+
+def _points_inside(points: Tensor, size: int) -> None:
+    _points(points, size)
+    if not inside(points, 0, size):
+        refuse(f"points must lie in [0, {size}), got {outlier(points, 0, size)}")
+
+
+def _points_inside_or_absent(points: Tensor, size: int) -> None:
+    _points(points, size)
+    if not inside(points, -1, size):
+        refuse(f"points must lie in [0, {size}) or be -1, got {outlier(points, -1, size)}")
+
+
+def _negative(negative: Tensor, points: Tensor) -> None:
+    _dtype(negative, "negative", "bool")
+    _device(negative, "negative", points, "points")
+    if shape(negative) != shape(points):
+        refuse(f"negative must have shape {shape(points)} as points have, got {shape(negative)}")
+
+
+def _capacity(capacity: int) -> None:
+    if capacity < 0 or capacity >= 2**60:
+        refuse(f"capacity must be at least 0 and less than 2**60, got {capacity}")
+
+
+def capacity_suffices(capacity: int, count: int) -> None:
+    """Check that a result with `capacity` entries has room for `count` points."""
+    if count > capacity:
+        refuse(f"capacity must be at least {count}, the points found, got {capacity}")
+
+
+def points_union(points: Tensor, size: int, capacity: int | None = None) -> None:
     """Check the arguments of `points_union`."""
-    points_within(points, size, absent=True)
-    _capacity(capacity)
+    _size(size, "size")
+    _points_inside_or_absent(points, size)
+    if capacity is not None:
+        _capacity(capacity)
 
 
-def holds(capacity: int, found: Tensor) -> None:
-    """Check that a result with `capacity` entries has room for as many points as a tensor `[]` says were found."""
-    if found.device.type != "cpu":
-        torch._assert_async(found <= capacity, f"capacity must be at least the number of points found, got {capacity}")
-    else:
-        _require(int(found) <= capacity, f"capacity must be at least {int(found)}, the points found, got {capacity}")
-
-
-def _negative(negative: Tensor | None, points: Tensor) -> None:
-    if negative is not None:
-        _require(negative.dtype == torch.bool, f"negative must be bool, got {negative.dtype}")
-        _require(negative.shape == points.shape, f"negative must have shape {_shape(points)}, got {_shape(negative)}")
+def point_density(points: Tensor, images: int, height: int, width: int, sigma: float) -> None:
+    """Check the arguments of `point_density`."""
+    _size(images, "images")
+    _size(height, "height")
+    _size(width, "width")
+    if not sigma > 0.0:
+        refuse(f"sigma must be positive, got {sigma:g}")
+    if images * height * width >= 2**61:
+        refuse(f"images must have fewer than 2**61 pixels in all, got {images} of {height} x {width}")
+    _points_inside(points, images * height * width)
 
 
 def conv_trace(
@@ -98,40 +145,38 @@ def conv_trace(
     location: int,
 ) -> None:
     """Check the arguments of `conv_trace`."""
-    _float(input, "input")
-    _require(
-        3 <= input.dim() <= 5, f"input must have shape [N, C, *spatial] with 1 to 3 dimensions, got {_shape(input)}"
-    )
-    rank = input.dim() - 2
-    _require(weight.dtype == input.dtype, f"weight must be {input.dtype} as the input, got {weight.dtype}")
-    _require(groups > 0, f"groups must be positive, got {groups}")
-    _require(
-        weight.dim() == rank + 2
-        and weight.shape[1] * groups == input.shape[1]
-        and weight.shape[0] % groups == 0
-        and weight[0].numel() > 0,
-        f"weight must have shape [O, {input.shape[1]} / {groups}, *kernel] with {rank} kernel dimensions"
-        f" and O a multiple of {groups}, got {_shape(weight)}",
-    )
-    for name, values, least in (
-        ("output_size", output_size, 0),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
-        _require(
-            len(values) == rank and min(values) >= least,
-            f"{name} must be {rank} numbers of at least {least}, got {list(values)}",
+    _floating(input, "input")
+    if len(shape(input)) < 3 or len(shape(input)) > 5:
+        refuse(f"input must have shape [N, C, *spatial] with 1 to 3 spatial dimensions, got {shape(input)}")
+    rank = len(shape(input)) - 2
+    _dtype(weight, "weight", dtype(input))
+    _device(weight, "weight", input, "input")
+    if len(shape(weight)) != rank + 2:
+        refuse(f"weight must have shape [O, C / groups, *kernel] with {rank} kernel dimensions, got {shape(weight)}")
+    if groups < 1:
+        refuse(f"groups must be positive, got {groups}")
+    if shape(weight)[1] * groups != shape(input)[1] or shape(weight)[0] % groups != 0:
+        refuse(
+            f"weight must have shape [O, {shape(input)[1]} / {groups}, *kernel] with O a multiple of {groups},"
+            f" got {shape(weight)}"
         )
-    _require(0 <= location <= 3, f"location must be in [0, 4), got {location}")
-    size = input.shape[0] * weight.shape[0]
-    for extent in output_size:
-        size *= extent
-    points_within(points, size, absent=True)
-    _negative(negative, points)
-    _require(
-        not points.numel() or input.numel() > 0, f"input must not be empty where there are points, got {_shape(input)}"
-    )
+    for size in shape(weight):
+        if size >= 2**31:
+            refuse(f"weight must have sizes of less than 2**31, got {shape(weight)}")
+    _numbers(output_size, "output_size", rank, 0)
+    _numbers(stride, "stride", rank, 1)
+    _numbers(padding, "padding", rank, 0)
+    _numbers(dilation, "dilation", rank, 1)
+    if location < 0 or location >= len(Location):
+        refuse(f"location must be in [0, {len(Location)}), got {location}")
+    _device(points, "points", input, "input")
+    _points_inside_or_absent(points, shape(input)[0] * shape(weight)[0] * product(output_size))
+    if negative is not None:
+        _negative(negative, points)
+    if (product(shape(input)) == 0 or product(shape(weight)) == 0) and shape(points)[0] > 0:
+        refuse(
+            f"input and weight must not be empty where there are points, got shapes {shape(input)} and {shape(weight)}"
+        )
 
 
 def linear_trace(
@@ -140,53 +185,60 @@ def linear_trace(
     weight_negative: Tensor,
     points: Tensor,
     negative: Tensor | None,
-    capacity: int | None,
+    capacity: int | None = None,
 ) -> None:
     """Check the arguments of `linear_trace`."""
-    _float(input, "input")
-    _require(input.dim() == 2, f"input must have shape [R, I], got {_shape(input)}")
-    words = (input.shape[1] + 63) // 64
-    for name, bits in (("weight_positive", weight_positive), ("weight_negative", weight_negative)):
-        _require(bits.dtype == torch.int64, f"{name} must be int64, got {bits.dtype}")
-        _require(
-            bits.dim() == 2 and bits.shape[1] == words and bits.shape[0] == weight_positive.shape[0],
-            f"{name} must have shape [O, {words}], one word for 64 inputs, got {_shape(bits)}",
+    _floating(input, "input")
+    if len(shape(input)) != 2:
+        refuse(f"input must have shape [R, I], got {shape(input)}")
+    words = (shape(input)[1] + 63) // 64
+    _dtype(weight_positive, "weight_positive", "int64")
+    _device(weight_positive, "weight_positive", input, "input")
+    if len(shape(weight_positive)) != 2 or shape(weight_positive)[1] != words:
+        refuse(f"weight_positive must have shape [O, {words}], one word for 64 inputs, got {shape(weight_positive)}")
+    _dtype(weight_negative, "weight_negative", "int64")
+    _device(weight_negative, "weight_negative", input, "input")
+    if shape(weight_negative) != shape(weight_positive):
+        refuse(
+            f"weight_negative must have shape {shape(weight_positive)} as weight_positive has,"
+            f" got {shape(weight_negative)}"
         )
-    points_within(points, input.shape[0] * weight_positive.shape[0], absent=True)
-    _negative(negative, points)
-    _capacity(capacity)
+    _device(points, "points", input, "input")
+    _points_inside_or_absent(points, shape(input)[0] * shape(weight_positive)[0])
+    if negative is not None:
+        _negative(negative, points)
+    if capacity is not None:
+        _capacity(capacity)
 
 
 def sign_bits(weight: Tensor) -> None:
     """Check the argument of `sign_bits`."""
-    _float(weight, "weight")
-    _require(weight.dim() == 2, f"weight must have shape [O, I], got {_shape(weight)}")
+    _floating(weight, "weight")
+    if len(shape(weight)) != 2:
+        refuse(f"weight must have shape [O, I], got {shape(weight)}")
 
 
-def leading_singular(matrices: Tensor, k: int, method: int, iterations: int) -> None:
+def leading_singular(matrices: Tensor, k: int, solver: int, iterations: int, seed: int) -> None:
     """Check the arguments of `leading_singular`."""
-    _float(matrices, "matrices")
-    _require(matrices.dim() == 3, f"matrices must have shape [B, M, N], got {_shape(matrices)}")
-    small = min(matrices.shape[1:])
-    _require(1 <= k <= small, f"k must lie in [1, {small}], got {k}")
-    _require(0 <= method <= 2, f"method must be in [0, 3), got {method}")
-    _require(iterations >= 0, f"iterations must not be negative, got {iterations}")
-
-
-def point_density(points: Tensor, images: int, height: int, width: int, sigma: float) -> None:
-    """Check the arguments of `point_density`."""
-    for name, extent in (("images", images), ("height", height), ("width", width)):
-        _require(extent >= 0, f"{name} must not be negative, got {extent}")
-    _require(sigma > 0, f"sigma must be positive, got {sigma}")
-    points_within(points, images * height * width)
+    _floating(matrices, "matrices")
+    if len(shape(matrices)) != 3:
+        refuse(f"matrices must have shape [B, M, N], got {shape(matrices)}")
+    if k < 1 or k > shape(matrices)[1] or k > shape(matrices)[2]:
+        refuse(f"k must lie in [1, min(M, N)] for matrices of shape {shape(matrices)}, got {k}")
+    if solver < 0 or solver >= len(Solver):
+        refuse(f"solver must be in [0, {len(Solver)}), got {solver}")
+    _size(iterations, "iterations")
 
 
 def relu_forward(input: Tensor, upper: float, bound: Tensor | None, clamp: bool, out: Tensor) -> None:
     """Check the arguments of `relu_forward`."""
-    _float(input, "input")
-    _require(_dense(input), f"input must be dense, got shape {_shape(input)} with strides {list(input.stride())}")
-    _require(upper > 0, f"upper must be positive, got {upper}")
-    _require(bound is not None or not clamp, "bound must be a tensor where clamp is true, got None")
+    _floating(input, "input")
+    if not dense(input):
+        refuse(f"input must be dense, got shape {shape(input)} with strides {strides(input)}")
+    if not upper > 0.0:
+        refuse(f"upper must be positive, got {upper:g}")
+    if bound is None and clamp:
+        refuse("bound must be a tensor where clamp is true, got None")
     if bound is not None:
         _like(bound, "bound", input, "input")
     _like(out, "out", input, "input")
@@ -194,49 +246,73 @@ def relu_forward(input: Tensor, upper: float, bound: Tensor | None, clamp: bool,
 
 def relu_backward(grad: Tensor, bits: Tensor | None, rule: int, negative_slope: float, out: Tensor) -> None:
     """Check the arguments of `relu_backward`."""
-    _float(grad, "grad")
-    _require(grad.dim() > 0, f"grad must have shape [K, ...], got {_shape(grad)}")
-    size = math.prod(grad.shape[1:])
-    _require(
-        _dense(grad) and (len(grad) <= 1 or grad.stride(0) == size or size == 0),
-        f"grad must be dense with its first dimension outermost, got shape {_shape(grad)} with strides"
-        f" {list(grad.stride())}",
-    )
-    _require(0 <= rule <= 2, f"rule must be in [0, 3), got {rule}")
-    _require(
-        negative_slope == 0 or rule == 0, f"negative_slope must be 0 unless rule is GRADIENT, got {negative_slope}"
-    )
-    if rule == 1:
-        _require(bits is None, "bits must be None where rule is DECONVNET, got a tensor")
-    else:
-        _require(bits is not None, "bits must be a tensor unless rule is DECONVNET, got None")
-    if bits is not None:
-        _require(bits.dtype == torch.uint8, f"bits must be uint8, got {bits.dtype}")
-        _require(
-            bits.shape == ((size + 7) // 8,),
-            f"bits must have shape [{(size + 7) // 8}], one bit for each of {size} elements, got {_shape(bits)}",
+    _floating(grad, "grad")
+    if len(shape(grad)) == 0:
+        refuse(f"grad must have shape [K, ...], got {shape(grad)}")
+    size = product(shape(grad), 1)
+    if not dense(grad) or (shape(grad)[0] > 1 and size > 0 and strides(grad)[0] != size):
+        refuse(
+            f"grad must be dense with its first dimension outermost, got shape {shape(grad)} with strides"
+            f" {strides(grad)}"
         )
+    if rule < 0 or rule >= len(Rectify):
+        refuse(f"rule must be in [0, {len(Rectify)}), got {rule}")
+    if negative_slope != 0.0 and rule != Rectify.GRADIENT:
+        refuse(f"negative_slope must be 0 unless rule is GRADIENT, got {negative_slope:g}")
+    if bits is not None:
+        if rule == Rectify.DECONVNET:
+            refuse("bits must be None where rule is DECONVNET, got a tensor")
+        _dtype(bits, "bits", "uint8")
+        _device(bits, "bits", grad, "grad")
+        if len(shape(bits)) != 1 or shape(bits)[0] != (size + 7) // 8:
+            refuse(f"bits must have shape [{(size + 7) // 8}], one bit for each of {size} elements, got {shape(bits)}")
+    elif rule != Rectify.DECONVNET:
+        refuse("bits must be a tensor unless rule is DECONVNET, got None")
     _like(out, "out", grad, "grad")
 
 
 def response_argmax(responses: Tensor, classes: Tensor, best: Tensor, winner: Tensor) -> None:
     """Check the arguments of `response_argmax`."""
-    _float(responses, "responses")
-    _require(responses.dim() == 5, f"responses must have shape [K, N, C, H, W], got {_shape(responses)}")
-    count, images, _, height, width = responses.shape
-    wide = torch.float64 if responses.dtype == torch.float64 else torch.float32
-    for name, tensor, dtype, shape in (
-        ("classes", classes, torch.int64, [count, images]),
-        ("best", best, wide, [images, height, width]),
-        ("winner", winner, torch.int64, [images, height, width]),
+    _floating(responses, "responses")
+    if len(shape(responses)) != 5:
+        refuse(f"responses must have shape [K, N, C, H, W], got {shape(responses)}")
+    _dtype(classes, "classes", "int64")
+    _device(classes, "classes", responses, "responses")
+    if len(shape(classes)) != 2 or shape(classes)[0] != shape(responses)[0] or shape(classes)[1] != shape(responses)[1]:
+        refuse(f"classes must have shape [{shape(responses)[0]}, {shape(responses)[1]}], got {shape(classes)}")
+    _dtype(best, "best", wide(responses))
+    _map(best, "best", responses)
+    _dtype(winner, "winner", "int64")
+    _map(winner, "winner", responses)
+
+
+def _map(tensor: Tensor, name: str, responses: Tensor) -> None:
+    _device(tensor, name, responses, "responses")
+    if (
+        len(shape(tensor)) != 3
+        or shape(tensor)[0] != shape(responses)[1]
+        or shape(tensor)[1] != shape(responses)[3]
+        or shape(tensor)[2] != shape(responses)[4]
     ):
-        _require(tensor.dtype == dtype, f"{name} must be {dtype}, got {tensor.dtype}")
-        _require(list(tensor.shape) == shape, f"{name} must have shape {shape}, got {_shape(tensor)}")
-    for name, tensor in (("best", best), ("winner", winner)):
-        _require(tensor.is_contiguous(), f"{name} must be contiguous, got strides {list(tensor.stride())}")
+        refuse(
+            f"{name} must have shape [{shape(responses)[1]}, {shape(responses)[3]}, {shape(responses)[4]}],"
+            f" got {shape(tensor)}"
+        )
+    if not row_major(tensor):
+        refuse(f"{name} must be contiguous, got strides {strides(tensor)}")
 
 
-def max_pool(
+def pool_geometry(kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> None:
+    """Check the windows of a pool, whatever they lie on."""
+    _numbers(kernel, "kernel", 2, 1)
+    _numbers(stride, "stride", 2, 1)
+    _numbers(padding, "padding", 2, 0)
+    _numbers(dilation, "dilation", 2, 1)
+    if kernel[0] * kernel[1] > 256:
+        refuse(f"kernel must have at most 256 taps, which a byte can tell apart, got {kernel[0] * kernel[1]}")
+
+
+def _pool(
     input: Tensor,
     input_name: str,
     output: Tensor,
@@ -247,66 +323,115 @@ def max_pool(
     padding: list[int],
     dilation: list[int],
 ) -> None:
-    """Check the arguments of `max_pool_forward` and, with gradients in their place, of `max_pool_backward`."""
-    _float(input, input_name)
-    _require(input.dim() == 4, f"{input_name} must have shape [N, C, H, W], got {_shape(input)}")
-    images, channels = input.shape[:2]
-    _require(
-        output.dim() == 4 and output.shape[:2] == input.shape[:2],
-        f"{output_name} must have shape [{images}, {channels}, H', W'], got {_shape(output)}",
-    )
-    _require(output.dtype == input.dtype, f"{output_name} must be {input.dtype}, got {output.dtype}")
-    for name, values, least in (
-        ("kernel", kernel, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
+    """Check what the two directions of a pool share; backwards, gradients stand in the places of maps."""
+    _floating(input, input_name)
+    if len(shape(input)) != 4:
+        refuse(f"{input_name} must have shape [N, C, H, W], got {shape(input)}")
+    _dtype(output, output_name, dtype(input))
+    _device(output, output_name, input, input_name)
+    if len(shape(output)) != 4 or shape(output)[0] != shape(input)[0] or shape(output)[1] != shape(input)[1]:
+        refuse(f"{output_name} must have shape [{shape(input)[0]}, {shape(input)[1]}, H', W'], got {shape(output)}")
+    _dtype(offsets, "offsets", "uint8")
+    _device(offsets, "offsets", input, input_name)
+    pool_geometry(kernel, stride, padding, dilation)
+
+
+def _windows(
+    input: Tensor,
+    output: Tensor,
+    output_name: str,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> None:
+    if product(shape(output)) > 0:
+        for d in range(2):
+            if not windows_reach(
+                shape(input)[2 + d], shape(output)[2 + d], kernel[d], stride[d], padding[d], dilation[d]
+            ):
+                refuse(f"{output_name} must have windows inside the input, got {shape(output)} for {shape(input)}")
+
+
+def max_pool_forward(
+    input: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    output: Tensor,
+    offsets: Tensor,
+) -> None:
+    """Check the arguments of `max_pool_forward`."""
+    _pool(input, "input", output, "output", offsets, kernel, stride, padding, dilation)
+    if shape(offsets) != shape(output):
+        refuse(f"offsets must have shape {shape(output)} as output has, got {shape(offsets)}")
+    _windows(input, output, "output", kernel, stride, padding, dilation)
+
+
+def max_pool_backward(
+    grad: Tensor,
+    offsets: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    out: Tensor,
+) -> None:
+    """Check the arguments of `max_pool_backward`."""
+    _pool(out, "out", grad, "grad", offsets, kernel, stride, padding, dilation)
+    if (
+        len(shape(offsets)) != 4
+        or shape(offsets)[1] != shape(grad)[1]
+        or shape(offsets)[2] != shape(grad)[2]
+        or shape(offsets)[3] != shape(grad)[3]
+        or (shape(grad)[0] > 0 and (shape(offsets)[0] == 0 or shape(grad)[0] % shape(offsets)[0] != 0))
     ):
-        _require(
-            len(values) == 2 and min(values) >= least,
-            f"{name} must be 2 numbers of at least {least}, got {list(values)}",
+        refuse(
+            f"offsets must have shape [N, {shape(grad)[1]}, {shape(grad)[2]}, {shape(grad)[3]}] with N a divisor of"
+            f" {shape(grad)[0]}, got {shape(offsets)}"
         )
-    taps = math.prod(kernel)
-    _require(taps <= 256, f"kernel must have at most 256 taps, which a byte can tell apart, got {taps}")
-    _require(offsets.dtype == torch.uint8, f"offsets must be uint8, got {offsets.dtype}")
-    _require(
-        offsets.dim() == 4
-        and offsets.shape[1:] == output.shape[1:]
-        and len(output) % max(1, len(offsets)) == 0
-        and (len(offsets) > 0 or not len(output)),
-        f"offsets must have shape [N, {', '.join(map(str, output.shape[1:]))}], got {_shape(offsets)}",
-    )
+    _windows(out, grad, "grad", kernel, stride, padding, dilation)
+    if not taps_inside(offsets, out, kernel, stride, padding, dilation):
+        refuse(
+            f"offsets must name a tap of their window of {kernel} inside out of shape {shape(out)},"
+            f" got {tap_outside(offsets, out, kernel, stride, padding, dilation)}"
+        )
 
 
 def winograd_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], lower: float, upper: float
 ) -> None:
     """Check the arguments of `winograd_conv2d`."""
-    tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for name, tensor in tensors.items():
-        _require(tensor.dtype == torch.float32, f"{name} must be float32, got {tensor.dtype}")
-    _require(
-        input.dim() == 4 and input.shape[1] % 16 == 0,
-        f"input must have shape [N, I, H, W] with I a multiple of 16, got {_shape(input)}",
-    )
-    _require(
-        input.is_contiguous(memory_format=torch.channels_last),
-        "input must be channels_last, got another memory format",
-    )
-    channels = input.shape[1]
-    _require(
-        weight.dim() == 4 and (weight.shape[0], *weight.shape[2:]) == (36, channels, 16),
-        f"weight must have shape [36, O / 16, {channels}, 16], got {_shape(weight)}",
-    )
-    _require(weight.is_contiguous(), "weight must be contiguous, got another memory order")
-    filters = weight.shape[1] * 16
-    _require(
-        bias is None or list(bias.shape) == [filters],
-        f"bias must have shape [{filters}], got {[] if bias is None else _shape(bias)}",
-    )
-    _require(len(padding) == 2 and min(padding) >= 0, f"padding must be 2 numbers of at least 0, got {list(padding)}")
-    _require(
-        all(input.shape[2 + d] + 2 * padding[d] > 2 for d in range(2)),
-        f"input must be at least 3 x 3 with its padding, got {_shape(input)} padded by {list(padding)}",
-    )
-    _require(lower <= upper, f"lower must be at most upper, {upper}, got {lower}")
+    _dtype(input, "input", "float32")
+    if len(shape(input)) != 4 or shape(input)[1] == 0 or shape(input)[1] % 16 != 0:
+        refuse(f"input must have shape [N, I, H, W] with I a multiple of 16, got {shape(input)}")
+    if not pixels_follow(input):
+        refuse("input must be channels_last, got another memory format")
+    _dtype(weight, "weight", "float32")
+    _device(weight, "weight", input, "input")
+    if (
+        len(shape(weight)) != 4
+        or shape(weight)[0] != 36
+        or shape(weight)[1] == 0
+        or shape(weight)[2] != shape(input)[1]
+        or shape(weight)[3] != 16
+    ):
+        refuse(f"weight must have shape [36, O / 16, {shape(input)[1]}, 16], got {shape(weight)}")
+    if not row_major(weight):
+        refuse("weight must be contiguous, got another memory order")
+    filters = shape(weight)[1] * 16
+    if bias is not None:
+        _dtype(bias, "bias", "float32")
+        _device(bias, "bias", input, "input")
+        if len(shape(bias)) != 1 or shape(bias)[0] != filters:
+            refuse(f"bias must have shape [{filters}], got {shape(bias)}")
+    _numbers(padding, "padding", 2, 0)
+    height = shape(input)[2] + 2 * padding[0] - 2
+    width = shape(input)[3] + 2 * padding[1] - 2
+    if height < 1 or width < 1:
+        refuse(f"input must be at least 3 x 3 with its padding, got {shape(input)} padded by {padding}")
+    if shape(input)[0] * filters * height * width >= 2**61:
+        refuse(f"input must have an output of fewer than 2**61 elements, got {shape(input)} padded by {padding}")
+    if not lower <= upper:
+        refuse(f"lower must be at most upper, {upper:g}, got {lower:g}")

@@ -1,4 +1,4 @@
-"""Where a mask is True, in as many entries as were asked for."""
+"""A `nonzero` with a fixed output size, padded with -1."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from pyfast_xai.kernels import checks
 
 
 def places(mask: Tensor, capacity: int | None) -> Tensor:
-    """Indices of the True entries of a mask, in rising order.
+    """Returns the indices of the True entries of a mask, in rising order.
 
     Args:
         mask: bool `[P]`.
@@ -23,5 +23,8 @@ def places(mask: Tensor, capacity: int | None) -> Tensor:
     if not len(mask):
         return order.fill_(-1)
     counts = mask.cumsum(0)
-    checks.holds(capacity, counts[-1])
+    if mask.device.type == "cpu":
+        checks.capacity_suffices(capacity, int(counts[-1]))
+    else:
+        torch._assert_async(counts[-1] <= capacity, f"capacity must be at least the number of points, got {capacity}")
     return torch.searchsorted(counts, order).masked_fill_(order > counts[-1], -1)

@@ -1,22 +1,25 @@
-"""What every explainer returns."""
+"""The explanation that every explainer returns."""
 
+import base64
+import html
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pyfast_xai import localize, render
 from pyfast_xai.errors import InputError
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Explanation:
-    """Why a model answered as it did, for a batch of images.
+    """An explanation of a model's outputs for a batch of images.
 
     Tensors stay on the device of the input until someone asks for something else.
 
@@ -24,16 +27,34 @@ class Explanation:
 
     Attributes:
         method: the explainer that made it.
-        heatmap: float32 `[N, H, W]` at the resolution of the input, >= 0, larger is more important.
+        heatmap: float32 `[N, H, W]` at the resolution of the input, >= 0, larger is more important; `[N, D, H, W]` of
+            volumes and clips, `[N, L]` of signals.
         target: the class (or neuron) explained, int64 `[N]`; None where the method needs none.
-        score: the model's probability for the target (the activation, for a neuron), float32 `[N]`.
+        score: the model's probability for the target (its output, where that is no probability; the activation, for a
+            neuron), float32 `[N]`.
+        kind: what the target is, a "class" of the model or a "neuron".
+        outputs: the kind of the model's outputs by which the score was made, one of "logits", "independent logits",
+            "probabilities" and "values" for each row, see `Explainer`; None for a neuron and without a target.
+        logits: what the model returned for the images, `[N, classes]` or whatever shape it has; None where the method
+            stops below the outputs.
         points: fixations of each row, int64 `[P, 2]` as (y, x) pixels of the input; None for other methods.
         attribution: signed, one number for each number of the image, `[N, C, H, W]`; None for methods without.
-        map: the method's own signed map at the resolution of its layer, `[N, h, w]`; None where there is none.
-        winner: the dominant class of every pixel, int64 `[N, H, W]`, -1 where there is none; None for methods without.
+        signed_map: what the method computed, signed, at the resolution of its layer `[N, h, w]` or of the images; None
+            where there is none. `heatmap` is made from its positive part.
         images: what was explained, `[N, C, H, W]`, as the model took it; the ground of pictures.
-        threshold: share of its range at which `boxes` cuts the heat map by default.
+        box_rule: how `boxes` makes boxes by default; a rule of `localize`.
         labels: names of the classes, used in pictures and files.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import GradCAM, demo
+        >>> explanation = GradCAM(demo.load())(torch.rand(2, 3, 96, 96), target=[3, 7])
+        >>> explanation.target
+        tensor([3, 7])
+        >>> explanation.boxes().shape, explanation.overlay().shape
+        (torch.Size([2, 4]), torch.Size([2, 3, 96, 96]))
+        >>> explanation.plot().size
+        (746, 466)
     """
 
     method: str
@@ -42,59 +63,107 @@ class Explanation:
     score: Tensor | None = None
     points: list[Tensor] | None = None
     attribution: Tensor | None = None
-    map: Tensor | None = None
-    winner: Tensor | None = None
+    signed_map: Tensor | None = None
     images: Tensor | None = None
-    threshold: float = 0.15
+    box_rule: localize.BoxRule = localize.SEGMENT
+    kind: Literal["class", "neuron"] = "class"
+    outputs: list[str] | None = None
+    logits: Tensor | None = None
     labels: list[str] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.images is not None:
+            self.images = self.images.detach()
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Explanation]") -> "Explanation":
+        """Returns one explanation with the rows of several by the same explainer.
+
+        Args:
+            parts: at least one. A field that not all of them have, or whose rows differ in shape, is None.
+
+        Example:
+            >>> parts = [Explanation("mine", torch.rand(2, 4, 4)), Explanation("mine", torch.rand(1, 4, 4))]
+            >>> Explanation.concatenate(parts)
+            Explanation(mine, 3 images 4x4)
+
+        Raises:
+            InputError: heat maps of different sizes.
+        """
+        sizes = {part.heatmap.shape[1:] for part in parts}
+        if len(sizes) != 1:
+            raise InputError(f"parts must have heat maps of one size, got {[list(size) for size in sizes]}")
+        rows = [part.by_row() for part in parts]
+        return replace(parts[0], **{name: _joined([row.get(name) for row in rows]) for name in rows[0]})
 
     def __len__(self) -> int:
         return len(self.heatmap)
 
-    def __getitem__(self, rows: int | slice | Sequence[int]) -> "Explanation":
-        """Some of the rows; an int gives an explanation of one."""
-        if not isinstance(rows, (int, slice)):
-            chosen: dict[str, Any] = {
-                name: value[torch.tensor(rows, dtype=torch.int64, device=value.device)]
-                if isinstance(value, Tensor)
-                else [value[row] for row in rows]
-                for name, value in self._by_row().items()
-            }
-            return replace(self, **chosen)
-        if isinstance(rows, int):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"row must lie in [{-len(self)}, {len(self)}), got {rows}")
-            rows = slice(rows, rows + 1 or None)
-        parts: dict[str, Any] = {name: value[rows] for name, value in self._by_row().items()}
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.heatmap.shape[1:]))
+        parts = [self.method, f"{len(self)} image{'' if len(self) == 1 else 's'} {size}"]
+        if self.target is not None:
+            parts.append(f"{'target' if self.kind == 'class' else 'neuron'} {_short(self.target.tolist())}")
+        if self.heatmap.device.type != "cpu":
+            parts.append(str(self.heatmap.device))
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor) -> "Explanation":
+        """Returns some of the rows.
+
+        Args:
+            rows: an integer, of Python, NumPy or PyTorch, for an explanation of one row; a slice; integers; or a mask,
+                bool `[N]`.
+
+        Raises:
+            IndexError: a row that does not exist.
+            InputError: no integers, or a mask of another length.
+        """
+        chosen = _row_numbers(rows, len(self))
+        parts: dict[str, Any] = {
+            name: value[torch.tensor(chosen, dtype=torch.int64, device=value.device)]
+            if isinstance(value, Tensor) and not isinstance(chosen, slice)
+            else value[chosen]
+            if isinstance(chosen, slice)
+            else [value[row] for row in chosen]
+            for name, value in self.by_row().items()
+        }
         return replace(self, **parts)
 
     def __iter__(self) -> Iterator["Explanation"]:
         return (self[i] for i in range(len(self)))
 
     def to(self, device: torch.device | str) -> "Explanation":
-        """The same on another device."""
+        """Returns the explanation on another device."""
         moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else [part.to(device) for part in value]
-            for name, value in self._by_row().items()
+            for name, value in self.by_row().items()
+            if name != "outputs"
         }
         return replace(self, **moved)
 
-    def _by_row(self) -> dict[str, Any]:
-        """What has one entry a row."""
-        values = {own.name: getattr(self, own.name) for own in fields(self)}
+    def by_row(self) -> dict[str, Any]:
+        """Returns the fields that have one entry a row."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            name: value for name, value in values.items() if isinstance(value, Tensor) or (name == "points" and value)
+            name: value
+            for name, value in values.items()
+            if isinstance(value, Tensor) or (name in ("points", "outputs") and value)
         }
 
     # Other libraries
 
     def numpy(self) -> np.ndarray:
-        """The heat map as a NumPy array `[N, H, W]`."""
+        """Returns the heat map as a NumPy array `[N, H, W]`."""
         return self.heatmap.detach().cpu().numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.numpy()
-        return array.astype(dtype) if dtype is not None else array
+        array, shared = self.numpy(), self.heatmap.device.type == "cpu"
+        if dtype is not None and array.dtype != dtype:
+            array, shared = array.astype(dtype), False
+        if copy is False and not shared:
+            raise ValueError(f"copy must be allowed for {self.heatmap.dtype} on {self.heatmap.device}, got copy=False")
+        return array.copy() if copy and shared else array
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.heatmap.__dlpack__(**kwargs)
@@ -102,123 +171,304 @@ class Explanation:
     def __dlpack_device__(self) -> Any:
         return self.heatmap.__dlpack_device__()
 
-    # Places
+    # Volumes and clips
 
-    def boxes(self, threshold: float | None = None) -> Tensor:
-        """One box an image around the evidence, float32 `[N, 4]` as (x1, y1, x2, y2) in inclusive pixels of the input.
+    def slice(self, axis: Literal["z", "y", "x"] = "z", index: int | None = None) -> "Explanation":
+        """Returns the explanation of one slice of each volume or clip, which can be drawn as that of an image.
 
         Args:
-            threshold: cut the heat map at this share of its range and take the largest 8-connected segment. None
-                takes the hull of the fixations where there are any, else the explainer's own threshold.
+            axis: across which to cut: "z" for the first of `[D, H, W]` (depth, or the frames of a clip), "y" or "x".
+            index: of the slice; None for the slice of each row that holds most of the heat map.
 
         Returns:
-            Boxes; a row of NaN where there is no evidence.
+            An explanation with heat maps `[N, H, W]`, without a signed map.
+
+        Raises:
+            InputError: no volumes, or an axis or a slice that does not exist.
+
+        Example:
+            >>> import torch
+            >>> from pyfast_xai import Explanation
+            >>> Explanation("saliency", torch.rand(2, 16, 24, 32)).slice("z", 3)
+            Explanation(saliency, 2 images 24x32)
         """
-        if threshold is None and self.points is not None:
-            return localize.hull(self.points).to(self.heatmap.device)
-        return localize.largest_segment(self.heatmap, self.threshold if threshold is None else threshold)
+        dim = self._axis(axis)
+        if index is None:
+            others = [other for other in (1, 2, 3) if other != dim]
+            chosen = self.heatmap.sum(others).argmax(1)
+        elif -self.heatmap.shape[dim] <= index < self.heatmap.shape[dim]:
+            chosen = torch.full((len(self),), index % self.heatmap.shape[dim], device=self.heatmap.device)
+        else:
+            raise InputError(f"index must be one of {self.heatmap.shape[dim]} slices across {axis!r}, got {index}")
+        numbers = chosen.tolist()
+
+        def cut(tensor: Tensor | None, dim: int) -> Tensor | None:
+            if tensor is None:
+                return None
+            return torch.stack([row.select(dim, number) for row, number in zip(tensor, numbers, strict=True)])
+
+        heatmap = cut(self.heatmap, dim - 1)
+        assert heatmap is not None
+        return replace(
+            self,
+            heatmap=heatmap,
+            attribution=cut(self.attribution, dim),
+            images=cut(self.images, dim),
+            signed_map=None,
+        )
+
+    def projection(self, axis: Literal["z", "y", "x"] = "z") -> "Explanation":
+        """Returns the largest heat along one axis of volumes or clips, over the mean of the images along it.
+
+        Args:
+            axis: along which to look: "z" for the first of `[D, H, W]`, "y" or "x".
+
+        Returns:
+            An explanation with heat maps `[N, H, W]`, without attribution and signed map.
+
+        Raises:
+            InputError: no volumes, or an axis that does not exist.
+
+        Example:
+            >>> import torch
+            >>> from pyfast_xai import Explanation
+            >>> Explanation("saliency", torch.rand(2, 16, 24, 32)).projection("x")
+            Explanation(saliency, 2 images 16x24)
+        """
+        dim = self._axis(axis)
+        images = None if self.images is None else self.images.mean(dim + 1)
+        return replace(self, heatmap=self.heatmap.amax(dim), images=images, attribution=None, signed_map=None)
+
+    def _axis(self, axis: str) -> int:
+        """Returns which dimension of the heat map an axis is."""
+        if self.heatmap.dim() != 4:
+            raise InputError(f"heatmap must be that of volumes, [N, D, H, W], got {list(self.heatmap.shape)}")
+        if axis not in ("z", "y", "x"):
+            raise InputError(f"axis must be 'z', 'y' or 'x', got {axis!r}")
+        return 1 + "zyx".index(axis)
+
+    def _check_flat(self) -> None:
+        """Refuses what only images have."""
+        if self.heatmap.dim() != 3:
+            way = ": take a slice() or a projection()" if self.heatmap.dim() == 4 else ""
+            raise InputError(f"heatmap must be that of images, [N, H, W], got {list(self.heatmap.shape)}{way}")
+
+    # Places
+
+    def boxes(self, rule: localize.BoxRule | str | None = None) -> Tensor:
+        """Returns one box an image around the evidence.
+
+        Args:
+            rule: how: `localize.Segment`, `Mass` or `Hull`, or the text of one, as "segment:0.4", "mass:0.05" or
+                "hull"; None for `box_rule`, the explainer's.
+
+        Returns:
+            Boxes `[N, 4]`, float32, as (x1, y1, x2, y2) in inclusive pixels of the input; a row of NaN where there is
+            no evidence.
+
+        Raises:
+            InputError: a rule that does not exist, or a hull of a method without points.
+
+        Example:
+            >>> import torch
+            >>> from pyfast_xai import Explanation
+            >>> heatmap = torch.zeros(1, 8, 8)
+            >>> heatmap[0, 2:5, 3:7] = 1
+            >>> Explanation("saliency", heatmap).boxes("mass:0.05").tolist()
+            [[3.0, 2.0, 6.0, 4.0]]
+        """
+        self._check_flat()
+        return (self.box_rule if rule is None else localize.box_rule(rule))(self.heatmap, self.points)
 
     def peak(self) -> Tensor:
-        """Where each heat map is largest, int64 `[N, 2]` as (y, x) pixels of the input."""
+        """Returns the largest pixel of each heat map, int64 `[N, 2]` as (y, x) pixels of the input."""
+        self._check_flat()
         return localize.peak(self.heatmap)
 
     # Pictures
 
-    def overlay(self, images: Tensor | None = None, alpha: float = 0.5, colormap: str = "turbo") -> Tensor:
-        """The heat map over the images, float32 `[N, 3, H, W]` in 0..1, with fixations drawn where there are any.
+    def overlay(
+        self, images: Tensor | None = None, alpha: float = 0.5, colormap: str | None = None, signed: bool = False
+    ) -> Tensor:
+        """Draws the heat map over the images, float32 `[N, 3, H, W]` in 0..1, with fixations if there are any.
 
-        Dominant classes, where there are any, are shown in their colours over the images in grey, see `legends`.
+        The hottest 2 % of a map have the end of the colour scale in common, since few pixels hold most of a gradient.
 
         Args:
             images: `[N, C, H', W']` to draw on; None for those that were explained.
-            alpha: opacity where the map is hottest; how far the images are darkened under dominant classes.
-            colormap: "turbo", "jet", "viridis", "inferno" or "gray"; dominant classes have their own.
+            alpha: opacity where the map is hot.
+            colormap: one of `render.COLORMAPS`; None takes "plasma", or "coolwarm" for what is signed.
+            signed: draw `signed_map`, or else the sum of `attribution` over the channels: what speaks for the target in
+                one colour and what speaks against it in another.
+
+        Raises:
+            InputError: no images, or nothing signed to draw.
         """
-        ground = self.images if images is None else images
-        if ground is None:
-            raise InputError("images must be given to an explanation that does not hold its own, got None")
-        if self.winner is not None and self.map is not None:
-            return render.overlay_dominance(render.for_display(ground), self.winner, self.map, alpha=alpha)
-        shown = render.overlay(render.for_display(ground), self.heatmap, alpha=alpha, colormap=colormap)
+        shown = render.overlay(
+            self._ground(images), self._signed() if signed else self.heatmap, alpha, colormap, signed=signed
+        )
         if self.points is None:
             return shown
         scale = torch.tensor([shown.shape[-2] / self.heatmap.shape[-2], shown.shape[-1] / self.heatmap.shape[-1]])
         return render.draw_points(shown, [((p.cpu() + 0.5) * scale).long() for p in self.points])
 
-    def rgb(self) -> Tensor:
-        """The attribution as pictures `[N, 3, H, W]` in 0..1, each stretched from its least to its largest value.
+    def _signed(self) -> Tensor:
+        """Returns the signed map of each row, `[N, h, w]`."""
+        if self.signed_map is not None:
+            return self.signed_map
+        if self.attribution is None:
+            raise InputError(f"signed must be False for {self.method}, whose maps have no sign")
+        return self.attribution.float().sum(1)
 
-        As in Nie et al., 2018: signed, so that what has no influence is a mid grey. Of any other number of channels
-        than three the mean is shown.
+    def _ground(self, images: Tensor | None) -> Tensor:
+        """Returns the images that pictures are drawn on, as they are shown."""
+        self._check_flat()
+        ground = self.images if images is None else images
+        if ground is None:
+            raise InputError("images must be given to an explanation that does not hold its own, got None")
+        if not isinstance(ground, Tensor):
+            raise InputError(
+                f"images must be a tensor [N, C, H, W] to draw on, got {type(ground).__name__}: "
+                "make one with Preprocess(...).batch(images)"
+            )
+        if ground.dim() == 4 and len(ground) != len(self):
+            raise InputError(f"images must be one for each of {len(self)} rows, got {len(ground)}")
+        return render.for_display(ground)
+
+    def rgb(self) -> Tensor:
+        """Returns the attribution as pictures `[N, 3, H, W]` in 0..1: what has no influence is a mid grey.
+
+        Signed, as in Nie et al., 2018. Of any other number of channels than three the mean is shown. The fiftieth of
+        the numbers that is farthest from zero is clipped, since few pixels hold most of a gradient.
 
         Raises:
             InputError: the method has no attribution.
         """
         if self.attribution is None:
-            raise InputError(f"attribution must be there to be shown, got an explanation by {self.method}")
+            raise InputError(f"{self.method} gives no attribution that could be shown: use overlay()")
+        self._check_flat()
         shown = self.attribution.float()
         if shown.shape[1] != 3:
             shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-        return render.stretch(shown)
-
-    def binary(self, constant: bool = False) -> Tensor:
-        """What speaks for the target and what against it, `[N, 3, H, W]` in 0..1; see `render.binary`.
-
-        Args:
-            constant: False for the heat map, hot for the target and green for others; True for plain red and blue.
-
-        Raises:
-            InputError: the method knows no dominant classes.
-        """
-        if self.winner is None or self.map is None or self.target is None:
-            raise InputError(f"winner must be there to be shown, got an explanation by {self.method}")
-        own = self.winner == self.target[:, None, None]
-        # Where the target dominates, no other is larger; where it does not, it is not the larger one.
-        nothing = torch.full_like(self.map, -torch.inf)
-        return render.binary(torch.where(own, self.map, nothing), torch.where(own, nothing, self.map), constant)
+        return (render.stretch_signed(shown) + 1) / 2
 
     def legends(self, side: int = 192) -> list[Any]:
-        """The dominant classes of each image in the colours of `overlay`, largest first, as PIL images.
+        """Returns what explains the colours of `overlay`, one PIL image for each row; none for most methods.
 
         Args:
             side: width in pixels.
-
-        Raises:
-            InputError: the method knows no dominant classes.
         """
-        if self.winner is None or self.map is None:
-            raise InputError(f"winner must be there to be shown, got an explanation by {self.method}")
-        legends = []
-        for i, hues in enumerate(render.class_hues(self.winner, self.map)):
-            seen = next(iter(render.class_hues(self.winner[i : i + 1], self.map[i : i + 1])))
-            legends.append(render.legend([self._name(c) for c in seen], [hues[c] for c in seen], side))
-        return legends
+        return []
+
+    def keys(self, colormap: str | None = None, signed: bool = False) -> list[render.Key]:
+        """Returns what the colours and marks of `overlay` stand for, as `render.montage` draws it.
+
+        Args:
+            colormap: of the overlay.
+            signed: whether the overlay is signed.
+        """
+        low, high = ("speaks against", "speaks for the target") if signed else ("cold", "hot: matters most")
+        keys = [render.Key(high, colormap=colormap or render.default_colormap(signed), low=low)]
+        return keys if self.points is None else [*keys, render.Key("fixation", color=render.WHITE, mark="dot")]
 
     def _name(self, index: int) -> str:
         return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
 
     def captions(self) -> list[str]:
-        """A line for each image: class and probability."""
+        """Returns a line for each image: class and probability, class and value, or neuron and activation."""
         if self.target is None:
             return [self.method] * len(self)
         lines = []
-        for i in range(len(self)):
-            score = "" if self.score is None else f" {float(self.score[i]):.0%}"
-            lines.append(f"{self._name(int(self.target[i]))}{score}")
+        for i, target in enumerate(self.target.tolist()):
+            name = self._name(target) if self.kind == "class" else f"neuron {target}"
+            is_value = self.kind == "neuron" or (self.outputs is not None and self.outputs[i] == "values")
+            score = "" if self.score is None else f" {float(self.score[i]):{'.3g' if is_value else '.0%'}}"
+            lines.append(name + score)
         return lines
 
-    def plot(self, images: Tensor | None = None, columns: int = 4) -> Any:
-        """A contact sheet of overlays, as a PIL image; dominant classes have their legends below."""
-        shown, captions = self.overlay(images), self.captions()
-        legends = [] if self.winner is None else [render.from_pil(legend) for legend in self.legends()]
-        rows, titles = [], []
-        for i in range(0, len(shown), columns):
-            rows.append(list(shown[i : i + columns]))
-            titles.append(captions[i : i + columns])
-            if legends:
-                rows.append(legends[i : i + columns])
-                titles.append([])
-        return render.montage(rows, titles=titles)
+    def plot(
+        self,
+        images: Tensor | None = None,
+        columns: int = 4,
+        *,
+        title: str | None = None,
+        labels: Sequence[str] | None = None,
+        colormap: str | None = None,
+        alpha: float = 0.5,
+        signed: bool = False,
+        boxes: bool | localize.BoxRule | str | Tensor = False,
+        ax: Any = None,
+    ) -> Any:
+        """Draws a contact sheet of overlays with their classes, and below it what colours and marks stand for.
+
+        Args:
+            images: `[N, C, H', W']` to draw on; None for those that were explained.
+            columns: pictures side by side.
+            title: of the sheet; None for the name of the method.
+            labels: names of the classes; None for those of the explanation.
+            colormap: see `overlay`.
+            alpha: see `overlay`.
+            signed: see `overlay`.
+            boxes: True draws those of `boxes()`; a rule makes others, see `boxes`; a tensor `[N, 4]` is drawn as it is,
+                (x1, y1, x2, y2) in inclusive pixels of the input.
+            ax: axes of matplotlib to draw on: one, which gets the sheet, or N of them, which get a picture each; None
+                for no matplotlib.
+
+        Returns:
+            A PIL image, or `ax` where it was given.
+
+        Raises:
+            InputError: no images, boxes of another shape, or another number of axes.
+
+        Example:
+            >>> import torch
+            >>> from pyfast_xai import GradCAM, demo
+            >>> explanation = GradCAM(demo.load())(torch.rand(1, 3, 96, 96))
+            >>> sheet = explanation.plot(title="digits", labels=list("0123456789"), boxes=True)
+            >>> sheet.save("digits.png")
+        """
+        named = self if labels is None else replace(self, labels=list(labels))
+        side = _SIDES.get(len(self), _SIDE)
+        ground = named._ground(images)
+        # Lines and dots are drawn at the size at which they are seen.
+        zoom = side / max(ground.shape[2:])
+        if zoom > 1:
+            size = [max(1, round(edge * zoom)) for edge in ground.shape[2:]]
+            ground = functional.interpolate(ground.cpu(), size, mode="bicubic", align_corners=False).clamp(0, 1)
+        shown, keys = named.overlay(ground, alpha, colormap, signed), named.keys(colormap, signed)
+        if boxes is not False:
+            drawn = named._drawn_boxes(boxes)
+            scale = shown.new_tensor([*shown.shape[:1:-1]]) / shown.new_tensor([*self.heatmap.shape[:0:-1]])
+            edges = (drawn + drawn.new_tensor([0, 0, 1, 1])) * scale.repeat(2)
+            shown = render.draw_boxes(shown, edges - edges.new_tensor([0, 0, 1, 1]))
+            keys.append(render.Key("box"))
+        captions = [""] * len(named) if named.target is None else named.captions()
+        heading = self.method if title is None else title
+        if isinstance(ax, (Sequence, np.ndarray)):
+            axes = np.asarray(ax, dtype=object).ravel()
+            if len(axes) != len(self):
+                raise InputError(f"ax must be one for all or one for each of {len(self)} images, got {len(axes)}")
+            for one, picture, caption in zip(axes, shown, captions, strict=True):
+                _on_axes(one, render.to_pil(picture), ": ".join(filter(None, (heading, caption))))
+            return ax
+        legends = named.legends(side)
+        sheet = render.montage(
+            [list(shown[i : i + columns]) for i in range(0, len(shown), columns)],
+            titles=[captions[i : i + columns] for i in range(0, len(shown), columns)],
+            side=side,
+            heading=heading,
+            legends=[legends[i : i + columns] for i in range(0, len(legends), columns)],
+            keys=keys,
+        )
+        return sheet if ax is None else _on_axes(ax, sheet, "")
+
+    def _drawn_boxes(self, boxes: Any) -> Tensor:
+        """Returns the boxes that `plot` was asked for, `[N, 4]` on the CPU."""
+        if not isinstance(boxes, Tensor):
+            return self.boxes(None if boxes is True else boxes).cpu()
+        if boxes.shape != (len(self), 4):
+            raise InputError(f"boxes must have shape [{len(self)}, 4], got {list(boxes.shape)}")
+        return boxes.detach().float().cpu()
 
     def save(self, folder: str | Path, names: list[str] | None = None) -> list[Path]:
         """Write one overlay PNG an image and `<method>.json` with targets, scores, boxes and points.
@@ -229,8 +479,16 @@ class Explanation:
 
         Returns:
             The paths written, the JSON last.
+
+        Raises:
+            InputError: a folder that is called as a picture, or another number of names.
         """
         folder = Path(folder)
+        if folder.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not folder.is_dir():
+            raise InputError(
+                f"folder must be a folder for a picture of each image, got {str(folder)!r}: "
+                f"give plot().save({str(folder)!r}) for one picture"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         names = [f"{i:04d}" for i in range(len(self))] if names is None else names
         if len(names) != len(self):
@@ -246,7 +504,7 @@ class Explanation:
         return [*paths, table]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON-ready record an image: method, size, target, score, box and points."""
+        """Returns one JSON-ready record an image: method, size, target, score, box and points."""
         boxes = self.boxes().cpu()
         records = []
         for i in range(len(self)):
@@ -261,7 +519,73 @@ class Explanation:
             records.append(record)
         return records
 
+    # Notebooks
+
     def _repr_png_(self) -> bytes | None:
-        if self.images is None:
+        if self.images is None or self.heatmap.dim() not in (3, 4):
             return None
-        return render.png_bytes(self[:16].plot())
+        shown = self[:_SHOWN]
+        return render.png_bytes((shown if shown.heatmap.dim() == 3 else shown.slice()).plot())
+
+    def _repr_html_(self) -> str | None:
+        picture = self._repr_png_()
+        if picture is None:
+            return None
+        shown = self[:_SHOWN]
+        text = f"Heat maps of {self.method}"
+        if shown.target is not None:
+            text += f" for {', '.join(shown.captions())}"
+        note = f"<p>{_SHOWN} of {len(self)} images: plot() draws all of them.</p>" if len(self) > _SHOWN else ""
+        source = base64.b64encode(picture).decode()
+        return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{source}">{note}'
+
+
+_SHOWN = 16  # images in a notebook
+_SIDE = 256  # of a picture on a sheet, in pixels
+_SIDES = {1: 448, 2: 352}  # where there are few
+
+
+def _on_axes(ax: Any, picture: Any, title: str) -> Any:
+    """Draws a PIL image on axes of matplotlib, and returns them."""
+    ax.imshow(np.asarray(picture))
+    ax.set_title(title)
+    ax.set_axis_off()
+    return ax
+
+
+def _row_numbers(rows: Any, count: int) -> slice | list[int]:
+    """Returns which of `count` rows an index means: a slice with a positive step, or numbers from 0."""
+    if isinstance(rows, slice):
+        return rows if rows.step is None or rows.step > 0 else list(range(*rows.indices(count)))
+    try:
+        chosen = torch.as_tensor(list(rows) if isinstance(rows, range) else rows)
+    except (TypeError, ValueError, RuntimeError):
+        came = type(rows).__name__
+        raise InputError(f"rows must be an integer, a slice, integers or a mask, got {came}") from None
+    chosen = chosen if chosen.numel() or chosen.dtype == torch.bool else chosen.long()
+    if chosen.dtype == torch.bool:
+        if chosen.shape != (count,):
+            raise InputError(f"rows must be a mask of {count} entries, got {list(chosen.shape)}")
+        return chosen.nonzero().flatten().tolist()
+    if chosen.is_floating_point() or chosen.is_complex() or chosen.dim() > 1:
+        came = f"{chosen.dtype} {list(chosen.shape)}"
+        raise InputError(f"rows must be an integer, a slice, integers or a mask, got {came}")
+    numbers: list[int] = chosen.flatten().tolist()
+    for number in numbers:
+        if not -count <= number < count:
+            raise IndexError(f"row must lie in [{-count}, {count}), got {number}")
+    numbers = [number % count for number in numbers]
+    return slice(numbers[0], numbers[0] + 1) if chosen.dim() == 0 else numbers
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Returns one entry for all rows of several explanations; None where it cannot be made."""
+    if any(part is None for part in parts):
+        return None
+    if not isinstance(parts[0], Tensor):
+        return [row for part in parts for row in part]
+    return torch.cat(parts) if len({part.shape[1:] for part in parts}) == 1 else None
+
+
+def _short(values: list[Any]) -> str:
+    return f"[{', '.join(map(str, values[:3]))}{', ...' if len(values) > 3 else ''}]"

@@ -2,10 +2,12 @@
 
 import contextlib
 import glob
+import hashlib
 import math
 import os
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,30 +38,88 @@ class ImageError(InputError):
     """A file that cannot be shown to a network; the message names it."""
 
 
-def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Any:
-    """One picture as a viewer shows it.
+def load_image(image: Any, max_pixels: int = MAX_PIXELS) -> Any:
+    """Loads one picture, as a viewer shows it, from a file or from what holds its pixels.
 
     The orientation its camera noted is applied, transparency lies on white, 16-bit grey is scaled to 8 bits, other
     grey without a known range is stretched from its least to its largest value. Of an animation the first frame is
     taken.
 
     Args:
-        path: a PNG, JPEG, WEBP, BMP, GIF or TIFF file; its content decides, not its name.
+        image: the path of a PNG, JPEG, WEBP, BMP, GIF or TIFF file, whose content decides, not its name; a Pillow
+            image; or pixels, as a NumPy array, a tensor or nested lists: `[H, W]`, `[H, W, C]` or `[C, H, W]` with 1, 3
+            or 4 channels, integers in 0..255, or real numbers in 0..1.
         max_pixels: width times height allowed, checked before anything is decoded.
 
     Returns:
         A PIL image of mode "RGB".
 
     Raises:
-        ImageError: the file is missing, no picture, broken, or too large.
+        ImageError: the file is missing, no picture, broken, or too large, or the pixels are none.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pyfast_xai import load_image
+        >>> Image.new("L", (40, 30)).save("grey.png")
+        >>> picture = load_image("grey.png")
+        >>> picture.mode, picture.size
+        ('RGB', (40, 30))
     """
+    from PIL import Image
+
+    if isinstance(image, (str, Path)):
+        return _from_file(image, max_pixels)
+    if not isinstance(image, Image.Image):
+        return _from_pixels(image)
+    if image.width * image.height > max_pixels:
+        raise ImageError(f"image must have at most {max_pixels:,} pixels, got {image.width} x {image.height}")
+    picture = upright(to_rgb(image), image)
+    picture.info = {}  # the orientation has been applied
+    return picture
+
+
+def _from_pixels(pixels: Any) -> Any:
+    """Returns a PIL image of pixels that an array, a tensor or nested lists hold."""
+    import numpy as np
+    from PIL import Image
+
+    wanted = "a path, a Pillow image or pixels [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels"
+    try:
+        values = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else np.asarray(pixels)
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"image must be {wanted}, got {type(pixels).__name__}") from error
+    shape = list(values.shape)
+    if values.dtype.kind not in "buif" or not values.size:
+        raise ImageError(f"image must be {wanted}, got {type(pixels).__name__} {shape} of {values.dtype}")
+    channels = (1, 3, 4)
+    if values.ndim == 4 and (shape[1] in channels or shape[3] in channels):
+        raise ImageError(f"image must be {wanted}, got a batch {shape}: give one after another, or a list of them")
+    if values.ndim == 3 and shape[2] not in channels and shape[0] in channels:
+        values = values.transpose(1, 2, 0)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in channels):
+        raise ImageError(f"image must be {wanted}, got {shape}")
+    low, high = float(values.min()), float(values.max())
+    most = 1 if values.dtype.kind in "bf" else 255
+    if not (low >= 0 and high <= most):
+        hint = ""
+        if most == 1 and 0 <= low <= high <= 255:
+            hint = ": divide by 255"
+        elif most == 1:
+            hint = ": undo the normalisation, which Preprocess does by itself"
+        raise ImageError(f"image of {values.dtype} must hold numbers in 0..{most}, got {low:g} to {high:g}{hint}")
+    bytes_ = (values * (255 // most) + (0.5 if values.dtype.kind == "f" else 0)).astype(np.uint8)
+    return to_rgb(Image.fromarray(bytes_[..., 0] if bytes_.ndim == 3 and bytes_.shape[2] == 1 else bytes_))
+
+
+def _from_file(path: str | Path, max_pixels: int) -> Any:
+    """Returns a PIL image of a file."""
     from PIL import Image, UnidentifiedImageError
 
     # The quoted form shows odd characters and line breaks, and keeps the message on one line.
     name = repr(str(path))
     _check_file(path, name)
     with warnings.catch_warnings():
-        # What is odd about somebody's metadata is of no interest here, and the size is checked below.
+        # Odd metadata does not matter here, and the size is checked below.
         warnings.simplefilter("ignore")
         try:
             with pillow_allows(max_pixels), Image.open(path, formats=FORMATS) as image:
@@ -123,7 +183,7 @@ def to_rgb(image: Any) -> Any:
 
 
 def _grey(image: Any) -> Any:
-    """Grey values of 16 or 32 bits as 8 bits."""
+    """Returns the grey values of 16 or 32 bits as 8 bits."""
     import numpy as np
     from PIL import Image
 
@@ -138,7 +198,7 @@ def _grey(image: Any) -> Any:
 
 
 def upright(picture: Any, source: Any) -> Any:
-    """`picture` turned as `source`, the opened file, says; a TIFF was turned while it was decoded."""
+    """Turns `picture` upright as `source`, the opened file, says; a TIFF was turned while it was decoded."""
     from PIL import Image
 
     try:
@@ -150,45 +210,198 @@ def upright(picture: Any, source: Any) -> Any:
 
 
 def find_images(paths: Iterable[str | Path], without: str | Path | None = None) -> list[Path]:
-    """The files that paths, folders and patterns stand for, each once.
+    """Returns the files that paths, folders and patterns stand for, each once.
 
     Args:
-        paths: a file is taken as it is; of a folder all pictures in it and below, sorted, hidden ones left out; a
-            pattern such as `photos/**/*.jpg` is expanded, sorted.
+        paths: a file is taken as it is; of a folder all pictures in it and below, see `PictureFolders`; a pattern such
+            as `photos/**/*.jpg` is expanded, sorted.
         without: a folder that is passed over where it lies below one of `paths`.
 
     Raises:
         ImageError: a folder or a pattern without any picture.
     """
-    found: dict[Path, None] = {}
-    for given in map(Path, paths):
+    files: dict[Path, None] = {}
+    names = list(map(Path, paths))
+    folders = PictureFolders([name for name in names if name.is_dir()], without)
+    for name in names:
         # A file may have brackets in its name.
-        if given.is_dir():
-            own = sorted(_pictures_in(given, without))
-        elif glob.has_magic(str(given)) and not os.path.lexists(given):
-            own = sorted(Path(p) for p in glob.glob(str(given), recursive=True) if os.path.isfile(p))
+        if name.is_dir():
+            matches = [name / path for path, _ in folders.walk(name)]
+        elif glob.has_magic(str(name)) and not os.path.lexists(name):
+            matches = matching_files(str(name))
         else:
-            own = [given]
-        if not own:
-            raise ImageError(f"images must name at least one picture, got none for {str(given)!r}")
-        found.update(dict.fromkeys(own))
-    return list(found)
+            matches = [name]
+        if not matches:
+            raise no_pictures(name)
+        files.update(dict.fromkeys(matches))
+    return list(files)
 
 
-def _pictures_in(folder: Path, without: str | Path | None) -> Iterator[Path]:
-    passed_over = None if without is None else os.path.realpath(without)
-    for here, below, files in os.walk(folder):
-        below[:] = [
-            name for name in below if name[0] != "." and os.path.realpath(os.path.join(here, name)) != passed_over
-        ]
-        for path in (Path(here, file) for file in files if file[0] != "."):
-            if path.suffix.lower() in SUFFIXES:
-                yield path
+def matching_files(pattern: str) -> list[Path]:
+    """Returns the files that match a pattern, sorted."""
+    return sorted(Path(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+
+
+def no_pictures(name: str | Path) -> ImageError:
+    """Returns the error of a folder or a pattern without any picture."""
+    return ImageError(f"images must name at least one picture, got none for {str(name)!r}")
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """Facts that tell whether a folder still has the same pictures and subfolders.
+
+    Attributes:
+        path: below the root, "" for the root.
+        changed: time of its last change in nanoseconds; 0 where it is so recent that another change could share it.
+        names: digest of the names in it.
+    """
+
+    path: str
+    changed: int
+    names: bytes
+
+
+class PictureFolders:
+    """Walks folders for pictures, hidden ones left out, in the order of sorted paths.
+
+    A link to a folder is followed, but every real folder is walked once: under its real name where that lies below one
+    of the roots, else under the first link that leads to it.
+
+    Args:
+        roots: the folders that are walked.
+        without: a folder that is passed over where it lies below a root.
+    """
+
+    def __init__(self, roots: Iterable[str | Path], without: str | Path | None = None) -> None:
+        self._roots = [os.path.realpath(root) for root in roots]
+        self._skipped = without
+        self._without = None if without is None else os.path.realpath(without)
+        self._walked: set[tuple[int, int]] = set()
+
+    def walk(
+        self, root: str | Path, on_folder: Callable[[FolderState], None] | None = None
+    ) -> Iterator[tuple[str, str | None]]:
+        """Yields the path of each picture below a root, and None.
+
+        A folder that cannot be read comes as its path with a slash, and the reason.
+
+        Args:
+            root: one of the roots.
+            on_folder: called with each folder that is walked.
+        """
+        root = os.fspath(root)
+        stack = [("", iter([("", True)]), False)]
+        while stack:
+            prefix, names, linked = stack[-1]
+            for name, is_folder in names:
+                path = prefix + name
+                if not is_folder:
+                    yield path, None
+                    continue
+                full = os.path.join(root, path)
+                is_linked = linked or os.path.islink(full)
+                if path and not self._enters(full, is_linked):
+                    continue
+                try:
+                    status = os.stat(full)
+                    state, children = _scanned(full, path, status, self._skipped)
+                except OSError as error:
+                    if not path:
+                        raise
+                    yield f"{path}/", f"folder must be readable, got {error.strerror}"
+                    continue
+                self._walked.add((status.st_dev, status.st_ino))
+                if on_folder is not None:
+                    on_folder(state)
+                stack.append((f"{path}/" if path else "", iter(children), is_linked and bool(path)))
+                break
+            else:
+                stack.pop()
+
+    def _enters(self, full: str, linked: bool) -> bool:
+        """Returns whether a folder is walked here."""
+        if not linked and self._without is None:
+            return True
+        real = os.path.realpath(full)
+        if real == self._without:
+            return False
+        if not linked:
+            return True
+        if os.path.islink(full) and any(self._reaches(top, real) for top in self._roots):
+            return False
+        status = os.stat(real)
+        return (status.st_dev, status.st_ino) not in self._walked
+
+    def _reaches(self, top: str, real: str) -> bool:
+        """Returns whether a walk from a root reaches a real folder without a link."""
+        if real == top:
+            return True
+        inside = real.removeprefix(top.rstrip(os.sep) + os.sep)
+        return inside != real and not any(part.startswith(".") for part in inside.split(os.sep))
+
+
+def folder_state(root: str | Path, path: str, without: str | Path | None = None) -> FolderState:
+    """Returns the state of a folder as it is now.
+
+    Args:
+        root: that was walked.
+        path: of the folder, below the root.
+        without: a folder that is passed over.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    full = os.path.join(root, path)
+    return _scanned(full, path, os.stat(full), without)[0]
+
+
+def _scanned(
+    full: str, path: str, status: os.stat_result, without: str | Path | None
+) -> tuple[FolderState, list[tuple[str, bool]]]:
+    """Returns the state of a folder, and the names in it with whether each is a folder, sorted."""
+    skipped = ""
+    if without is not None and os.path.dirname(os.path.abspath(without)) == os.path.abspath(full):
+        skipped = os.path.basename(os.path.abspath(without))
+    # Clocks of file systems stand still for some milliseconds; network disks add theirs.
+    settled = time.time_ns() - status.st_mtime_ns > 1_000_000_000
+    names = []
+    with os.scandir(full) as entries:
+        for entry in entries:
+            name = entry.name
+            if name[0] == "." or name == skipped:
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                is_folder = False
+            if is_folder or is_picture(name):
+                names.append((name, is_folder))
+    names.sort()
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(names), 4096):
+        lines = "".join(f"{name}{'/' if below else ''}\0" for name, below in names[start : start + 4096])
+        digest.update(os.fsencode(lines))
+    return FolderState(path, status.st_mtime_ns if settled else 0, digest.digest()), names
+
+
+def is_picture(name: str) -> bool:
+    """Returns whether a file is a picture by its name."""
+    return name[max(name.rfind("."), 0) :].lower() in SUFFIXES
+
+
+def _are_several(images: Any) -> bool:
+    """Returns whether something is a list of pictures, or an array of them, and not the pixels of one."""
+    if isinstance(images, (list, tuple)):
+        # Nested lists of numbers are pixels.
+        first = images[0] if images else None
+        return not (isinstance(first, (list, tuple)) and bool(first) and not isinstance(first[0], (str, Path)))
+    return getattr(images, "ndim", 0) == 4
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A PIL image as a network wants it.
+    """A picture as a network wants it.
 
     Attributes:
         size: (H, W) of the network's input, in pixels; an int for a square.
@@ -197,6 +410,14 @@ class Preprocess:
         std: of each channel, divided by.
         interpolation: "nearest", "bilinear", "bicubic", "lanczos" or "box".
         crop: "center" cuts the middle out of the resized picture; "squash" shows the whole, its sides scaled apart.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pyfast_xai import Preprocess
+        >>> preprocess = Preprocess(224, resize=256)
+        >>> inputs, shown = preprocess(Image.new("RGB", (640, 480)))
+        >>> inputs.shape, shown.shape
+        (torch.Size([3, 224, 224]), torch.Size([3, 224, 224]))
     """
 
     size: int | tuple[int, int] = 224
@@ -220,14 +441,42 @@ class Preprocess:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of the input."""
+        """Returns the size (H, W) of the input."""
         return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
 
-    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
-        """What the network sees, and the same to look at.
+    def batch(self, images: Any) -> tuple[Tensor, Tensor]:
+        """Returns pictures as a batch that the network takes, and the same crops for display.
 
         Args:
-            image: a PIL image of mode "RGB".
+            images: one picture or a list of them, each whatever `load_image` takes: a path, a Pillow image, or pixels.
+
+        Returns:
+            The input `[N, C, H, W]`, float32, normalised, and the displayable crops `[N, 3, H, W]`, float32 in 0..1.
+
+        Raises:
+            ImageError: something that is no picture.
+
+        Example:
+            >>> import numpy as np
+            >>> from PIL import Image
+            >>> from pyfast_xai import Preprocess
+            >>> Image.new("RGB", (640, 480)).save("cat.jpg")
+            >>> pictures = ["cat.jpg", Image.new("L", (300, 400)), np.zeros((200, 200, 3), np.uint8)]
+            >>> inputs, shown = Preprocess(224).batch(pictures)
+            >>> inputs.shape
+            torch.Size([3, 3, 224, 224])
+        """
+        several = list(images) if _are_several(images) else [images]
+        if not several:
+            raise ImageError("images must hold at least one picture, got none")
+        inputs, shown = zip(*(self(load_image(image)) for image in several), strict=True)
+        return torch.stack(inputs), torch.stack(shown)
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        """Returns the network's input and the same crop for display.
+
+        Args:
+            image: a PIL image of mode "RGB" as it is, or whatever else `load_image` takes.
 
         Returns:
             The input `[C, H, W]`, float32, normalised, and the displayable crop `[3, H, W]`, float32 in 0..1.
@@ -240,15 +489,17 @@ class Preprocess:
         return (seen - mean) / std, shown
 
     def shown(self, image: Any, zoom: int = 1) -> Tensor:
-        """The part of a PIL image that the network sees, `[3, zoom H, zoom W]` in 0..1.
+        """Returns the part of a PIL image that the network sees, `[3, zoom H, zoom W]` in 0..1.
 
         Args:
-            image: of mode "RGB".
+            image: see `__call__`.
             zoom: how many pixels a side are shown for each of the input; drawn from the pixels of the image.
         """
         import numpy as np
         from PIL import Image
 
+        if not isinstance(image, Image.Image) or image.mode != "RGB":
+            image = load_image(image)
         image = self.without_far_ends(image)
         height, width = self.shape
         scaled_width, scaled_height = self.scaled(image.size)
@@ -265,7 +516,7 @@ class Preprocess:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
     def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The part of a picture that the network sees: left, top, right and bottom edge, in its pixels.
+        """Returns the part of a picture that the network sees: left, top, right and bottom edge, in its pixels.
 
         Args:
             size: (W, H) of the picture, as PIL has it.
@@ -275,7 +526,7 @@ class Preprocess:
         return left * across, top * down, (left + width) * across, (top + height) * down
 
     def points_in(self, points: Tensor, size: tuple[int, int]) -> Tensor:
-        """Pixels of the input as pixels of the picture they were made from.
+        """Converts pixels of the input to pixels of the picture it was made from.
 
         Args:
             points: int64 `[P, 2]` as (y, x) pixels of the input; each stands for its middle.
@@ -291,7 +542,7 @@ class Preprocess:
         return placed.floor().long().clamp(min=0).minimum(torch.tensor([size[1] - 1, size[0] - 1]))
 
     def boxes_in(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes on the input as boxes on the picture it was made from.
+        """Converts boxes on the input to boxes on the picture it was made from.
 
         Args:
             boxes: `[N, 4]` as (x1, y1, x2, y2), inclusive pixels of the input.
@@ -311,7 +562,7 @@ class Preprocess:
         return torch.cat([first, last], 1).clamp(min=0).minimum(most).float()
 
     def boxes_seen(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes on a picture as boxes on the input, where they are seen at all: the inverse of `boxes_in`.
+        """Converts boxes on a picture to boxes on the input, as far as they are visible: the inverse of `boxes_in`.
 
         Args:
             boxes: `[N, 4]` as (x1, y1, x2, y2), inclusive pixels of the picture.
@@ -330,18 +581,18 @@ class Preprocess:
         return (edges[seen] - torch.tensor([0, 0, 1, 1])).float()
 
     def without_far_ends(self, image: Any) -> Any:
-        """A picture of a few pixels by thousands, cut down to what the crop can see: scaled, the whole may not fit."""
+        """Cuts a picture of a few pixels by thousands down to what the crop can see: scaled, the whole may not fit."""
         if math.prod(self.scaled(image.size)) <= MAX_PIXELS:
             return image
         left, top, right, _ = self.window(image.size)
         # The widest filter looks three pixels beyond the window, of the picture or of the input, whichever are larger.
         reach = 3 * max(1.0, (right - left) / self.shape[1])
-        # As much from either end, so that the middle stays the middle.
+        # The same length is cut from both ends, so that the middle stays the middle.
         x, y = max(0, math.floor(left - reach)), max(0, math.floor(top - reach))
         return image.crop((x, y, image.width - x, image.height - y))
 
     def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(W, H) of the whole picture at the scale of the input."""
+        """Returns the size (W, H) of the whole picture at the scale of the input."""
         height, width = self.shape
         if self.crop == "squash":
             return width, height
@@ -353,7 +604,7 @@ class Preprocess:
         return max(1, self.resize * size[0] // shorter), max(1, self.resize * size[1] // shorter)
 
     def corner(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Left and top of the crop in the scaled picture."""
+        """Returns the left and top of the crop in the scaled picture."""
         height, width = self.shape
         scaled_width, scaled_height = self.scaled(size)
         return round((scaled_width - width) / 2), round((scaled_height - height) / 2)

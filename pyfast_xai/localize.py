@@ -1,8 +1,15 @@
-"""From maps and points to places: outliers, boxes, peaks, overlap. Boxes are (x1, y1, x2, y2) in inclusive pixels."""
+"""Places from maps and points: outliers, boxes, peaks, overlap. Boxes are (x1, y1, x2, y2) in inclusive pixels.
 
+A box rule makes one box of each map, or of its points: `Segment`, `Mass` or `Hull`. Where a rule is an argument, its
+text stands for it as well: "segment:0.4", "mass:0.05", "hull".
+"""
+
+import abc
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +38,14 @@ def remove_outliers(
 
     Returns:
         The points kept of each image, in their order.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> cluster = torch.cartesian_prod(torch.arange(10), torch.arange(10))
+        >>> points = torch.cat([cluster, torch.tensor([[90, 90]])])
+        >>> [len(kept) for kept in localize.remove_outliers([points], (96, 96))]
+        [100]
     """
     height, width = size
     # Squared distances of pixels are integers, and d < r holds where d <= ceil(r) - 1.
@@ -38,39 +53,45 @@ def remove_outliers(
     far = math.isqrt(max(reach, 0))
     disc = [(dy, math.isqrt(reach - dy * dy)) for dy in range(-far, far + 1)] if reach >= 0 else []
     kept = []
-    for own in points:
-        offset, half = torch.tensor(disc, dtype=torch.int64, device=own.device).view(-1, 2).unbind(1)
-        counts = torch.bincount(own[:, 0] * width + own[:, 1], minlength=height * width).view(height, width)
+    for pixels in points:
+        offset, half = torch.tensor(disc, dtype=torch.int64, device=pixels.device).view(-1, 2).unbind(1)
+        counts = torch.bincount(pixels[:, 0] * width + pixels[:, 1], minlength=height * width).view(height, width)
         # Rows of zeros above and below, a column of zeros before the sums.
         sums = counts.new_zeros(height + 2 * far, width + 1)
         torch.cumsum(counts, 1, out=sums[far : far + height, 1:])
         near = []
-        for part in own.split(max(1, CHUNK // max(1, len(disc)))):
+        for part in pixels.split(max(1, CHUNK // max(1, len(disc)))):
             row, x = (part[:, :1] + offset + far) * (width + 1), part[:, 1:]
             right, left = (x + half + 1).clamp(max=width), (x - half).clamp(min=0)
             near.append((sums.take(row + right) - sums.take(row + left)).sum(1))
-        kept.append(own[torch.cat(near) > math.floor(share * len(own))])
+        kept.append(pixels[torch.cat(near) > math.floor(share * len(pixels))])
     return kept
 
 
 def hull(points: Sequence[Tensor]) -> Tensor:
-    """The smallest box around the points of each image.
+    """Returns the smallest box around the points of each image.
 
     Args:
         points: of each image, `[P, 2]` as (y, x) pixels.
 
     Returns:
         Boxes `[N, 4]`, float32, on the device of the points; a row of NaN where an image has no points.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> localize.hull([torch.tensor([[2, 5], [8, 3]])])
+        tensor([[3., 2., 5., 8.]])
     """
     boxes = torch.full((len(points), 4), math.nan, device=points[0].device if len(points) else None)
-    for n, own in enumerate(points):
-        if len(own):
-            boxes[n] = torch.cat([own.amin(0).flip(0), own.amax(0).flip(0)]).float()
+    for n, pixels in enumerate(points):
+        if len(pixels):
+            boxes[n] = torch.cat([pixels.amin(0).flip(0), pixels.amax(0).flip(0)]).float()
     return boxes
 
 
 def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
-    """The box of the largest 8-connected segment of each map, cut at a share of its range.
+    """Returns the box of the largest 8-connected segment of each map, cut at a share of its range.
 
     Args:
         heatmap: `[N, H, W]`.
@@ -83,17 +104,18 @@ def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
 
     Raises:
         InputError: a threshold that is no such share, or something else than a batch of maps.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> heatmap = torch.zeros(1, 8, 8)
+        >>> heatmap[0, 2:5, 3:7] = heatmap[0, 7, 0] = 1
+        >>> localize.largest_segment(heatmap).tolist()
+        [[3.0, 2.0, 6.0, 4.0]]
     """
-    if not 0 < threshold < 1:
-        raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
-    if heatmap.dim() != 3:
-        raise InputError(f"heatmap must have shape [N, H, W], got {list(heatmap.shape)}")
-    maps = heatmap.detach().float()
-    if maps.numel() == 0:
-        return maps.new_full((len(maps), 4), math.nan)
-    low, top = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    usable = torch.isfinite(maps).all(2).all(1) & (top > low).flatten()
-    labels = segments((maps >= low + threshold * (top - low)) & usable[:, None, None])
+    labels, usable = _cut(heatmap, threshold)
+    if labels.numel() == 0:
+        return heatmap.new_full((len(heatmap), 4), math.nan, dtype=torch.float32)
     sizes = torch.bincount(labels.flatten())
     sizes[0] = 0
     flat = labels.flatten(1)
@@ -105,8 +127,282 @@ def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
     return torch.where(usable[:, None], torch.stack(ends, 1).float(), math.nan)
 
 
+def segment_boxes(heatmap: Tensor, threshold: float = 0.15, least: float = 0.0) -> list[Tensor]:
+    """Returns the boxes of all 8-connected segments of each map, cut at a share of its range: several objects.
+
+    Args:
+        heatmap: `[N, H, W]`.
+        threshold: see `largest_segment`.
+        least: pixels that a segment needs, as a share of those of the largest one of its map.
+
+    Returns:
+        For each map boxes `[B, 4]`, float32, on its device, the segment with most pixels first, equal ones in reading
+        order; none for a map that is not finite or constant.
+
+    Raises:
+        InputError: a share out of range, or something else than a batch of maps.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> heatmap = torch.zeros(1, 8, 8)
+        >>> heatmap[0, 2:5, 3:7] = heatmap[0, 7, 0] = 1
+        >>> localize.segment_boxes(heatmap)[0].tolist()
+        [[3.0, 2.0, 6.0, 4.0], [0.0, 7.0, 0.0, 7.0]]
+    """
+    if not 0 <= least <= 1:
+        raise InputError(f"least must lie in 0 to 1, got {least}")
+    labels, _ = _cut(heatmap, threshold)
+    if labels.numel() == 0:
+        return [heatmap.new_zeros((0, 4), dtype=torch.float32) for _ in heatmap]
+    image, y, x = labels.nonzero().unbind(1)
+    number = labels[image, y, x]
+    count = int(labels.max()) + 1
+    corners = torch.stack([x, y, x, y])
+    ends = [
+        corners.new_zeros(count).scatter_reduce(0, number, corner, reduce, include_self=False)
+        for corner, reduce in zip(corners, ("amin", "amin", "amax", "amax"), strict=True)
+    ]
+    boxes, pixels = torch.stack(ends, 1).float(), torch.bincount(number, minlength=count)
+    owner = torch.zeros_like(pixels).scatter_(0, number, image)
+    boxes_of_images = []
+    for n in range(len(heatmap)):
+        numbers = ((owner == n) & (pixels > 0)).nonzero().flatten()
+        numbers = numbers[pixels[numbers].argsort(descending=True, stable=True)]
+        boxes_of_images.append(boxes[numbers[pixels[numbers] >= least * pixels[numbers[:1]]]])
+    return boxes_of_images
+
+
+def _cut(heatmap: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Returns the numbers of the segments of each map above a share of its range, and which maps have a range."""
+    _check_threshold(threshold)
+    maps, low, top, usable = _ranges(heatmap)
+    return segments((maps >= low + threshold * (top - low)) & usable[:, None, None]), usable
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
+
+
+def _check_mass(cut: float, power: float) -> None:
+    if not 0 <= cut < 0.5:
+        raise InputError(f"cut must lie in 0 to 0.5, without 0.5 itself, got {cut}")
+    if not 0 < power < math.inf:
+        raise InputError(f"power must be positive and finite, got {power}")
+
+
+def _ranges(heatmap: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns maps as float32, their least and largest values `[N, 1, 1]`, and which are finite and not constant."""
+    if heatmap.dim() != 3:
+        raise InputError(f"heatmap must have shape [N, H, W], got {list(heatmap.shape)}")
+    maps = heatmap.detach().float()
+    if maps.numel() == 0:
+        nothing = maps.new_zeros(len(maps), 1, 1)
+        return maps, nothing, nothing, nothing.flatten() > 0
+    low, top = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return maps, low, top, torch.isfinite(maps).all(2).all(1) & (top > low).flatten()
+
+
+def mass_box(heatmap: Tensor, cut: float = 0.05, power: float = 1.0) -> Tensor:
+    """Returns the box that leaves a share of the mass of each map beyond each of its four sides.
+
+    The map, raised to a power, is summed over rows and over columns. From each end of both sums as many rows or
+    columns are dropped as hold at most a share `cut` of the whole: quantiles of the two marginal distributions, by two
+    running sums.
+
+    Args:
+        heatmap: `[N, H, W]`; what is negative has no mass.
+        cut: share of the mass that may lie beyond each side, from 0 up to and without 0.5.
+        power: of the map; a larger one heeds the hottest pixels more.
+
+    Returns:
+        Boxes `[N, 4]`, float32, on the device of the map; a row of NaN for a map that is not finite, constant, or
+        nowhere positive.
+
+    Raises:
+        InputError: a share or a power out of range, or something else than a batch of maps.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> heatmap = torch.zeros(1, 8, 8)
+        >>> heatmap[0, 2:5, 3:7] = 1
+        >>> heatmap[0, 7, 0] = 0.1
+        >>> localize.mass_box(heatmap).tolist()
+        [[3.0, 2.0, 6.0, 4.0]]
+    """
+    _check_mass(cut, power)
+    maps, _, top, usable = _ranges(heatmap)
+    if maps.numel() == 0:
+        return maps.new_full((len(maps), 4), math.nan)
+    usable = usable & (top > 0).flatten()
+    # Scaled to 1, so that no power leaves the range of numbers.
+    mass = torch.where(usable[:, None, None], maps.clamp_min(0) / top, 0).pow(power)
+    starts, ends = [], []
+    for dim in (1, 2):  # over rows for columns, over columns for rows
+        line = mass.sum(dim, dtype=torch.float64)
+        most = cut * line.sum(1, keepdim=True)
+        starts.append((line.cumsum(1) <= most).sum(1))
+        ends.append(line.shape[1] - 1 - (line.flip(1).cumsum(1) <= most).sum(1))
+    return torch.where(usable[:, None], torch.stack(starts + ends, 1).float(), math.nan)
+
+
+class BoxRule(abc.ABC):
+    """A rule that makes one box of each explanation. Its text is its name and its settings: "mass:0.05:1.0".
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> heatmap = torch.zeros(1, 8, 8)
+        >>> heatmap[0, 2:5, 3:7] = 1
+        >>> rule = localize.box_rule("segment:0.4")
+        >>> rule(heatmap).tolist(), str(rule)
+        ([[3.0, 2.0, 6.0, 4.0]], 'segment:0.4')
+    """
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def __call__(self, heatmap: Tensor, points: Sequence[Tensor] | None = None) -> Tensor:
+        """Returns boxes `[N, 4]`, float32; a row of NaN where there is no evidence.
+
+        Args:
+            heatmap: `[N, H, W]`.
+            points: of each map, `[P, 2]` as (y, x) pixels; None where the method has none.
+        """
+
+    def __str__(self) -> str:
+        return ":".join([self.name, *map(str, astuple(self))])  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Segment(BoxRule):
+    """The largest segment of a map, see `largest_segment`.
+
+    Args:
+        threshold: share of the range of the map at which it is cut, between 0 and 1.
+
+    Raises:
+        InputError: a threshold that is no such share.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> heatmap = torch.zeros(1, 8, 8)
+        >>> heatmap[0, 2:5, 3:7] = 1
+        >>> localize.Segment(0.4)(heatmap).tolist()
+        [[3.0, 2.0, 6.0, 4.0]]
+    """
+
+    threshold: float = 0.15
+    name: ClassVar[str] = "segment"
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    def __call__(self, heatmap: Tensor, points: Sequence[Tensor] | None = None) -> Tensor:
+        return largest_segment(heatmap, self.threshold)
+
+
+@dataclass(frozen=True)
+class Mass(BoxRule):
+    """Most of the mass of a map, see `mass_box`.
+
+    Args:
+        cut: share of the mass that may lie beyond each side, from 0 up to and without 0.5.
+        power: of the map, larger than 0.
+
+    Raises:
+        InputError: a share or a power out of range.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> localize.Mass(0.05)(torch.rand(2, 8, 8)).shape
+        torch.Size([2, 4])
+    """
+
+    cut: float = 0.05
+    power: float = 1.0
+    name: ClassVar[str] = "mass"
+
+    def __post_init__(self) -> None:
+        _check_mass(self.cut, self.power)
+
+    def __call__(self, heatmap: Tensor, points: Sequence[Tensor] | None = None) -> Tensor:
+        return mass_box(heatmap, self.cut, self.power)
+
+
+@dataclass(frozen=True)
+class Hull(BoxRule):
+    """The smallest box around all points, see `hull`; for methods that have points.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> localize.Hull()(torch.zeros(1, 8, 8), [torch.tensor([[2, 5], [6, 3]])]).tolist()
+        [[3.0, 2.0, 5.0, 6.0]]
+    """
+
+    name: ClassVar[str] = "hull"
+
+    def __call__(self, heatmap: Tensor, points: Sequence[Tensor] | None = None) -> Tensor:
+        if points is None:
+            raise InputError("box_rule must be one of maps, segment or mass, for a method without points, got 'hull'")
+        return hull(points).to(heatmap.device)
+
+
+SEGMENT = Segment()
+"""The rule of an explanation that was given none."""
+
+RULES: dict[str, type[BoxRule]] = {rule.name: rule for rule in (Segment, Mass, Hull)}
+
+
+def box_rule(rule: BoxRule | str) -> BoxRule:
+    """Returns the rule that a text stands for: its name, and its settings in their order after colons.
+
+    Args:
+        rule: "segment", "segment:0.4", "mass:0.05", "mass:0.03:2" or "hull", for example; a rule is returned as it is.
+
+    Raises:
+        InputError: a rule that does not exist, or settings that it does not take.
+
+    Example:
+        >>> from pyfast_xai import localize
+        >>> localize.box_rule("segment:0.4")
+        Segment(threshold=0.4)
+        >>> str(localize.Mass(cut=0.03, power=2))
+        'mass:0.03:2'
+    """
+    if isinstance(rule, BoxRule):
+        return rule
+    name, *settings = str(rule).split(":")
+    if name not in RULES:
+        raise InputError(
+            f"box_rule must be {', '.join(RULES)}, with settings after colons as in 'segment:0.4', got {rule!r}"
+        )
+    taken = [field.name for field in fields(RULES[name])]  # type: ignore[arg-type]
+    try:
+        numbers = [float(setting) for setting in settings]
+    except ValueError:
+        raise InputError(f"box_rule must have numbers after its colons, as in 'segment:0.4', got {rule!r}") from None
+    if len(numbers) > len(taken):
+        allowed = f"at most {':'.join([name, *taken])}" if taken else f"{name!r} without settings"
+        raise InputError(f"box_rule must be {allowed}, got {rule!r}")
+    return RULES[name](*numbers)
+
+
 def segments(mask: Tensor) -> Tensor:
-    """Numbers of the 8-connected segments of masks `[N, H, W]`, distinct over all of them; 0 is background."""
+    """Labels the 8-connected segments of masks `[N, H, W]` with numbers distinct over all of them; 0 is background.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> localize.segments(torch.tensor([[[True, False, True], [True, False, True]]]))
+        tensor([[[1, 0, 2],
+                 [1, 0, 2]]])
+    """
     # Pixels touch within a map, never across maps.
     touch = [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]
     if mask.is_cuda and importlib.util.find_spec("cupyx"):
@@ -125,20 +421,33 @@ def segments(mask: Tensor) -> Tensor:
 
 
 def peak(heatmap: Tensor) -> Tensor:
-    """Where each map `[N, H, W]` is largest, the first of equals: int64 `[N, 2]` as (y, x) pixels."""
+    """Returns the largest pixel of each map `[N, H, W]`, the first of equals, as (y, x): int64 `[N, 2]`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> localize.peak(torch.tensor([[[0.0, 1.0], [3.0, 2.0]]]))
+        tensor([[1, 0]])
+    """
     flat = heatmap.flatten(1).argmax(1)
     width = heatmap.shape[2]
     return torch.stack([torch.div(flat, width, rounding_mode="floor"), flat % width], 1)
 
 
 def iou(a: Tensor, b: Tensor, *, inclusive: bool = True) -> Tensor:
-    """Intersection over union of boxes `[..., 4]`, broadcast; 0 where either is NaN.
+    """Returns the intersection over union of boxes `[..., 4]`, broadcast; 0 if either is NaN.
 
     Args:
         a: boxes as (x1, y1, x2, y2).
         b: likewise.
         inclusive: the last pixel belongs to the box, so a box of one pixel has x1 = x2 (ILSVRC, PASCAL VOC). Without,
             coordinates are those of edges, and such a box is empty.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> localize.iou(torch.tensor([0.0, 0, 9, 9]), torch.tensor([0.0, 0, 9, 4]))
+        tensor(0.5000)
     """
     extra = 1 if inclusive else 0
     # Areas in pixels do not fit into small integers.

@@ -1,8 +1,9 @@
-"""What the process does with memory that is freed."""
+"""The allocator: a process may keep freed memory for its next tensors."""
 
+import contextlib
 import ctypes
 
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 _kept = False
@@ -18,6 +19,10 @@ def keep_freed_memory() -> bool:
 
     Returns:
         Whether it took effect: False without glibc.
+
+    Example:
+        >>> import pyfast_xai
+        >>> pyfast_xai.keep_freed_memory()  # doctest: +SKIP
     """
     global _kept
     try:
@@ -29,6 +34,16 @@ def keep_freed_memory() -> bool:
     return _kept
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc give the system back what is freed between blocks in use, unless it is to keep it.
+
+    After work that leaves small blocks among large ones, which glibc would hold on to.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        if not _kept:
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def is_kept() -> bool:
-    """Whether `keep_freed_memory` was called here, and took effect."""
+    """Returns whether `keep_freed_memory` was called in this process, and took effect."""
     return _kept

@@ -25,6 +25,12 @@ logger = logging.getLogger("pyfast_xai")
 
 SPECS = "'digits', 'torchvision/<name>', 'timm/<name>', 'package.module:callable' or a file of a whole model"
 
+# Beginnings of names by which torchvision's networks are known where it is not installed.
+_FAMILIES = (
+    *("alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "mobilenet", "resnet", "resnext"),
+    *("squeezenet", "swin", "vgg", "vit_", "wide_resnet"),
+)
+
 # Heads that only training uses, and published files contain.
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
@@ -36,13 +42,13 @@ class LoadedModel:
     Attributes:
         model: in evaluation mode, on the CPU.
         preprocess: makes its input from a PIL image.
-        classes: names of its outputs; None where they are not known.
+        labels: names of its outputs; None where they are not known.
         name: what the user called it; of a file its name and the beginning of its SHA-256.
     """
 
     model: nn.Module
     preprocess: Preprocess
-    classes: list[str] | None
+    labels: list[str] | None
     name: str
 
 
@@ -65,6 +71,12 @@ def load_model(
     Raises:
         InputError: a name that does not exist, weights that cannot be read or do not fit, or a file that would have
             to be trusted.
+
+    Example:
+        >>> from pyfast_xai import load_model
+        >>> loaded = load_model("digits")
+        >>> type(loaded.model).__name__, loaded.labels
+        ('DigitsNet', ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'])
     """
     if spec == "digits":
         return _digits(weights, num_classes, trust)
@@ -77,7 +89,24 @@ def load_model(
         return _whole(spec, weights, num_classes, trust)
     if ":" in spec:
         return _imported(spec, weights, num_classes, trust)
-    raise InputError(f"model must be {SPECS}, got {spec!r}")
+    raise InputError(f"model must be {SPECS}, got {spec!r}{_of_a_zoo(spec)}")
+
+
+def _of_a_zoo(name: str) -> str:
+    """Returns a hint where a name without a family is that of a known network."""
+    wanted = name.lower().replace("-", "_")
+    try:
+        known = importlib.import_module("torchvision.models").list_models()
+    except (ImportError, RuntimeError):  # not there, or another torch's
+        known = [wanted] if wanted.startswith(_FAMILIES) else []
+    close = difflib.get_close_matches(wanted, known, 1, cutoff=0.75)
+    if close:
+        return f"; did you mean 'torchvision/{close[0]}'?"
+    with contextlib.suppress(ImportError, RuntimeError):
+        timm = importlib.import_module("timm")
+        if timm.is_model(wanted):
+            return f"; did you mean 'timm/{wanted}'?"
+    return ""
 
 
 def _digits(weights: str | Path | None, num_classes: int | None, trust: bool) -> LoadedModel:
@@ -96,26 +125,26 @@ def _imported(spec: str, weights: str | Path | None, num_classes: int | None, tr
     _no_count(spec, num_classes)
     with _working_folder():
         try:
-            found = importlib.import_module(path)
+            model = importlib.import_module(path)
             for part in attribute.split("."):
-                found = getattr(found, part)
+                model = getattr(model, part)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise InputError(f"model must be {SPECS}, got {spec!r} ({_line(error)})") from error
         # A ready module is callable too, but takes images.
-        if not isinstance(found, nn.Module):
-            if not callable(found):
-                raise InputError(f"model {spec!r} must be callable, got {type(found).__name__}")
+        if not isinstance(model, nn.Module):
+            if not callable(model):
+                raise InputError(f"model {spec!r} must be callable, got {type(model).__name__}")
             try:
-                found = found()
+                model = model()
             except Exception as error:
                 raise InputError(
                     f"model {spec!r} must be callable without arguments, got {type(error).__name__}: {_line(error)}"
                 ) from error
-    if not isinstance(found, nn.Module):
-        raise InputError(f"model {spec!r} must give a torch.nn.Module, got {type(found).__name__}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {spec!r} must give a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
-        _fill(found, read_weights(str(weights), trust=trust), spec, str(weights))
-    return LoadedModel(found.eval(), Preprocess(224, resize=256), None, spec)
+        _fill(model, read_weights(str(weights), trust=trust), spec, str(weights))
+    return LoadedModel(model.eval(), Preprocess(224, resize=256), None, spec)
 
 
 def _whole(path: str, weights: str | Path | None, num_classes: int | None, trust: bool) -> LoadedModel:
@@ -131,7 +160,7 @@ def _whole(path: str, weights: str | Path | None, num_classes: int | None, trust
     if weights is not None:
         _fill(model, read_weights(str(weights), trust=trust), path, str(weights))
     preprocess = Preprocess(224, resize=256) if size is None else Preprocess(size, resize=round(min(size) * 8 / 7))
-    # What a list of its layers does not tell, code among it, makes it another network, too.
+    # The digest covers code and all else that a list of layers does not show.
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(functools.partial(file.read, 1 << 20), b""):
@@ -140,7 +169,7 @@ def _whole(path: str, weights: str | Path | None, num_classes: int | None, trust
 
 
 def _unsafe(path: str | Path, argument: str) -> Any:
-    """What is in a file that is trusted."""
+    """Returns the contents of a file that is trusted."""
     from pyfast_xai import trusted
 
     try:
@@ -155,7 +184,7 @@ def _unsafe(path: str | Path, argument: str) -> Any:
 
 @contextlib.contextmanager
 def _working_folder() -> Iterator[None]:
-    """The working folder as the last place to import from, which an installed command does not search."""
+    """Adds the working folder as the last place to import from, which an installed command does not search."""
     folder = os.getcwd()
     sys.path.append(folder)
     try:
@@ -190,8 +219,8 @@ def _torchvision(name: str, weights: str | Path | None, num_classes: int | None,
         # A downloaded file keeps its name, and with it what is known of its training.
         source = next((entry for entry in published if Path(entry.url).name == Path(weights).name), None)
     elif weights is not None:
-        wanted = str(weights).rpartition(".")[2]
-        source = default if wanted == "DEFAULT" else next((e for e in published if e.name == wanted), None)
+        tag = str(weights).rpartition(".")[2]
+        source = default if tag == "DEFAULT" else next((e for e in published if e.name == tag), None)
         if source is None:
             names = ", ".join(["a file", *(["DEFAULT"] if published else []), *(e.name for e in published)])
             raise InputError(f"weights of torchvision/{name} must be one of {names}, got {str(weights)!r}")
@@ -207,14 +236,14 @@ def _torchvision(name: str, weights: str | Path | None, num_classes: int | None,
         model.aux_logits = False
 
     recipe = source or default
-    classes = None if recipe is None else recipe.meta.get("categories")
+    labels = None if recipe is None else recipe.meta.get("categories")
     if state is None or (source is None and num_classes is not None):
-        classes = None
-    return LoadedModel(model.eval(), _recipe(recipe), None if classes is None else list(classes), f"torchvision/{name}")
+        labels = None
+    return LoadedModel(model.eval(), _recipe(recipe), None if labels is None else list(labels), f"torchvision/{name}")
 
 
 def _build(models: Any, name: str, state: Any, source: Any, num_classes: int | None) -> nn.Module:
-    """A torchvision network with the settings that its weights were made with."""
+    """Returns a torchvision network with the settings that its weights were made with."""
     settings: dict[str, Any] = {}
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     if "weights_backbone" in accepted:  # a detector would fetch its backbone else
@@ -236,7 +265,7 @@ def _build(models: Any, name: str, state: Any, source: Any, num_classes: int | N
 
 
 def _recipe(weights: Any) -> Preprocess:
-    """The preprocessing of published torchvision weights; the usual one where there are none."""
+    """Returns the preprocessing of published torchvision weights; the usual one where there are none."""
     preset = None if weights is None else weights.transforms()
     if preset is None or not hasattr(preset, "mean"):
         if weights is not None:  # detectors normalise by themselves
@@ -248,7 +277,7 @@ def _recipe(weights: Any) -> Preprocess:
 
 
 def _renamed(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published DenseNet files name layers as an early release did."""
+    """Renames the tensors of published DenseNet files, which name layers as an early release did."""
     if not name.startswith("densenet"):
         return state
     old = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
@@ -269,7 +298,7 @@ def _timm(name: str, weights: str | Path | None, num_classes: int | None, trust:
         raise InputError("model 'timm/…' needs timm: pip install timm") from error
     if not timm.is_model(name):
         raise InputError(f"model must be one of timm's, got {name!r}{_close(name, timm.list_models())}")
-    settings = {} if num_classes is None else {"num_classes": num_classes}
+    settings: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model = timm.create_model(name, pretrained=weights == "DEFAULT", **settings)
     if weights is None:
         _warn_random(f"timm/{name}")
@@ -289,7 +318,7 @@ def _timm(name: str, weights: str | Path | None, num_classes: int | None, trust:
 
 
 def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
-    """The tensors of a weight file, by name; nothing in the file is run, unless it is trusted.
+    """Reads the tensors of a weight file, by name; nothing in the file is run, unless it is trusted.
 
     Args:
         path: safetensors, or a state dict saved by `torch.save`, also inside of "state_dict" or "model", also of a
@@ -314,7 +343,7 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if tensors_only or not trust:
-            message = f"weights {shown} must be safetensors or a saved state dict, got {_found(path, error)}"
+            message = f"weights {shown} must be safetensors or a saved state dict, got {_content_of(path, error)}"
             raise InputError(message) from error
         state = _unsafe(path, "weights")
     while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
@@ -339,19 +368,19 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
     return state
 
 
-def _found(path: str | Path, error: Exception) -> str:
-    """What is in a file instead of tensors, and how it could be loaded."""
+def _content_of(path: str | Path, error: Exception) -> str:
+    """Returns what a file contains instead of tensors, and how to load it."""
     from pyfast_xai import trusted
 
-    found, message = trusted.kind(path), str(error)
-    if found == trusted.PICKLE:
+    content, message = trusted.kind(path), str(error)
+    if content == trusted.PICKLE:
         if not message.startswith("Weights only load failed"):
             return f"something else ({_line(error)})"
         forbidden = re.search(
             r"unsupported (?:global|class|operand).*?(?= was not| whose|\n|$)", message, re.IGNORECASE
         )
-        found += " with more than tensors" + (f" ({forbidden[0]})" if forbidden else "")
-    return f"{found}, which --trust-model (trust=True) loads, running what is in it"
+        content += " with more than tensors" + (f" ({forbidden[0]})" if forbidden else "")
+    return f"{content}, which --trust-model (trust=True) loads, running what is in it"
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: str) -> None:
@@ -360,9 +389,9 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: str) -> N
     Raises:
         InputError: naming the first key that is missing, of another shape or kind, or not of the model.
     """
-    own = model.state_dict()
+    current = model.state_dict()
     fits = f"weights {path!r} must fit {name}"
-    for key, tensor in own.items():
+    for key, tensor in current.items():
         if key not in state:
             if key.endswith("num_batches_tracked"):  # older files have no such counter, and evaluation needs none
                 continue
@@ -373,9 +402,9 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: str) -> N
             raise InputError(f"{fits}, got {key!r} of shape {list(state[key].shape)} instead of {list(tensor.shape)}")
         if state[key].is_floating_point() != tensor.is_floating_point():
             raise InputError(f"{fits}, got {key!r} of dtype {state[key].dtype} instead of {tensor.dtype}")
-    extra = next((key for key in state if key not in own), None)
+    extra = next((key for key in state if key not in current), None)
     if extra is not None:
-        raise InputError(f"{fits}, got a tensor {extra!r} it does not have{_close(extra, own)}")
+        raise InputError(f"{fits}, got a tensor {extra!r} it does not have{_close(extra, current)}")
     model.load_state_dict(state, strict=False)
 
 
@@ -394,5 +423,5 @@ def _close(name: str, known: Iterable[str]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error."""
+    """Returns the first line of an error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

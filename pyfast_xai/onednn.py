@@ -23,19 +23,19 @@ _LEAST_ROWS = 4
 
 
 def available() -> bool:
-    """Whether this PyTorch has them, and may use them."""
+    """Returns whether this PyTorch has oneDNN, and may use it."""
     enabled = torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
     return enabled and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether oneDNN is there and works with such tensors."""
+    """Returns whether oneDNN is available and works with such tensors."""
     fits = (t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
     return all(fits) and available()
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`input @ weight.T + bias`, for an input `[..., I]` and a weight `[O, I]` in any memory order."""
+    """Computes `input @ weight.T + bias`, for an input `[..., I]` and a weight `[O, I]` in any memory order."""
     if not takes(input, weight) or input.dim() < 2 or input.numel() < _LEAST_ROWS * input.shape[-1]:
         return torch.nn.functional.linear(input, weight, bias)
     rows = input.flatten(0, -2)
@@ -44,7 +44,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def is_passed_over(input: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
-    """Whether PyTorch gives a transposed convolution of maps `[N, O, H, W]` to BLAS though oneDNN takes it."""
+    """Returns whether PyTorch gives a transposed convolution of maps `[N, O, H, W]` to BLAS though oneDNN takes it."""
     if torch.get_num_threads() > 1 or len(input) >= _MANY_IMAGES or not input.numel():
         return False
     return weight.dim() == 4 and weight.shape[2:] == (1, 1) and max(stride) == 1 and takes(input, weight)
@@ -59,6 +59,6 @@ def transposed_convolution(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Transposed convolution of maps `[N, O, H, W]`; the weight as it is, or laid out for this geometry."""
+    """Computes a transposed convolution of maps `[N, O, H, W]` with a plain weight, or one packed for it."""
     geometry: tuple[Any, ...] = (padding, output_padding, stride, dilation, groups)
     return torch.ops.mkldnn._convolution_transpose_pointwise.default(input, weight, None, *geometry, "none", [], "")

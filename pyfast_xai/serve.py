@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers import METHODS
-from pyfast_xai.explainers.base import Explainer, Target, logits_of, ordinary
-from pyfast_xai.explainers.heard import hearing
+from pyfast_xai.explainers.common.explainer import Explainer
+from pyfast_xai.explainers.common.targets import Target, logits_of
+from pyfast_xai.explainers.common.tensors import outside_inference_mode
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.tape.watch import unwrap
+from pyfast_xai.tape.module_hooks import unwrap
 
 Made = str | Explainer | Callable[[nn.Module], Explainer]
 
@@ -36,6 +37,14 @@ class Explained(nn.Module):
 
     Raises:
         InputError: no such method, or an explainer of another model.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.serve import Explained
+        >>> logits, explanation = Explained(demo.load(), "grad-cam")(torch.rand(2, 3, 96, 96))
+        >>> logits.shape, explanation.heatmap.shape
+        (torch.Size([2, 10]), torch.Size([2, 96, 96]))
     """
 
     def __init__(self, model: nn.Module, explainer: Made = "grad-cam") -> None:
@@ -53,7 +62,7 @@ class Explained(nn.Module):
         self.training = self.model.training
 
     def forward(self, images: Tensor, target: Target = None) -> tuple[Tensor, Explanation]:
-        """Answer, and explain the answer.
+        """Runs the model, and explains its output.
 
         Args:
             images: `[N, C, H, W]`, as the model takes them.
@@ -66,8 +75,10 @@ class Explained(nn.Module):
         Raises:
             InputError: images or a target that do not fit, or a model that returns no tensor.
         """
-        with hearing(images) as heard:
-            explanation = self.explainer(images, target)
-        if heard.logits is None:
-            heard.logits = logits_of(self.explainer.record(images))[1]
-        return ordinary(heard.logits), explanation
+        explanation = self.explainer(images, target)
+        logits = explanation.logits
+        if logits is None:  # the method stops below the outputs
+            logits = outside_inference_mode(logits_of(self.explainer.record(images))[1])
+        else:
+            logits = logits[:: len(explanation) // len(images)]
+        return logits, explanation

@@ -25,7 +25,7 @@ PICKLE, TORCHSCRIPT, PROGRAM = "a pickle", "a TorchScript archive", "an exported
 
 
 def kind(path: str | Path) -> str:
-    """What a file for `torch.load`, `torch.jit.load` or `torch.export.load` is, by the names in it; nothing is run."""
+    """Returns the kind of a file for `torch.load`, `torch.jit.load` or `torch.export.load`, by the names in it."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -39,16 +39,16 @@ def kind(path: str | Path) -> str:
 
 
 def read(path: str | Path) -> Any:
-    """What a file holds, on the CPU; whatever is in it is run.
+    """Loads a file on the CPU; code in it is run.
 
     Returns:
         A `torch.jit.ScriptModule`, a `torch.export.ExportedProgram`, or whatever was pickled.
     """
-    found = kind(path)
+    format = kind(path)
     with _no_farewells():
-        if found == TORCHSCRIPT:
+        if format == TORCHSCRIPT:
             return torch.jit.load(str(path), map_location="cpu")
-        if found == PROGRAM:
+        if format == PROGRAM:
             with open(path, "rb") as file:  # by name it must end in .pt2
                 return torch.export.load(file)
         return torch.load(path, map_location="cpu", weights_only=False)
@@ -56,15 +56,15 @@ def read(path: str | Path) -> Any:
 
 @contextlib.contextmanager
 def _no_farewells() -> Iterator[None]:
-    """Who has a file is not told what PyTorch will do without one day, nor what it does to read it."""
+    """Silences what PyTorch says of its own future while a file is read."""
     with warnings.catch_warnings():
         for kind_ in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", kind_)
         yield
 
 
-def network(found: Any, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
-    """What `read` gave, as a network whose operations a tape can see.
+def network(content: Any, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
+    """Converts the contents of a file to a network whose operations a tape can see.
 
     Args:
         found: see `read`; a module may lie in a dict, as "model".
@@ -77,22 +77,22 @@ def network(found: Any, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
     Raises:
         InputError: there is no module, or a program that cannot be explained; the sentence says what to do instead.
     """
-    if isinstance(found, ExportedProgram):
-        return _program(found, name)
-    if isinstance(found, dict) and isinstance(found.get("model"), nn.Module):
-        found = found["model"]
-    if not isinstance(found, nn.Module):
+    if isinstance(content, ExportedProgram):
+        return _program(content, name)
+    if isinstance(content, dict) and isinstance(content.get("model"), nn.Module):
+        content = content["model"]
+    if not isinstance(content, nn.Module):
         raise InputError(
-            f"model {name!r} must hold a torch.nn.Module, got a {type(found).__name__}; "
+            f"model {name!r} must hold a torch.nn.Module, got a {type(content).__name__}; "
             "a file of tensors is named by --weights (weights=), beside a model to fill"
         )
-    if not isinstance(found, torch.jit.ScriptModule):
-        return found.eval(), None
-    if not all(hasattr(module, "training") for module in found.modules()):
+    if not isinstance(content, torch.jit.ScriptModule):
+        return content.eval(), None
+    if not all(hasattr(module, "training") for module in content.modules()):
         raise InputError(
             f"model {name!r} must be saved before torch.jit.freeze, got weights that are written into code"
         )
-    return Archive(found).eval(), None
+    return Archive(content).eval(), None
 
 
 class Archive(nn.Module):
@@ -165,13 +165,13 @@ def _convolution(
 ) -> Tensor:  # fmt: skip
     plain = _CONVOLUTIONS.get(input.dim())
     if transposed or plain is None or input.dim() != weight.dim():
-        own = (input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
-        return torch.ops.aten.convolution.default(*own)
+        arguments = (input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+        return torch.ops.aten.convolution.default(*arguments)
     return plain.default(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _program(program: ExportedProgram, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
-    """An exported program as modules with the paths and weights they had."""
+    """Returns an exported program as modules with the paths and weights they had."""
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     shape = inputs[0].meta["val"].shape if len(inputs) == 1 and isinstance(inputs[0].meta["val"], Tensor) else ()
     spec = program.call_spec.in_spec
@@ -187,8 +187,8 @@ def _program(program: ExportedProgram, name: str) -> tuple[nn.Module, tuple[int,
         module = torch.export.unflatten(program).eval()
     # Its own check raises what nobody expects; and the notes it needs cannot be copied.
     module.check_input_constraints = False
-    for own in module.modules():
-        for node in getattr(own, "graph", torch.fx.Graph()).nodes:
+    for part in module.modules():
+        for node in getattr(part, "graph", torch.fx.Graph()).nodes:
             node.meta.clear()
     least, most = bounds[0]
     if least == most:
@@ -204,7 +204,7 @@ def _program(program: ExportedProgram, name: str) -> tuple[nn.Module, tuple[int,
 
 
 def _bounds(program: ExportedProgram, length: Any) -> tuple[int, int | None]:
-    """The least and the most that a length may be; None for no end."""
+    """Returns the least and the most that a length may be; None for no end."""
     if isinstance(length, int):
         return length, length
     known = program.range_constraints.get(length.node.expr)
@@ -215,16 +215,16 @@ def _bounds(program: ExportedProgram, length: Any) -> tuple[int, int | None]:
 
 
 def _trains(node: torch.fx.Node) -> bool:
-    """Whether an operation does what it does in training only."""
+    """Returns whether an operation is one of training only."""
     if not isinstance(node.target, OpOverload):
         return False
     names = [argument.name for argument in node.target._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return given.get("train") is True or given.get("training") is True
+    arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return arguments.get("train") is True or arguments.get("training") is True
 
 
 def _takes_any_batch(module: nn.Module, shape: list[int]) -> bool:
-    """Whether a program exported for batches of one length answers longer ones as it answers them in pieces.
+    """Returns whether a program exported for one batch size gives the same results on larger batches as in pieces.
 
     It has no branches, so what holds for one batch holds for all.
 
@@ -236,7 +236,7 @@ def _takes_any_batch(module: nn.Module, shape: list[int]) -> bool:
     like = next((tensor for tensor in module.state_dict().values() if tensor.is_floating_point()), torch.empty(0))
     images = torch.randn(length + 2, *shape[1:], generator=torch.Generator().manual_seed(0)).to(like.dtype)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             first, last, together = module(images[:length]), module(images[2:]), module(images)
             if together.shape[:1] != images.shape[:1]:
                 return False
@@ -249,11 +249,11 @@ def _takes_any_batch(module: nn.Module, shape: list[int]) -> bool:
 
 
 def _check(bounds: Sequence[tuple[int, int | None]], _module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Images of another size than the program's might lead to something, but not to what the model would say."""
-    came = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
-    if len(came) != 4 or any(
+    """Refuses images of another size than the program's: it might run, but not give what the model would."""
+    shape = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
+    if len(shape) != 4 or any(
         length < least or (most is not None and length > most)
-        for length, (least, most) in zip(came, bounds, strict=True)
+        for length, (least, most) in zip(shape, bounds, strict=True)
     ):
-        wanted = ["any" if b == (0, None) else str(b[0]) if b[0] == b[1] else f"{b[0]} to {b[1]}" for b in bounds]
-        raise InputError(f"images must be those the program was exported for, [{', '.join(wanted)}], got {came}")
+        lengths = ["any" if b == (0, None) else str(b[0]) if b[0] == b[1] else f"{b[0]} to {b[1]}" for b in bounds]
+        raise InputError(f"images must be those the program was exported for, [{', '.join(lengths)}], got {shape}")

@@ -3,13 +3,18 @@ import random
 import sys
 from pathlib import Path
 
+import cuda_emulation
 import numpy as np
 import pytest
 import torch
+from skips_reported import *  # noqa: F403 hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pyfast_xai import ops
 from pyfast_xai.ops.registry import OPS
+
+# Contests are off, so that the choice of kernels does not depend on this machine; their own tests turn them on.
+os.environ["PYFAST_XAI_TUNING"] = "off"
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +27,7 @@ def _seeds():
 def _poison(tensor):
     # Not for fake, meta or wrapped tensors: they have no memory of their own.
     if type(tensor) is torch.Tensor and tensor.device.type != "meta":
-        # Nor for a tape to record.
+        # A tape must not record it either.
         with _disable_current_modes():
             if tensor.is_floating_point() or tensor.is_complex():
                 tensor.fill_(float("nan"))
@@ -50,14 +55,28 @@ def _poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
 
 
-@pytest.fixture(params=["reference", "numba", "cpp"])
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        emulated = metafunc.definition.path.stem.removeprefix("test_") in cuda_emulation.OPS
+        names = ["reference", "numba", "cpp", *([cuda_emulation.NAME] if emulated else [])]
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
 def backend(request):
-    """Name of the CPU backend that serves the test; in `test_<op>.py` it is there if it has that op, else if all."""
+    """Name of the backend that serves the test on the CPU.
+
+    In `test_<op>.py` it is there if it has that op, elsewhere if it has any. The CUDA C++ kernels are emulated.
+    """
     name, tested = request.param, request.path.stem.removeprefix("test_")
-    for op in [OPS[tested]] if tested in OPS else OPS.values():
-        missing = op.missing(name, "cpu")
-        if missing is not None:
-            pytest.skip(f"{op.name} on {name}: {missing}")
+    if name == cuda_emulation.NAME:
+        with cuda_emulation.serving():
+            yield name
+        return
+    served = [OPS[tested]] if tested in OPS else list(OPS.values())
+    missing = [op.missing(name, "cpu") for op in served]
+    if all(missing):
+        pytest.skip(f"{served[0].name} on {name}: {missing[0]}")
     with ops.backend(name):
         yield name
 

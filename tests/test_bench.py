@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyfast_xai.ops.registry import OPS
+from pyfast_xai.proof.networks import SMALL, Sizes, calls, calls_of_one_dtype, outcome
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 if not (BENCH / "turns.py").is_file():
@@ -22,18 +23,16 @@ def part():
     sys.path.remove(str(BENCH))
 
 
-def small_calls(part):
-    calls = part("op_calls")
-    return [*calls.calls("cpu", torch.float32, calls.SMALL), *calls.calls_of_one_dtype("cpu", calls.SMALL)]
+def small_calls():
+    return [*calls("cpu", torch.float32, SMALL), *calls_of_one_dtype("cpu", SMALL)]
 
 
-def test_calls_cover_every_op(part):
-    assert {call.op for call in small_calls(part)} == set(OPS)
+def test_calls_cover_every_op():
+    assert {call.op for call in small_calls()} == set(OPS)
 
 
-def test_every_backend_is_right_on_the_calls(part):
-    outcome = part("op_calls").outcome
-    for call in small_calls(part):
+def test_every_backend_is_right_on_the_calls():
+    for call in small_calls():
         arguments = call.arguments()
         expected = outcome(call, "reference", arguments)
         for backend in ("numba", "cpp"):
@@ -41,10 +40,9 @@ def test_every_backend_is_right_on_the_calls(part):
                 assert call.same(outcome(call, backend, arguments), expected), (call.op, backend)
 
 
-def test_traced_windows_lie_on_the_map(part):
+def test_traced_windows_lie_on_the_map():
     """The geometry of a convolution that keeps its size: no window has nothing but padding."""
-    calls = part("op_calls")
-    for call in calls.calls("cpu", torch.float32, calls.Sizes(images=1, matrices=1)):
+    for call in calls("cpu", torch.float32, Sizes(images=1, matrices=1)):
         if call.op == "conv_trace":
             side = int(call.shape.split("x")[2])
             kernel = int(call.shape.split(", ")[1][0])
@@ -56,8 +54,8 @@ def test_traced_windows_lie_on_the_map(part):
             ] == size
 
 
-def test_a_call_that_was_undone_has_its_work_to_do_again(part):
-    call = next(own for own in small_calls(part) if own.op == "response_argmax")
+def test_a_call_that_was_undone_has_its_work_to_do_again():
+    call = next(own for own in small_calls() if own.op == "response_argmax")
     arguments = call.arguments()
     before = arguments[2].clone()
     call.kernel("reference")(*arguments)
@@ -84,6 +82,23 @@ def test_calls_take_turns(part):
     seconds = part("turns").take_turns(Benchmark(), calls, 3, settled=1, before=lambda: order.append("-"))
     assert "".join(order) == "-a-b" * 4
     assert {name: len(own) for name, own in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_what_is_above_its_goal_falls_short(part):
+    quick = part("quick")
+    common = {"network": "vgg16", "batch": 8, "what": "Saliency", "quotient": quick.OF_PEER, "goal": 0.8}
+    rows = [common | {"value": value} for value in (0.5, 0.7, 0.9)]
+    rows.append(common | {"quotient": quick.OF_PEER_RECORDED, "value": 2.0, "goal": None})
+    assert quick.shortfalls(rows) == [
+        f"vgg16, batch 8: Saliency, {quick.OF_PEER}: 0.90, goal 0.8",
+        f"batch 8: {quick.OF_PEER}, median: 0.70, goal 0.6",
+    ]
+
+
+def test_replays_are_called_until_nothing_is_left_to_prepare(part):
+    calls = []
+    part("quick").settle(lambda: calls.append(1), lambda: min(len(calls), 3))
+    assert len(calls) == 4
 
 
 def test_the_last_of_rows_that_measure_the_same_is_kept(part, tmp_path, monkeypatch):
@@ -120,10 +135,14 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     )
     cold = {"what": "EigenCAM", "backend": "auto", "first_ms": 20.0, "low": 18.0, "high": 30.0, "again_ms": 3.0}
     measured.append("cpu_cold_start", [cold])
+    goal = {"network": "vgg16", "batch": 1, "what": "saliency", "ms": 1, "beside_ms": 1, "rounds": 3, "load": 2.4}
+    ways = {report.quick.RECORDED: (2.5, None), report.quick.FASTER: (1.5, 1.9)}
+    measured.append("quick", [goal | {"quotient": name, "value": v, "goal": g} for name, (v, g) in ways.items()])
     report.main()
     text = report.DOCUMENT.read_text()
     assert (text[:7], text[-6:]) == ("by hand", "below\n")
     assert "stale" not in text
+    assert "| saliency | in forwards | 1.9 | 2.50 / 1.50 |" in text
     assert "| saliency | 2.00 |\n| saliency of captum | 3.00 |" in text
     assert "freed memory kept" in text
     assert "freed memory given back" in text

@@ -60,8 +60,8 @@ def test_imports(code):
         "CNNFixations(model)(images).boxes()",
         "Saliency(model)(images)",
         "GuidedBackprop(model)(images, [[0, 1], [2, 3]])",
-        "CLEAR(model, classes=3)(images)",
-        "FGVis(model, iterations=2, progress=False)(images)",
+        "CLEAR(model, candidates=3)(images)",
+        "FGVis(model, n_iterations=2, progress=False)(images)",
     ],
 )
 def test_an_explanation_with_a_binary(explain):

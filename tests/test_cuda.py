@@ -11,18 +11,19 @@ import warnings
 
 import pytest
 import torch
+from case_ids import case_id
 from torch import nn
 
 from pyfast_xai import Explanation, record, replay
+from pyfast_xai.acceleration import cuda_graphs
 from pyfast_xai.explainers import METHODS
+from pyfast_xai.explainers.common.output_gradients import one_hot
 from pyfast_xai.explainers.fixations import VARIANTS
-from pyfast_xai.explainers.seeds import one_hot
 from pyfast_xai.ops import registry
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence.points import marking
-from pyfast_xai.rules.response import GUIDED, Response, walk
-from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
-from pyfast_xai.tape import captured
+from pyfast_xai.rules.gradient import GUIDED, GradientRules, backward_pass
+from pyfast_xai.rules.gradient.bounds import Bounding, Clipped, bounds_of
 
 DEVICE = os.environ.get("PYFAST_XAI_TEST_DEVICE", "cuda")
 REAL = DEVICE.startswith("cuda")
@@ -33,15 +34,17 @@ pytestmark = [
 on_a_real_device = pytest.mark.skipif(not REAL or not torch.cuda.is_available(), reason="needs a device")
 every_method = pytest.mark.parametrize("method", METHODS)
 
-# What the others need tens of forwards for shows in a few.
+# These need tens of forwards by default; a few show the same here.
 QUICK = {
-    "fgvis": {"iterations": 4},
-    "smoothgrad": {"samples": 2},
-    "integrated-gradients": {"steps": 2},
+    "fgvis": {"n_iterations": 4},
+    "smoothgrad": {"n_samples": 2},
+    "integrated-gradients": {"n_steps": 2},
     "occlusion": {"window": 8, "stride": 8},
-    "rise": {"masks": 4},
-    "lime": {"samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
-    "meaningful-perturbation": {"iterations": 2, "start": "random"},
+    "rise": {"n_masks": 4},
+    "lime": {"n_samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
+    "meaningful-perturbation": {"n_iterations": 2, "initial_mask": "random"},
+    **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
+    **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }
 
 
@@ -76,7 +79,7 @@ def kernels(request, monkeypatch):
     if request.param == "triton":
         if not REAL or registry.OPS["relu_forward"].missing("triton", "cuda") is not None:
             pytest.skip("no Triton for this device")
-        monkeypatch.setattr(registry, "UNPROVEN", ())
+        monkeypatch.setattr(registry, "TO_PROVE", ())
         registry.Op._fallback_kernel.cache_clear()
     yield request.param
     registry.Op._fallback_kernel.cache_clear()
@@ -133,7 +136,7 @@ def test_equals_the_cpu(method, kernels):
 
 
 @every_method
-@pytest.mark.parametrize("target", [3, [4, 0], [[1, 2], [3, 0]]], ids=str)
+@pytest.mark.parametrize("target", [3, [4, 0], [[1, 2], [3, 0]]], ids=case_id)
 def test_equals_the_cpu_for_targets(method, target):
     if method == "eigen-cam":
         pytest.skip("knows no classes")
@@ -152,7 +155,7 @@ def test_equals_the_cpu_in_float32(method, kernels):
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=case_id)
 def test_half_precision_in_channels_last(method, dtype, kernels):
     model, images = on_device(*build(dtype, torch.channels_last))
     found = explain(method, model.to(memory_format=torch.channels_last), images)
@@ -270,19 +273,19 @@ def test_a_replay_on_the_device():
         torch.testing.assert_close(replay(record(model, images), other), model(other))
 
 
-def gradient(reading, model, images, classes):
-    tape = record(model, images, reading=reading)
-    return walk(reading, tape, {tape.outputs: one_hot(classes, tape.result)}, [tape.inputs[0]])[0]
+def gradient(policy, model, images, classes):
+    tape = record(model, images, policy=policy)
+    return backward_pass(policy, tape, {tape.outputs: one_hot(classes, tape.result)}, [tape.inputs[0]])[0]
 
 
 def fgvis_step(model, images, classes):
-    clipped = Clipped(bounds_of(record(model, images, reading=Bounding())))
+    clipped = Clipped(bounds_of(record(model, images, policy=Bounding())))
     return gradient(clipped, model, 0.5 * images, classes)
 
 
 STEPS = {
-    "saliency": lambda *given: gradient(Response(), *given),
-    "guided": lambda *given: gradient(Response(GUIDED), *given),
+    "saliency": lambda *given: gradient(GradientRules(), *given),
+    "guided": lambda *given: gradient(GradientRules(GUIDED), *given),
     "fgvis": fgvis_step,
     "replay": lambda model, images, classes: replay(record(model, images), images),
 }
@@ -328,7 +331,7 @@ def test_a_step_can_be_a_graph(step, kernels):
 
 def trace(model, images, classes, variant):
     """CNN-Fixations from the recording to the sorted list of pixels, -1 behind the last."""
-    tape = record(model, images, reading=evidence.reading)
+    tape = record(model, images, policy=evidence.policy)
     starts = torch.arange(len(images), device=images.device) * tape.outputs.shape[1] + classes[:, 0]
     options = METHODS["fixations"](model, variant=variant).options
     return evidence.walk(tape, {tape.outputs: evidence.Points(starts)}, tape.inputs[0], options).index
@@ -393,7 +396,7 @@ def test_a_trace_can_be_a_graph(variant, kernels):
         assert pixels_of(result) == pixels_of(trace(model, images, classes, variant))
 
 
-# Of these an accelerated explainer makes graphs.
+# Methods for which an accelerated explainer captures graphs.
 GRAPHED = (
     *("saliency", "deconvnet", "guided-backprop", "input-x-gradient", "smoothgrad", "integrated-gradients"),
     *("grad-cam", "grad-cam++", "excitation-backprop", "fgvis"),
@@ -411,7 +414,7 @@ def graphs_of(explainer):
         return 2
     graphs = explainer.accelerated_model._graphs()
     assert not graphs._stopped
-    return sum(graph.captured for graph in graphs._graphs.values())
+    return sum(graph.cuda_graphs for graph in graphs._graphs.values())
 
 
 @every_method
@@ -424,7 +427,7 @@ def test_accelerated_is_the_same(method, kernels):
 
 
 @every_graphed_method
-@pytest.mark.parametrize("target", [3, [[1, 2], [3, 0]]], ids=str)
+@pytest.mark.parametrize("target", [3, [[1, 2], [3, 0]]], ids=case_id)
 def test_graphs_of_given_targets(method, target):
     model, images = on_device(*build())
     fast = accelerated(method, model)
@@ -505,7 +508,7 @@ def test_graphs_of_threads_with_a_stream_each(method):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"game": "preservation", "defence": "forward"}, {"game": "repression"}], ids=str
+    "settings", [{}, {"game": "preservation", "defence": "forward"}, {"game": "repression"}], ids=case_id
 )
 def test_a_long_game_is_the_same(settings):
     """Looked at now and then, in a batch that is halved, as a graph and not: all as on the CPU."""
@@ -513,7 +516,7 @@ def test_a_long_game_is_the_same(settings):
     with torch.no_grad():
         model.fc.weight.mul_(20)  # sure of its classes, so that games are won
     images = torch.cat([images, -images, 2 * images])
-    settings = {"iterations": 40, "patience": 3, "score": 0.5, "progress": False, **settings}
+    settings = {"n_iterations": 40, "patience": 3, "score_ratio": 0.5, "progress": False, **settings}
     expected = METHODS["fgvis"](model, **settings)(images)
     assert expected.iterations.unique().numel() > 2
     there, images = on_device(model, images)
@@ -563,7 +566,7 @@ def test_a_capture_that_fails_is_said_and_gone_on_without(monkeypatch):
 
     told = []
     monkeypatch.setattr(fast, "record", reads)
-    monkeypatch.setattr(captured.logger, "warning", lambda text, *args: told.append(text % args))
+    monkeypatch.setattr(cuda_graphs.logger, "warning", lambda text, *args: told.append(text % args))
     stream = torch.cuda.current_stream()
     for batch in (images, -images):
         assert_same(fast(batch).to("cpu"), explain("saliency", model, batch).to("cpu"), rtol=1e-6)
@@ -576,7 +579,7 @@ def test_a_capture_that_fails_is_said_and_gone_on_without(monkeypatch):
 def test_an_iteration_of_a_game_waits_for_nothing(monkeypatch):
     """Ten iterations a look: the bounds, then nine calls between one read and the next."""
     model, images = on_device(*build(torch.float32))
-    game = METHODS["fgvis"](model, iterations=10, progress=False)
+    game = METHODS["fgvis"](model, n_iterations=10, progress=False)
     iterate, modes = game._iterate, []
 
     def watched(*args):

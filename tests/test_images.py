@@ -104,7 +104,7 @@ def test_transparency_lies_on_white(tmp_path):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_the_camera_is_applied(tmp_path, picture, orientation, kind):
-    # What is stored so that a viewer sees `picture` again.
+    # The stored pixels, which a viewer turns back to `picture`.
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = picture if orientation == 1 else picture.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
@@ -227,7 +227,7 @@ def test_folders_and_patterns(tmp_path, monkeypatch):
     assert names("**/*.tiff") == ["sub/c.tiff"]
     assert names("x[1].png") == ["x[1].png"]
     assert names("b.PNG", "a.jpg", "b.PNG") == ["b.PNG", "a.jpg"]
-    # What is named is taken, so that a missing file is reported as one.
+    # Files named explicitly are taken, so that a missing file is reported.
     assert names("notes.txt", "missing.png") == ["notes.txt", "missing.png"]
     assert names("sub", "*.jpg") == ["sub/c.tiff", "a.jpg"]
     assert [str(path) for path in find_images(["."], without=tmp_path / "sub")] == ["a.jpg", "b.PNG", "x[1].png"]
@@ -364,3 +364,83 @@ def test_boxes_seen_in_a_squashed_picture_are_scaled():
     seen = Preprocess(size=(10, 20), crop="squash").boxes_seen(torch.tensor([[4.0, 5, 7, 9]]), (40, 50))
     # Edges 4..8 and 5..10 of 40 x 50, on 20 x 10.
     assert torch.allclose(seen, torch.tensor([[2.0, 1, 3, 1]]))
+
+
+def forms(picture):
+    """One picture in every form that a user may have it in."""
+    pixels = np.array(picture)
+    return {
+        "pillow": picture,
+        "rgba": picture.convert("RGBA"),
+        "hwc": pixels,
+        "chw": pixels.transpose(2, 0, 1),
+        "tensor": torch.from_numpy(pixels).permute(2, 0, 1),
+        "float": (pixels / 255).astype(np.float32),
+        "lists": pixels.tolist(),
+        "int64": pixels.astype(np.int64),
+    }
+
+
+@pytest.mark.parametrize(
+    "form", ["pillow", "rgba", "hwc", "chw", "tensor", "float", "lists", "int64", "path", "text path"]
+)
+def test_a_picture_is_taken_in_every_form(tmp_path, picture, form):
+    picture.save(tmp_path / "a.png")
+    given = {**forms(picture), "path": tmp_path / "a.png", "text path": str(tmp_path / "a.png")}[form]
+    loaded = load_image(given)
+    assert (loaded.mode, loaded.size) == ("RGB", picture.size)
+    assert np.array_equal(np.array(loaded), np.array(picture))
+    preprocess = Preprocess(24)
+    expected = preprocess(picture)
+    for found in (preprocess(given), [part[0] for part in preprocess.batch(given)]):
+        assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
+
+
+def test_grey_pixels_become_colours():
+    values = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    for given in (values, values[..., None], values[None]):
+        assert np.array_equal(np.array(load_image(given)), np.repeat(values[..., None], 3, 2))
+    assert np.array(load_image(np.ones((5, 6), bool))).min() == 255
+
+
+def test_an_open_picture_is_turned_upright_once(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.transpose(Image.Transpose(2)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        once = load_image(opened)
+    assert np.array_equal(np.array(load_image(once)), np.array(picture))
+
+
+def test_several_pictures_become_a_batch(picture):
+    preprocess = Preprocess(24)
+    several = list(forms(picture).values())
+    inputs, shown = preprocess.batch(several)
+    assert inputs.shape == shown.shape == (len(several), 3, 24, 24)
+    stacked, _ = preprocess.batch(np.stack([np.array(picture)] * 2))
+    assert torch.equal(stacked, inputs[:2])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param(None, "image must be a path, a Pillow image or pixels", id="none"),
+        pytest.param(np.zeros((5, 5, 7)), r"got \[5, 5, 7\]", id="channels"),
+        pytest.param(np.zeros((2, 3, 4, 4)), r"got a batch \[2, 3, 4, 4\]", id="batch"),
+        pytest.param(np.full((4, 4), 200.0), r"in 0..1, got 200 to 200: divide by 255", id="pixels"),
+        pytest.param(np.full((4, 4), -2.0), r"got -2 to -2: undo the normalisation", id="normalised"),
+        pytest.param(np.full((4, 4), 300), r"int64 must hold numbers in 0..255, got 300 to 300", id="large"),
+        pytest.param(np.full((4, 4), np.nan), "must hold numbers in 0..1, got nan to nan", id="nan"),
+        pytest.param([[1, 2], [3]], "image must be a path", id="ragged"),
+        pytest.param(Image.new("L", (9000, 9000)), "at most 64,000,000 pixels, got 9000 x 9000", id="too many"),
+    ],
+)
+def test_what_is_no_picture_is_said(given, message):
+    with pytest.raises(ImageError, match=message) as caught:
+        load_image(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_list_is_no_batch():
+    with pytest.raises(ImageError, match="images must hold at least one picture, got none"):
+        Preprocess(24).batch([])

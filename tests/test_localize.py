@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
@@ -120,6 +121,122 @@ def test_maps_without_evidence_have_no_box():
     assert localize.largest_segment(maps[:0]).shape == (0, 4)
 
 
+def several_by_scikit_image(own, threshold, least):
+    mask = (own >= own.min() + threshold * (own.max() - own.min())).numpy()
+    regions = sorted(regionprops(label(mask, connectivity=2)), key=lambda r: (-r.area, r.coords.tolist()))
+    boxes = [r.bbox for r in regions if r.area >= least * regions[0].area]
+    return [[x1, y1, x2 - 1, y2 - 1] for y1, x1, y2, x2 in boxes]
+
+
+@pytest.mark.parametrize("least", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("threshold", [0.15, 0.5, 0.9])
+def test_several_segments_equal_scikit_image(threshold, least):
+    maps = torch.rand(5, 23, 31).pow(8)
+    maps[3] = 1
+    found = localize.segment_boxes(maps, threshold, least)
+    assert found[3].shape == (0, 4)
+    for n in (0, 1, 2, 4):
+        assert found[n].tolist() == several_by_scikit_image(maps[n], threshold, least)
+    largest = localize.largest_segment(maps, threshold)
+    assert torch.equal(torch.stack([found[n][0] for n in (0, 1, 2, 4)]), largest[[0, 1, 2, 4]])
+
+
+def test_several_segments_of_no_maps():
+    assert localize.segment_boxes(torch.zeros(0, 4, 4)) == []
+    assert [len(boxes) for boxes in localize.segment_boxes(torch.zeros(2, 4, 4))] == [0, 0]
+    with pytest.raises(InputError, match=r"least must lie in 0 to 1, got 2"):
+        localize.segment_boxes(torch.rand(1, 4, 4), least=2)
+
+
+def mass_box_by_loops(heatmap, cut, power):
+    """Drops rows and columns one by one, as long as what was dropped holds at most a share of the mass."""
+    mass = np.maximum(heatmap.double().numpy(), 0) ** power
+
+    def ends(sums):
+        low = 0
+        while sums[: low + 1].sum() <= cut * sums.sum():
+            low += 1
+        high = len(sums) - 1
+        while sums[high:].sum() <= cut * sums.sum():
+            high -= 1
+        return low, high
+
+    (x1, x2), (y1, y2) = ends(mass.sum(0)), ends(mass.sum(1))
+    return [x1, y1, x2, y2]
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2, 3])
+@pytest.mark.parametrize("cut", [0, 0.01, 0.03, 0.2, 0.49])
+def test_mass_box_equals_a_loop(cut, power):
+    maps = torch.rand(6, 23, 31).pow(8)
+    maps[1] -= 0.2
+    maps[2, :, :9] = maps[2, 20:] = 0
+    maps[3] *= 1e30
+    maps[4] *= 1e-30
+    found = localize.mass_box(maps, cut, power)
+    assert found.dtype == torch.float32
+    for own, box in zip(maps, found, strict=True):
+        assert box.tolist() == mass_box_by_loops(own / own.max(), cut, power)
+
+
+def test_mass_box_mirrors_with_its_map():
+    maps = torch.rand(4, 20, 30).pow(6)
+    boxes, mirrored = localize.mass_box(maps), localize.mass_box(maps.flip(2))
+    assert torch.equal(mirrored[:, [0, 2]], 29 - boxes[:, [2, 0]])
+    assert torch.equal(mirrored[:, [1, 3]], boxes[:, [1, 3]])
+
+
+def test_mass_of_maps_without_evidence():
+    maps = torch.zeros(6, 4, 4)
+    maps[1] = 1
+    maps[2, 2, 2] = math.nan
+    maps[3, 2, 2] = math.inf
+    maps[4] = -torch.rand(4, 4) - 1
+    maps[5, 2, 3] = 1
+    boxes = localize.mass_box(maps)
+    assert boxes[:5].isnan().all()
+    assert boxes[5].tolist() == [3, 2, 3, 2]
+    assert localize.mass_box(maps[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        pytest.param({"cut": 0.5}, "cut must lie in 0 to 0.5, without 0.5 itself, got 0.5", id="half"),
+        pytest.param({"cut": -0.1}, "cut must lie in 0 to 0.5", id="negative"),
+        pytest.param({"cut": math.nan}, "cut must lie in 0 to 0.5", id="nan"),
+        pytest.param({"power": 0}, "power must be positive and finite, got 0", id="no-power"),
+        pytest.param({"power": math.inf}, "power must be positive and finite, got inf", id="infinite-power"),
+    ],
+)
+def test_mass_box_refuses(settings, said):
+    with pytest.raises(InputError, match=said):
+        localize.mass_box(torch.rand(1, 4, 4), **settings)
+    with pytest.raises(InputError, match=said):
+        localize.Mass(**settings)
+
+
+@pytest.mark.parametrize("rule", [localize.Segment(0.3), localize.Mass(0.05, 1.5), localize.Hull()], ids=case_id)
+def test_a_rule_is_its_text(rule):
+    assert localize.box_rule(str(rule)) == localize.box_rule(rule) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("median", "box_rule must be segment, mass, hull, with settings after colons", id="name"),
+        pytest.param("segment:wide", "box_rule must have numbers after its colons", id="word"),
+        pytest.param("mass:0.1:2:3", "box_rule must be at most mass:cut:power, got", id="too-many"),
+        pytest.param("hull:1", "box_rule must be 'hull' without settings, got", id="none-taken"),
+        pytest.param("segment:2", "threshold must lie between 0 and 1, got 2", id="range"),
+        pytest.param(0.4, "box_rule must be segment, mass, hull, with settings after colons", id="number"),
+    ],
+)
+def test_texts_that_are_no_rule(text, said):
+    with pytest.raises(InputError, match=said):
+        localize.box_rule(text)
+
+
 @pytest.mark.parametrize("threshold", [0, 1, -0.5, 15, math.nan])
 def test_threshold_is_a_share(threshold):
     with pytest.raises(InputError, match=r"threshold must lie between 0 and 1, got"):
@@ -155,7 +272,7 @@ def cupy(monkeypatch):
         return np.from_dlpack(torch.Tensor(tensor).as_subclass(torch.Tensor))
 
     def label(input, structure=None, output=None):
-        # As in cupyx 14: an array of its own and a number, the structure any nested list of three to a side.
+        # cupyx 14 returns a new array and a number; its structure may be any nested list of three to a side.
         assert isinstance(input, np.ndarray)
         assert output is None
         assert seen.entered == [("device", None), ("stream", 77)]
@@ -175,7 +292,7 @@ def cupy(monkeypatch):
     modules["cupyx"].scipy = modules["cupyx.scipy"]
     modules["cupyx.scipy"].ndimage = modules["cupyx.scipy.ndimage"]
     modules["cupyx.scipy.ndimage"].label = label
-    # Of the device of the mask, which need not be the current one.
+    # The stream of the mask's device, which need not be the current one.
     streams = {torch.device("cpu"): SimpleNamespace(cuda_stream=77)}
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device])
     return seen

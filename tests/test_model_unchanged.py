@@ -7,12 +7,13 @@ import threading
 
 import pytest
 import torch
+from case_ids import case_id
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules import module as process_wide
 
 from pyfast_xai.explainers import METHODS
-from pyfast_xai.explainers.base import Explainer
+from pyfast_xai.explainers.common.explainer import Explainer
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -77,7 +78,18 @@ class Small(nn.Module):
     def forward(self, x):
         x = self.relu(self.bn(self.conv1(x)))
         out = functional.dropout(self.conv2(x), training=self.training).relu_()
-        return self.fc(out.mean((2, 3)))
+        return self.head(out)
+
+    def head(self, x):
+        return self.fc(x.mean((2, 3)))
+
+
+class Attends:
+    """In front of one of these networks: attention among the positions of its last map."""
+
+    def head(self, x):
+        x = x.flatten(2).mT
+        return self.fc(functional.scaled_dot_product_attention(x, x, x).mean(1))
 
 
 class WritesToItsBuffer(Small):
@@ -140,7 +152,9 @@ KINDS = [Small, WritesToItsBuffer, WritesToItsParameter, WritesToItsInput, Draws
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
-def build(kind=Small, dtype=torch.float32, memory_format=torch.contiguous_format):
+def build(method, kind=Small, dtype=torch.float32, memory_format=torch.contiguous_format):
+    if METHODS[method].needs_attention and kind is not Encoder:
+        kind = type(kind.__name__, (Attends, kind), {})
     model = kind().eval().to(dtype)
     images = torch.randn(2, 3, 16, 16).to(dtype).contiguous(memory_format=memory_format)
     # A step of training leaves gradients.
@@ -152,15 +166,17 @@ def build(kind=Small, dtype=torch.float32, memory_format=torch.contiguous_format
     return model, images
 
 
-# What the others need tens of forwards for shows in a few.
+# These need tens of forwards by default; a few show the same here.
 QUICK = {
-    "fgvis": {"iterations": 4},
-    "smoothgrad": {"samples": 2},
-    "integrated-gradients": {"steps": 2},
+    "fgvis": {"n_iterations": 4},
+    "smoothgrad": {"n_samples": 2},
+    "integrated-gradients": {"n_steps": 2},
     "occlusion": {"window": 8, "stride": 8},
-    "rise": {"masks": 4},
-    "lime": {"samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
-    "meaningful-perturbation": {"iterations": 2, "start": "random"},
+    "rise": {"n_masks": 4},
+    "lime": {"n_samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
+    "meaningful-perturbation": {"n_iterations": 2, "initial_mask": "random"},
+    **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
+    **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }
 
 
@@ -181,14 +197,14 @@ def explain_and_compare(method, model, images, **settings):
 @every_method
 @every_kind
 def test_the_model_is_as_it_was(method, kind):
-    explain_and_compare(method, *build(kind))
+    explain_and_compare(method, *build(method, kind))
 
 
 @every_method
 @every_kind
 def test_a_photograph_shows_what_the_model_itself_does(method, kind):
     """Otherwise the comparisons above would show nothing."""
-    model, images = build(kind)
+    model, images = build(method, kind)
     before = photograph(model, images)
     with torch.no_grad():
         model(images)
@@ -210,7 +226,7 @@ def test_a_photograph_shows_what_the_model_itself_does(method, kind):
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 @every_kind
 def test_the_model_is_as_it_was_after_an_exception(method, kind, where):
-    model, images = build(kind)
+    model, images = build(method, kind)
     layers = []  # those that run
     with process_wide.register_module_forward_hook(lambda own, inputs, output: layers.append(own)):
         copied = copy.deepcopy(model)
@@ -240,7 +256,7 @@ def test_the_model_is_as_it_was_after_an_exception(method, kind, where):
 @every_method
 @every_kind
 def test_two_explanations_in_a_row_are_the_same(method, kind):
-    model, images = build(kind)
+    model, images = build(method, kind)
     explain = explainer(method, model)
     assert torch.equal(explain(images).heatmap, explain(images).heatmap)
 
@@ -255,7 +271,7 @@ WRAPPERS = {
 @every_method
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_wrappers_stay_and_do_not_change_the_result(method, wrap):
-    model, images = build()
+    model, images = build(method)
     plain = explainer(method, model)(images)
     wrapped = WRAPPERS[wrap](model)
     for _ in range(2):  # the second time after the compiler has run
@@ -269,7 +285,7 @@ def test_wrappers_stay_and_do_not_change_the_result(method, wrap):
 @every_method
 @pytest.mark.parametrize("path", ["", "conv2"])
 def test_a_module_compiled_in_place_stays_compiled(method, path):
-    model, images = build()
+    model, images = build(method)
     plain = explainer(method, model)(images)
     model.get_submodule(path).compile(backend="eager")
     with torch.no_grad():
@@ -283,7 +299,7 @@ def test_a_module_compiled_in_place_stays_compiled(method, path):
 
 @every_method
 def test_frozen_parameters_stay_frozen(method):
-    model, images = build()
+    model, images = build(method)
     model.requires_grad_(False)
     model.fc.weight.requires_grad_(True)
     explain_and_compare(method, model, images)
@@ -291,7 +307,7 @@ def test_frozen_parameters_stay_frozen(method):
 
 @every_method
 def test_an_input_that_requires_gradients_is_left_alone(method):
-    model, images = build()
+    model, images = build(method)
     images.requires_grad_()
     explanation = explain_and_compare(method, model, images)
     assert images.grad is None
@@ -310,7 +326,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 @every_kind
 def test_every_mode_of_the_caller(method, kind, mode):
-    model, images = build(kind)
+    model, images = build(method, kind)
     with MODES[mode]():
         explain_and_compare(method, model, images)
     explain_and_compare(method, model, images)
@@ -319,7 +335,7 @@ def test_every_mode_of_the_caller(method, kind, mode):
 @every_method
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
 def test_a_result_can_be_trained_on_whatever_the_mode_it_was_made_in(method, mode):
-    model, images = build()
+    model, images = build(method)
     with MODES[mode]():
         heatmap = explainer(method, model)(images).heatmap
     weight = torch.ones(16, 16, requires_grad=True)
@@ -329,7 +345,7 @@ def test_a_result_can_be_trained_on_whatever_the_mode_it_was_made_in(method, mod
 
 @every_method
 def test_hooks_of_the_user_stay_and_see_every_forward(method):
-    model, images = build()
+    model, images = build(method)
     seen = []
     handle = model.conv2.register_forward_hook(lambda own, inputs, output: seen.append(output.shape))
     everywhere = process_wide.register_module_forward_hook(lambda own, inputs, output: None)
@@ -342,10 +358,10 @@ def test_hooks_of_the_user_stay_and_see_every_forward(method):
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=case_id)
 @every_kind
 def test_every_precision(method, kind, dtype):
-    explanation = explain_and_compare(method, *build(kind, dtype))
+    explanation = explain_and_compare(method, *build(method, kind, dtype))
     # A game may end without evidence, in a model that is sure of nothing.
     assert method == "fgvis" or (explanation.heatmap.amax((1, 2)) > 0).any()
 
@@ -353,7 +369,7 @@ def test_every_precision(method, kind, dtype):
 @every_method
 @every_kind
 def test_channels_last_inputs_and_parameters(method, kind):
-    model, images = build(kind, memory_format=torch.channels_last)
+    model, images = build(method, kind, memory_format=torch.channels_last)
     explain_and_compare(method, model, images)
     explain_and_compare(method, model.to(memory_format=torch.channels_last), images)
     explain_and_compare(method, model, images.contiguous())
@@ -361,7 +377,7 @@ def test_channels_last_inputs_and_parameters(method, kind):
 
 @every_method
 def test_an_input_that_is_a_view_of_something_larger(method):
-    model, images = build(WritesToItsInput)
+    model, images = build(method, WritesToItsInput)
     whole = torch.randn(4, 5, 20, 20)
     images = whole[1:3, 1:4, 2:18, 2:18]
     before = whole.clone()
@@ -373,8 +389,8 @@ def test_an_input_that_is_a_view_of_something_larger(method):
 @every_method
 def test_two_threads_at_once(method):
     """Each with a model of its own and one that both share."""
-    shared, images = build()
-    own = [build(Encoder)[0], build(WritesToItsBuffer)[0]]
+    shared, images = build(method)
+    own = [build(method, Encoder)[0], build(method, WritesToItsBuffer)[0]]
     models = [shared, *own]
     everything = nn.ModuleList(models).eval()
     before = photograph(everything, images)
@@ -415,3 +431,39 @@ def test_every_explainer_is_among_the_methods():
     # The baselines of `evaluation` look at no model.
     ours = {k for k in below(Explainer) if k.__module__.startswith("pyfast_xai.explainers.") and "method" in vars(k)}
     assert ours == set(METHODS.values())
+
+
+@every_method
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["plain", "channels last"]
+)
+def test_an_explanation_holds_nothing_of_the_callers(method, memory_format):
+    """No graph, and no memory that the caller or the model will write to."""
+    model, images = build(method, memory_format=memory_format)
+    images = images.requires_grad_() * 1
+    explanation = explainer(method, model)(images)
+    foreign = {tensor.untyped_storage().data_ptr() for tensor in (images, *model.parameters(), *model.buffers())}
+    for name, value in vars(explanation).items():
+        for tensor in value if isinstance(value, list) else [value]:
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                assert not tensor.requires_grad, name
+                assert not tensor.is_inference(), name
+                assert tensor.untyped_storage().data_ptr() not in foreign, name
+    assert torch.equal(explanation.images, images.detach())
+
+
+@every_method
+def test_an_exported_program_is_explained(method):
+    """Its mode was fixed when it was exported; its flags say training, and cannot be set."""
+    model, images = build(method)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    with pytest.raises(NotImplementedError):
+        program.eval()
+    # It has no modules, by which Eigen-CAM would choose a layer.
+    names = {"eigen-cam": ("conv2d_1", "conv2")}.get(method)
+    settings = [{"layer": name} for name in names] if names else [{}, {}]
+    found, expected = (
+        explainer(method, own, **setting)(images).heatmap
+        for own, setting in zip((program, model), settings, strict=True)
+    )
+    torch.testing.assert_close(found, expected)

@@ -31,7 +31,7 @@ def test_digits():
     loaded = load_model("digits")
     assert not loaded.model.training
     assert same(loaded.model, demo.load())
-    assert loaded.classes == list("0123456789")
+    assert loaded.labels == list("0123456789")
     assert loaded.preprocess.shape == (96, 96)
     assert loaded.preprocess.mean == (0, 0, 0)
     scenes = demo.make_scenes(8, seed=0)
@@ -45,7 +45,7 @@ def test_random_weights_are_said_aloud(caplog):
     assert not loaded.model.training
     assert loaded.model(torch.rand(1, 3, 64, 64)).shape == (1, 3)
     # Outputs that mean nothing have no names.
-    assert loaded.classes is None
+    assert loaded.labels is None
     assert loaded.preprocess == Preprocess(224, 256)
 
 
@@ -54,8 +54,8 @@ def test_names_and_sizes_come_from_the_published_weights(network, tmp_path):
     save_file(full.state_dict(), tmp_path / "own.safetensors")
     loaded = load_model(SMALL, tmp_path / "own.safetensors")
     assert same(loaded.model, full)
-    assert len(loaded.classes) == 1000
-    assert loaded.classes[0] == "tench"
+    assert len(loaded.labels) == 1000
+    assert loaded.labels[0] == "tench"
     resnet = torchvision.models.get_model_weights("resnet50")
     assert resnet.IMAGENET1K_V2.transforms().resize_size == [232]
     # A file that was downloaded is known by its name.
@@ -84,7 +84,7 @@ def test_weight_files(tmp_path, network, wrap, kind):
         torch.save(boxed.get(wrap, state), path)
     loaded = load_model(SMALL, path, num_classes=4)
     assert same(loaded.model, network)
-    assert loaded.classes is None
+    assert loaded.labels is None
 
 
 class Trap:
@@ -205,7 +205,7 @@ def test_named_weights_are_fetched_as_tensors_only(monkeypatch, network):
 
     monkeypatch.setattr(torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", fetch)
     for name in ("DEFAULT", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"):
-        assert len(load_model(SMALL, name).classes) == 1000
+        assert len(load_model(SMALL, name).labels) == 1000
     assert {name for name, _ in asked} == {"IMAGENET1K_V1"}
     assert all(settings["weights_only"] and settings["check_hash"] for _, settings in asked)
 

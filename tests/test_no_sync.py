@@ -5,40 +5,33 @@ It is seen here without a device, in two ways: a dispatch mode refuses every ope
 `meta` have no numbers to be read, nor may others be mixed with them.
 """
 
-import importlib.util
-from pathlib import Path
-
+import device_waits
 import pytest
 import torch
+from case_ids import case_id
 from torch import nn
 from torch.nn import functional
 
 from pyfast_xai import CNNFixations, ops
 from pyfast_xai.explainers import EigenCAM, FGVis, eigen_cam
+from pyfast_xai.explainers.common.output_gradients import one_hot, output_gradients_without_sync
 from pyfast_xai.explainers.fgvis import GAMES, _Match
 from pyfast_xai.explainers.fixations import VARIANTS
-from pyfast_xai.explainers.seeds import begin, one_hot
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence import Options, Points
 from pyfast_xai.rules.evidence.points import marking
-from pyfast_xai.rules.response import (
+from pyfast_xai.rules.gradient import (
     DECONVNET,
     EXCITATION,
     GUIDED,
     LINEAR,
     NEAREST,
-    Response,
+    GradientRules,
+    backward_pass,
     derivative,
     excitation,
-    walk,
 )
 from pyfast_xai.tape import record, replay
-
-_spec = importlib.util.spec_from_file_location("refusing", Path(__file__).with_name("refusing.py"))
-refusing = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(refusing)
-Refuses = refusing.Refuses
-
 
 WAITING = {
     "item": lambda x: x.sum().item(),
@@ -58,12 +51,12 @@ WAITING = {
 @pytest.mark.parametrize("name", WAITING)
 def test_waiting_is_noticed(name):
     """Otherwise the tests below would show nothing."""
-    with pytest.raises(AssertionError, match="waits for the device"), Refuses():
+    with pytest.raises(AssertionError, match="waits for the device"), device_waits.ForbidReads():
         WAITING[name](torch.randn(4))
 
 
 def test_a_copy_to_the_device_is_noticed():
-    with refusing.RefusesUploads():
+    with device_waits.ForbidUploads():
         for upload in (lambda: torch.ones(2).to("meta"), lambda: torch.ones(2, device="meta").copy_(torch.ones(2))):
             with pytest.raises(AssertionError, match="copies numbers to the device"):
                 upload()
@@ -137,7 +130,7 @@ def without_reading(request, monkeypatch):
         monkeypatch.setattr(torch, "tensor", tensor)
     # Else the ops tell meta tensors their shapes only; so they run.
     with ops.backend("reference" if request.param.endswith("PyTorch") else "auto"):
-        yield ("cpu", Refuses) if request.param == "refusing" else ("meta", refusing.RefusesUploads)
+        yield ("cpu", device_waits.ForbidReads) if request.param == "refusing" else ("meta", device_waits.ForbidUploads)
 
 
 def arrange(network, device, targets=2):
@@ -147,10 +140,10 @@ def arrange(network, device, targets=2):
     return model, images, classes
 
 
-def gradient(reading, model, images, classes):
+def gradient(policy, model, images, classes):
     """The step itself: a recording, a seed, and the way back."""
-    tape = record(model, images, reading=reading)
-    (arrived,) = walk(reading, tape, {tape.outputs: one_hot(classes, tape.result)}, [tape.inputs[0]])
+    tape = record(model, images, policy=policy)
+    (arrived,) = backward_pass(policy, tape, {tape.outputs: one_hot(classes, tape.result)}, [tape.inputs[0]])
     assert arrived.shape == (classes.shape[1], *images.shape)
     assert arrived.device == images.device
     return arrived
@@ -171,12 +164,12 @@ def test_a_dense_reading_reads_no_number(without_reading, network, method):
     device, context = without_reading
     arranged = arrange(network, device)
     with context():
-        gradient(Response(OVERLAYS[method]), *arranged)
+        gradient(GradientRules(OVERLAYS[method]), *arranged)
 
 
 GAME = {
     "defended": {},
-    "forward": {"defence": "forward", "until": "class"},
+    "forward": {"defence": "forward", "stop_at": "class"},
     "as in the paper": {"defence": "none", "sparsity": 0.1, "normalize": False, "similarity": "softmax"},
     "preserving": {"game": "preservation"},
 }
@@ -195,17 +188,19 @@ def test_an_iteration_of_fgvis_reads_no_number(without_reading, network, setting
         torch.zeros_like(images),
         classes[:, 0],
         torch.full((2,), 0.5, device=device),
-        None,
+        torch.zeros(2, dtype=torch.bool, device=device),
+        sparsity=None,
     )
     state = [(id(tensor), tensor.shape, tensor.dtype) for tensor in match]
+    explainer.record(images)  # the first call on a CPU is compared with the model in the other memory format
     with context():
         bounds = explainer._bounds(match, (), {})
         for _ in range(3):
-            assert explainer._iterate(match, bounds, False, (), {}).shape == (2,)
+            assert explainer._iterate(match, bounds, "logits", (), {}).shape == (2,)
     assert [(id(tensor), tensor.shape, tensor.dtype) for tensor in match] == state
 
 
-@pytest.mark.parametrize("settings", [{}, {"component": [2, 1], "center": True}, {"method": "subspace"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"component": [2, 1], "center": True}, {"solver": "subspace"}], ids=case_id)
 def test_eigen_cam_reads_one_tensor_in_the_end(monkeypatch, settings):
     looked = []
     monkeypatch.setattr(eigen_cam, "_look", lambda names, doubts: looked.extend(zip(names, doubts, strict=True)))
@@ -220,9 +215,9 @@ def test_what_a_step_starts_from_reads_no_number(without_reading):
     device, context = without_reading
     model, images, classes = arrange(Residual, device)
     with context():
-        tape = record(model, images, reading=Response())
+        tape = record(model, images, policy=GradientRules())
         for given in (None, classes, classes + 99):
-            seeds = begin(tape, given)
+            seeds = output_gradients_without_sync(tape, given)
             assert seeds.grads[tape.outputs].shape == (seeds.target.shape[1], 2, 5)
 
 
@@ -241,11 +236,11 @@ def test_many_targets_share_a_walk_without_a_number_read(without_reading):
     device, context = without_reading
     model, images, _ = arrange(Residual, device)
     with context():
-        reading = Response({**GUIDED, **NEAREST})
-        tape = record(model, images, reading=reading)
+        policy = GradientRules({**GUIDED, **NEAREST})
+        tape = record(model, images, policy=policy)
         for k in (1, 5, 3):
             seeds = torch.ones(k, 2, 5, device=device)
-            assert walk(reading, tape, {tape.outputs: seeds}, tape.inputs[:1], retain=True)[0].shape[0] == k
+            assert backward_pass(policy, tape, {tape.outputs: seeds}, tape.inputs[:1], retain=True)[0].shape[0] == k
 
 
 class Words(nn.Module):
@@ -263,7 +258,7 @@ class Words(nn.Module):
 
 def trace(explain, model, images, classes):
     """CNN-Fixations from the recording to the sorted list of pixels."""
-    tape = record(model, images, reading=evidence.reading)
+    tape = record(model, images, policy=evidence.policy)
     starts = torch.arange(len(images), device=images.device) * tape.outputs.shape[1] + classes[:, 0]
     return explain._pixels(tape, {tape.outputs: Points(starts)}, images.shape)
 
@@ -277,7 +272,7 @@ def test_a_trace_reads_no_number(without_reading, network, variant):
     # By the shapes that the kernels promise, and on meta step by step as plain PyTorch, too. On the CPU that reads its
     # points to check them.
     for served in ("auto",) if device == "cpu" else ("auto", "reference"):
-        with context(), refusing.RefusesUploads(), marking(), ops.backend(served):
+        with context(), device_waits.ForbidUploads(), marking(), ops.backend(served):
             pixels = trace(explain, model, images, classes)
         assert pixels.device == images.device
         assert pixels.dim() == 1
@@ -299,7 +294,7 @@ def test_what_a_trace_finds_is_the_same_while_it_is_watched(network, variant):
     model, images, classes = arrange(network, "cpu")
     explain = CNNFixations(model, variant=variant)
     expected = trace(explain, model, images, classes)
-    with Refuses(), marking():
+    with device_waits.ForbidReads(), marking():
         watched = trace(explain, model, images, classes)
     assert torch.equal(watched[watched < 2 * 16 * 16], expected)
     assert len(expected)
@@ -325,7 +320,7 @@ def test_lists_do_not_grow_with_depth():
     lengths = []
     for blocks in (1, 20):
         model, images, classes = arrange(lambda blocks=blocks: Deep(blocks), "meta")
-        tape = record(model, images, reading=evidence.reading)
+        tape = record(model, images, policy=evidence.policy)
         starts = {tape.outputs: Points(classes[:, 0])}
         lengths.append(len(evidence.walk(tape, starts, tape.inputs[0], Options(signed=True))))
     # The fully connected layer makes 8 of each; an input has 2 * 3 * 16 * 16 places for either sign.
@@ -334,8 +329,8 @@ def test_lists_do_not_grow_with_depth():
 
 def test_what_a_walk_gives_is_the_same_while_it_is_watched():
     model, images, classes = arrange(Residual, "cpu")
-    expected = gradient(Response(GUIDED), model, images, classes)
-    with Refuses():
-        watched = gradient(Response(GUIDED), model, images, classes)
+    expected = gradient(GradientRules(GUIDED), model, images, classes)
+    with device_waits.ForbidReads():
+        watched = gradient(GradientRules(GUIDED), model, images, classes)
     assert torch.equal(watched, expected)
     assert expected.any()

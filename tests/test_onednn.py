@@ -4,10 +4,11 @@ import contextlib
 
 import pytest
 import torch
+from case_ids import case_id
 from torch.nn import functional
 
 from pyfast_xai import onednn
-from pyfast_xai.rules.response import Response, walk
+from pyfast_xai.rules.gradient import GradientRules, backward_pass
 from pyfast_xai.tape import record
 
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")
@@ -36,10 +37,10 @@ def allowed(enabled):
         torch._C._set_mkldnn_enabled(before)
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (2, 0, 7), (1, 7), (7,)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (2, 0, 7), (1, 7), (7,)], ids=case_id)
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=case_id)
 @torch.no_grad()
 def test_linear(shape, turned, bias, dtype):
     input = torch.randn(shape, dtype=dtype)
@@ -70,9 +71,9 @@ def threads():
 
 
 @needs_onednn
-@pytest.mark.parametrize("settings", [{}, {"groups": 2}, {"padding": 1}, {"stride": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"groups": 2}, {"padding": 1}, {"stride": 2}], ids=case_id)
 @pytest.mark.parametrize(
-    ("images", "many", "enabled"), [(3, 1, True), (3, 1, False), (3, 2, True), (16, 1, True)], ids=str
+    ("images", "many", "enabled"), [(3, 1, True), (3, 1, False), (3, 2, True), (16, 1, True)], ids=case_id
 )
 def test_pointwise_convolutions_backwards(settings, images, many, enabled, threads):
     """Where PyTorch would take BLAS, and nowhere else, oneDNN is called by name; the gradient is autograd's."""
@@ -83,9 +84,9 @@ def test_pointwise_convolutions_backwards(settings, images, many, enabled, threa
     (expected,) = torch.autograd.grad(model(images), images, seed)
     threads(many)
     with allowed(enabled), Products() as products:
-        reading = Response()
-        tape = record(model, images.detach(), reading=reading)
-        (grad,) = walk(reading, tape, {tape.outputs: seed[None]}, tape.inputs)
+        policy = GradientRules()
+        tape = record(model, images.detach(), policy=policy)
+        (grad,) = backward_pass(policy, tape, {tape.outputs: seed[None]}, tape.inputs)
     torch.testing.assert_close(grad[0], expected)
     by_name = enabled and many == 1 and len(images) < 16 and "stride" not in settings
     assert ("mkldnn::_convolution_transpose_pointwise" in products.names) == by_name

@@ -1,6 +1,8 @@
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
@@ -78,3 +80,27 @@ def test_wheel_serves_every_python():
 def test_kernels_are_part_of_the_package():
     kernels = files("pyfast_xai") / "kernels"
     assert Path(str(kernels / "reference" / "conv_trace.py")).is_file()
+
+
+def test_source_distribution_has_what_a_build_needs_and_no_tests(tmp_path):
+    pytest.importorskip("scikit_build_core")
+    root = Path(__file__).parents[1]
+    code = f"import scikit_build_core.build as build; build.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    assert archive.stat().st_size < 2_000_000
+    with tarfile.open(archive) as sdist:
+        inside = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
+    assert {"CMakeLists.txt", "LICENSE", "README.md", "csrc/generate.py", "kernels/checks.py"} <= inside
+    assert {f"csrc/cpu/{path.name}" for path in (root / "csrc/cpu").glob("*.cpp")} <= inside
+    assert not [name for name in inside if name.startswith(("tests/", "docs/", "bench/", "."))]
+
+
+def test_files_beside_the_package_name_its_version():
+    root = Path(__file__).parents[1]
+    for name, pattern in {
+        "CITATION.cff": r"^version: (.*)$",
+        "recipe/recipe.yaml": r'version: "(.*)"',
+        "pyproject.toml": r'^version = "(.*)"$',
+    }.items():
+        assert re.search(pattern, (root / name).read_text(), re.MULTILINE)[1] == pyfast_xai.__version__, name

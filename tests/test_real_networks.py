@@ -57,9 +57,9 @@ def inside(point, boxes):
 @pytest.mark.parametrize("method", ["gram", "subspace"])
 def test_eigen_cam_equals_numpy_on_real_activations(case, method):
     model, images, _ = case
-    explainer = EigenCAM(model, method=method, iterations=20)
-    maps = explainer(images[:8]).map
-    name = explainer._resolve(images[:8], (), {})[0]
+    explainer = EigenCAM(model, solver=method, power_iterations=20)
+    maps = explainer(images[:8]).signed_map
+    (name,) = explainer.names(explainer.record(images[:1]))
     activations = explainer.record(images[:8], until=name).reached
     for own, activation in zip(maps, activations, strict=True):
         matrix = activation.double().flatten(1).T.numpy()
@@ -79,7 +79,7 @@ def test_most_peaks_lie_on_the_object(case, method):
 
 def test_backends_trace_the_same_points(case):
     model, images, _ = case
-    explainer = CNNFixations(model, radius=0)
+    explainer = CNNFixations(model, radius_share=0)
     by_backend = []
     for name in ("reference", "numba"):
         with backend(name):

@@ -56,7 +56,7 @@ def test_maps_are_normalised_one_by_one():
     assert torch.isfinite(render.normalize(torch.tensor([[[math.nan, 1.0, -math.inf]]]))).all()
 
 
-@pytest.mark.parametrize("name", ["turbo", "viridis", "inferno", "gray"])
+@pytest.mark.parametrize("name", ["turbo", "viridis", "plasma", "inferno", "magma", "cividis", "coolwarm", "gray"])
 def test_colours_equal_matplotlib(name):
     matplotlib = pytest.importorskip("matplotlib")
     steps = torch.linspace(0, 1, 256)[None, None]
@@ -73,7 +73,7 @@ def test_jet_is_that_of_matlab():
 
 
 def test_unknown_colormap_is_named():
-    with pytest.raises(InputError, match=r"colormap must be one of 'turbo', .*, got 'rainbow'"):
+    with pytest.raises(InputError, match=r"colormap must be one of 'plasma', .*, got 'rainbow'"):
         render.colorize(torch.rand(1, 2, 2), "rainbow")
 
 
@@ -213,3 +213,74 @@ def test_contact_sheet_takes_any_text(text):
     sheet = render.montage([[image]], labels=[text], titles=[[text]])
     assert abs(sheet.height - plain.height) <= 30
     assert sheet.width <= plain.width + 2 * 192
+
+
+def test_one_outlier_does_not_hide_a_map():
+    generator = torch.Generator().manual_seed(0)
+    heatmap = torch.randn(1, 64, 64, generator=generator).abs()
+    heatmap[0, 0, 0] = 1e4
+    grey = torch.full((1, 3, 64, 64), 0.5)
+
+    def changed(saturated):
+        return float(((render.overlay(grey, heatmap, saturated=saturated) - grey).abs().amax(1) > 0.1).float().mean())
+
+    assert changed(0.0) < 0.001
+    assert changed(0.02) > 0.3
+
+
+@pytest.mark.parametrize("saturated", [-0.1, 1.0])
+def test_overlay_refuses_a_share_outside(photo, saturated):
+    with pytest.raises(InputError, match="saturated must lie in"):
+        render.overlay(photo, torch.rand(2, 60, 80), saturated=saturated)
+
+
+def test_stretch_clips_outliers_at_both_ends():
+    values = torch.linspace(-1, 1, 1000).view(1, 1, 10, 100).clone()
+    values[0, 0, 0, 0], values[0, 0, 9, 99] = -100, 100
+    plain, clipped = render.stretch(values), render.stretch(values, saturated=0.02)
+    assert float(plain[0, 0, 5].std()) < 0.001
+    torch.testing.assert_close(clipped[0, 0, 1:9], (values[0, 0, 1:9] / 2 / 0.98 + 0.5), atol=0.01, rtol=0)
+    assert torch.equal(render.stretch(torch.zeros(1, 1, 2, 2), saturated=0.02), torch.full((1, 1, 2, 2), 0.5))
+    sparse = torch.zeros(1, 1, 10, 100)
+    sparse[0, 0, 0, 0] = 3.0
+    assert float(render.stretch(sparse, saturated=0.1).max()) == 1
+
+
+def test_signed_maps_keep_their_zero(photo):
+    heatmap = torch.linspace(-2, 1, 80).expand(2, 60, 80).clone()
+    heatmap[:, 30] = 0
+    shown = render.overlay(photo, heatmap, alpha=1.0, signed=True)
+    torch.testing.assert_close(shown[:, :, 30], photo[:, :, 30])
+    against, speaking = shown[0, :, 0, 0], shown[0, :, 0, 79]
+    assert against[2] > against[0] + 0.3  # blue
+    assert speaking[0] > speaking[2] + 0.1  # red, half as far from zero
+    values = torch.tensor([[-1.0, 0.0, 0.5, 4.0], [0.0, 0.0, 0.0, math.nan]])
+    stretched = render.stretch_signed(values, saturated=0)
+    assert stretched.tolist() == [[-0.25, 0, 0.125, 1], [0, 0, 0, 0]]
+
+
+def test_keys_are_drawn_below_the_sheet():
+    image = torch.zeros(3, 32, 32)
+    keys = [render.Key("more", colormap="gray", low="less"), render.Key("box", color=(1, 0, 0))]
+    plain, keyed = (render.montage([[image, image]], side=128, keys=own) for own in ([], keys))
+    added = np.array(keyed)[plain.height :].astype(int)
+    greys = {int(value) for value in np.unique(added[(added.max(2) == added.min(2))])}
+    assert len(greys) > 60  # the scale
+    assert ((added[..., 0] > 200) & (added[..., 1] < 50)).sum() > 20  # the box
+    narrow = render.montage([[image]], side=64, keys=keys)
+    assert narrow.height > render.montage([[image]], side=64, keys=keys[:1]).height  # a line for each
+
+
+def test_headings_and_legends_take_room_of_their_own():
+    image = torch.ones(3, 32, 32)
+    legends = [render.legend(names, [render.GREEN] * len(names), 128) for names in (["a"], ["a", "b", "c"])]
+    plain = render.montage([[image, image]], side=128)
+    sheet = render.montage([[image, image]], side=128, heading="a heading", legends=[legends])
+    assert sheet.height > plain.height + legends[1].height
+    # Letters are as large below one picture as below another.
+    pixels = np.array(sheet)
+    for legend in legends:
+        own = np.array(legend)
+        height, width = own.shape[:2]
+        places = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 1], (height, width))
+        assert (places == own[:, :, 1]).all((2, 3)).any()

@@ -15,7 +15,7 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.serve import Explained
 
-QUICK = [name for name, method in METHODS.items() if not method.slow]
+QUICK = [name for name, method in METHODS.items() if not (method.slow or method.needs_attention)]
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -28,10 +28,10 @@ def network():
 class Counted(nn.Module):
     def __init__(self):
         super().__init__()
-        self.net, self.calls = network(), 0
+        self.net, self.calls = network(), torch.tensor(0)
 
     def forward(self, x):
-        self.calls += 1
+        self.calls = self.calls + 1  # a tensor that a model keeps does not change where its layers are
         return self.net(x)
 
 
@@ -63,9 +63,9 @@ def test_one_forward_for_both_where_the_method_runs_the_whole_model(method, forw
     model = Counted().eval()
     explained = Explained(model, method)
     explained(batch(2))  # layers are looked for in the first call
-    model.calls = 0
+    before = int(model.calls)
     explained(batch(2, seed=1))
-    assert model.calls == forwards
+    assert int(model.calls) - before == forwards
 
 
 def test_the_first_output_of_a_batch_of_one():
@@ -169,7 +169,7 @@ def test_a_server_answers_with_class_box_and_overlay(client):
     told = answer.json()
     seen, _ = loaded.preprocess(Image.open(io.BytesIO(encoded())).convert("RGB"))
     shares = loaded.model(seen[None]).detach().softmax(1)[0]
-    assert told["class"] == loaded.classes[int(shares.argmax())]
+    assert told["class"] == loaded.labels[int(shares.argmax())]
     assert told["score"] == pytest.approx(float(shares.max()), abs=1e-5)
     x1, y1, x2, y2 = told["box"]
     assert 0 <= x1 <= x2 < 40

@@ -125,7 +125,7 @@ def files(tmp_path_factory):
 
 def explain(model, method, **settings):
     taken = inspect.signature(METHODS[method]).parameters
-    given = {key: value for key, value in {"progress": lambda *_: None, "steps": 4}.items() if key in taken}
+    given = {key: value for key, value in {"progress": lambda *_: None, "n_steps": 4}.items() if key in taken}
     return METHODS[method](model, **{**given, **settings})(IMAGES, None if method == "eigen-cam" else 2)
 
 
@@ -146,7 +146,7 @@ def test_trusted_files_explain_as_the_module_does(files, kind):
     for method in (*("eigen-cam", "fixations", "saliency") * 3, "guided-backprop", "grad-cam", "integrated-gradients"):
         same(explain(loaded.model, method), explain(net, method))
     assert not any(module.training for module in loaded.model.modules())
-    assert loaded.classes is None
+    assert loaded.labels is None
 
 
 @pytest.mark.parametrize("kind", SAVED)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import (
     CLEAR,
@@ -16,10 +17,10 @@ from pyfast_xai import (
     GuidedBackprop,
     Saliency,
 )
+from pyfast_xai.acceleration.replayed_model import ReplayedModel
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence.points import marking
 from pyfast_xai.tape import record, replay
-from pyfast_xai.tape.accelerated import Accelerated
 
 models = pytest.importorskip("torchvision.models")
 
@@ -61,10 +62,11 @@ def network(request):
         model.heads.head.weight.normal_()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     if norms:
-        # Statistics of a batch: without them activations fade to subnormal numbers, which are slow.
+        # Statistics of a batch: without them activations fade to subnormal numbers, which are slow. Of two small
+        # images they would be so near zero that the network amplifies rounding.
         for module in norms:
             module.momentum = 1.0
-        model.train()(torch.randn(2, 3, *SIZES[request.param]))
+        model.train()(torch.randn(8, 3, *SIZES[request.param]))
     return model.eval(), torch.randn(1, 3, *SIZES[request.param])
 
 
@@ -80,9 +82,9 @@ def _unfused():
 @pytest.mark.usefixtures("_unfused")
 def test_replay_gives_the_output_bit_for_bit(network):
     model, images = network
-    tape = record(model, images, reading=evidence.reading)
+    tape = record(model, images, policy=evidence.policy)
     assert torch.equal(tape.result, model(images))
-    # Of the recorded image nothing is left on the tape.
+    # No value of the recorded image is left on the tape.
     other = images.flip(3) + 0.5
     assert torch.equal(replay(tape, other), model(other))
 
@@ -95,14 +97,22 @@ def test_an_accelerated_model_gives_the_output_up_to_rounding(network, caplog):
     expected = exact(given.double())
     largest = float(expected.abs().max())
 
-    difference = (Accelerated(exact).record(given.double()).result - expected).abs().max()
+    difference = (ReplayedModel(exact).record(given.double()).result - expected).abs().max()
     assert difference <= 1e-11 * largest
 
-    # Some of these networks amplify rounding: as far from the truth as the model itself is, within a small factor.
-    rounding = float((model(given).double() - expected).abs().max())
-    accelerated = Accelerated(model)
+    # Some of these networks amplify rounding: as far from the truth as the model itself is, within a small factor. One
+    # call may be lucky, so that it counts how far the model is at several images that are the same but for rounding.
+    layouts = (torch.contiguous_format, torch.channels_last)
+    drawn = torch.Generator().manual_seed(0)
+    near = [given, *(given * (1 + torch.randn(given.shape, generator=drawn) * 2**-24) for _ in range(3))]
+    rounding = max(
+        float((model(image.contiguous(memory_format=layout)).double() - exact(image.double())).abs().max())
+        for image in near
+        for layout in layouts
+    )
+    accelerated = ReplayedModel(model)
     accelerated.record(images)
-    for layout in (torch.contiguous_format, torch.channels_last):
+    for layout in layouts:
         found = accelerated.record(given.contiguous(memory_format=layout)).result.double()
         assert (found - expected).abs().max() <= 5 * max(rounding, 1e-6 * largest)
     assert not caplog.messages
@@ -142,7 +152,7 @@ def gradient_by_autograd(model, images, chosen):
 
 
 @pytest.mark.usefixtures("_unfused")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=case_id)
 def test_saliency_is_the_gradient_of_autograd(network, dtype):
     model, images = network
     if images.shape[3] == 32:
@@ -151,10 +161,12 @@ def test_saliency_is_the_gradient_of_autograd(network, dtype):
     model, images = copy.deepcopy(model).to(dtype), images.to(dtype)
     explanation = Saliency(model)(images)
     if dtype == torch.float32:
-        # As the model was run: in another layout sums round otherwise, and rectifiers near zero flip.
-        images = images.contiguous(memory_format=torch.channels_last)
+        # In the layout of the recording: in another layout sums round differently, and rectifiers near zero flip.
+        with torch.no_grad():
+            formats = [images.contiguous(memory_format=torch.channels_last), images]
+            images = min(formats, key=lambda run: float((model(run) - explanation.logits).abs().max()))
     expected = gradient_by_autograd(model, images, explanation.target)
-    if dtype == torch.float64 and not isinstance(model, (models.ConvNeXt, models.MaxVit)):
+    if dtype == torch.float64 and not isinstance(model, (models.ConvNeXt, models.MaxVit, models.SwinTransformer)):
         assert torch.equal(explanation.attribution, expected)
     elif dtype == torch.float64:  # a strided convolution onto a few pixels: its adjoint adds up in another order
         torch.testing.assert_close(explanation.attribution, expected, rtol=0, atol=1e-13 * expected.abs().max().item())
@@ -174,7 +186,7 @@ def test_attributions_are_finite(network, method):
 @pytest.mark.parametrize("game", ["deletion", "generation"])
 def test_fgvis_plays_on_every_family(network, game):
     model, images = network
-    found = FGVis(model, game=game, iterations=2, progress=False)(images)
+    found = FGVis(model, game=game, n_iterations=2, progress=False)(images)
     assert found.mask.isfinite().all()
     assert ((found.mask >= 0) & (found.mask <= 1)).all()
     assert found.perturbed.isfinite().all()
@@ -183,10 +195,10 @@ def test_fgvis_plays_on_every_family(network, game):
 def test_clear_finds_a_class_everywhere(network):
     model, images = network
     # The random DenseNet answers with 1e17, of which responses overflow in float32.
-    explanation = CLEAR(copy.deepcopy(model).double(), classes=3)(images.double())
-    assert explanation.winner.shape == (1, *images.shape[2:])
-    assert ((explanation.winner >= 0) & (explanation.winner < 10)).all()
-    assert explanation.map.isfinite().all()
+    explanation = CLEAR(copy.deepcopy(model).double(), candidates=3)(images.double())
+    assert explanation.dominant_class.shape == (1, *images.shape[2:])
+    assert ((explanation.dominant_class >= 0) & (explanation.dominant_class < 10)).all()
+    assert explanation.signed_map.isfinite().all()
 
 
 def test_class_activation_maps_and_excitation_on_every_family(network):
@@ -194,9 +206,9 @@ def test_class_activation_maps_and_excitation_on_every_family(network):
     model, images = copy.deepcopy(model).double(), images.double()
     cam = GradCAM(model)(images, [[1, 3]])
     assert cam.heatmap.shape == (2, *images.shape[2:])
-    assert cam.map.isfinite().all()
-    assert cam.map.abs().amax() > 0
-    wins = ExcitationBackprop(model)(images, [[1, 3]]).map
+    assert cam.signed_map.isfinite().all()
+    assert cam.signed_map.abs().amax() > 0
+    wins = ExcitationBackprop(model)(images, [[1, 3]]).signed_map
     assert (wins >= 0).all()
     # Signed features hand nothing to what is negative: a part of the probability may be lost, none is gained.
     assert (wins.sum((1, 2)) <= 1 + 1e-9).all()

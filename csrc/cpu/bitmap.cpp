@@ -16,11 +16,13 @@ namespace {
 
 constexpr int64_t kChunk = 4096;  // words
 
-PYFAST_XAI_CLONES int64_t count_bits(const uint64_t* bits, int64_t words) {
+template <class Machine>
+PYFAST_XAI_INLINE int64_t count_bits_on(const uint64_t* bits, int64_t words) {
   int64_t count = 0;
   for (int64_t i = 0; i < words; ++i) count += std::popcount(bits[i]);
   return count;
 }
+PYFAST_XAI_ON_EACH_MACHINE(int64_t, count_bits, (const uint64_t* bits, int64_t words), (bits, words))
 
 void write_positions(const uint64_t* bits, int64_t begin, int64_t end, int64_t words, int64_t columns, int64_t* out) {
   int64_t row = begin / words, word = begin % words;
@@ -36,9 +38,7 @@ void write_positions(const uint64_t* bits, int64_t begin, int64_t end, int64_t w
 }  // namespace
 
 torch::stable::Tensor list_of(int64_t found, std::optional<int64_t> capacity) {
-  if (capacity) {
-    check(found <= *capacity, "capacity must be at least ", found, ", the points found, got ", *capacity);
-  }
+  if (capacity) checks::capacity_suffices(*capacity, found);
   auto out = torch::stable::empty({capacity.value_or(found)}, torch::headeronly::ScalarType::Long);
   std::fill(static_cast<int64_t*>(out.mutable_data_ptr()) + found,
             static_cast<int64_t*>(out.mutable_data_ptr()) + capacity.value_or(found), -1);

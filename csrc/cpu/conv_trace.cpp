@@ -16,27 +16,29 @@ namespace pyfast_xai {
 namespace {
 
 // sums[c] = sign * sum over taps of fields[t][c] * filters[t][c]; returns the first c with the largest sum, or the
-// first NaN. The taps of 4 vectors of channels are summed in registers.
-template <class A>
-PYFAST_XAI_INLINE int64_t sum_and_select(const A* const* fields, const A* const* filters, int64_t taps,
-                                         int64_t channels, A sign, A* sums) {
-  constexpr int64_t kLanes = Vector<A>::kLanes, kBlock = 4 * kLanes;
-  typename Vector<A>::type top = {};
+// first NaN. The taps of a block of channels are summed in registers.
+template <class Machine, class A>
+PYFAST_XAI_INLINE int64_t strongest_channel_on(const A* const* fields, const A* const* filters, int64_t taps,
+                                               int64_t channels, A sign, A* sums) {
+  using Lanes = typename Vector<A, Machine>::type;
+  constexpr int64_t kLanes = Vector<A, Machine>::kLanes, kBlock = 128 / sizeof(A), kVectors = kBlock / kLanes;
+  Lanes top = {};
   top -= std::numeric_limits<A>::infinity();
   auto nan = top != top;
   int64_t c = 0;
   for (; c + kBlock <= channels; c += kBlock) {
-    typename Vector<A>::type block[4] = {};
+    Lanes block[kVectors] = {};
     for (int64_t t = 0; t < taps; ++t) {
       const A* field = fields[t] + c;
       const A* filter = filters[t] + c;
-      for (int v = 0; v < 4; ++v) block[v] += *lanes(field + v * kLanes) * *lanes(filter + v * kLanes);
+      for (int64_t v = 0; v < kVectors; ++v)
+        block[v] += lanes<Machine>(field + v * kLanes)->all * lanes<Machine>(filter + v * kLanes)->all;
     }
-    for (int v = 0; v < 4; ++v) {
+    for (int64_t v = 0; v < kVectors; ++v) {
       block[v] *= sign;
       top = block[v] > top ? block[v] : top;
       nan |= block[v] != block[v];
-      *lanes(sums + c + v * kLanes) = block[v];
+      lanes<Machine>(sums + c + v * kLanes)->all = block[v];
     }
   }
   A best = -std::numeric_limits<A>::infinity();
@@ -57,11 +59,11 @@ PYFAST_XAI_INLINE int64_t sum_and_select(const A* const* fields, const A* const*
     while (sums[c] == sums[c]) ++c;
   } else {
     // Block by block first: one at a time, the search would take longer than the sums.
-    typename Vector<A>::type wanted = {};
+    Lanes wanted = {};
     wanted += best;
     for (; c + kBlock <= channels; c += kBlock) {
-      auto hit = *lanes(sums + c) == wanted;
-      for (int v = 1; v < 4; ++v) hit |= *lanes(sums + c + v * kLanes) == wanted;
+      auto hit = lanes<Machine>(sums + c)->all == wanted;
+      for (int64_t v = 1; v < kVectors; ++v) hit |= lanes<Machine>(sums + c + v * kLanes)->all == wanted;
       bool any = false;
       for (int64_t v = 0; v < kLanes; ++v) any |= hit[v] != 0;
       if (any) break;
@@ -71,15 +73,14 @@ PYFAST_XAI_INLINE int64_t sum_and_select(const A* const* fields, const A* const*
   return c;
 }
 
-PYFAST_XAI_CLONES int64_t strongest_channel(const float* const* fields, const float* const* filters, int64_t taps,
-                                            int64_t channels, float sign, float* sums) {
-  return sum_and_select(fields, filters, taps, channels, sign, sums);
-}
-
-PYFAST_XAI_CLONES int64_t strongest_channel(const double* const* fields, const double* const* filters, int64_t taps,
-                                            int64_t channels, double sign, double* sums) {
-  return sum_and_select(fields, filters, taps, channels, sign, sums);
-}
+PYFAST_XAI_ON_EACH_MACHINE(int64_t, strongest_channel,
+                           (const float* const* fields, const float* const* filters, int64_t taps, int64_t channels,
+                            float sign, float* sums),
+                           (fields, filters, taps, channels, sign, sums))
+PYFAST_XAI_ON_EACH_MACHINE(int64_t, strongest_channel,
+                           (const double* const* fields, const double* const* filters, int64_t taps, int64_t channels,
+                            double sign, double* sums),
+                           (fields, filters, taps, channels, sign, sums))
 
 template <class T>
 struct Strided : Strides {
@@ -158,9 +159,7 @@ class Tracer {
   }
 
  private:
-  bool weight_in_place() const {
-    return std::is_same_v<T, A> && (weight_.channel == 1 || conv_.group_channels == 1);
-  }
+  bool weight_in_place() const { return std::is_same_v<T, A> && (weight_.channel == 1 || conv_.group_channels == 1); }
 
   void find_taps(const Window& window) {
     const TapRange* range = window.inside;
@@ -213,9 +212,7 @@ class Tracer {
     }
   }
 
-  int64_t packed_index(const int64_t* at) const {
-    return (at[0] * conv_.kernel[1] + at[1]) * conv_.kernel[2] + at[2];
-  }
+  int64_t packed_index(const int64_t* at) const { return (at[0] * conv_.kernel[1] + at[1]) * conv_.kernel[2] + at[2]; }
 
   void pack_filter(int64_t filter) {
     const int64_t channels = conv_.group_channels;
@@ -297,22 +294,18 @@ void trace_all(const Convolution& conv, Location location, const Tensor& input, 
 Tensor conv_trace(const Tensor& input, const Tensor& weight, const Tensor& points, std::optional<Tensor> negative,
                   std::vector<int64_t> output_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
                   std::vector<int64_t> dilation, int64_t groups, int64_t location) {
+  checks::conv_trace(input, weight, points, negative, output_size, stride, padding, dilation, groups, location);
   const Convolution conv = convolution_of(input, weight, output_size, stride, padding, dilation, groups);
-  const Location place = location_of(location);
-  check_points(points);
-  if (negative) check_negative(*negative, points);
   const Tensor list = torch::stable::contiguous(points);
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;
   const int64_t count = list.numel();
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
-  check_inside_or_absent(flat, count, conv.images * conv.filters * conv.outputs());
-  if (count > 0) check_not_empty(input, weight);
 
   Tensor out = torch::stable::empty({count}, ScalarType::Long);
-  dispatch_floating(input, "input", [&](auto type) {
+  dispatch_floating(input, [&](auto type) {
     using T = typename decltype(type)::type;
     if (count == 0) return;
-    trace_all<T>(conv, place, input, weight, flat,
+    trace_all<T>(conv, static_cast<Location>(location), input, weight, flat,
                  negative ? static_cast<const bool*>(flips.const_data_ptr()) : nullptr, count,
                  static_cast<int64_t*>(out.mutable_data_ptr()));
   });

@@ -10,95 +10,102 @@
 namespace pyfast_xai {
 namespace {
 
-using Doubles = Vector<double>;
-typedef float FourFloats __attribute__((vector_size(16), aligned(4), may_alias));
+template <class Machine>
+using Doubles = typename Vector<double, Machine>::type;
 
 // Vector `from` widened to double, whatever it is stored as.
-PYFAST_XAI_INLINE void widen(const double* from, Doubles::type& to) { to = *lanes(from); }
-PYFAST_XAI_INLINE void widen(const float* from, Doubles::type& to) {
-  to = __builtin_convertvector(*reinterpret_cast<const FourFloats*>(from), Doubles::type);
+template <class Machine>
+PYFAST_XAI_INLINE void widen(const double* from, Doubles<Machine>& to) {
+  to = lanes<Machine>(from)->all;
+}
+template <class Machine>
+PYFAST_XAI_INLINE void widen(const float* from, Doubles<Machine>& to) {
+  for (int64_t lane = 0; lane < Vector<double, Machine>::kLanes; ++lane) to[lane] = from[lane];
 }
 
-template <class T>
-PYFAST_XAI_INLINE double dot_body(const T* x, const double* y, int64_t n) {
-  Doubles::type sums[4] = {};
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    for (int v = 0; v < 4; ++v) {
-      Doubles::type wide;
-      widen(x + i + 4 * v, wide);
-      sums[v] += wide * *lanes(y + i + 4 * v);
-    }
-  }
-  const Doubles::type all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  double sum = (all[0] + all[1]) + (all[2] + all[3]);
-  for (; i < n; ++i) sum += static_cast<double>(x[i]) * y[i];
+template <class Machine>
+PYFAST_XAI_INLINE double sum_of(const Doubles<Machine>& lanes) {
+  double sum = 0;
+  for (int64_t lane = 0; lane < Vector<double, Machine>::kLanes; ++lane) sum += lanes[lane];
   return sum;
 }
 
-template <class T>
-PYFAST_XAI_INLINE void add_scaled_body(double factor, const T* x, double* y, int64_t n) {
+template <class Machine, class T>
+PYFAST_XAI_INLINE double inner_product_on(const T* x, const double* y, int64_t n) {
+  constexpr int64_t kLanes = Vector<double, Machine>::kLanes, kVectors = 16 / kLanes;
+  Doubles<Machine> sums[kVectors] = {};
   int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    Doubles::type wide;
-    widen(x + i, wide);
-    *lanes(y + i) += factor * wide;
+  for (; i + 16 <= n; i += 16) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      Doubles<Machine> wide;
+      widen<Machine>(x + i + kLanes * v, wide);
+      sums[v] += wide * lanes<Machine>(y + i + kLanes * v)->all;
+    }
+  }
+  for (int64_t v = kVectors / 2; v > 0; v /= 2) {
+    for (int64_t w = 0; w < v; ++w) sums[w] += sums[w + v];
+  }
+  double sum = sum_of<Machine>(sums[0]);
+  for (; i < n; ++i) sum += static_cast<double>(x[i]) * y[i];
+  return sum;
+}
+PYFAST_XAI_ON_EACH_MACHINE(double, inner_product, (const float* x, const double* y, int64_t n), (x, y, n))
+PYFAST_XAI_ON_EACH_MACHINE(double, inner_product, (const double* x, const double* y, int64_t n), (x, y, n))
+
+template <class Machine, class T>
+PYFAST_XAI_INLINE void add_multiple_on(double factor, const T* x, double* y, int64_t n) {
+  constexpr int64_t kLanes = Vector<double, Machine>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Doubles<Machine> wide;
+    widen<Machine>(x + i, wide);
+    lanes<Machine>(y + i)->all += factor * wide;
   }
   for (; i < n; ++i) y[i] += factor * static_cast<double>(x[i]);
 }
+PYFAST_XAI_ON_EACH_MACHINE(void, add_multiple, (double factor, const float* x, double* y, int64_t n), (factor, x, y, n))
+PYFAST_XAI_ON_EACH_MACHINE(void, add_multiple, (double factor, const double* x, double* y, int64_t n),
+                           (factor, x, y, n))
 
-PYFAST_XAI_CLONES double dot_float(const float* x, const double* y, int64_t n) { return dot_body(x, y, n); }
-PYFAST_XAI_CLONES double dot_double(const double* x, const double* y, int64_t n) { return dot_body(x, y, n); }
-PYFAST_XAI_CLONES void add_scaled_float(double factor, const float* x, double* y, int64_t n) {
-  add_scaled_body(factor, x, y, n);
-}
-PYFAST_XAI_CLONES void add_scaled_double(double factor, const double* x, double* y, int64_t n) {
-  add_scaled_body(factor, x, y, n);
-}
-
-template <class T>
-PYFAST_XAI_INLINE void add_squared_body(const T* rows, int64_t stride, int64_t n, const double* x, double* product) {
-  constexpr int64_t kWidth = Doubles::kLanes;
-  Doubles::type sums[kRowsAtOnce][2] = {};
+template <class Machine, class T>
+PYFAST_XAI_INLINE void add_squared_rows_on(const T* rows, int64_t stride, int64_t n, const double* x, double* product) {
+  constexpr int64_t kLanes = Vector<double, Machine>::kLanes;
+  Doubles<Machine> sums[kRowsAtOnce][2] = {};
   int64_t i = 0;
-  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
     for (int half = 0; half < 2; ++half) {
-      const Doubles::type factor = *lanes(x + i + half * kWidth);
+      const Doubles<Machine> factor = lanes<Machine>(x + i + half * kLanes)->all;
       for (int64_t r = 0; r < kRowsAtOnce; ++r) {
-        Doubles::type wide;
-        widen(rows + r * stride + i + half * kWidth, wide);
+        Doubles<Machine> wide;
+        widen<Machine>(rows + r * stride + i + half * kLanes, wide);
         sums[r][half] += wide * factor;
       }
     }
   }
   double inner[kRowsAtOnce];
   for (int64_t r = 0; r < kRowsAtOnce; ++r) {
-    const Doubles::type all = sums[r][0] + sums[r][1];
-    inner[r] = (all[0] + all[1]) + (all[2] + all[3]);
+    inner[r] = sum_of<Machine>(sums[r][0] + sums[r][1]);
     for (int64_t j = i; j < n; ++j) inner[r] += static_cast<double>(rows[r * stride + j]) * x[j];
   }
-  for (i = 0; i + kWidth <= n; i += kWidth) {
-    Doubles::type sum = *lanes(product + i);
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    Doubles<Machine> sum = lanes<Machine>(product + i)->all;
     for (int64_t r = 0; r < kRowsAtOnce; ++r) {
-      Doubles::type wide;
-      widen(rows + r * stride + i, wide);
+      Doubles<Machine> wide;
+      widen<Machine>(rows + r * stride + i, wide);
       sum += inner[r] * wide;
     }
-    *lanes(product + i) = sum;
+    lanes<Machine>(product + i)->all = sum;
   }
   for (; i < n; ++i) {
     for (int64_t r = 0; r < kRowsAtOnce; ++r) product[i] += inner[r] * static_cast<double>(rows[r * stride + i]);
   }
 }
-
-PYFAST_XAI_CLONES void add_squared_float(const float* rows, int64_t stride, int64_t n, const double* x,
-                                         double* product) {
-  add_squared_body(rows, stride, n, x, product);
-}
-PYFAST_XAI_CLONES void add_squared_double(const double* rows, int64_t stride, int64_t n, const double* x,
-                                          double* product) {
-  add_squared_body(rows, stride, n, x, product);
-}
+PYFAST_XAI_ON_EACH_MACHINE(void, add_squared_rows,
+                           (const float* rows, int64_t stride, int64_t n, const double* x, double* product),
+                           (rows, stride, n, x, product))
+PYFAST_XAI_ON_EACH_MACHINE(void, add_squared_rows,
+                           (const double* rows, int64_t stride, int64_t n, const double* x, double* product),
+                           (rows, stride, n, x, product))
 
 void fill_random(double* vector, int64_t n, std::mt19937_64& generator) {
   std::normal_distribution<double> normal;
@@ -109,8 +116,10 @@ void fill_random(double* vector, int64_t n, std::mt19937_64& generator) {
 void rotate(std::vector<double>& matrix, std::vector<double>& vectors, int64_t n, int64_t p, int64_t q) {
   const double apart = matrix[q * n + q] - matrix[p * n + p];
   const double theta = apart / (2 * matrix[p * n + q]);
-  const double tangent = std::copysign(1.0, theta) / (std::abs(theta) + std::hypot(theta, 1.0));
-  const double cosine = 1 / std::hypot(tangent, 1.0), sine = tangent * cosine;
+  // No std::hypot: glibc made a new one for 2.35. Beyond 1e150, where the square overflows, the one adds nothing.
+  const double secant = std::abs(theta) < 1e150 ? std::sqrt(theta * theta + 1) : std::abs(theta);
+  const double tangent = std::copysign(1.0, theta) / (std::abs(theta) + secant);
+  const double cosine = 1 / std::sqrt(tangent * tangent + 1), sine = tangent * cosine;
   for (int64_t i = 0; i < n; ++i) {
     const double a = matrix[i * n + p], b = matrix[i * n + q];
     matrix[i * n + p] = cosine * a - sine * b;
@@ -136,17 +145,17 @@ bool coupled(const std::vector<double>& matrix, int64_t n, int64_t p, int64_t q)
 
 }  // namespace
 
-double dot(const float* x, const double* y, int64_t n) { return dot_float(x, y, n); }
-double dot(const double* x, const double* y, int64_t n) { return dot_double(x, y, n); }
-void add_scaled(double factor, const float* x, double* y, int64_t n) { add_scaled_float(factor, x, y, n); }
-void add_scaled(double factor, const double* x, double* y, int64_t n) { add_scaled_double(factor, x, y, n); }
+double dot(const float* x, const double* y, int64_t n) { return inner_product(x, y, n); }
+double dot(const double* x, const double* y, int64_t n) { return inner_product(x, y, n); }
+void add_scaled(double factor, const float* x, double* y, int64_t n) { add_multiple(factor, x, y, n); }
+void add_scaled(double factor, const double* x, double* y, int64_t n) { add_multiple(factor, x, y, n); }
 
 void add_squared(const float* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product) {
-  if (count == kRowsAtOnce) return add_squared_float(rows, stride, n, x, product);
+  if (count == kRowsAtOnce) return add_squared_rows(rows, stride, n, x, product);
   for (int64_t r = 0; r < count; ++r) add_scaled(dot(rows + r * stride, x, n), rows + r * stride, product, n);
 }
 void add_squared(const double* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product) {
-  if (count == kRowsAtOnce) return add_squared_double(rows, stride, n, x, product);
+  if (count == kRowsAtOnce) return add_squared_rows(rows, stride, n, x, product);
   for (int64_t r = 0; r < count; ++r) add_scaled(dot(rows + r * stride, x, n), rows + r * stride, product, n);
 }
 

@@ -9,18 +9,17 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/dense.h"
 #include "dispatch.h"
 
 namespace pyfast_xai {
 namespace {
 
-enum class Method : int64_t { kAuto = 0, kGram = 1, kSubspace = 2 };
-
 constexpr int64_t kOversample = 8;
-constexpr int64_t kGramLimit = 1024;   // small side above which a Gram matrix, should it be needed, is too large
-constexpr int64_t kKrylovLimit = 64;   // vectors of a Krylov space, before the Gram matrix is diagonalised instead
-constexpr int64_t kEveryStep = 16;     // vectors up to which every step asks whether it was the last
+constexpr int64_t kGramLimit = 1024;  // small side above which a Gram matrix, should it be needed, is too large
+constexpr int64_t kKrylovLimit = 64;  // vectors of a Krylov space, before the Gram matrix is diagonalised instead
+constexpr int64_t kEveryStep = 16;    // vectors up to which every step asks whether it was the last
 constexpr int kRefinements = 3;
 
 // A matrix inside a batch; the numbers of a row are next to each other.
@@ -294,37 +293,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const std::vector<Triplets>& all
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> solve(const Tensor& matrices, int64_t k, Method method, int64_t iterations,
+std::tuple<Tensor, Tensor, Tensor, Tensor> solve(const Tensor& matrices, int64_t k, Solver solver, int64_t iterations,
                                                  int64_t seed) {
   // Of a matrix and its transpose, the one whose rows lie in one piece.
   const bool transposed = matrices.stride(1) == 1 && matrices.stride(2) != 1;
-  const Tensor view = transposed ? torch::stable::transpose(matrices, 1, 2)
+  const Tensor view = transposed                ? torch::stable::transpose(matrices, 1, 2)
                       : matrices.stride(2) == 1 ? matrices
                                                 : torch::stable::contiguous(matrices);
   const int64_t small = std::min(view.size(1), view.size(2));
-  const bool gram = method == Method::kGram || (method == Method::kAuto && small <= kGramLimit) ||
-                    small <= k + kOversample;
+  const bool gram =
+      solver == Solver::GRAM || (solver == Solver::AUTO && small <= kGramLimit) || small <= k + kOversample;
   return pack<T>(gram ? gram_route<T>(view, k) : subspace_route<T>(view, k, iterations, seed), matrices, transposed, k);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> leading_singular(const Tensor& matrices, int64_t k, int64_t method,
+std::tuple<Tensor, Tensor, Tensor, Tensor> leading_singular(const Tensor& matrices, int64_t k, int64_t solver,
                                                             int64_t iterations, int64_t seed) {
-  check(matrices.dim() == 3, "matrices must have shape [B, M, N], got ", ShapeOf{matrices});
-  check(k >= 1 && k <= std::min(matrices.size(1), matrices.size(2)), "k must lie in [1, min(M, N)] for matrices of shape ",
-        ShapeOf{matrices}, ", got ", k);
-  check(method >= 0 && method <= static_cast<int64_t>(Method::kSubspace), "method must be 0, 1 or 2, got ", method);
-  check(iterations >= 0, "iterations must not be negative, got ", iterations);
-  return dispatch_floating(matrices, "matrices", [&](auto type) {
+  checks::leading_singular(matrices, k, solver, iterations, seed);
+  return dispatch_floating(matrices, [&](auto type) {
     using T = Accumulated<typename decltype(type)::type>;
     const Tensor wide =
         is_half<typename decltype(type)::type> ? torch::stable::to(matrices, ScalarType::Float) : matrices;
-    return solve<T>(wide, k, static_cast<Method>(method), iterations, seed);
+    return solve<T>(wide, k, static_cast<Solver>(solver), iterations, seed);
   });
 }
 
 }  // namespace
 }  // namespace pyfast_xai
 
-STABLE_TORCH_LIBRARY_IMPL(pyfast_xai, CPU, m) {
-  m.impl("leading_singular", TORCH_BOX(&pyfast_xai::leading_singular));
-}
+STABLE_TORCH_LIBRARY_IMPL(pyfast_xai, CPU, m) { m.impl("leading_singular", TORCH_BOX(&pyfast_xai::leading_singular)); }

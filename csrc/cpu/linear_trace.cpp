@@ -5,10 +5,10 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/bitmap.h"
 #include "cpu/signs.h"
 #include "cpu/simd.h"
-#include "linear.h"
 
 namespace pyfast_xai {
 namespace {
@@ -18,25 +18,33 @@ constexpr int64_t kSweep = 16;  // neurons between two looks at whether every wa
 
 // ORs into `found` the bits of the rows `neurons` of a bit matrix, and stops once all of `wanted` are there: with
 // random signs the first twenty neurons usually suffice, however many thousand there are.
-PYFAST_XAI_CLONES void unite_block(const uint64_t* matrix, int64_t stride, const int64_t* neurons, int64_t count,
-                                   const uint64_t* wanted, uint64_t* found) {
-  using Words = Vector<uint64_t>;
+template <class Machine>
+PYFAST_XAI_INLINE void unite_block_on(const uint64_t* matrix, int64_t stride, const int64_t* neurons, int64_t count,
+                                      const uint64_t* wanted, uint64_t* found) {
+  using Words = Vector<uint64_t, Machine>;
+  using Lanes = typename Words::type;
   constexpr int64_t kVectors = kBlock / Words::kLanes;
-  Words::type united[kVectors] = {};
+  Lanes united[kVectors] = {};
   for (int64_t at = 0; at < count; at += kSweep) {
     const int64_t end = std::min(at + kSweep, count);
     for (int64_t i = at; i < end; ++i) {
       const uint64_t* row = matrix + neurons[i] * stride;
-      for (int64_t v = 0; v < kVectors; ++v) united[v] |= *lanes(row + v * Words::kLanes);
+      for (int64_t v = 0; v < kVectors; ++v) united[v] |= lanes<Machine>(row + v * Words::kLanes)->all;
     }
-    Words::type missing = {};
-    for (int64_t v = 0; v < kVectors; ++v) missing |= *lanes(wanted + v * Words::kLanes) & ~united[v];
-    if (!(missing[0] | missing[1] | missing[2] | missing[3])) break;
+    Lanes missing = {};
+    for (int64_t v = 0; v < kVectors; ++v) missing |= lanes<Machine>(wanted + v * Words::kLanes)->all & ~united[v];
+    uint64_t any = 0;
+    for (int64_t w = 0; w < Words::kLanes; ++w) any |= missing[w];
+    if (!any) break;
   }
   for (int64_t v = 0; v < kVectors; ++v) {
-    *lanes(found + v * Words::kLanes) |= united[v] & *lanes(wanted + v * Words::kLanes);
+    lanes<Machine>(found + v * Words::kLanes)->all |= united[v] & lanes<Machine>(wanted + v * Words::kLanes)->all;
   }
 }
+PYFAST_XAI_ON_EACH_MACHINE(void, unite_block,
+                           (const uint64_t* matrix, int64_t stride, const int64_t* neurons, int64_t count,
+                            const uint64_t* wanted, uint64_t* found),
+                           (matrix, stride, neurons, count, wanted, found))
 
 // The same for the block at the end of a row.
 void unite_rest(const uint64_t* matrix, int64_t stride, const int64_t* neurons, int64_t count, const uint64_t* wanted,
@@ -103,14 +111,13 @@ void trace_block(const Selection& selection, int64_t row, const uint64_t* agreei
 
 Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Tensor& weight_negative,
                     const Tensor& points, std::optional<Tensor> negative, std::optional<int64_t> capacity) {
-  check_capacity(capacity);
-  const LinearLayer sizes = linear_layer(input, weight_positive, weight_negative, points, negative);
-  const int64_t rows = sizes.rows, columns = sizes.columns, outputs = sizes.outputs, words = sizes.words;
+  checks::linear_trace(input, weight_positive, weight_negative, points, negative, capacity);
+  const int64_t rows = input.size(0), columns = input.size(1), outputs = weight_positive.size(0);
+  const int64_t words = words_for(columns);
 
   const Tensor list = torch::stable::contiguous(points);
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
-  check_inside_or_absent(flat, list.numel(), rows * outputs);
   const Selection selection(flat, negative ? static_cast<const bool*>(flips.const_data_ptr()) : nullptr, list.numel(),
                             rows, outputs);
 
@@ -119,7 +126,7 @@ Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Te
   const Layer layer{static_cast<const uint64_t*>(positive_rows.const_data_ptr()),
                     static_cast<const uint64_t*>(negative_rows.const_data_ptr()), words};
   std::vector<uint64_t> above(rows * words), below(rows * words), found(rows * words, 0);
-  sign_matrix(torch::stable::contiguous(input), "input", above.data(), below.data());
+  sign_matrix(torch::stable::contiguous(input), above.data(), below.data());
 
   // Rows within a block come next to each other, so a block of the weight bits stays in cache for all of them.
   const int64_t blocks = (words + kBlock - 1) / kBlock;

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "checks.h"
 #include "cpu/max_pool.h"
 
 namespace pyfast_xai {
@@ -36,10 +37,12 @@ void scatter_lanes(const T* grad, const uint8_t* offsets, const Pool& pool, int6
 void max_pool_backward(const Tensor& grad, const Tensor& offsets, std::vector<int64_t> kernel,
                        std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
                        const Tensor& out) {
-  dispatch_floating(grad, "grad", [&](auto type) {
+  checks::max_pool_backward(grad, offsets, kernel, stride, padding, dilation, out);
+  const bool pixels = pixels_follow(out, grad, offsets);
+  if (out.numel() == 0) return;
+  const Pool pool = pool_of(out, out, grad, kernel, stride, padding, dilation, pixels);
+  dispatch_floating(grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    const Pool pool = pool_of(out, "out", grad, "grad", offsets, kernel, stride, padding, dilation);
-    if (out.numel() == 0) return;
     const auto* from = static_cast<const T*>(grad.const_data_ptr());
     const auto* places = static_cast<const uint8_t*>(offsets.const_data_ptr());
     auto* to = static_cast<T*>(out.mutable_data_ptr());

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "checks.h"
 #include "cpu/max_pool.h"
 #include "cpu/simd.h"
 
@@ -42,8 +43,8 @@ PYFAST_XAI_INLINE void pool_window(const T* image, const Pool& pool, const Taps&
 }
 
 // One row of windows.
-template <class T>
-PYFAST_XAI_INLINE void pool_row_any(const T* image, const Pool& pool, int64_t row, T* output, uint8_t* offsets) {
+template <class Machine, class T>
+PYFAST_XAI_INLINE void pool_row_on(const T* image, const Pool& pool, int64_t row, T* output, uint8_t* offsets) {
   const Taps rows(pool, 0, row);
   for (int64_t column = 0; column < pool.output[1]; ++column) {
     const Taps columns(pool, 1, column);
@@ -58,27 +59,27 @@ PYFAST_XAI_INLINE void pool_row_any(const T* image, const Pool& pool, int64_t ro
   }
 }
 
-PYFAST_XAI_CLONES void pool_row(const float* image, const Pool& pool, int64_t row, float* output, uint8_t* offsets) {
-  pool_row_any(image, pool, row, output, offsets);
-}
-PYFAST_XAI_CLONES void pool_row(const double* image, const Pool& pool, int64_t row, double* output, uint8_t* offsets) {
-  pool_row_any(image, pool, row, output, offsets);
-}
-PYFAST_XAI_CLONES void pool_row(const Half* image, const Pool& pool, int64_t row, Half* output, uint8_t* offsets) {
-  pool_row_any(image, pool, row, output, offsets);
-}
-PYFAST_XAI_CLONES void pool_row(const BFloat16* image, const Pool& pool, int64_t row, BFloat16* output,
-                                uint8_t* offsets) {
-  pool_row_any(image, pool, row, output, offsets);
-}
+PYFAST_XAI_ON_EACH_MACHINE(void, pool_row,
+                           (const float* image, const Pool& pool, int64_t row, float* output, uint8_t* offsets),
+                           (image, pool, row, output, offsets))
+PYFAST_XAI_ON_EACH_MACHINE(void, pool_row,
+                           (const double* image, const Pool& pool, int64_t row, double* output, uint8_t* offsets),
+                           (image, pool, row, output, offsets))
+PYFAST_XAI_ON_EACH_MACHINE(void, pool_row,
+                           (const Half* image, const Pool& pool, int64_t row, Half* output, uint8_t* offsets),
+                           (image, pool, row, output, offsets))
+PYFAST_XAI_ON_EACH_MACHINE(void, pool_row,
+                           (const BFloat16* image, const Pool& pool, int64_t row, BFloat16* output, uint8_t* offsets),
+                           (image, pool, row, output, offsets))
 
 void max_pool_forward(const Tensor& input, std::vector<int64_t> kernel, std::vector<int64_t> stride,
                       std::vector<int64_t> padding, std::vector<int64_t> dilation, const Tensor& output,
                       const Tensor& offsets) {
-  dispatch_floating(input, "input", [&](auto type) {
+  checks::max_pool_forward(input, kernel, stride, padding, dilation, output, offsets);
+  const bool pixels = pixels_follow(input, output, offsets);
+  const Pool pool = pool_of(input, input, output, kernel, stride, padding, dilation, pixels);
+  dispatch_floating(input, [&](auto type) {
     using T = typename decltype(type)::type;
-    const Pool pool = pool_of(input, "input", output, "output", offsets, kernel, stride, padding, dilation);
-    check(offsets.size(0) == output.size(0), "offsets must have shape ", ShapeOf{output}, ", got ", ShapeOf{offsets});
     const auto* from = static_cast<const T*>(input.const_data_ptr());
     auto* to = static_cast<T*>(output.mutable_data_ptr());
     auto* places = static_cast<uint8_t*>(offsets.mutable_data_ptr());

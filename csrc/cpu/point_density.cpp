@@ -16,16 +16,17 @@ namespace {
 constexpr float kNegligible = 1e-18f;
 
 // out = sum of weights[i] * rows[i], each row `width` numbers.
-PYFAST_XAI_CLONES void blend_rows(const float* const* rows, const float* weights, int64_t count, int64_t width,
-                                  float* out) {
-  constexpr int64_t kLanes = Vector<float>::kLanes, kBlock = 4 * kLanes;
+template <class Machine>
+PYFAST_XAI_INLINE void blend_rows_on(const float* const* rows, const float* weights, int64_t count, int64_t width,
+                                     float* out) {
+  constexpr int64_t kLanes = Vector<float, Machine>::kLanes, kBlock = 32, kVectors = kBlock / kLanes;
   int64_t x = 0;
   for (; x + kBlock <= width; x += kBlock) {
-    Vector<float>::type sums[4] = {};
+    typename Vector<float, Machine>::type sums[kVectors] = {};
     for (int64_t i = 0; i < count; ++i) {
-      for (int v = 0; v < 4; ++v) sums[v] += weights[i] * *lanes(rows[i] + x + v * kLanes);
+      for (int64_t v = 0; v < kVectors; ++v) sums[v] += weights[i] * lanes<Machine>(rows[i] + x + v * kLanes)->all;
     }
-    for (int v = 0; v < 4; ++v) *lanes(out + x + v * kLanes) = sums[v];
+    for (int64_t v = 0; v < kVectors; ++v) lanes<Machine>(out + x + v * kLanes)->all = sums[v];
   }
   for (; x < width; ++x) {
     float sum = 0;
@@ -33,6 +34,9 @@ PYFAST_XAI_CLONES void blend_rows(const float* const* rows, const float* weights
     out[x] = sum;
   }
 }
+PYFAST_XAI_ON_EACH_MACHINE(void, blend_rows,
+                           (const float* const* rows, const float* weights, int64_t count, int64_t width, float* out),
+                           (rows, weights, count, width, out))
 
 // The Gaussian at distances -(size - 1) .. size - 1.
 std::vector<float> gaussian(int64_t size, double sigma) {
@@ -99,14 +103,9 @@ Tensor density_of_image(const Image& image, const Rows& points, int64_t first_ro
 }
 
 Tensor point_density(const Tensor& points, int64_t images, int64_t height, int64_t width, double sigma) {
-  check_points(points);
-  check(sigma > 0, "sigma must be positive, got ", sigma);
-  check(images >= 0 && height >= 0 && width >= 0, "images, height and width must not be negative, got ", images, ", ",
-        height, " and ", width);
+  checks::point_density(points, images, height, width, sigma);
   const Tensor list = torch::stable::contiguous(points);
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
-  check_inside(flat, list.numel(), images * height * width);
-
   Tensor out = torch::stable::empty({images, height, width}, ScalarType::Float);
   if (out.numel() == 0) return out;
   const Image image{height, width, gaussian(height, sigma), gaussian(width, sigma)};

@@ -35,12 +35,10 @@ Tensor union_by_bitmap(const int64_t* points, int64_t count, int64_t size, std::
 }
 
 Tensor points_union(const Tensor& points, int64_t size, std::optional<int64_t> capacity) {
-  check_points(points);
-  check_capacity(capacity);
+  checks::points_union(points, size, capacity);
   const Tensor list = torch::stable::contiguous(points);
   const int64_t count = list.numel();
   const auto* values = static_cast<const int64_t*>(list.const_data_ptr());
-  check_inside_or_absent(values, count, size);
   return size / kSparse > count ? union_by_sort(values, count, capacity)
                                 : union_by_bitmap(values, count, size, capacity);
 }

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <vector>
 
 #include "cpu/simd.h"
 #include "dispatch.h"
@@ -50,36 +49,6 @@ PYFAST_XAI_INLINE void unpack_mask(const uint8_t* bits, int64_t bytes, uint8_t* 
     const uint64_t eight = (bits[i] * 0x0101010101010101ULL) & 0x8040201008040201ULL;
     std::memcpy(mask + 8 * i, &eight, 8);
   }
-}
-
-// Whether the elements fill their memory, in whichever order of the dimensions.
-inline bool is_dense(const Tensor& tensor) {
-  std::vector<std::pair<int64_t, int64_t>> dims;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) != 1) dims.emplace_back(tensor.stride(d), tensor.size(d));
-  }
-  std::sort(dims.begin(), dims.end());
-  int64_t expected = 1;
-  for (const auto& [stride, size] : dims) {
-    if (stride != expected && tensor.numel() > 0) return false;
-    expected *= size;
-  }
-  return true;
-}
-
-// Checks that two tensors agree in shape, dtype and memory order.
-inline void check_like(const Tensor& tensor, const char* name, const Tensor& model, const char* model_name) {
-  check_dtype(tensor, name, model.scalar_type());
-  bool same_shape = tensor.dim() == model.dim(), same_order = true;
-  for (int64_t d = 0; same_shape && d < model.dim(); ++d) {
-    same_shape = tensor.size(d) == model.size(d);
-    same_order &= model.size(d) <= 1 || tensor.stride(d) == model.stride(d);
-  }
-  check(same_shape, name, " must have shape ", ShapeOf{model}, " as ", model_name, " has, got ", ShapeOf{tensor});
-  const auto strides = tensor.strides(), expected = model.strides();
-  using Strides = decltype(strides);
-  check(same_order || model.numel() == 0, name, " must have strides ", Listed<Strides>{expected}, " as ", model_name,
-        " has, got ", Listed<Strides>{strides});
 }
 
 }  // namespace pyfast_xai

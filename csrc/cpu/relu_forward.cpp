@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "checks.h"
 #include "cpu/rectifier.h"
 
 namespace pyfast_xai {
@@ -19,11 +20,11 @@ PYFAST_XAI_INLINE void rectify_block(const I* input, const I* bound, int64_t cou
   using Unsigned = std::make_unsigned_t<I>;
   const auto [infinity, upper] = range;
   // 0 < x <= largest in one comparison: as an unsigned number, -1 and all negative ones are larger.
-  const I largest = upper == infinity ? infinity : static_cast<I>(upper - 1);
+  const I largest = upper == infinity ? infinity : upper == 0 ? I(0) : static_cast<I>(upper - 1);
   for (int64_t j = 0; j < count; ++j) {
     const I x = input[j];
     const bool nan = is_nan(x, infinity);
-    bool passes = static_cast<Unsigned>(x - 1) < static_cast<Unsigned>(largest);
+    bool passes = static_cast<Unsigned>(static_cast<Unsigned>(x) - 1) < static_cast<Unsigned>(largest);
     I y = x > 0 ? x : I(0);
     y = y > upper ? upper : y;
     y = nan ? x : y;
@@ -60,42 +61,32 @@ PYFAST_XAI_INLINE void rectify_blocks(const I* input, const I* bound, int64_t co
   pack_mask(mask, bytes_for(rest), bits);
 }
 
-template <class I>
-PYFAST_XAI_INLINE void rectify_any(const I* input, const I* bound, bool clamp, int64_t count, Range<I> range, I* out,
-                                   uint8_t* bits) {
+template <class Machine, class I>
+PYFAST_XAI_INLINE void rectify_on(const I* input, const I* bound, bool clamp, int64_t count, Range<I> range, I* out,
+                                  uint8_t* bits) {
   if (bound == nullptr) return rectify_blocks<false, false>(input, bound, count, range, out, bits);
   if (!clamp) return rectify_blocks<true, false>(input, bound, count, range, out, bits);
   rectify_blocks<true, true>(input, bound, count, range, out, bits);
 }
 
-PYFAST_XAI_CLONES void rectify(const int16_t* input, const int16_t* bound, bool clamp, int64_t count,
-                               Range<int16_t> range, int16_t* out, uint8_t* bits) {
-  rectify_any(input, bound, clamp, count, range, out, bits);
-}
-
-PYFAST_XAI_CLONES void rectify(const int32_t* input, const int32_t* bound, bool clamp, int64_t count,
-                               Range<int32_t> range, int32_t* out, uint8_t* bits) {
-  rectify_any(input, bound, clamp, count, range, out, bits);
-}
-
-PYFAST_XAI_CLONES void rectify(const int64_t* input, const int64_t* bound, bool clamp, int64_t count,
-                               Range<int64_t> range, int64_t* out, uint8_t* bits) {
-  rectify_any(input, bound, clamp, count, range, out, bits);
-}
+PYFAST_XAI_ON_EACH_MACHINE(void, rectify,
+                           (const int16_t* input, const int16_t* bound, bool clamp, int64_t count, Range<int16_t> range,
+                            int16_t* out, uint8_t* bits),
+                           (input, bound, clamp, count, range, out, bits))
+PYFAST_XAI_ON_EACH_MACHINE(void, rectify,
+                           (const int32_t* input, const int32_t* bound, bool clamp, int64_t count, Range<int32_t> range,
+                            int32_t* out, uint8_t* bits),
+                           (input, bound, clamp, count, range, out, bits))
+PYFAST_XAI_ON_EACH_MACHINE(void, rectify,
+                           (const int64_t* input, const int64_t* bound, bool clamp, int64_t count, Range<int64_t> range,
+                            int64_t* out, uint8_t* bits),
+                           (input, bound, clamp, count, range, out, bits))
 
 Tensor relu_forward(const Tensor& input, double upper, std::optional<Tensor> bound, bool clamp, const Tensor& out) {
-  return dispatch_floating(input, "input", [&](auto type) {
+  checks::relu_forward(input, upper, bound, clamp, out);
+  return dispatch_floating(input, [&](auto type) {
     using T = typename decltype(type)::type;
     using I = typename Pattern<T>::Integer;
-    const auto shape = input.sizes(), strides = input.strides();
-    using List = decltype(shape);
-    check(is_dense(input), "input must be dense, got shape ", Listed<List>{shape}, " with strides ",
-          Listed<List>{strides});
-    check(upper > 0, "upper must be positive, got ", upper);
-    check(bound.has_value() || !clamp, "bound must be a tensor where clamp is true, got None");
-    if (bound) check_like(*bound, "bound", input, "input");
-    check_like(out, "out", input, "input");
-
     const int64_t count = input.numel();
     Tensor bits = torch::stable::empty({bytes_for(count)}, ScalarType::Byte);
     const auto* from = static_cast<const I*>(input.const_data_ptr());

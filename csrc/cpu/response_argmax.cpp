@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "checks.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -41,42 +42,30 @@ PYFAST_XAI_INLINE void keep_larger(const A* sums, int64_t index, int64_t count, 
   }
 }
 
-template <class T>
-PYFAST_XAI_INLINE void fold_response(const T* plane, int64_t channels, int64_t stride, const Pixels& pixels,
-                                     int64_t index, Accumulated<T>* best, int64_t* winner) {
+template <class Machine, class T>
+PYFAST_XAI_INLINE void fold_on(const T* plane, int64_t channels, int64_t stride, const Pixels& pixels, int64_t index,
+                               Accumulated<T>* best, int64_t* winner) {
   Accumulated<T> sums[kTile];
   sum_channels(plane, channels, stride, pixels, sums);
   keep_larger(sums, index, pixels.count, best, winner);
 }
 
-PYFAST_XAI_CLONES void fold(const float* plane, int64_t channels, int64_t stride, const Pixels& pixels, int64_t index,
-                            float* best, int64_t* winner) {
-  fold_response(plane, channels, stride, pixels, index, best, winner);
-}
-
-PYFAST_XAI_CLONES void fold(const double* plane, int64_t channels, int64_t stride, const Pixels& pixels, int64_t index,
-                            double* best, int64_t* winner) {
-  fold_response(plane, channels, stride, pixels, index, best, winner);
-}
-
-PYFAST_XAI_CLONES void fold(const Half* plane, int64_t channels, int64_t stride, const Pixels& pixels, int64_t index,
-                            float* best, int64_t* winner) {
-  fold_response(plane, channels, stride, pixels, index, best, winner);
-}
-
-PYFAST_XAI_CLONES void fold(const BFloat16* plane, int64_t channels, int64_t stride, const Pixels& pixels,
-                            int64_t index, float* best, int64_t* winner) {
-  fold_response(plane, channels, stride, pixels, index, best, winner);
-}
-
-void check_map(const Tensor& map, const char* name, ScalarType dtype, const Tensor& responses) {
-  check_dtype(map, name, dtype);
-  const int64_t images = responses.size(1), height = responses.size(3), width = responses.size(4);
-  check(map.dim() == 3 && map.size(0) == images && map.size(1) == height && map.size(2) == width, name,
-        " must have shape [", images, ", ", height, ", ", width, "], got ", ShapeOf{map});
-  const auto strides = map.strides();
-  check(map.is_contiguous(), name, " must be contiguous, got strides ", Listed<decltype(strides)>{strides});
-}
+PYFAST_XAI_ON_EACH_MACHINE(void, fold,
+                           (const float* plane, int64_t channels, int64_t stride, const Pixels& pixels, int64_t index,
+                            float* best, int64_t* winner),
+                           (plane, channels, stride, pixels, index, best, winner))
+PYFAST_XAI_ON_EACH_MACHINE(void, fold,
+                           (const double* plane, int64_t channels, int64_t stride, const Pixels& pixels, int64_t index,
+                            double* best, int64_t* winner),
+                           (plane, channels, stride, pixels, index, best, winner))
+PYFAST_XAI_ON_EACH_MACHINE(void, fold,
+                           (const Half* plane, int64_t channels, int64_t stride, const Pixels& pixels, int64_t index,
+                            float* best, int64_t* winner),
+                           (plane, channels, stride, pixels, index, best, winner))
+PYFAST_XAI_ON_EACH_MACHINE(void, fold,
+                           (const BFloat16* plane, int64_t channels, int64_t stride, const Pixels& pixels,
+                            int64_t index, float* best, int64_t* winner),
+                           (plane, channels, stride, pixels, index, best, winner))
 
 template <class T>
 void fold_all(const Tensor& responses, const int64_t* classes, Accumulated<T>* best, int64_t* winner) {
@@ -107,18 +96,13 @@ void fold_all(const Tensor& responses, const int64_t* classes, Accumulated<T>* b
 }
 
 void response_argmax(const Tensor& responses, const Tensor& classes, const Tensor& best, const Tensor& winner) {
-  dispatch_floating(responses, "responses", [&](auto type) {
+  checks::response_argmax(responses, classes, best, winner);
+  dispatch_floating(responses, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulated<T>;
-    check(responses.dim() == 5, "responses must have shape [K, N, C, H, W], got ", ShapeOf{responses});
-    check_dtype(classes, "classes", ScalarType::Long);
-    check(classes.dim() == 2 && classes.size(0) == responses.size(0) && classes.size(1) == responses.size(1),
-          "classes must have shape [", responses.size(0), ", ", responses.size(1), "], got ", ShapeOf{classes});
-    check_map(best, "best", std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float, responses);
-    check_map(winner, "winner", ScalarType::Long, responses);
     const Tensor list = torch::stable::contiguous(classes);
-    fold_all<T>(responses, static_cast<const int64_t*>(list.const_data_ptr()),
-                static_cast<A*>(best.mutable_data_ptr()), static_cast<int64_t*>(winner.mutable_data_ptr()));
+    fold_all<T>(responses, static_cast<const int64_t*>(list.const_data_ptr()), static_cast<A*>(best.mutable_data_ptr()),
+                static_cast<int64_t*>(winner.mutable_data_ptr()));
   });
 }
 

@@ -39,33 +39,32 @@ PYFAST_XAI_INLINE void pack_signs(const T* values, int64_t count, uint64_t* posi
   }
 }
 
-template <class T>
-PYFAST_XAI_INLINE void pack_float_signs(const T* values, int64_t count, uint64_t* positive, uint64_t* negative) {
+template <class Machine, class T>
+PYFAST_XAI_INLINE void float_signs_on(const T* values, int64_t count, uint64_t* positive, uint64_t* negative) {
   pack_signs(
       values, count, positive, negative, [](T x) -> uint8_t { return x > 0; }, [](T x) -> uint8_t { return x < 0; });
 }
 
 // Signs straight from the bits of a half: between zero (excluded) and `infinity`, with or without the sign bit.
-PYFAST_XAI_INLINE void pack_half_signs(const uint16_t* bits, int64_t count, uint64_t* positive, uint64_t* negative,
-                                       uint16_t infinity) {
+template <class Machine>
+PYFAST_XAI_INLINE void half_signs_on(const uint16_t* bits, int64_t count, uint64_t* positive, uint64_t* negative,
+                                     uint16_t infinity) {
   pack_signs(
       bits, count, positive, negative,
       [infinity](uint16_t x) -> uint8_t { return static_cast<uint16_t>(x - 1) < infinity; },
       [infinity](uint16_t x) -> uint8_t { return static_cast<uint16_t>(x - 0x8001) < infinity; });
 }
 
-PYFAST_XAI_CLONES void float_signs(const float* values, int64_t count, uint64_t* positive, uint64_t* negative) {
-  pack_float_signs(values, count, positive, negative);
-}
-
-PYFAST_XAI_CLONES void double_signs(const double* values, int64_t count, uint64_t* positive, uint64_t* negative) {
-  pack_float_signs(values, count, positive, negative);
-}
-
-PYFAST_XAI_CLONES void half_signs(const uint16_t* bits, int64_t count, uint64_t* positive, uint64_t* negative,
-                                  uint16_t infinity) {
-  pack_half_signs(bits, count, positive, negative, infinity);
-}
+PYFAST_XAI_ON_EACH_MACHINE(void, float_signs,
+                           (const float* values, int64_t count, uint64_t* positive, uint64_t* negative),
+                           (values, count, positive, negative))
+PYFAST_XAI_ON_EACH_MACHINE(void, float_signs,
+                           (const double* values, int64_t count, uint64_t* positive, uint64_t* negative),
+                           (values, count, positive, negative))
+PYFAST_XAI_ON_EACH_MACHINE(void, half_signs,
+                           (const uint16_t* bits, int64_t count, uint64_t* positive, uint64_t* negative,
+                            uint16_t infinity),
+                           (bits, count, positive, negative, infinity))
 
 }  // namespace
 
@@ -74,7 +73,7 @@ void sign_words(const float* values, int64_t count, uint64_t* positive, uint64_t
 }
 
 void sign_words(const double* values, int64_t count, uint64_t* positive, uint64_t* negative) {
-  double_signs(values, count, positive, negative);
+  float_signs(values, count, positive, negative);
 }
 
 void sign_words(const Half* values, int64_t count, uint64_t* positive, uint64_t* negative) {
@@ -85,9 +84,9 @@ void sign_words(const BFloat16* values, int64_t count, uint64_t* positive, uint6
   half_signs(reinterpret_cast<const uint16_t*>(values), count, positive, negative, 0x7F80);
 }
 
-void sign_matrix(const Tensor& matrix, const char* name, uint64_t* positive, uint64_t* negative) {
+void sign_matrix(const Tensor& matrix, uint64_t* positive, uint64_t* negative) {
   const int64_t rows = matrix.size(0), columns = matrix.size(1), words = words_for(columns);
-  dispatch_floating(matrix, name, [&](auto type) {
+  dispatch_floating(matrix, [&](auto type) {
     using T = typename decltype(type)::type;
     const T* values = static_cast<const T*>(matrix.const_data_ptr());
     const int64_t grain = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, columns));

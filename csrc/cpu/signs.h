@@ -14,6 +14,6 @@ void sign_words(const Half* values, int64_t count, uint64_t* positive, uint64_t*
 void sign_words(const BFloat16* values, int64_t count, uint64_t* positive, uint64_t* negative);
 
 // `sign_words` of every row of a contiguous matrix [rows, columns] into [rows, words_for(columns)].
-void sign_matrix(const Tensor& matrix, const char* name, uint64_t* positive, uint64_t* negative);
+void sign_matrix(const Tensor& matrix, uint64_t* positive, uint64_t* negative);
 
 }  // namespace pyfast_xai

@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/layout.h"
+#include "checks.h"
 #include "cpu/simd.h"
 
 // Minimal filtering F(4x4, 3x3) in three steps. Windows of 6 x 6 pixels of the input are transformed; each of their 36
@@ -19,7 +19,7 @@ constexpr int64_t kPanel = 16;  // filters next to each other in a transformed w
 
 // Tiles that a thread takes through all steps while they are in its own cache, and the largest weights for which that
 // is the way, since each round reads all of them.
-constexpr int64_t kTilesOfThread = 16, kLargestWeights = int64_t{10} << 20;
+constexpr int64_t kTilesOfThread = 24, kLargestWeights = int64_t{10} << 20;
 // Otherwise the threads share the places of so many bytes of tiles.
 constexpr int64_t kSharedBytes = int64_t{8} << 20;
 constexpr int64_t kLeastShared = 48;
@@ -28,11 +28,25 @@ constexpr int64_t kLeastShared = 48;
 // as large.
 constexpr float kNear = 0.75f, kFar = 1.5f, kNear2 = kNear * kNear, kFar2 = kFar * kFar;
 
-// Numbers of kPanel channels, at any address. Never passed by value: the ABI of that depends on the instruction set.
-typedef float Lanes __attribute__((vector_size(4 * kPanel), aligned(4), may_alias));
+// The numbers of a panel, in vectors of a machine, and such a vector at any address, see `Vector`. Never passed by
+// value: the ABI of that depends on the instruction set.
+template <class Machine>
+struct Panel {
+  using Lanes __attribute__((vector_size(Machine::kBytes))) = float;
+  struct __attribute__((packed, may_alias)) Anywhere {
+    Lanes all;
+  };
+  static constexpr int kLanes = Machine::kBytes / 4, kVectors = kPanel / kLanes;
+};
 
-PYFAST_XAI_INLINE Lanes& panel(float* values) { return *reinterpret_cast<Lanes*>(values); }
-PYFAST_XAI_INLINE const Lanes& panel(const float* values) { return *reinterpret_cast<const Lanes*>(values); }
+template <class Machine>
+PYFAST_XAI_INLINE typename Panel<Machine>::Anywhere& vector(float* values) {
+  return *reinterpret_cast<typename Panel<Machine>::Anywhere*>(values);
+}
+template <class Machine>
+PYFAST_XAI_INLINE const typename Panel<Machine>::Anywhere& vector(const float* values) {
+  return *reinterpret_cast<const typename Panel<Machine>::Anywhere*>(values);
+}
 
 struct Maps {
   int64_t channels, height, width;
@@ -71,31 +85,36 @@ struct Scratch {
         products(windows + kPlaces * window_step) {}
 };
 
-// B^T d along one dimension, whose numbers are `step` apart.
-PYFAST_XAI_INLINE void transform_window(const Lanes* d, Lanes* out, int64_t step) {
-  const Lanes &d0 = d[0], &d1 = d[step], &d2 = d[2 * step], &d3 = d[3 * step], &d4 = d[4 * step], &d5 = d[5 * step];
-  const Lanes near_even = d4 - kFar2 * d2, near_odd = kNear * (d3 - kFar2 * d1);
-  const Lanes far_even = d4 - kNear2 * d2, far_odd = kFar * (d3 - kNear2 * d1);
-  out[0] = kNear2 * kFar2 * d0 - (kNear2 + kFar2) * d2 + d4;
-  out[step] = near_even + near_odd;
-  out[2 * step] = near_even - near_odd;
-  out[3 * step] = far_even + far_odd;
-  out[4 * step] = far_even - far_odd;
-  out[5 * step] = kNear2 * kFar2 * d1 - (kNear2 + kFar2) * d3 + d5;
+template <class Machine>
+using Lanes = typename Panel<Machine>::Lanes;
+
+// B^T d along one dimension.
+template <class Machine>
+PYFAST_XAI_INLINE void transform_window(const Lanes<Machine> (&d)[kWindow], Lanes<Machine> (&out)[kWindow]) {
+  const Lanes<Machine> near_even = d[4] - kFar2 * d[2], near_odd = kNear * (d[3] - kFar2 * d[1]);
+  const Lanes<Machine> far_even = d[4] - kNear2 * d[2], far_odd = kFar * (d[3] - kNear2 * d[1]);
+  out[0] = kNear2 * kFar2 * d[0] - (kNear2 + kFar2) * d[2] + d[4];
+  out[1] = near_even + near_odd;
+  out[2] = near_even - near_odd;
+  out[3] = far_even + far_odd;
+  out[4] = far_even - far_odd;
+  out[5] = kNear2 * kFar2 * d[1] - (kNear2 + kFar2) * d[3] + d[5];
 }
 
 // A^T m along one dimension.
-PYFAST_XAI_INLINE void transform_product(const Lanes* m, Lanes* out, int64_t step) {
-  const Lanes near_even = m[step] + m[2 * step], near_odd = kNear * (m[step] - m[2 * step]);
-  const Lanes far_even = m[3 * step] + m[4 * step], far_odd = kFar * (m[3 * step] - m[4 * step]);
+template <class Machine>
+PYFAST_XAI_INLINE void transform_product(const Lanes<Machine> (&m)[kWindow], Lanes<Machine> (&out)[kTile]) {
+  const Lanes<Machine> near_even = m[1] + m[2], near_odd = kNear * (m[1] - m[2]);
+  const Lanes<Machine> far_even = m[3] + m[4], far_odd = kFar * (m[3] - m[4]);
   out[0] = m[0] + near_even + far_even;
-  out[step] = near_odd + far_odd;
-  out[2 * step] = kNear2 * near_even + kFar2 * far_even;
-  out[3 * step] = kNear2 * near_odd + kFar2 * far_odd + m[5 * step];
+  out[1] = near_odd + far_odd;
+  out[2] = kNear2 * near_even + kFar2 * far_even;
+  out[3] = kNear2 * near_odd + kFar2 * far_odd + m[5];
 }
 
-PYFAST_XAI_CLONES void transform_windows(const Convolution3x3& conv, int64_t first, int64_t begin, int64_t end,
-                                         const Scratch& scratch) {
+template <class Machine>
+PYFAST_XAI_INLINE void transform_windows_on(const Convolution3x3& conv, int64_t first, int64_t begin, int64_t end,
+                                            const Scratch& scratch) {
   const auto [channels, height, width] = conv.in;
   for (int64_t index = begin; index < end; ++index) {
     const Tile tile(conv, first + index);
@@ -105,42 +124,63 @@ PYFAST_XAI_CLONES void transform_windows(const Convolution3x3& conv, int64_t fir
       const bool inside = y >= 0 && y < height && x >= 0 && x < width;
       pixels[i] = inside ? conv.input + ((tile.image * height + y) * width + x) * channels : conv.zeros;
     }
-    for (int64_t c = 0; c < channels; c += kPanel) {
-      Lanes window[kPlaces], half[kPlaces];
-      for (int64_t i = 0; i < kPlaces; ++i) window[i] = panel(pixels[i] + c);
-      for (int64_t x = 0; x < kWindow; ++x) transform_window(window + x, half + x, kWindow);
-      for (int64_t y = 0; y < kWindow; ++y) transform_window(half + y * kWindow, window + y * kWindow, 1);
+    for (int64_t c = 0; c < channels; c += Panel<Machine>::kLanes) {
+      Lanes<Machine> half[kWindow][kWindow], line[kWindow], out[kWindow];
+      for (int64_t x = 0; x < kWindow; ++x) {
+        for (int64_t y = 0; y < kWindow; ++y) line[y] = vector<Machine>(pixels[y * kWindow + x] + c).all;
+        transform_window<Machine>(line, out);
+        for (int64_t y = 0; y < kWindow; ++y) half[y][x] = out[y];
+      }
       float* to = scratch.windows + index * channels + c;
-      for (int64_t i = 0; i < kPlaces; ++i) panel(to + i * scratch.window_step) = window[i];
+      for (int64_t y = 0; y < kWindow; ++y) {
+        transform_window<Machine>(half[y], out);
+        for (int64_t x = 0; x < kWindow; ++x)
+          vector<Machine>(to + (y * kWindow + x) * scratch.window_step).all = out[x];
+      }
     }
   }
 }
+PYFAST_XAI_ON_EACH_MACHINE(void, transform_windows,
+                           (const Convolution3x3& conv, int64_t first, int64_t begin, int64_t end,
+                            const Scratch& scratch),
+                           (conv, first, begin, end, scratch))
 
-PYFAST_XAI_CLONES void transform_products(const Convolution3x3& conv, int64_t first, int64_t begin, int64_t end,
-                                          const Scratch& scratch) {
+template <class Machine>
+PYFAST_XAI_INLINE void transform_products_on(const Convolution3x3& conv, int64_t first, int64_t begin, int64_t end,
+                                             const Scratch& scratch) {
   const auto [channels, height, width] = conv.out;
-  const Lanes lower = Lanes{} + conv.lower, upper = Lanes{} + conv.upper;
+  const Lanes<Machine> lower = Lanes<Machine>{} + conv.lower, upper = Lanes<Machine>{} + conv.upper;
   for (int64_t index = begin; index < end; ++index) {
     const Tile tile(conv, first + index);
     const int64_t tall = std::min(kTile, height - tile.top), wide = std::min(kTile, width - tile.left);
-    for (int64_t c = 0; c < channels; c += kPanel) {
-      Lanes product[kPlaces], half[kTile * kWindow], pixels[kTile * kWindow];
+    for (int64_t c = 0; c < channels; c += Panel<Machine>::kLanes) {
+      Lanes<Machine> half[kTile][kWindow], line[kWindow], out[kTile];
       const float* from = scratch.products + index * channels + c;
-      for (int64_t i = 0; i < kPlaces; ++i) product[i] = panel(from + i * scratch.product_step);
-      for (int64_t x = 0; x < kWindow; ++x) transform_product(product + x, half + x, kWindow);
-      for (int64_t y = 0; y < kTile; ++y) transform_product(half + y * kWindow, pixels + y * kWindow, 1);
-      const Lanes bias = conv.bias ? panel(conv.bias + c) : Lanes{};
+      for (int64_t x = 0; x < kWindow; ++x) {
+        for (int64_t y = 0; y < kWindow; ++y) {
+          line[y] = vector<Machine>(from + (y * kWindow + x) * scratch.product_step).all;
+        }
+        transform_product<Machine>(line, out);
+        for (int64_t y = 0; y < kTile; ++y) half[y][x] = out[y];
+      }
+      const Lanes<Machine> bias = conv.bias ? vector<Machine>(conv.bias + c).all : Lanes<Machine>{};
       for (int64_t y = 0; y < tall; ++y) {
         float* to = conv.output + ((tile.image * height + tile.top + y) * width + tile.left) * channels + c;
-        for (int64_t x = 0; x < wide; ++x) {
-          Lanes value = pixels[y * kWindow + x] + bias;
+        transform_product<Machine>(half[y], out);
+        for (int64_t x = 0; x < kTile; ++x) {
+          if (x >= wide) break;
+          Lanes<Machine> value = out[x] + bias;
           value = value < lower ? lower : value;
-          panel(to + x * channels) = value > upper ? upper : value;
+          vector<Machine>(to + x * channels).all = value > upper ? upper : value;
         }
       }
     }
   }
 }
+PYFAST_XAI_ON_EACH_MACHINE(void, transform_products,
+                           (const Convolution3x3& conv, int64_t first, int64_t begin, int64_t end,
+                            const Scratch& scratch),
+                           (conv, first, begin, end, scratch))
 
 // left [rows, depth] x panels [columns / kPanel, depth, kPanel] = out [rows, columns].
 struct Product {
@@ -149,59 +189,88 @@ struct Product {
   int64_t rows, depth, columns;
 };
 
-template <int kRows, int kPanels>
+template <class Machine, int kRows, int kPanels>
 PYFAST_XAI_INLINE void multiply_block(const Product& product, int64_t row, int64_t first) {
-  Lanes sums[kRows][kPanels] = {};
+  constexpr int kLanes = Panel<Machine>::kLanes, kVectors = Panel<Machine>::kVectors;
+  Lanes<Machine> sums[kRows][kPanels * kVectors] = {};
   const int64_t depth = product.depth;
   const float* left = product.left + row * depth;
   const float* right = product.panels + first * depth * kPanel;
   for (int64_t c = 0; c < depth; ++c) {
-    for (int p = 0; p < kPanels; ++p) {
-      const Lanes& weights = panel(right + (p * depth + c) * kPanel);
-      for (int r = 0; r < kRows; ++r) sums[r][p] += left[r * depth + c] * weights;
+    Lanes<Machine> weights[kPanels * kVectors];
+    for (int v = 0; v < kPanels * kVectors; ++v) {
+      weights[v] = vector<Machine>(right + (v / kVectors * depth + c) * kPanel + v % kVectors * kLanes).all;
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kPanels * kVectors; ++v) sums[r][v] += left[r * depth + c] * weights[v];
     }
   }
   float* out = product.out + row * product.columns + first * kPanel;
   for (int r = 0; r < kRows; ++r) {
-    for (int p = 0; p < kPanels; ++p) panel(out + r * product.columns + p * kPanel) = sums[r][p];
+    for (int v = 0; v < kPanels * kVectors; ++v)
+      vector<Machine>(out + r * product.columns + v * kLanes).all = sums[r][v];
   }
 }
 
-template <int kRows, int kPanels>
-PYFAST_XAI_INLINE void multiply_rows(const Product& product, int64_t first) {
-  int64_t row = 0;
-  for (; row + kRows <= product.rows; row += kRows) multiply_block<kRows, kPanels>(product, row, first);
-  for (; row + 4 <= product.rows; row += 4) multiply_block<4, kPanels>(product, row, first);
-  for (; row < product.rows; ++row) multiply_block<1, kPanels>(product, row, first);
+// Blocks of `rows` rows, at most kRows, of which there are `count`.
+template <class Machine, int kRows, int kPanels>
+PYFAST_XAI_INLINE void multiply_rows(const Product& product, int64_t first, int64_t row, int64_t rows, int64_t count) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return multiply_rows<Machine, kRows - 1, kPanels>(product, first, row, rows, count);
+  }
+  for (int64_t i = 0; i < count; ++i) multiply_block<Machine, kRows, kPanels>(product, row + i * kRows, first);
 }
 
-// As many sums as fit the registers.
-template <int kRows, int kPanels>
-PYFAST_XAI_INLINE void multiply_all(const Product& product, int64_t begin, int64_t end) {
-  int64_t first = begin;
-  for (; first + kPanels <= end; first += kPanels) multiply_rows<kRows, kPanels>(product, first);
-  for (; first < end; ++first) multiply_rows<kRows, 1>(product, first);
+// All rows in blocks of nearly the same size: few rows leave little to compute with each number of the weights.
+template <class Machine, int kRows, int kPanels>
+PYFAST_XAI_INLINE void multiply_panels(const Product& product, int64_t first) {
+  const int64_t blocks = (product.rows + kRows - 1) / kRows, rows = product.rows / blocks;
+  const int64_t larger = product.rows % blocks;
+  multiply_rows<Machine, kRows, kPanels>(product, first, 0, rows + 1, larger);
+  multiply_rows<Machine, kRows, kPanels>(product, first, larger * (rows + 1), rows, blocks - larger);
 }
+
+// As many sums as fit the registers, beside the weights and a factor of theirs.
+template <class Machine>
+struct Block;
+template <>
+struct Block<Avx512> {
+  static constexpr int kRows = 12, kPanels = 2;
+};
+template <>
+struct Block<Avx2> {
+  static constexpr int kRows = 6, kPanels = 1;
+};
+template <>
+struct Block<Neon> {
+  [[maybe_unused]] static constexpr int kRows = 6, kPanels = 1;
+};
+template <>
+struct Block<Sse2> {
+  static constexpr int kRows = 2, kPanels = 1;
+};
 
 // The panels [begin, end) of a product.
-#ifdef PYFAST_XAI_TARGETS
-__attribute__((target("arch=x86-64-v4"))) void multiply(const Product& product, int64_t begin, int64_t end) {
-  multiply_all<12, 2>(product, begin, end);
+template <class Machine>
+PYFAST_XAI_INLINE void multiply_on(const Product& product, int64_t begin, int64_t end) {
+  using Sums = Block<Machine>;
+  int64_t first = begin;
+  for (; first + Sums::kPanels <= end; first += Sums::kPanels) {
+    multiply_panels<Machine, Sums::kRows, Sums::kPanels>(product, first);
+  }
+  for (; first < end; ++first) multiply_panels<Machine, Sums::kRows, 1>(product, first);
 }
-__attribute__((target("arch=x86-64-v3"))) void multiply(const Product& product, int64_t begin, int64_t end) {
-  multiply_all<6, 1>(product, begin, end);
-}
-__attribute__((target("default")))
-#endif
-void multiply(const Product& product, int64_t begin, int64_t end) {
-  multiply_all<2, 1>(product, begin, end);
-}
+PYFAST_XAI_ON_EACH_MACHINE(void, multiply, (const Product& product, int64_t begin, int64_t end), (product, begin, end))
 
 void multiply_place(const Convolution3x3& conv, const Scratch& scratch, int64_t tiles, int64_t place, int64_t begin,
                     int64_t end) {
   const auto channels = conv.in.channels, filters = conv.out.channels;
-  const Product product{scratch.windows + place * scratch.window_step, conv.weight + place * filters * channels,
-                        scratch.products + place * scratch.product_step, tiles, channels, filters};
+  const Product product{scratch.windows + place * scratch.window_step,
+                        conv.weight + place * filters * channels,
+                        scratch.products + place * scratch.product_step,
+                        tiles,
+                        channels,
+                        filters};
   multiply(product, begin, end);
 }
 
@@ -229,43 +298,24 @@ void convolve_together(const Convolution3x3& conv) {
   const Scratch scratch(conv, at_once);
   for (int64_t first = 0; first < conv.tiles; first += at_once) {
     const int64_t count = std::min(at_once, conv.tiles - first);
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      transform_windows(conv, first, begin, end, scratch);
-    });
+    torch::stable::parallel_for(
+        0, count, 1, [&](int64_t begin, int64_t end) { transform_windows(conv, first, begin, end, scratch); });
     torch::stable::parallel_for(0, kPlaces * panels, 1, [&](int64_t begin, int64_t end) {
       for (int64_t place = begin / panels; place * panels < end; ++place) {
         const int64_t start = place * panels;
         multiply_place(conv, scratch, count, place, std::max(begin - start, int64_t{0}), std::min(end - start, panels));
       }
     });
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      transform_products(conv, first, begin, end, scratch);
-    });
+    torch::stable::parallel_for(
+        0, count, 1, [&](int64_t begin, int64_t end) { transform_products(conv, first, begin, end, scratch); });
   }
 }
 
 Tensor winograd_conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                        std::vector<int64_t> padding, double lower, double upper) {
-  check_dtype(input, "input", ScalarType::Float);
-  check(input.dim() == 4 && input.size(1) % kPanel == 0, "input must have shape [N, I, H, W] with I a multiple of ",
-        kPanel, ", got ", ShapeOf{input});
-  check(Layout(input).pixels, "input must be channels_last, got another memory format");
-  check_dtype(weight, "weight", ScalarType::Float);
-  check(weight.dim() == 4 && weight.size(0) == kPlaces && weight.size(2) == input.size(1) && weight.size(3) == kPanel,
-        "weight must have shape [", kPlaces, ", O / ", kPanel, ", ", input.size(1), ", ", kPanel, "], got ",
-        ShapeOf{weight});
-  check(weight.is_contiguous(), "weight must be contiguous, got another memory order");
+  checks::winograd_conv2d(input, weight, bias, padding, lower, upper);
   const int64_t filters = weight.size(1) * kPanel;
-  if (bias) {
-    check_dtype(*bias, "bias", ScalarType::Float);
-    check(bias->dim() == 1 && bias->size(0) == filters, "bias must have shape [", filters, "], got ", ShapeOf{*bias});
-  }
-  check(padding.size() == 2 && std::min(padding[0], padding[1]) >= 0, "padding must be 2 numbers of at least 0, got ",
-        Listed<std::vector<int64_t>>{padding});
   const int64_t height = input.size(2) + 2 * padding[0] - 2, width = input.size(3) + 2 * padding[1] - 2;
-  check(height > 0 && width > 0, "input must be at least 3 x 3 with its padding, got ", ShapeOf{input}, " padded by ",
-        Listed<std::vector<int64_t>>{padding});
-  check(lower <= upper, "lower must be at most upper, ", upper, ", got ", lower);
 
   Tensor output = torch::stable::empty({input.size(0), filters, height, width}, ScalarType::Float, std::nullopt,
                                        std::nullopt, std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);

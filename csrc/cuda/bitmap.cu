@@ -1,9 +1,9 @@
-#include "cuda/bitmap.h"
+#include <torch/headeronly/macros/Macros.h>
 
 #include <cub/block/block_reduce.cuh>
 #include <cub/block/block_scan.cuh>
-#include <torch/headeronly/macros/Macros.h>
 
+#include "cuda/bitmap.h"
 #include "pyfast_xai/bits.h"
 
 namespace pyfast_xai {
@@ -14,7 +14,7 @@ constexpr int kScanThreads = 1024;
 
 // counts[c] = set bits of chunk c.
 __global__ void __launch_bounds__(kThreads)
-count_kernel(const uint64_t* bits, int64_t total, int64_t chunks, int64_t* counts) {
+    count_kernel(const uint64_t* bits, int64_t total, int64_t chunks, int64_t* counts) {
   using Reduce = cub::BlockReduce<int, kThreads>;
   __shared__ typename Reduce::TempStorage storage;
   for (int64_t c = blockIdx.x; c < chunks; c += gridDim.x) {
@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(int64_t* counts, int
 }
 
 __global__ void __launch_bounds__(kThreads)
-write_kernel(const uint64_t* bits, int64_t total, int64_t chunks, int64_t words, int64_t columns, const int64_t* first,
-             int64_t* out) {
+    write_kernel(const uint64_t* bits, int64_t total, int64_t chunks, int64_t words, int64_t columns,
+                 const int64_t* first, int64_t* out) {
   using Scan = cub::BlockScan<int, kThreads>;
   __shared__ typename Scan::TempStorage storage;
   for (int64_t c = blockIdx.x; c < chunks; c += gridDim.x) {

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "convolution.h"
 #include "cuda/device.h"
 #include "cuda/point_check.h"
@@ -55,8 +56,9 @@ __device__ Accumulated<T> channel_sum(const Convolution& conv, const Window& win
 // for the place.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-conv_trace_kernel(Convolution conv, Location location, const T* input, Strides input_strides, const T* weight,
-                  Strides weight_strides, const int64_t* points, const bool* negative, int64_t count, int64_t* out) {
+    conv_trace_kernel(Convolution conv, Location location, const T* input, Strides input_strides, const T* weight,
+                      Strides weight_strides, const int64_t* points, const bool* negative, int64_t count,
+                      int64_t* out) {
   using A = Accumulated<T>;
   const int lane = threadIdx.x % kWarp;
   const int64_t size = conv.images * conv.filters * conv.outputs(), step = int64_t{gridDim.x} * kWarps;
@@ -111,26 +113,18 @@ void launch(const Convolution& conv, Location location, const Tensor& input, con
 Tensor conv_trace(const Tensor& input, const Tensor& weight, const Tensor& points, std::optional<Tensor> negative,
                   std::vector<int64_t> output_size, std::vector<int64_t> stride, std::vector<int64_t> padding,
                   std::vector<int64_t> dilation, int64_t groups, int64_t location) {
+  checks::conv_trace(input, weight, points, negative, output_size, stride, padding, dilation, groups, location);
   const Convolution conv = convolution_of(input, weight, output_size, stride, padding, dilation, groups);
-  const Location place = location_of(location);
-  check_points(points);
-  check_same_device(weight, "weight", input, "input");
-  check_same_device(points, "points", input, "input");
-  if (negative) {
-    check_negative(*negative, points);
-    check_same_device(*negative, "negative", input, "input");
-  }
   const int64_t count = points.numel();
-  if (count > 0) check_not_empty(input, weight);
 
   const DeviceScope scope(input);
   const Tensor list = torch::stable::contiguous(points);
   const Tensor flips = negative ? torch::stable::contiguous(*negative) : list;
   const auto* flat = static_cast<const int64_t*>(list.const_data_ptr());
   Tensor out = torch::stable::new_empty(list, {count}, ScalarType::Long);
-  dispatch_floating(input, "input", [&](auto type) {
+  dispatch_floating(input, [&](auto type) {
     if (count == 0) return;
-    launch<typename decltype(type)::type>(conv, place, input, weight, flat,
+    launch<typename decltype(type)::type>(conv, static_cast<Location>(location), input, weight, flat,
                                           negative ? static_cast<const bool*>(flips.const_data_ptr()) : nullptr, count,
                                           static_cast<int64_t*>(out.mutable_data_ptr()), scope.stream());
   });
@@ -140,4 +134,4 @@ Tensor conv_trace(const Tensor& input, const Tensor& weight, const Tensor& point
 }  // namespace
 }  // namespace pyfast_xai
 
-STABLE_TORCH_LIBRARY_IMPL(pyfast_xai, CUDA, m) { m.impl("conv_trace", TORCH_BOX(&pyfast_xai::conv_trace)); }
+STABLE_TORCH_LIBRARY_IMPL(pyfast_xai_cuda, CUDA, m) { m.impl("conv_trace", TORCH_BOX(&pyfast_xai::conv_trace)); }

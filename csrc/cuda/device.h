@@ -8,12 +8,12 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "checks.h"
+#include "arguments.h"
 
 namespace pyfast_xai {
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  check(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
+  if (error != cudaSuccess) fail(what, " failed: ", cudaGetErrorString(error));
 }
 
 // A launch reports a bad configuration here; what goes wrong while a kernel runs shows at the next synchronisation.
@@ -37,12 +37,6 @@ class DeviceScope {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
-
-// The dispatcher picks CUDA as soon as one argument is there; a kernel must not follow a pointer to elsewhere.
-inline void check_same_device(const Tensor& tensor, const char* name, const Tensor& first, const char* first_name) {
-  check(tensor.is_cuda() && first.is_cuda() && tensor.get_device_index() == first.get_device_index(), name,
-        " must be on the CUDA device of ", first_name);
-}
 
 // Blocks for a grid-stride loop of `tasks` with `per_block` at a time.
 inline unsigned blocks_for(int64_t tasks, int64_t per_block) {

@@ -4,10 +4,11 @@
 #include <algorithm>
 #include <optional>
 
+#include "checks.h"
 #include "cuda/bitmap.h"
 #include "cuda/point_check.h"
 #include "dispatch.h"
-#include "linear.h"
+#include "pyfast_xai/bits.h"
 
 namespace pyfast_xai {
 namespace {
@@ -15,11 +16,15 @@ namespace {
 constexpr int kThreads = 128, kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
+// Sizes of a fully connected layer [rows, columns] -> [rows, outputs] whose weight is rows of words of bits.
+struct LinearLayer {
+  int64_t rows, columns, outputs, words;
+};
+
 // Bits of the chosen neurons, [rows, 2, words_for(outputs)], ordinary points before negative ones: the points of a row
 // come together without a sort, and each once.
-__global__ void __launch_bounds__(kThreads)
-select_kernel(const int64_t* points, const bool* negative, int64_t count, int64_t rows, int64_t outputs,
-              uint64_t* selected) {
+__global__ void __launch_bounds__(kThreads) select_kernel(const int64_t* points, const bool* negative, int64_t count,
+                                                          int64_t rows, int64_t outputs, uint64_t* selected) {
   const int64_t words = words_for(outputs), step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
     if (!is_point(points[i], rows * outputs)) continue;
@@ -32,8 +37,8 @@ select_kernel(const int64_t* points, const bool* negative, int64_t count, int64_
 // Bits of input > 0 and input < 0, [rows, words]; a NaN sets neither. One warp a word, so that reads are coalesced.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-sign_kernel(const T* input, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, uint64_t* above,
-            uint64_t* below) {
+    sign_kernel(const T* input, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
+                uint64_t* above, uint64_t* below) {
   const int lane = threadIdx.x % kWarp;
   const int64_t words = words_for(columns), step = int64_t{gridDim.x} * (kThreads / kWarp);
   for (int64_t i = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp; i < rows * words; i += step) {
@@ -56,8 +61,8 @@ sign_kernel(const T* input, int64_t row_stride, int64_t column_stride, int64_t r
 // Unites the weight bits of a row's neurons word by word and keeps the inputs whose sign agrees. The result replaces
 // `above`.
 __global__ void __launch_bounds__(kThreads)
-unite_kernel(const uint64_t* weight_positive, const uint64_t* weight_negative, const uint64_t* selected, int64_t rows,
-             int64_t outputs, int64_t words, uint64_t* above, const uint64_t* below) {
+    unite_kernel(const uint64_t* weight_positive, const uint64_t* weight_negative, const uint64_t* selected,
+                 int64_t rows, int64_t outputs, int64_t words, uint64_t* above, const uint64_t* below) {
   const int64_t neuron_words = words_for(outputs), blocks = (words + kThreads - 1) / kThreads;
   for (int64_t task = blockIdx.x; task < rows * blocks; task += gridDim.x) {
     const int64_t row = task / blocks, word = task % blocks * kThreads + threadIdx.x;
@@ -86,20 +91,15 @@ template <class T>
 void launch_signs(const Tensor& input, const LinearLayer& layer, uint64_t* above, uint64_t* below,
                   cudaStream_t stream) {
   sign_kernel<T><<<blocks_for(layer.rows * layer.words, kThreads / kWarp), kThreads, 0, stream>>>(
-      static_cast<const T*>(input.const_data_ptr()), input.stride(0), input.stride(1), layer.rows, layer.columns,
-      above, below);
+      static_cast<const T*>(input.const_data_ptr()), input.stride(0), input.stride(1), layer.rows, layer.columns, above,
+      below);
   check_launch("sign_kernel");
 }
 
 Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Tensor& weight_negative,
                     const Tensor& points, std::optional<Tensor> negative, std::optional<int64_t> capacity) {
-  check_capacity(capacity);
-  const LinearLayer layer = linear_layer(input, weight_positive, weight_negative, points, negative);
-  check_same_device(weight_positive, "weight_positive", input, "input");
-  check_same_device(weight_negative, "weight_negative", input, "input");
-  check_same_device(points, "points", input, "input");
-  if (negative) check_same_device(*negative, "negative", input, "input");
-
+  checks::linear_trace(input, weight_positive, weight_negative, points, negative, capacity);
+  const LinearLayer layer{input.size(0), input.size(1), weight_positive.size(0), words_for(input.size(1))};
   const DeviceScope scope(input);
   const cudaStream_t stream = scope.stream();
   const Tensor list = torch::stable::contiguous(points);
@@ -120,15 +120,15 @@ Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Te
         selected);
     check_launch("select_kernel");
   }
-  dispatch_floating(input, "input", [&](auto type) {
+  dispatch_floating(input, [&](auto type) {
     if (total > 0) launch_signs<typename decltype(type)::type>(input, layer, above, below, stream);
   });
   if (total > 0) {
     const int64_t blocks = (layer.words + kThreads - 1) / kThreads;
     unite_kernel<<<blocks_for(layer.rows * blocks, 1), kThreads, 0, stream>>>(
         static_cast<const uint64_t*>(positive_rows.const_data_ptr()),
-        static_cast<const uint64_t*>(negative_rows.const_data_ptr()), selected, layer.rows, layer.outputs,
-        layer.words, above, below);
+        static_cast<const uint64_t*>(negative_rows.const_data_ptr()), selected, layer.rows, layer.outputs, layer.words,
+        above, below);
     check_launch("unite_kernel");
   }
   const int64_t most = std::min(layer.rows, count) * layer.columns;
@@ -138,4 +138,4 @@ Tensor linear_trace(const Tensor& input, const Tensor& weight_positive, const Te
 }  // namespace
 }  // namespace pyfast_xai
 
-STABLE_TORCH_LIBRARY_IMPL(pyfast_xai, CUDA, m) { m.impl("linear_trace", TORCH_BOX(&pyfast_xai::linear_trace)); }
+STABLE_TORCH_LIBRARY_IMPL(pyfast_xai_cuda, CUDA, m) { m.impl("linear_trace", TORCH_BOX(&pyfast_xai::linear_trace)); }

@@ -5,6 +5,7 @@
 #include <array>
 #include <optional>
 
+#include "checks.h"
 #include "cuda/bitmap.h"
 #include "cuda/point_check.h"
 #include "pyfast_xai/bits.h"
@@ -20,7 +21,7 @@ constexpr int64_t kSmall = int64_t{1} << 26;  // 8 MiB
 
 // Sets the bits of the points.
 __global__ void __launch_bounds__(kThreads)
-mark_kernel(const int64_t* points, int64_t count, int64_t size, uint64_t* bits) {
+    mark_kernel(const int64_t* points, int64_t count, int64_t size, uint64_t* bits) {
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
     if (!is_point(points[i], size)) continue;
@@ -30,7 +31,7 @@ mark_kernel(const int64_t* points, int64_t count, int64_t size, uint64_t* bits) 
 
 // Sets the bits of the entries of a sorted list that are not the entry before them.
 __global__ void __launch_bounds__(kThreads)
-mark_first_kernel(const int64_t* sorted, int64_t count, int64_t size, uint64_t* bits) {
+    mark_first_kernel(const int64_t* sorted, int64_t count, int64_t size, uint64_t* bits) {
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
     if (!is_point(sorted[i], size) || (i > 0 && sorted[i] == sorted[i - 1])) continue;
@@ -88,9 +89,7 @@ Tensor union_by_bitmap(const Tensor& points, int64_t size, std::optional<int64_t
 }
 
 Tensor points_union(const Tensor& points, int64_t size, std::optional<int64_t> capacity) {
-  check_points(points);
-  check(size >= 0, "size must not be negative, got ", size);
-  check_capacity(capacity);
+  checks::points_union(points, size, capacity);
   const DeviceScope scope(points);
   const Tensor list = torch::stable::contiguous(points);
   return size > kSmall && size / kSparse > list.numel() ? union_by_sort(list, size, capacity, scope.stream())
@@ -100,4 +99,4 @@ Tensor points_union(const Tensor& points, int64_t size, std::optional<int64_t> c
 }  // namespace
 }  // namespace pyfast_xai
 
-STABLE_TORCH_LIBRARY_IMPL(pyfast_xai, CUDA, m) { m.impl("points_union", TORCH_BOX(&pyfast_xai::points_union)); }
+STABLE_TORCH_LIBRARY_IMPL(pyfast_xai_cuda, CUDA, m) { m.impl("points_union", TORCH_BOX(&pyfast_xai::points_union)); }

@@ -1,6 +1,7 @@
 """CPU twins compiled by Numba on their first call, for an installation without the compiled library."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,15 @@ import torch
 from torch import Tensor
 
 _running = threading.Lock()
+
+
+def _free() -> None:
+    global _running
+    _running = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free)  # no thread of the parent that held it lives in the child
 
 
 def one_at_a_time(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +34,7 @@ def one_at_a_time(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """The memory of a CPU tensor as an array; a half-precision tensor is copied to float32, as NumPy needs."""
+    """Returns the memory of a CPU tensor as an array; a half-precision tensor is copied to float32, as NumPy needs."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
     return tensor.numpy(force=True)

@@ -15,14 +15,14 @@ _BYTES, _SUM = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 
 
 @njit(nogil=True)
-def _count(word):
+def _count(word: np.uint64) -> np.int64:
     word -= (word >> _ONE) & _PAIRS
     word = (word & _NIBBLES) + ((word >> _TWO) & _NIBBLES)
     return np.int64((((word + (word >> _FOUR)) & _BYTES) * _SUM) >> _TOP)
 
 
 @njit(nogil=True)
-def _count_all(words):
+def _count_all(words: np.ndarray) -> int:
     total = 0
     for row in range(words.shape[0]):
         for word in words[row]:
@@ -31,7 +31,7 @@ def _count_all(words):
 
 
 @njit(nogil=True)
-def _write(words, columns, out):
+def _write(words: np.ndarray, columns: int, out: np.ndarray) -> None:
     filled = 0
     for row in range(words.shape[0]):
         for at in range(words.shape[1]):
@@ -45,17 +45,17 @@ def _write(words, columns, out):
 
 
 def positions(words: np.ndarray, columns: int) -> Tensor:
-    """Sorted flat indices into `[R, columns]` of the set bits of `words` [R, ceil(columns / 64)], uint64."""
+    """Returns sorted flat indices into `[R, columns]` of the set bits of `words` [R, ceil(columns / 64)], uint64."""
     out = torch.empty(_count_all(words), dtype=torch.int64)
     _write(words, columns, array(out))
     return out
 
 
-def filled(found: Tensor, capacity: int | None) -> Tensor:
-    """`found` [Q] with -1 behind it, `capacity` entries in all; None leaves it as it is."""
+def filled(points: Tensor, capacity: int | None) -> Tensor:
+    """Returns `found` [Q] padded with -1 to `capacity` entries; None leaves it unchanged."""
     if capacity is None:
-        return found
-    checks.holds(capacity, torch.tensor(len(found)))
+        return points
+    checks.capacity_suffices(capacity, len(points))
     out = torch.full((capacity,), -1, dtype=torch.int64)
-    out[: len(found)] = found
+    out[: len(points)] = points
     return out

@@ -6,13 +6,14 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Location
 from pyfast_xai.kernels.numba import array, one_at_a_time
 
-PRODUCT, CENTER, ACTIVATION, SAME = range(4)
+PRODUCT, CENTER, ACTIVATION, SAME = map(int, Location)
 
 
 @njit(nogil=True, inline="always")
-def _beats(value, best):
+def _beats(value: float, best: float) -> bool:
     # NaN counts as the largest and the first of equals stays, as in torch.argmax.
     return value > best or (value != value and best == best)
 
@@ -20,22 +21,22 @@ def _beats(value, best):
 @one_at_a_time
 @njit(nogil=True, parallel=True)
 def _trace(
-    input,  # [N, D, H, W, C]
-    filters,  # [F, T, C / groups]
-    order,  # [P], points of one filter side by side
-    batch,  # [P]
-    row,  # [P], of `filters`
-    first_channel,  # [P]
-    at,  # [3, P]
-    negative,  # [P]
-    kernel,
-    stride,
-    padding,
-    dilation,
-    location,
-    tasks,
-    out,  # [P]
-):
+    input: np.ndarray,  # [N, D, H, W, C]
+    filters: np.ndarray,  # [F, T, C / groups]
+    order: np.ndarray,  # [P], points of one filter side by side
+    batch: np.ndarray,  # [P]
+    row: np.ndarray,  # [P], of `filters`
+    first_channel: np.ndarray,  # [P]
+    at: np.ndarray,  # [3, P]
+    negative: np.ndarray,  # [P]
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    location: int,
+    tasks: int,
+    out: np.ndarray,  # [P]
+) -> None:
     _, depth, height, width, channels = input.shape
     per_group = filters.shape[2]
     count = len(order)
@@ -65,7 +66,7 @@ def _trace(
 
             if location in (PRODUCT, ACTIVATION):
                 z, y, x = z0, y0, x0
-                found = False
+                any_inside = False
                 most = filters[f, 0, 0]
                 for tap in range(filters.shape[1]):
                     tz = z0 + tap // (kernel[1] * kernel[2]) * dilation[0]
@@ -76,8 +77,8 @@ def _trace(
                         if location == PRODUCT:
                             value *= filters[f, tap, best]
                             value = -value if flip else value
-                        if not found or _beats(value, most):
-                            found, most, z, y, x = True, value, tz, ty, tx
+                        if not any_inside or _beats(value, most):
+                            any_inside, most, z, y, x = True, value, tz, ty, tx
             elif location == CENTER:
                 z = z0 + dilation[0] * (kernel[0] // 2)
                 y = y0 + dilation[1] * (kernel[1] // 2)
@@ -102,7 +103,7 @@ def conv_trace(
     groups: int,
     location: int,
 ) -> Tensor:
-    """For each point the strongest input channel of its receptive field and a place in it; see `ops.conv_trace`."""
+    """Returns each point's strongest input channel in its receptive field, and a place there; see `ops.conv_trace`."""
     checks.conv_trace(input, weight, points, negative, output_size, stride, padding, dilation, groups, location)
     out = torch.empty_like(points)
     if not len(points):
@@ -110,9 +111,9 @@ def conv_trace(
     absent = array(points) < 0
     if absent.any():
         present = torch.from_numpy(~absent)
-        own = None if negative is None else negative[present]
+        signs = None if negative is None else negative[present]
         geometry = (output_size, stride, padding, dilation, groups, location)
-        out.fill_(-1)[present] = conv_trace(input, weight, points[present], own, *geometry)
+        out.fill_(-1)[present] = conv_trace(input, weight, points[present], signs, *geometry)
         return out
     missing = 5 - input.dim()
     field = array(input.reshape(*input.shape[:2], *[1] * missing, *input.shape[2:]).movedim(1, -1))

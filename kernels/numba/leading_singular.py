@@ -5,23 +5,24 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Solver
 from pyfast_xai.kernels.numba import array
 
-AUTO, GRAM, SUBSPACE = range(3)
+AUTO, GRAM, SUBSPACE = map(int, Solver)
 OVERSAMPLE = 8
 GRAM_LIMIT = 1024
 
 
 def leading_singular(
-    matrices: Tensor, k: int, method: int, iterations: int, seed: int
+    matrices: Tensor, k: int, solver: int, iterations: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Leading `k` singular triplets of `matrices` [B, M, N] and their residuals; see `ops.leading_singular`."""
-    checks.leading_singular(matrices, k, method, iterations)
+    """Returns the `k` leading singular triplets of `matrices` [B, M, N] and residuals; see `ops.leading_singular`."""
+    checks.leading_singular(matrices, k, solver, iterations, seed)
     tall = matrices.shape[1] > matrices.shape[2]
     wide = array(matrices.mT if tall else matrices).astype(np.float64)
     small = wide.shape[1]
     wide_t = wide.swapaxes(1, 2)
-    if method == GRAM or (method == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE:
+    if solver == GRAM or (solver == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE:
         basis = np.linalg.eigh(wide @ wide_t)[1][:, :, : -k - 1 : -1]
     else:
         probe = np.random.default_rng(seed % 2**64).standard_normal((wide.shape[2], k + OVERSAMPLE))
@@ -39,7 +40,7 @@ def leading_singular(
     residual = error / np.maximum(singular[:, :1], np.finfo(np.float64).tiny)
     if tall:
         left, right = right, left
-    # Of the two signs of a triplet, the one whose left vector sums to a positive number.
+    # The sign of a triplet is chosen so that its left vector sums to a positive number.
     sign = np.where(left.sum(1, keepdims=True) < 0, -1.0, 1.0)
     dtype = torch.promote_types(matrices.dtype, torch.float32)
 

@@ -14,7 +14,15 @@ TILE = 64  # words of one task: a row of results is split, for a single image ha
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _reach(input, positive, negative, start, neuron, flip, reached):
+def _reach(
+    input: np.ndarray,
+    positive: np.ndarray,
+    negative: np.ndarray,
+    start: np.ndarray,
+    neuron: np.ndarray,
+    flip: np.ndarray,
+    reached: np.ndarray,
+) -> None:
     words = reached.shape[1]
     tiles = (words + TILE - 1) // TILE
     for task in prange(reached.shape[0] * tiles):
@@ -48,7 +56,7 @@ def linear_trace(
     negative: Tensor | None,
     capacity: int | None = None,
 ) -> Tensor:
-    """Union over the points of a row of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
+    """Returns the union over a row's points of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
     checks.linear_trace(input, weight_positive, weight_negative, points, negative, capacity)
     rows, features = input.shape
     order = np.argsort(array(points), kind="stable")  # flat indices, so by row; those of -1 before any

@@ -1,5 +1,6 @@
 """Numba twin of `max_pool_backward`: a plane at a time."""
 
+import numpy as np
 from numba import njit, prange
 from torch import Tensor
 
@@ -9,7 +10,15 @@ from pyfast_xai.kernels.numba import array, one_at_a_time
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _scatter(grad, offsets, kernel, stride, padding, dilation, out):
+def _scatter(
+    grad: np.ndarray,
+    offsets: np.ndarray,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    out: np.ndarray,
+) -> None:
     images, channels, height, width = grad.shape
     for plane in prange(images * channels):
         n, c = plane // channels, plane % channels
@@ -32,7 +41,7 @@ def max_pool_backward(
     out: Tensor,
 ) -> None:
     """Add every gradient to the element of `out` that won its window; the others become 0."""
-    checks.max_pool(out, "out", grad, "grad", offsets, kernel, stride, padding, dilation)
+    checks.max_pool_backward(grad, offsets, kernel, stride, padding, dilation, out)
     wide = out if out.dtype.itemsize > 2 else out.float()  # NumPy has no bfloat16
     geometry = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
     _scatter(array(grad), array(offsets), *geometry, array(wide))

@@ -10,7 +10,15 @@ from pyfast_xai.kernels.numba import array, one_at_a_time
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _pool(input, kernel, stride, padding, dilation, output, offsets):
+def _pool(
+    input: np.ndarray,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    output: np.ndarray,
+    offsets: np.ndarray,
+) -> None:
     images, channels, height, width = input.shape
     for plane in prange(images * channels):
         n, c = plane // channels, plane % channels
@@ -42,7 +50,7 @@ def max_pool_forward(
     offsets: Tensor,
 ) -> None:
     """Fill `output` with the largest element of every window and `offsets` with the number of its tap."""
-    checks.max_pool(input, "input", output, "output", offsets, kernel, stride, padding, dilation)
+    checks.max_pool_forward(input, kernel, stride, padding, dilation, output, offsets)
     wide = output if output.dtype.itemsize > 2 else output.float()  # NumPy has no bfloat16
     _pool(array(input), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), array(wide), array(offsets))
     if wide is not output:

@@ -13,7 +13,9 @@ from pyfast_xai.kernels.numba import array, one_at_a_time
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _density(row_of, start, column, count, gaussian, out):
+def _density(
+    row_of: np.ndarray, start: np.ndarray, column: np.ndarray, count: np.ndarray, gaussian: np.ndarray, out: np.ndarray
+) -> None:
     images, height, width = out.shape
     reach = len(gaussian) - 1
     lines = np.zeros((len(row_of), width))
@@ -36,7 +38,7 @@ def _density(row_of, start, column, count, gaussian, out):
 
 
 def point_density(points: Tensor, images: int, height: int, width: int, sigma: float) -> Tensor:
-    """Sum of unit-height Gaussians at `points` [P], flat indices into [images, height, width]."""
+    """Returns the sum of unit-height Gaussians at `points` [P], flat indices into [images, height, width]."""
     checks.point_density(points, images, height, width, sigma)
     out = torch.empty((images, height, width), dtype=torch.float32)
     flat, count = np.unique(array(points), return_counts=True)
@@ -45,6 +47,6 @@ def point_density(points: Tensor, images: int, height: int, width: int, sigma: f
     # Beyond this distance all points together round to zero in float32, whose least number is 2 ** -149.
     reach = sigma * math.sqrt(2 * (150 * math.log(2) + math.log(max(1, len(points)))))
     distance = np.arange(min(reach, max(height, width)) + 1)
-    gaussian = np.exp(-(distance**2) / (2 * sigma**2))
+    gaussian = np.exp(-((distance / sigma) ** 2) / 2)
     _density(row_of, np.append(start, len(flat)), column, count, gaussian, array(out))
     return out

@@ -14,19 +14,19 @@ SPARSE = 1024
 
 
 @njit(nogil=True)
-def _mark(points, words):
+def _mark(points: np.ndarray, words: np.ndarray) -> None:
     for point in points:
         if point >= 0:
             words[point >> 6] |= np.uint64(1) << np.uint64(point & 63)
 
 
 def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tensor:
-    """Sorted distinct values of `points` [P], each in [0, size) or -1, which is left out."""
+    """Returns the sorted distinct values of `points` [P], each in [0, size) or -1, which is left out."""
     checks.points_union(points, size, capacity)
     values = array(points)
     if size > SPARSE * len(values):
-        found = np.unique(values)
-        return filled(torch.from_numpy(found[found >= 0]), capacity)
+        distinct = np.unique(values)
+        return filled(torch.from_numpy(distinct[distinct >= 0]), capacity)
     words = np.zeros(-(-size // 64), dtype=np.uint64)
     _mark(values, words)
     return filled(positions(words[None], size), capacity)

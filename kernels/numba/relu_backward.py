@@ -6,17 +6,27 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Rectify
 from pyfast_xai.kernels.numba import array, one_at_a_time
 from pyfast_xai.kernels.numba.relu_forward import BLOCK, pattern, patterns
 
-GRADIENT, DECONVNET, GUIDED = range(3)
+GRADIENT, DECONVNET, GUIDED = map(int, Rectify)
 SPREAD = np.uint64(0x0101010101010101)
 PLACES = np.uint64(0x8040201008040201)
 
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _pass(grad, bits, rule, magnitude, infinity, leaks, leak, out):
+def _pass(
+    grad: np.ndarray,
+    bits: np.ndarray,
+    rule: int,
+    magnitude: int,
+    infinity: int,
+    leaks: bool,
+    leak: np.ndarray,
+    out: np.ndarray,
+) -> None:
     rows, size = grad.shape
     blocks = (size + BLOCK - 1) // BLOCK
     for task in prange(rows * blocks):

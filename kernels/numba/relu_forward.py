@@ -18,18 +18,28 @@ GATHER = np.uint64(0x0102040810204080)
 
 
 def patterns(tensor: Tensor) -> np.ndarray:
-    """The elements of a dense tensor in the order of its memory, which is shared, as integers of their width."""
+    """Returns the elements of a dense tensor in memory order, as integers of their width that share its memory."""
     return array(tensor.as_strided((tensor.numel(),), (1,)).view(INTEGERS[tensor.element_size()]))
 
 
 def pattern(value: float, dtype: torch.dtype) -> int:
-    """A number of this dtype as an integer."""
+    """Returns a number of this dtype as an integer."""
     return int(torch.tensor(value, dtype=dtype).view(INTEGERS[dtype.itemsize]))
 
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _rectify(input, bound, bounded, clamp, magnitude, infinity, upper, out, bits):
+def _rectify(
+    input: np.ndarray,
+    bound: np.ndarray,
+    bounded: bool,
+    clamp: bool,
+    magnitude: int,
+    infinity: int,
+    upper: int,
+    out: np.ndarray,
+    bits: np.ndarray,
+) -> None:
     size = len(input)
     largest = infinity if upper == infinity else upper - 1  # that passes
     for task in prange((size + BLOCK - 1) // BLOCK):

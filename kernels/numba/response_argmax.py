@@ -10,7 +10,7 @@ from pyfast_xai.kernels.numba import array, one_at_a_time
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _fold(responses, classes, best, winner):
+def _fold(responses: np.ndarray, classes: np.ndarray, best: np.ndarray, winner: np.ndarray) -> None:
     count, images, channels, height, width = responses.shape
     for task in prange(images * height):
         n, y = task // height, task % height

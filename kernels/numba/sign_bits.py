@@ -11,7 +11,7 @@ from pyfast_xai.kernels.numba import array, one_at_a_time
 
 @one_at_a_time
 @njit(nogil=True, parallel=True)
-def _pack(weight, positive, negative):
+def _pack(weight: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> None:
     columns = weight.shape[1]
     for row in prange(weight.shape[0]):
         for word in range(positive.shape[1]):
@@ -27,7 +27,7 @@ def _pack(weight, positive, negative):
 
 
 def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Bit j % 64 of word j // 64 of row o says `weight[o, j] > 0` (first result) and `< 0` (second)."""
+    """Packs signs: bit j % 64 of word j // 64 of row o says `weight[o, j] > 0` (first result) or `< 0` (second)."""
     checks.sign_bits(weight)
     positive = torch.empty(weight.shape[0], (weight.shape[1] + 63) // 64, dtype=torch.int64)
     negative = torch.empty_like(positive)

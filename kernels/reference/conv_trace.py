@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Location
 
-PRODUCT, CENTER, ACTIVATION, SAME = range(4)
+PRODUCT, CENTER, ACTIVATION, SAME = map(int, Location)
 CHUNK = 1 << 24  # elements of one gathered block of receptive fields
 
 
@@ -31,7 +32,7 @@ def conv_trace(
     groups: int,
     location: int,
 ) -> Tensor:
-    """For each point the strongest input channel of its receptive field and a place in it; see `ops.conv_trace`."""
+    """Returns each point's strongest input channel in its receptive field, and a place there; see `ops.conv_trace`."""
     checks.conv_trace(input, weight, points, negative, output_size, stride, padding, dilation, groups, location)
     size = math.prod(weight.shape[1:])
     step = max(1, CHUNK // max(1, size))
@@ -50,11 +51,22 @@ def conv_trace(
         )
         for at in range(0, len(points), step)
     ]
-    # What is absent was traced as if it were the first point.
+    # Absent points were traced as if they were the first point.
     return torch.cat(parts).masked_fill_(points < 0, -1) if parts else points.clone()
 
 
-def _trace(input, weight, points, negative, output_size, stride, padding, dilation, groups, location):
+def _trace(
+    input: Tensor,
+    weight: Tensor,
+    points: Tensor,
+    negative: Tensor | None,
+    output_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    location: int,
+) -> Tensor:
     spatial = list(input.shape[2:])
     kernel = list(weight.shape[2:])
     rank = len(spatial)

@@ -4,22 +4,23 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Solver
 from pyfast_xai.kernels.reference.normals import normals
 
-AUTO, GRAM, SUBSPACE = range(3)
+AUTO, GRAM, SUBSPACE = map(int, Solver)
 OVERSAMPLE = 8
 # Above this many rows and columns on the small side, the Gram matrix costs more than the iteration.
 GRAM_LIMIT = 1024
 
 
 def leading_singular(
-    matrices: Tensor, k: int, method: int, iterations: int, seed: int
+    matrices: Tensor, k: int, solver: int, iterations: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Leading `k` singular triplets of `matrices` [B, M, N] and their residuals; see `ops.leading_singular`."""
-    checks.leading_singular(matrices, k, method, iterations)
+    """Returns the `k` leading singular triplets of `matrices` [B, M, N] and residuals; see `ops.leading_singular`."""
+    checks.leading_singular(matrices, k, solver, iterations, seed)
     small = min(matrices.shape[1:])
     exact = matrices.double()
-    if method == GRAM or (method == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE:
+    if solver == GRAM or (solver == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE:
         left, singular, right_t = torch.linalg.svd(exact, full_matrices=False)
         right = right_t.mT
     else:
@@ -31,7 +32,7 @@ def leading_singular(
         inner, singular, right_t = torch.linalg.svd(basis.mT @ exact, full_matrices=False)
         left, right = basis @ inner, right_t.mT
     left, singular, right = left[..., :k], singular[..., :k], right[..., :k]
-    # Of the two signs of a triplet, the one whose left vector sums to a positive number.
+    # The sign of a triplet is chosen so that its left vector sums to a positive number.
     sign = torch.where(left.sum(1, keepdim=True) < 0, -1.0, 1.0)
     left, right = left * sign, right * sign
     error = torch.linalg.vector_norm(exact.mT @ left - right * singular[:, None], dim=1)

@@ -22,7 +22,7 @@ def linear_trace(
     negative: Tensor | None,
     capacity: int | None = None,
 ) -> Tensor:
-    """Union over the points of a row of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
+    """Returns the union over a row's points of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
     checks.linear_trace(input, weight_positive, weight_negative, points, negative, capacity)
     rows, features = input.shape
     outputs = weight_positive.shape[0]
@@ -34,7 +34,7 @@ def linear_trace(
         chosen = points.masked_fill((points < 0) | (negative != flip), rows * outputs)
         selected = torch.zeros(rows * outputs + 1, dtype=torch.float64, device=input.device)
         selected = selected.index_fill_(0, chosen, 1)[:-1].view(rows, outputs)
-        # How many selected neurons hold a weight of the wanted sign on input j.
+        # The number of selected neurons with a weight of the wanted sign on input j.
         excited = selected @ _unpack(weight_negative if flip else weight_positive, features).double() > 0
         inhibited = selected @ _unpack(weight_positive if flip else weight_negative, features).double() > 0
         reached.append((excited & (input > 0)) | (inhibited & (input < 0)))

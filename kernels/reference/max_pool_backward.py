@@ -16,7 +16,7 @@ def max_pool_backward(
     out: Tensor,
 ) -> None:
     """Add every gradient to the element of `out` that won its window; the others become 0."""
-    checks.max_pool(out, "out", grad, "grad", offsets, kernel, stride, padding, dilation)
+    checks.max_pool_backward(grad, offsets, kernel, stride, padding, dilation, out)
     targets = len(grad) // max(1, len(offsets))
     tap = offsets.long()
     rows = torch.arange(grad.shape[2], device=grad.device)[:, None] * stride[0] - padding[0]

@@ -1,5 +1,7 @@
 """Reference of `max_pool_forward`."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,25 +18,29 @@ def max_pool_forward(
     offsets: Tensor,
 ) -> None:
     """Fill `output` with the largest element of every window and `offsets` with the number of its tap."""
-    checks.max_pool(input, "input", output, "output", offsets, kernel, stride, padding, dilation)
+    checks.max_pool_forward(input, kernel, stride, padding, dilation, output, offsets)
     if not output.numel():
         return
-    pooled, index = torch.ops.aten.max_pool2d_with_indices(
-        input, kernel, stride, padding, dilation, _ceils(input, output, kernel, stride, padding, dilation)
+    (rows, row_inside), (columns, column_inside) = (
+        _taps(input.shape[2 + d], output.shape[2 + d], kernel[d], stride[d], padding[d], dilation[d], input.device)
+        for d in range(2)
     )
-    rows = torch.arange(output.shape[2], device=input.device)[:, None] * stride[0] - padding[0]
-    columns = torch.arange(output.shape[3], device=input.device) * stride[1] - padding[1]
-    row = (index // input.shape[3] - rows) // dilation[0]
-    column = (index % input.shape[3] - columns) // dilation[1]
-    output.copy_(pooled)
-    offsets.copy_(row * kernel[1] + column)
+    inside = (row_inside[:, None, :, None] & column_inside[None, :, None, :]).flatten(2)  # [H', W', taps]
+    values = input.detach()[:, :, rows[:, None, :, None], columns[None, :, None, :]].flatten(4)
+    largest = values.masked_fill(~inside, -math.inf).amax(-1, keepdim=True)
+    # The first of equals wins, and the last of several NaNs, as in PyTorch.
+    first = (inside & (values == largest)).int().argmax(-1)
+    nan = (inside & values.isnan()).int()
+    last = math.prod(kernel) - 1 - nan.flip(-1).argmax(-1)
+    tap = torch.where(nan.any(-1), last, first)
+    output.copy_(values.take_along_dim(tap[..., None], -1)[..., 0])
+    offsets.copy_(tap)
 
 
-def _ceils(
-    input: Tensor, output: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> bool:
-    """Whether the last window reaches past the edge, which the size of the output tells."""
-    floors = [
-        (input.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2)
-    ]
-    return list(output.shape[2:]) != floors
+def _taps(
+    size: int, windows: int, kernel: int, stride: int, padding: int, dilation: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return places `[windows, kernel]` of the taps along a dimension, and which of them lie inside."""
+    start = torch.arange(windows, device=device)[:, None] * stride - padding
+    place = start + torch.arange(kernel, device=device) * dilation
+    return place.clamp(0, size - 1), (place >= 0) & (place < size)

@@ -10,7 +10,7 @@ _MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 def normals(rows: int, columns: int, seed: int, device: torch.device) -> Tensor:
-    """Normally distributed numbers, float64 `[rows, columns]`, the same on every device up to rounding.
+    """Returns normally distributed numbers, float64 `[rows, columns]`, the same on every device up to rounding.
 
     From the hash of SplitMix64 (Steele, Lea and Flood, 2014) by the transform of Box and Muller.
     """
@@ -28,12 +28,12 @@ def _mixed(bits: Tensor) -> Tensor:
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:
-    """To the right, with zeros from the left."""
+    """Returns the bits shifted to the right, with zeros from the left."""
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _scrambled(seed: int) -> int:
-    """Far from that of the next seed, whose numbers would be the same ones, moved by one."""
+    """Returns a scrambled seed, so that neighbouring seeds do not give the same numbers, moved by one."""
     bits = seed % 2**64
     for shift, factor in _MIXING:
         bits = (bits ^ (bits >> shift)) * factor % 2**64
@@ -41,5 +41,5 @@ def _scrambled(seed: int) -> int:
 
 
 def _signed(number: int) -> int:
-    """The same 64 bits as an int64."""
+    """Returns the same 64 bits as an int64."""
     return number - 2**64 if number >= 2**63 else number

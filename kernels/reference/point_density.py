@@ -8,11 +8,11 @@ from pyfast_xai.kernels import checks
 
 def _gaussian(size: int, sigma: float, device: torch.device) -> Tensor:
     at = torch.arange(size, dtype=torch.float64, device=device)
-    return torch.exp(-((at[:, None] - at[None, :]) ** 2) / (2 * sigma**2))  # [size, size]
+    return torch.exp(-(((at[:, None] - at[None, :]) / sigma) ** 2) / 2)  # [size, size]
 
 
 def point_density(points: Tensor, images: int, height: int, width: int, sigma: float) -> Tensor:
-    """Sum of unit-height Gaussians at `points` [P], flat indices into [images, height, width]."""
+    """Returns the sum of unit-height Gaussians at `points` [P], flat indices into [images, height, width]."""
     checks.point_density(points, images, height, width, sigma)
     counts = torch.bincount(points, minlength=images * height * width).double().view(images, height, width)
     vertical = _gaussian(height, sigma, points.device)

@@ -7,7 +7,7 @@ from pyfast_xai.kernels.places import places
 
 
 def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tensor:
-    """Sorted distinct values of `points` [P], each in [0, size) or -1, which is left out."""
+    """Returns the sorted distinct values of `points` [P], each in [0, size) or -1, which is left out."""
     checks.points_union(points, size, capacity)
     ordered = points.sort().values
     first = ordered >= 0

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Rectify
 from pyfast_xai.kernels.reference.relu_forward import BYTE, in_memory_order
 
-GRADIENT, DECONVNET, GUIDED = range(3)
+GRADIENT, DECONVNET, GUIDED = map(int, Rectify)
 
 
 def _unpack(bits: Tensor, size: int) -> Tensor:

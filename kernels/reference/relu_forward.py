@@ -11,7 +11,7 @@ BYTE = 8
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:
-    """The elements of a dense tensor as they lie in memory, as a view."""
+    """Returns the elements of a dense tensor as they lie in memory, as a view."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 

@@ -19,6 +19,6 @@ def _pack(mask: Tensor) -> Tensor:
 
 
 def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Bit j % 64 of word j // 64 of row o says `weight[o, j] > 0` (first result) and `< 0` (second)."""
+    """Packs signs: bit j % 64 of word j // 64 of row o says `weight[o, j] > 0` (first result) or `< 0` (second)."""
     checks.sign_bits(weight)
     return _pack(weight > 0), _pack(weight < 0)

@@ -28,7 +28,7 @@ PRODUCT = (
 def winograd_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], lower: float, upper: float
 ) -> Tensor:
-    """The convolution, tile by tile of 4 x 4 outputs."""
+    """Computes the convolution, tile by tile of 4 x 4 outputs."""
     checks.winograd_conv2d(input, weight, bias, padding, lower, upper)
     to_window, to_tile = (torch.tensor(rows, dtype=input.dtype, device=input.device) for rows in (WINDOW, PRODUCT))
     height, width = (input.shape[2 + d] + 2 * padding[d] - 2 for d in range(2))

@@ -5,5 +5,5 @@ import triton.language as tl
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """What elements of `dtype` are widened to before arithmetic; exact, so comparisons stay what they were."""
+    """Returns the dtype to which `dtype` is widened before arithmetic; exact, so comparisons do not change."""
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -6,9 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Location
 from pyfast_xai.kernels.triton.accumulate import accumulator
 
-PRODUCT, CENTER, ACTIVATION, SAME = (tl.constexpr(location) for location in range(4))
+PRODUCT, CENTER, ACTIVATION, SAME = (tl.constexpr(int(location)) for location in Location)
 # Elements of a block: four a lane of the single warp, whose reductions are shuffles alone.
 LANES = 128
 
@@ -21,7 +22,7 @@ def _beats(value, best):
 
 @triton.jit
 def _first_largest(value, index):
-    """Index of the largest of a block, the least index among equals."""
+    """Returns the index of the largest element of a block, the least index among equals."""
     is_nan = value != value
     most = tl.max(tl.where(is_nan, float("-inf"), value), 0)
     wins = tl.where(tl.max(is_nan.to(tl.int32), 0) > 0, is_nan, value == most)
@@ -174,7 +175,7 @@ def conv_trace(
     groups: int,
     location: int,
 ) -> Tensor:
-    """For each point the strongest input channel of its receptive field and a place in it; see `ops.conv_trace`."""
+    """Returns each point's strongest input channel in its receptive field, and a place there; see `ops.conv_trace`."""
     checks.conv_trace(input, weight, points, negative, output_size, stride, padding, dilation, groups, location)
     out = torch.empty_like(points, memory_format=torch.contiguous_format)
     if not len(points):

@@ -12,11 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Solver
 from pyfast_xai.kernels.reference.leading_singular import leading_singular as full_decomposition
 from pyfast_xai.kernels.reference.normals import normals
 from pyfast_xai.kernels.triton.accumulate import accumulator
 
-AUTO, GRAM, SUBSPACE = range(3)
+AUTO, GRAM, SUBSPACE = map(int, Solver)
 OVERSAMPLE = 8
 GRAM_LIMIT = 1024
 WIDTHS = (16, 32)  # vectors of a basis: 16 is the least side of a tl.dot, and more than 32 do not fit into registers
@@ -73,20 +74,20 @@ def _product_kernel(
 
 @triton.jit
 def _orthonormal(basis, WIDTH: tl.constexpr):
-    """Gram and Schmidt on the rows of a block; a row that lies within those before it becomes zero."""
+    """Orthonormalises the rows of a block by Gram and Schmidt; a row that lies within those before it becomes zero."""
     o_vector = tl.arange(0, WIDTH)
     for i in range(WIDTH):
         mine = (o_vector == i)[:, None]
         row = tl.sum(tl.where(mine, basis, 0.0), 0)
         share = tl.where(o_vector < i, tl.sum(basis * row[None, :], 1), 0.0)
         row -= tl.sum(share[:, None] * basis, 0)
-        once = tl.sqrt(tl.sum(row * row, 0))
+        before = tl.sqrt(tl.sum(row * row, 0))
         # Twice is enough (Kahan, in Parlett, 1998, 6.9), unless the second time takes most of what the first left: that
         # was rounding, and what is left of it is not orthogonal.
         share = tl.where(o_vector < i, tl.sum(basis * row[None, :], 1), 0.0)
         row -= tl.sum(share[:, None] * basis, 0)
         norm = tl.sqrt(tl.sum(row * row, 0))
-        independent = norm > NEGLIGIBLE * once
+        independent = norm > NEGLIGIBLE * before
         row = tl.where(independent, row / tl.where(independent, norm, 1.0), 0.0)
         basis = tl.where(mine, row[None, :], basis)
     return basis
@@ -152,7 +153,7 @@ def _diagonalise_kernel(
     ACC: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Jacobi's rotations, WIDTH / 2 disjoint ones at a time: i with i ^ mask, for every mask of a sweep."""
+    """Applies Jacobi's rotations, WIDTH / 2 disjoint ones at a time: i with i ^ mask, for every mask of a sweep."""
     o_own = tl.arange(0, WIDTH)[:, None]
     o_other = tl.arange(0, WIDTH)[None, :]
     diagonal = o_own == o_other
@@ -167,11 +168,11 @@ def _diagonalise_kernel(
         for mask in range(1, WIDTH):
             partner = (o_own ^ mask) == o_other
             across = 2 * tl.sum(tl.where(partner, matrix, 0.0), 1)
-            own = tl.sum(tl.where(diagonal, matrix, 0.0), 1)
+            diagonal_here = tl.sum(tl.where(diagonal, matrix, 0.0), 1)
             other = tl.sum(tl.where(partner, tl.sum(tl.where(diagonal, matrix, 0.0), 0)[None, :], 0.0), 1)
             # tan of the angle that makes the pair's element zero (Golub and Van Loan, 8.5.2), the smaller of two; the
             # partner finds its negative. Scaled, so that no square overflows.
-            apart = other - own
+            apart = other - diagonal_here
             scale = tl.maximum(tl.abs(apart), tl.abs(across))
             scale = tl.where(scale > 0, scale, 1.0)
             apart = apart / scale
@@ -195,7 +196,7 @@ def _diagonalise_kernel(
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Batched product of `[B, M, K]` and `[B, K, N]`, any strides, in full precision."""
+    """Returns the batched product of `[B, M, K]` and `[B, K, N]`, any strides, in full precision."""
     count, rows, inner = a.shape
     columns = b.shape[2]
     out = torch.empty(count, rows, columns, dtype=a.dtype, device=a.device)
@@ -219,7 +220,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _diagonalise(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors, one a row, and eigenvalues of symmetric matrices `[B, WIDTH, WIDTH]`."""
+    """Returns the eigenvectors, one a row, and eigenvalues of symmetric matrices `[B, WIDTH, WIDTH]`."""
     vectors, values = torch.empty_like(matrices), torch.empty_like(matrices[:, 0])
     _diagonalise_kernel[(len(matrices),)](
         matrices,
@@ -234,7 +235,7 @@ def _diagonalise(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _orthonormalise(basis: Tensor) -> Tensor:
-    """Rows that span what those of `[B, WIDTH, size]` do, orthonormal but for what rounding hides.
+    """Returns the rows that span what those of `[B, WIDTH, size]` do, orthonormal but for what rounding hides.
 
     From the eigenvectors of their products (Stathopoulos and Wu, 2002); squaring loses half of the digits, hence twice.
     """
@@ -247,28 +248,28 @@ def _orthonormalise(basis: Tensor) -> Tensor:
 
 
 def _in_turn(rows: Tensor) -> Tensor:
-    """The same on a few long rows `[B, k, size]`, the largest first."""
+    """Returns the same on a few long rows `[B, k, size]`, the largest first."""
     basis = torch.zeros_like(rows)
     for i, row in enumerate(rows.split(1, dim=1)):
         before = basis[:, :i]
-        once = norm = torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        previous = norm = torch.linalg.vector_norm(row, dim=2, keepdim=True)
         for _ in range(2 if i else 0):
             row = row - _product(_product(row, before.mT), before)
-            once, norm = norm, torch.linalg.vector_norm(row, dim=2, keepdim=True)
-        independent = norm > NEGLIGIBLE.value * once
+            previous, norm = norm, torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        independent = norm > NEGLIGIBLE.value * previous
         basis[:, i : i + 1] = torch.where(independent, row / torch.where(independent, norm, 1), 0)
     return basis
 
 
 def _start(count: int, width: int, size: int, like: Tensor, seed: int) -> Tensor:
-    """Random vectors `[B, width, size]`, the same for every matrix; rows of zeros where there is no room for more."""
+    """Draws vectors `[B, width, size]`, the same for every matrix; rows beyond the rank are zero."""
     start = torch.zeros(width, size, dtype=like.dtype, device=like.device)
     start[: min(width, size)] = normals(size, width, seed, like.device).mT[: min(width, size)]
     return start.expand(count, -1, -1).contiguous()
 
 
 def _by_gram(wide: Tensor, k: int, width: int, seed: int) -> Tensor:
-    """Basis of the leading eigenvectors of `wide @ wide.mT`."""
+    """Returns the basis of the leading eigenvectors of `wide @ wide.mT`."""
     count, size, _ = wide.shape
     basis = _start(count, width, size, wide, seed)
     block = max(16, triton.next_power_of_2(size))
@@ -291,7 +292,7 @@ def _by_gram(wide: Tensor, k: int, width: int, seed: int) -> Tensor:
 
 
 def _by_subspace(wide: Tensor, width: int, passes: int, seed: int) -> Tensor:
-    """Basis after randomized subspace iteration (Halko, Martinsson and Tropp, 2011, Algorithm 4.4)."""
+    """Returns the basis after randomized subspace iteration (Halko, Martinsson and Tropp, 2011, Algorithm 4.4)."""
     count, size, length = wide.shape
     start = _start(count, width, length, wide, seed)
     start[:, size:] = 0  # no room for more in the small side
@@ -303,12 +304,12 @@ def _by_subspace(wide: Tensor, width: int, passes: int, seed: int) -> Tensor:
 
 
 def leading_singular(
-    matrices: Tensor, k: int, method: int, iterations: int, seed: int
+    matrices: Tensor, k: int, solver: int, iterations: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Leading `k` singular triplets of `matrices` [B, M, N] and their residuals; see `ops.leading_singular`."""
-    checks.leading_singular(matrices, k, method, iterations)
+    """Returns the `k` leading singular triplets of `matrices` [B, M, N] and residuals; see `ops.leading_singular`."""
+    checks.leading_singular(matrices, k, solver, iterations, seed)
     if not len(matrices) or k + OVERSAMPLE > WIDTHS[-1]:
-        return full_decomposition(matrices, k, method, iterations, seed)
+        return full_decomposition(matrices, k, solver, iterations, seed)
     dtype = torch.promote_types(matrices.dtype, torch.float32)
     matrices = matrices.detach()
     # No square of an element may overflow, nor may those of the largest vanish.
@@ -319,7 +320,7 @@ def leading_singular(
         wide = wide.mT
     small = wide.shape[1]
     width = next(width for width in WIDTHS if k + OVERSAMPLE <= width)
-    gram = method == GRAM or (method == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE
+    gram = solver == GRAM or (solver == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE
 
     with torch.cuda.device_of(wide):
         if gram and small * dtype.itemsize <= FITS:
@@ -342,6 +343,6 @@ def leading_singular(
 
     if tall:
         left, right = right, left
-    # Of the two signs of a triplet, the one whose left vector sums to a positive number.
+    # The sign of a triplet is chosen so that its left vector sums to a positive number.
     sign = torch.where(left.sum(2, keepdim=True) < 0, -1, 1)
     return (left * sign).mT.contiguous(), singular * scale, (right * sign).mT.contiguous(), residual

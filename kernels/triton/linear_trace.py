@@ -83,7 +83,7 @@ def linear_trace(
     negative: Tensor | None,
     capacity: int | None = None,
 ) -> Tensor:
-    """Union over the points of a row of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
+    """Returns the union over a row's points of `{j : input[r, j] * weight[o, j] > 0}` (`< 0` for a negative point)."""
     checks.linear_trace(input, weight_positive, weight_negative, points, negative, capacity)
     rows, features = input.shape
     outputs, words = weight_positive.shape

@@ -81,7 +81,7 @@ def max_pool_backward(
     out: Tensor,
 ) -> None:
     """Add every gradient to the element of `out` that won its window; the others become 0."""
-    checks.max_pool(out, "out", grad, "grad", offsets, kernel, stride, padding, dilation)
+    checks.max_pool_backward(grad, offsets, kernel, stride, padding, dilation, out)
     if not grad.numel():
         out.zero_()
         return

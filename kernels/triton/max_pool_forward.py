@@ -57,7 +57,7 @@ def _max_pool_forward_kernel(
                 m_tap = m_place & ((x >= 0) & (x < width))[None, :]
                 p_tap = p_field + y * input_stride_y + x[None, :] * input_stride_x
                 value = tl.load(p_tap, mask=m_tap, other=0).to(ACC)
-                # As in PyTorch: the first of equals, and of several NaNs the last.
+                # The first of equals wins, and the last of several NaNs, as in PyTorch.
                 wins = m_tap & ((winner < 0) | (value > best) | (value != value))
                 best = tl.where(wins, value, best)
                 winner = tl.where(wins, i * KERNEL[1] + j, winner)
@@ -78,7 +78,7 @@ def max_pool_forward(
     offsets: Tensor,
 ) -> None:
     """Fill `output` with the largest element of every window and `offsets` with the number of its tap."""
-    checks.max_pool(input, "input", output, "output", offsets, kernel, stride, padding, dilation)
+    checks.max_pool_forward(input, kernel, stride, padding, dilation, output, offsets)
     if not output.numel():
         return
     images, channels, out_height, out_width = output.shape

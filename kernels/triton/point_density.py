@@ -48,7 +48,7 @@ def _blur_kernel(
 
 
 def point_density(points: Tensor, images: int, height: int, width: int, sigma: float) -> Tensor:
-    """Sum of unit-height Gaussians at `points` [P], flat indices into [images, height, width]."""
+    """Returns the sum of unit-height Gaussians at `points` [P], flat indices into [images, height, width]."""
     checks.point_density(points, images, height, width, sigma)
     counts = torch.zeros((images, height, width), dtype=torch.int32, device=points.device)
     if not len(points):

@@ -6,9 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
+from pyfast_xai.kernels.enums import Rectify
 from pyfast_xai.kernels.triton.accumulate import accumulator
 
-GRADIENT, DECONVNET, GUIDED = range(3)
+GRADIENT, DECONVNET, GUIDED = map(int, Rectify)
 BLOCK = 256  # bytes of bits a program: 2048 elements, 16 a thread of 4 warps
 
 

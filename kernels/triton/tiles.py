@@ -1,4 +1,4 @@
-"""How the places of a map are shared out among programs."""
+"""The partition of a map's places among programs."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ LONGEST = 256  # of them along the dimension that lies innermost in memory
 
 
 def tile(channels: int, width: int, innermost: bool) -> tuple[int, int]:
-    """Channels and columns of a tile, both powers of two, of a row of a map.
+    """Returns the channels and columns of a tile, both powers of two, of a row of a map.
 
     Args:
         channels: of the map.
@@ -23,7 +23,7 @@ def tile(channels: int, width: int, innermost: bool) -> tuple[int, int]:
 
 @triton.jit
 def places(channels, height, width, c_tiles, x_tiles, BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr):
-    """The tile of this program in a map `[N, channels, height, width]` of which a row is c_tiles * x_tiles programs.
+    """Returns this program's tile of a map `[N, channels, height, width]` with c_tiles * x_tiles programs a row.
 
     Returns:
         Image and row; channels `[BLOCK_C]` and columns `[BLOCK_X]`; and which of these places there are.

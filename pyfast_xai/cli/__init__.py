@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from pyfast_xai.cli import backends, demo, evaluate, explain, maintain, methods, report, reproduce, run
+from pyfast_xai.cli import (
+    backends,
+    demo,
+    evaluate,
+    explain,
+    layers,
+    maintain,
+    methods,
+    prove,
+    report,
+    reproduce,
+    run,
+    tune,
+)
 from pyfast_xai.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -20,13 +33,13 @@ app = typer.Typer(
 for command in (
     *(explain.explain, evaluate.evaluate, reproduce.reproduce),
     *(run.run, maintain.status, maintain.verify, maintain.retry, maintain.export, report.report),
-    *(demo.demo, backends.backends, methods.methods),
+    *(demo.demo, backends.backends, prove.prove, tune.tune, methods.methods, layers.layers),
 ):
     app.command()(command)
 
 
 def program() -> None:
-    """The command as a process of its own."""
+    """Runs the command as a separate process."""
     keep_freed_memory()
     app(prog_name="pyfast-xai")
 

@@ -1,6 +1,7 @@
-"""What was asked for: each function turns an argument into what it stands for, or refuses it in one sentence."""
+"""Arguments of commands: each function converts an argument to the object it names, or refuses it in one sentence."""
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,28 +18,43 @@ if TYPE_CHECKING:
 
 
 def one_of(option: str, given: str, known: Collection[str]) -> str:
-    if given not in known:
-        refuse(f"{option} must be one of {', '.join(known)}, got {given!r}")
-    return given
+    import difflib
+
+    if given in known:
+        return given
+    plain = {name.replace("-", ""): name for name in known}
+    close = difflib.get_close_matches(re.sub("[-_ ]", "", given).lower(), plain, n=1, cutoff=0.75)
+    if close:
+        refuse(f"{option} {given!r} does not exist; did you mean {plain[close[0]]!r}?")
+    refuse(f"{option} must be one of {', '.join(known)}, got {given!r}")
 
 
-def methods(given: str) -> list[str]:
-    """Names of explainers, each once."""
+def methods(given: str | Sequence[str]) -> list[str]:
+    """Returns the names of explainers, each once."""
     from pyfast_xai.explainers import METHODS
 
     return names("method", given, METHODS)
 
 
-def names(option: str, given: str, known: Collection[str]) -> list[str]:
-    """Names separated by commas, each once."""
-    chosen = list(dict.fromkeys(filter(None, (part.strip() for part in given.split(",")))))
+def only(option: str, given: Sequence[str]) -> str:
+    """Returns the one value of an option that could be repeated."""
+    chosen = [part.strip() for value in given for part in value.split(",")]
+    if len(chosen) != 1:
+        refuse(f"{option} must be a single one here, got {', '.join(chosen)}: run the command for each")
+    return chosen[0]
+
+
+def names(option: str, given: str | Sequence[str], known: Collection[str]) -> list[str]:
+    """Returns the names of an option that is repeated, or that holds several separated by commas, each once."""
+    values = [given] if isinstance(given, str) else given
+    chosen = list(dict.fromkeys(filter(None, (part.strip() for value in values for part in value.split(",")))))
     if not chosen:
         refuse(f"{option} must be one of {', '.join(known)}, got none")
     return [one_of(option, name, known) for name in chosen]
 
 
 def folder(out: Path, pictures: Iterable[Path]) -> Path:
-    """Where results go; never among the pictures, which they might overwrite and would join in the next run."""
+    """Returns the folder of the results, which may not hold the pictures: results would overwrite or join them."""
     place = os.path.realpath(out)
     for path in pictures:
         # A link may lie in one folder and lead to another.
@@ -52,7 +68,7 @@ def network(asked: options.Network) -> "LoadedModel":
 
     from pyfast_xai.models import load_model
 
-    loaded = load_model(asked.model, asked.weights, asked.classes, trust=asked.trust_model)
+    loaded = load_model(asked.model, asked.weights, asked.num_classes, trust=asked.trust_model)
     changes: dict[str, Any] = {}
     if asked.size is not None:
         # The usual margin around the crop.
@@ -84,7 +100,7 @@ def device(given: str | None) -> str:
 
 
 def target(given: str, classes: list[str] | None) -> int | None:
-    """The index of a class; None for the predicted one."""
+    """Returns the index of a class; None for the predicted one."""
     import difflib
 
     if given.lower() == "none":
@@ -112,7 +128,7 @@ def explainers(
     layer: str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> "dict[str, Explainer]":
-    """Explainers of a network; see `makers`."""
+    """Returns the explainers of a network; see `makers`."""
     return {name: make(loaded.model) for name, make in makers(names, loaded, bar, layer, settings).items()}
 
 
@@ -123,7 +139,7 @@ def makers(
     layer: str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> "dict[str, Callable[[nn.Module], Explainer]]":
-    """What makes explainers of a model.
+    """Returns functions that make explainers of a model.
 
     Args:
         names: of methods.
@@ -148,5 +164,5 @@ def makers(
         if "progress" in taken:
             given["progress"] = bar.within(name)
         own = (settings or {}).get(name, {})
-        made[name] = functools.partial(METHODS[name], labels=loaded.classes, **{**given, **own})
+        made[name] = functools.partial(METHODS[name], labels=loaded.labels, **{**given, **own})
     return made

@@ -10,13 +10,14 @@ from rich.text import Text
 
 
 def backends() -> None:
-    """Show which backend serves each op on each device, and why."""
+    """Show which backend serves each op on each device, which kernels won contests here, and why."""
     import platform
 
     import torch
 
     import pyfast_xai
-    from pyfast_xai import ops
+    from pyfast_xai import ops, tuning
+    from pyfast_xai.tuning import proofs
 
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD)
@@ -25,6 +26,21 @@ def backends() -> None:
     for served in ops.report():
         table.add_row(served.op, served.device, Text(served.backend, style="bold"), Text(served.reason))
     console.print(table)
+
+    contests = Table(box=box.SIMPLE_HEAD)
+    for heading in ("contest of", "on", "threads", "won by", "in ms", "the others", "when"):
+        contests.add_column(heading, overflow="fold")
+    for site, verdict in tuning.known_verdicts().items():
+        if proofs.is_proof(site):
+            continue  # said above
+        best = {name: f"{1e3 * min(runs):.3g}" for name, runs in verdict.seconds.items()}
+        winner = verdict.fastest()
+        others = [f"{name} {ms}" for name, ms in best.items() if name != winner]
+        others += [f"{name}: {why}" for name, why in verdict.failed.items()]
+        where, won = Text(f"{site.device}: {site.arguments}"), Text(winner, style="bold")
+        contests.add_row(site.op, where, str(site.threads), won, best[winner], Text(", ".join(others)), verdict.date)
+    if contests.row_count:
+        console.print(contests)
 
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
     facts.add_row("pyfast-xai", pyfast_xai.__version__)
@@ -35,6 +51,7 @@ def backends() -> None:
     facts.add_row("cupy", _installed("cupy", "cupy-cuda13x", "cupy-cuda12x"))
     facts.add_row("python", platform.python_version())
     facts.add_row("forced", os.environ.get("PYFAST_XAI_BACKEND", "none"))
+    facts.add_row("kernels for", ops.instruction_set() or "no instruction set: there is no compiled library")
     facts.add_row("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     for index in range(torch.cuda.device_count()):
         facts.add_row(f"cuda:{index}", torch.cuda.get_device_name(index))
@@ -42,7 +59,7 @@ def backends() -> None:
 
 
 def _installed(*packages: str) -> str:
-    """Version of the first of `packages` that is there."""
+    """Returns the version of the first of `packages` that is there."""
     from importlib import metadata
 
     for package in packages:

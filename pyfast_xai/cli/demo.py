@@ -23,19 +23,23 @@ if TYPE_CHECKING:
 
 BATCH = 16
 SEGMENT = 0.4  # share of a map's range: a tight cut, for the small objects of the scenes
+SHOWN = 8  # scenes on the sheet
 ZOOM = 4  # pixels a side in which one of a scene is drawn
 # One of each kind that is quick.
 METHODS = ("fixations", "eigen-cam", "saliency", "deconvnet", "guided-backprop", "clear", "grad-cam")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the results.", file_okay=False)] = Path("out/demo"),
-    count: Annotated[int, typer.Option(help="Scenes to explain.", min=1)] = 64,
+    out: Annotated[Path, typer.Option(help="The folder of the results.", file_okay=False)] = Path("out/demo"),
+    count: Annotated[int, typer.Option(help="How many scenes are explained.", min=1)] = 64,
     method: Annotated[
-        str | None,
-        typer.Option(help="Explainers, separated by commas; see `methods`.", show_default="one of each kind"),
+        list[str] | None,
+        typer.Option(
+            help="The explainers: repeat the option, or separate names by commas; `pyfast-xai methods` lists them.",
+            show_default="one of each kind",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the scenes.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The number that the scenes are drawn from.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
 ) -> None:
     """Explain a small network on scenes with known boxes, and measure how well each method points."""
@@ -70,13 +74,17 @@ def demo(
                 sheet.append(found.pictures)
                 titles.append(found.captions)
                 rows.append(_figures(name, found, scenes, correct))
-        # Eight scenes side by side, method under method.
-        blocks = [range(start, min(start + 8, count, 32)) for start in range(0, min(count, 32), 8)]
         contact = render.montage(
-            [[row[n] for n in block] for block in blocks for row in sheet],
-            labels=[label for _ in blocks for label in ("scene", *names)],
-            titles=[[row[n] for n in block] for block in blocks for row in titles],
-            side=176,
+            [row[:SHOWN] for row in sheet],
+            labels=["scene", *names],
+            titles=[row[:SHOWN] for row in titles],
+            side=144,
+            heading=f"{min(count, SHOWN)} of {messages.count(count, 'scene')}: what makes the network see the digit",
+            keys=[
+                render.Key("where the digit is", color=render.GREEN),
+                render.Key("where the method points", color=render.YELLOW),
+                render.Key("hot: matters most", colormap=render.DEFAULT_COLORMAP, low="cold"),
+            ],
         )
         results.write_png(out / "demo.png", contact)
         summary = {"scenes": count, "seed": seed, "top1": float(correct.float().mean()), "methods": rows}
@@ -84,6 +92,7 @@ def demo(
         results.write_json(out / "demo.json", {**summary, "layout": layout, "images": records})
     scenes_told = messages.count(count, "scene")
     human.print(_table(rows, f"{int(correct.sum())} of {scenes_told} classified correctly"))
+    human.print(Text(_NOTE, "dim"))
     if method is None:
         others = ",".join(name for name in KNOWN if name not in names)
         human.print(Text(f"There are more: --method {others}"), soft_wrap=True)
@@ -93,9 +102,16 @@ def demo(
         typer.echo(json.dumps(summary))
 
 
+_NOTE = (
+    "A box counts where it overlaps the digit's by half. Methods choose boxes for objects that fill a photograph; "
+    "the digits are small, so that such a box is too wide for them and may fall below a box of their mean size in the "
+    f"middle. The column beside it cuts the same map at {SEGMENT:.0%} of its range, and the peak needs no box at all."
+)
+
+
 @dataclass
 class _Found:
-    """What a method finds on the scenes."""
+    """The results of a method on the scenes."""
 
     boxes: "Tensor"  # [N, 4]
     segments: "Tensor"  # [N, 4], cut at SEGMENT
@@ -122,7 +138,7 @@ def _explained(explainer: "Explainer", scenes: "Scenes", ground: "Tensor", bar: 
         boxes.append(explanation.boxes())
         peaks.append(explanation.peak())
         seconds += time.perf_counter() - began
-        segments.append(explanation.boxes(SEGMENT))
+        segments.append(explanation.boxes(f"segment:{SEGMENT}"))
         drawn = render.draw_boxes(explanation.overlay(ground[part]), results.zoomed(boxes[-1], ZOOM))
         pictures += list(drawn)
         captions += [""] * len(drawn) if explanation.target is None else explanation.captions()
@@ -134,7 +150,7 @@ def _explained(explainer: "Explainer", scenes: "Scenes", ground: "Tensor", bar: 
 
 
 def _guessed(scenes: "Scenes") -> _Found:
-    """What knowing nothing of a scene is worth: its middle, and a box of the mean size around it."""
+    """Returns the results of a blind guess: the middle of each scene, and a box of the mean size around it."""
     import torch
 
     side = (scenes.boxes[:, 2:] - scenes.boxes[:, :2] + 1).float().mean()
@@ -145,7 +161,7 @@ def _guessed(scenes: "Scenes") -> _Found:
 
 
 def _figures(name: str, found: _Found, scenes: "Scenes", correct: "Tensor") -> dict[str, Any]:
-    """Shares of the correctly classified scenes whose boxes overlap by half, and whose peak lies in the true box."""
+    """Returns the shares of correctly classified scenes whose boxes overlap by half, and whose peak is in the box."""
     from pyfast_xai import localize
 
     y, x = found.peaks.unbind(1)

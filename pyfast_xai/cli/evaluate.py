@@ -27,22 +27,52 @@ def evaluate(
         ),
     ],
     method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "--methods",
+            help="The explainers: repeat the option, or separate names by commas; `pyfast-xai methods` lists them. "
+            "centre and noise are baselines.",
+            show_default="centre,fixations,eigen-cam",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "--metrics",
+            help="The measures, likewise: box-error, pointing, deletion and others (docs/evaluation.md).",
+            show_default="box-error,pointing",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
+    set_: options.Set = None,
+    target: Annotated[
         str,
         typer.Option(
-            "--methods", help="Explainers, separated by commas; see `methods`. centre and noise are baselines."
+            help="The class that is explained: the predicted one, or that of the label.",
+            rich_help_panel=options.METHOD,
         ),
-    ] = "centre,fixations,eigen-cam",
-    metrics: Annotated[str, typer.Option(help="Separated by commas; a wrong one lists them.")] = "box-error,pointing",
-    set_: options.Set = None,
-    target: Annotated[str, typer.Option(help="Class to explain: the predicted one, or that of the label.")] = (
-        "predicted"
-    ),
+    ] = "predicted",
     out: Annotated[
-        Path, typer.Option(help="Folder of the results, another than that of the pictures.", file_okay=False)
+        Path,
+        typer.Option(
+            help="The folder of the results, another than that of the pictures.",
+            file_okay=False,
+            rich_help_panel=options.RESULTS,
+        ),
     ] = Path("out/evaluate"),
     layer: options.Layer = None,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
-    resamples: Annotated[int, typer.Option(help="Of the pictures, for 95 % intervals.", min=0)] = 1000,
+    batch_size: Annotated[
+        int, typer.Option(help="How many images are explained at a time.", min=1, rich_help_panel=options.SPEED)
+    ] = 16,
+    resamples: Annotated[
+        int,
+        typer.Option(
+            help="How often the pictures are drawn anew for 95 % intervals.", min=0, rich_help_panel=options.RESULTS
+        ),
+    ] = 1000,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -59,8 +89,8 @@ def evaluate(
         files = find_images(images, without=out)
         out = arguments.folder(out, files)
         known = {**evaluation.BASELINES, **METHODS}
-        names = arguments.names("methods", method, known)
-        asked = arguments.names("metrics", metrics, evaluation.MEASURES)
+        names = arguments.names("method", method or "centre,fixations,eigen-cam", known)
+        asked = arguments.names("metric", metrics or "box-error,pointing", evaluation.METRICS)
         arguments.one_of("target", target, ("predicted", "label"))
         explainers = [name for name in names if name in METHODS]
         chosen = settings.read(set_ or [], explainers)
@@ -77,11 +107,11 @@ def evaluate(
                 {name: makers.get(name, known[name]) for name in names},
                 asked,
                 target="label" if target == "label" else "predicted",
-                classes=loaded.classes,
-                batch=batch,
+                labels=loaded.labels,
+                batch_size=batch_size,
                 device=where,
                 resamples=resamples,
-                progress=bar.advance,
+                progress=bar.show,
             )
         paths = found.write(out)
     for _, why in found.errors:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyfast_xai.cli import arguments, options, results, settings
-from pyfast_xai.cli.messages import SOME_FAILED, count, one_sentence, printable, refuse
+from pyfast_xai.cli.messages import FAILED, SOME_FAILED, count, one_sentence, printable, refuse
 from pyfast_xai.cli.progress import Bar
 
 
@@ -21,19 +21,45 @@ from pyfast_xai.cli.progress import Bar
 def explain(
     images: options.Images,
     network: options.Network,
-    method: Annotated[str, typer.Option(help="Explainers, separated by commas; see `methods`.")] = (
-        "fixations,eigen-cam"
-    ),
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The explainers: repeat the option, or separate names by commas; `pyfast-xai methods` lists them.",
+            show_default="fixations,eigen-cam",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
     set_: options.Set = None,
-    target: Annotated[str, typer.Option(help="none for the predicted class, an index or a class name.")] = "none",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="The class that is explained: none for the predicted one, an index or a name.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = "none",
     out: Annotated[
-        Path, typer.Option(help="Folder of the results, another than that of the pictures.", file_okay=False)
+        Path,
+        typer.Option(
+            help="The folder of the results, another than that of the pictures.",
+            file_okay=False,
+            rich_help_panel=options.RESULTS,
+        ),
     ] = Path("out/explain"),
     layer: options.Layer = None,
-    threshold: options.Threshold = None,
-    colormap: Annotated[str, typer.Option(help="turbo, jet, viridis, inferno or gray.")] = "turbo",
-    alpha: Annotated[float, typer.Option(help="Opacity of the heat, 0 to 1.")] = 0.5,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
+    box_rule: options.BoxRule = None,
+    colormap: Annotated[
+        str,
+        typer.Option(
+            help="The colours of heat: plasma, turbo, jet, viridis, inferno, magma, cividis, coolwarm or gray.",
+            rich_help_panel=options.RESULTS,
+        ),
+    ] = "plasma",
+    alpha: Annotated[
+        float, typer.Option(help="The opacity of the heat, 0 to 1.", rich_help_panel=options.RESULTS)
+    ] = 0.5,
+    batch_size: Annotated[
+        int, typer.Option(help="How many images are explained at a time.", min=1, rich_help_panel=options.SPEED)
+    ] = 8,
     device: options.Device = None,
     max_pixels: options.MaxPixels = 64_000_000,
     as_json: options.Json = False,
@@ -42,6 +68,7 @@ def explain(
 
     Writes an overlay for each image and method, a sheet for each image, explanations.json and errors.json.
     """
+    from pyfast_xai import localize
     from pyfast_xai.cli.job import Job
     from pyfast_xai.images import find_images
     from pyfast_xai.render import COLORMAPS
@@ -52,10 +79,10 @@ def explain(
     with one_sentence():
         files = find_images(images, without=out)
         out = arguments.folder(out, files)
-        names = arguments.methods(method)
+        names = arguments.methods(method or "fixations,eigen-cam")
         chosen = settings.read(set_ or [], names)
-        if threshold is not None and not 0 < threshold < 1:
-            refuse(f"threshold must lie between 0 and 1, got {threshold}")
+        if box_rule is not None:
+            localize.box_rule(box_rule)
         if not 0 <= alpha <= 1:
             refuse(f"alpha must lie in 0 to 1, got {alpha}")
         arguments.one_of("colormap", colormap, COLORMAPS)
@@ -66,16 +93,16 @@ def explain(
             job = Job(
                 loaded=loaded,
                 explainers=arguments.explainers(names, loaded, bar, layer, chosen),
-                target=arguments.target(target, loaded.classes),
+                target=arguments.target(target, loaded.labels),
                 folder=out,
                 device=where,
                 colormap=colormap,
                 alpha=alpha,
-                threshold=threshold,
+                box_rule=box_rule,
                 max_pixels=max_pixels,
             )
             out.mkdir(parents=True, exist_ok=True)
-            records, errors = job.run(files, batch, bar)
+            records, errors = job.run(files, batch_size, bar)
         found = {
             "model": loaded.name,
             "methods": names,
@@ -94,23 +121,28 @@ def explain(
     if records:
         human.print(_table(records, names), soft_wrap=False)
     seconds = time.perf_counter() - began
-    done = f"{count(len(records), 'image')} explained in {seconds:.1f} s{f', {len(errors)} failed' if errors else ''}"
-    human.print(Text(f"{done}. Pictures: {printable(out)}"), soft_wrap=True)
+    if records:
+        done = f"{count(len(records), 'image')} explained in {seconds:.1f} s"
+        failed = f", {len(errors)} failed, see errors.json there" if errors else ""
+        human.print(Text(f"{done}{failed}. Pictures: {printable(out)}"), soft_wrap=True)
+    else:
+        human.print(Text(f"No image was explained, {len(errors)} failed.", "bold red"), soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({**found, "errors": errors}))
     if errors:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(SOME_FAILED if records else FAILED)
 
 
 def _table(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("image", overflow="fold")
+    # A path that does not fit is cut at its end, never broken.
+    table.add_column("image", overflow="ellipsis", no_wrap=True, max_width=32)
     table.add_column("method", no_wrap=True)
     table.add_column("found", overflow="fold")
     shown = records[:20]
     for record in shown:
         for name in names:
-            image = printable(record["file"]) if name == names[0] else ""
+            image = printable(Path(record["file"]).name) if name == names[0] else ""
             table.add_row(Text(image), name, Text(_found(record[name])))
     if len(records) > len(shown):
         table.add_row(Text(f"and {len(records) - len(shown)} more", style="dim"))

@@ -49,14 +49,14 @@ class Job:
     device: str
     colormap: str
     alpha: float
-    threshold: float | None
+    box_rule: str | None
     max_pixels: int
 
     @property
     def preprocess(self) -> Preprocess:
         return self.loaded.preprocess
 
-    def run(self, files: Sequence[Path], batch: int, bar: "Bar") -> tuple[list[dict], list[dict]]:
+    def run(self, files: Sequence[Path], batch_size: int, bar: "Bar") -> tuple[list[dict], list[dict]]:
         """Explain every file.
 
         Returns:
@@ -65,9 +65,9 @@ class Job:
         records: list[dict[str, Any]] = []
         errors: list[dict[str, Any]] = []
         stems: set[str] = set()
-        for start in range(0, len(files), batch):
+        for start in range(0, len(files), batch_size):
             pictures = []
-            for path in files[start : start + batch]:
+            for path in files[start : start + batch_size]:
                 try:
                     pictures.append(self.open(path, _stem(path, stems)))
                 except InputError as error:
@@ -83,7 +83,7 @@ class Job:
                     raise
                 records += done
                 errors += failed
-            bar.advance(len(files[start : start + batch]))
+            bar.advance(len(files[start : start + batch_size]))
         return records, errors
 
     def open(self, path: Path, stem: str) -> Picture:
@@ -116,7 +116,7 @@ class Job:
         # The sheet of each picture: lines of what is shown and its title.
         sheets: list[list[list[tuple[Tensor, str]]]] = [[[(p.shown, p.path.name)]] for p in pictures]
         for name, explanation in explanations.items():
-            boxes = explanation.boxes(self.threshold).cpu()
+            boxes = explanation.boxes(self.box_rule).cpu()
             drawn = explanation.overlay(shown, alpha=self.alpha, colormap=self.colormap)
             drawn = render.draw_boxes(drawn, results.zoomed(boxes, zoom))
             colours = None if explanation.attribution is None else explanation.rgb()
@@ -139,11 +139,11 @@ class Job:
         return records
 
     def record(self, explanation: Any, n: int, box: Tensor, points: Any, picture: Picture) -> dict[str, Any]:
-        """What is told of one image by one method."""
+        """Returns the record of one image by one method."""
         found: dict[str, Any] = {}
         if explanation.target is not None:
             target = int(explanation.target[n])
-            names = self.loaded.classes
+            names = self.loaded.labels
             found["target"] = target
             found["class"] = names[target] if names and target < len(names) else None
         if explanation.score is not None:
@@ -161,7 +161,7 @@ class Job:
 
 
 def _stem(path: Path, taken: set[str]) -> str:
-    """A name for the results of an image that no other image has, not even where letter case does not count."""
+    """Returns a name for the results of an image that no other image has, not even where letter case does not count."""
     # Room for what is appended, in bytes, as file systems count.
     stem = os.fsdecode(os.fsencode(path.stem or path.name)[:160])
     name, number = stem, 1

@@ -1,4 +1,4 @@
-"""How a long run goes: one line that changes on a terminal, one line now and then elsewhere, and a log for machines."""
+"""Progress of a long run: a line that changes on a terminal, a line now and then elsewhere, and a log for machines."""
 
 import contextlib
 import json
@@ -13,20 +13,20 @@ from rich.progress import TimeElapsedColumn
 from pyfast_xai.cli.progress import Late
 
 if TYPE_CHECKING:
-    from pyfast_xai.datasets import Progress
+    from pyfast_xai.datasets import RunProgress
 
 EVERY = 30.0  # seconds between two lines where nobody looks at a terminal
 
 
 class Live:
-    """Tells of a run while it works.
+    """Shows how far a run is while it works.
 
     Args:
         total: rows there are to be.
         before: rows that were there.
         errors: among them.
         log: a file that gets a line of JSON for each part, after what it holds; None for none.
-        prometheus: a file that is written anew after each part, in the text format of Prometheus; None for none.
+        prometheus: a file that is rewritten after each part, in the text format of Prometheus; None for none.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Live:
         self._path, self._prometheus = log, prometheus
         self._log: TextIO | None = None
         self._shard: int | None = None
-        self._told = time.monotonic()
+        self._printed = time.monotonic()
 
     def __enter__(self) -> "Live":
         if self._path is not None:
@@ -59,11 +59,11 @@ class Live:
         if self._log is not None:
             self._log.close()
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: "RunProgress") -> None:
         line = self.line(progress)
         self._bar.update(self._task, completed=self._before + progress.images, description=line)
-        if not self._console.is_terminal and time.monotonic() - self._told >= EVERY:
-            self._told = time.monotonic()
+        if not self._console.is_terminal and time.monotonic() - self._printed >= EVERY:
+            self._printed = time.monotonic()
             self._console.print(f"{self._before + progress.images}/{self._total} {line}", soft_wrap=True)
         if progress.shard != self._shard:
             self._shard = progress.shard
@@ -78,19 +78,19 @@ class Live:
                     whole.write_text(self.metrics(progress))
                     whole.replace(self._prometheus)
 
-    def line(self, progress: "Progress") -> str:
-        """What a person wants to know."""
+    def line(self, progress: "RunProgress") -> str:
+        """Returns the progress in a line for people."""
         speed = progress.images / progress.seconds if progress.seconds else 0.0
         waited = progress.waiting / progress.seconds if progress.seconds else 0.0
         left = (self._total - self._before - progress.images) / speed if speed else 0.0
         return (
             f"{speed:.1f} images/s, {waited:.0%} waiting for decoding, {self._errors + progress.errors} errors, "
-            f"batch {progress.batch}, {_duration(left)} left"
+            f"batch size {progress.batch_size}, {_duration(left)} left"
         )
 
-    def metrics(self, progress: "Progress") -> str:
-        """The same as text for Prometheus (the text file collector of its node exporter takes it)."""
-        told = {
+    def metrics(self, progress: "RunProgress") -> str:
+        """Returns the progress as text for Prometheus (the text file collector of its node exporter takes it)."""
+        figures = {
             "items": ("gauge", "Inputs of the source.", self._total),
             "rows": ("gauge", "Rows in finished parts.", self._before + progress.rows),
             "error_rows": ("gauge", "Error rows among them.", self._errors + progress.errors),
@@ -99,10 +99,10 @@ class Live:
             "decode_wait_seconds_total": ("counter", "Seconds the model waited for decoding.", progress.waiting),
             "explain_seconds_total": ("counter", "Seconds in model and method.", progress.explaining),
             "write_wait_seconds_total": ("counter", "Seconds waiting for the part writer.", progress.writing),
-            "batch": ("gauge", "Images at a time.", progress.batch),
+            "batch_size": ("gauge", "Images at a time.", progress.batch_size),
         }
         lines = []
-        for name, (kind, help_, value) in told.items():
+        for name, (kind, help_, value) in figures.items():
             lines += [
                 f"# HELP pyfast_xai_{name} {help_}",
                 f"# TYPE pyfast_xai_{name} {kind}",
@@ -110,7 +110,7 @@ class Live:
             ]
         return "\n".join(lines) + "\n"
 
-    def _record(self, progress: "Progress") -> dict[str, Any]:
+    def _record(self, progress: "RunProgress") -> dict[str, Any]:
         speed = progress.images / progress.seconds if progress.seconds else 0.0
         return {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -123,7 +123,7 @@ class Live:
             "explaining": round(progress.explaining, 3),
             "waiting_for_writing": round(progress.writing, 3),
             "seconds": round(progress.seconds, 3),
-            "batch": progress.batch,
+            "batch_size": progress.batch_size,
         }
 
 

@@ -1,4 +1,4 @@
-"""What a person reads: one sentence where a command fails, and text that cannot disturb a terminal."""
+"""Messages to people: one sentence where a command fails, and text that cannot disturb a terminal."""
 
 import contextlib
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def printable(text: Any) -> str:
-    """`text` with bytes that are no text, and control characters, spelled out."""
+    """Returns `text` with bytes that are no text, and control characters, spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 

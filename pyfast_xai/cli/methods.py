@@ -1,20 +1,109 @@
 """`pyfast-xai methods`."""
 
+import inspect
+import json
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyfast_xai.cli import arguments, options, settings
+from pyfast_xai.cli.messages import one_sentence
 
-def methods() -> None:
-    """List the explainers."""
+if TYPE_CHECKING:
+    from pyfast_xai.explainers import Explainer
+
+
+def methods(
+    method: Annotated[
+        list[str] | None,
+        typer.Argument(help="Methods whose settings are shown.", metavar="[METHOD]...", show_default="all, briefly"),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the explainers, or show the settings of some."""
     from pyfast_xai.explainers import METHODS
 
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("method", no_wrap=True)
-    table.add_column("what it shows")
-    table.add_column("paper")
-    for name, explainer in METHODS.items():
-        first = (explainer.__doc__ or "").strip().splitlines()[0]
-        table.add_row(Text(name, style="bold"), Text(first), Text(explainer.paper))
-    Console(highlight=False).print(table)
+    with one_sentence():
+        names = list(METHODS) if not method else arguments.methods(method)
+    described = [_described(name, METHODS[name]) for name in names]
+    console = Console(highlight=False)
+    if as_json:
+        typer.echo(json.dumps(described))
+    elif method:
+        for one in described:
+            _show(console, one)
+    else:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("method", no_wrap=True)
+        table.add_column("what it shows")
+        for one in described:
+            table.add_row(Text(one["method"], style="bold"), Text(one["summary"]))
+        console.print(table)
+        console.print(Text("`pyfast-xai methods NAME` shows the settings and the paper of one.", "dim"), soft_wrap=True)
+
+
+def _described(name: str, explainer: "type[Explainer]") -> dict[str, Any]:
+    """Returns what is told of a method, JSON-ready."""
+    documented = _arguments(explainer)
+    taken = inspect.signature(explainer).parameters
+    return {
+        "method": name,
+        "class": explainer.__name__,
+        "summary": _paragraphs(explainer)[0],
+        "paper": explainer.paper,
+        "settings": [
+            {
+                "name": setting,
+                "default": _default(taken[setting].default),
+                "values": settings.described(kinds),
+                "meaning": documented.get(setting, ""),
+            }
+            for setting, kinds in settings.settable(name).items()
+        ],
+    }
+
+
+def _default(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _paragraphs(explainer: type) -> list[str]:
+    """Returns the paragraphs of a docstring, each on one line."""
+    return [" ".join(part.split()) for part in (inspect.getdoc(explainer) or "").split("\n\n")]
+
+
+def _arguments(explainer: type) -> dict[str, str]:
+    """Returns what docstrings say of arguments, those of a class before those of its bases."""
+    found: dict[str, str] = {}
+    for kind in explainer.__mro__:
+        text = inspect.cleandoc(kind.__doc__ or "")
+        section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", text, re.MULTILINE)
+        for name, meaning in re.findall(
+            r"^    (\w+): ((?:.*\n?)(?:^     .*\n?)*)", section[1] if section else "", re.M
+        ):
+            found.setdefault(name, " ".join(meaning.split()))
+    return found
+
+
+def _show(console: Console, described: dict[str, Any]) -> None:
+    """Prints one method with its settings."""
+    console.print(Text.assemble((described["method"], "bold"), f"  pyfast_xai.{described['class']}"))
+    console.print(Text(described["summary"]))
+    console.print(Text(described["paper"], "dim"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("--set", no_wrap=True)
+    table.add_column("default", overflow="fold", max_width=18)
+    table.add_column("meaning")
+    for setting in described["settings"]:
+        meaning = setting["meaning"] or f"{setting['values']}."
+        table.add_row(Text(setting["name"], style="bold"), Text(_shown(setting["default"])), Text(meaning))
+    console.print(table)
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)

@@ -8,45 +8,100 @@ from typing import Annotated
 
 import typer
 
-Images = Annotated[list[str], typer.Argument(help="Files, folders and patterns.", show_default=False)]
+NETWORK, METHOD, RESULTS, SPEED = "Network", "Method and target", "Results", "Speed and limits"  # groups of options
+
+_MODELS = "digits (of the demo), torchvision/NAME, timm/NAME, package.module:callable, or with --trust-model a file"
+
+Images = Annotated[
+    list[str], typer.Argument(help="The pictures: files, folders and patterns such as 'a/*.jpg'.", show_default=False)
+]
 Model = Annotated[
     str,
-    typer.Option(
-        help="digits, torchvision/NAME, timm/NAME, package.module:callable; with --trust-model a whole model's file.",
-        show_default=False,
-        metavar="MODEL",
-    ),
+    typer.Option(help=f"The network: {_MODELS}.", show_default=False, metavar="MODEL", rich_help_panel=NETWORK),
 ]
+ModelArgument = Annotated[str, typer.Argument(help=f"The network: {_MODELS}.", metavar="MODEL", show_default=False)]
 Weights = Annotated[
-    str | None, typer.Option(help="safetensors or a state dict; DEFAULT or a published name.", metavar="FILE|NAME")
+    str | None,
+    typer.Option(
+        help="The weights: a safetensors file, a state dict, DEFAULT or the name of published ones.",
+        metavar="FILE|NAME",
+        rich_help_panel=NETWORK,
+    ),
 ]
 TrustModel = Annotated[
     bool,
     typer.Option(
         "--trust-model",
         help="Load full pickles, TorchScript and .pt2, which run whatever their author wrote into them.",
+        rich_help_panel=NETWORK,
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting of a method, e.g. fixations.variant=paper.", metavar="METHOD.NAME=VALUE"),
+    typer.Option(
+        "--set",
+        help="Set a parameter of a method, e.g. fixations.variant=paper; `pyfast-xai methods NAME` lists them.",
+        metavar="METHOD.NAME=VALUE",
+        rich_help_panel=METHOD,
+    ),
 ]
-Layer = Annotated[str | None, typer.Option(help="Layer for the methods that look at one.")]
-Threshold = Annotated[
-    float | None, typer.Option(help="Cut boxes at this share of a map's range, 0 to 1.", show_default="per method")
+Layer = Annotated[
+    str | None,
+    typer.Option(
+        help="The layer for methods that look at one; `pyfast-xai layers MODEL` lists them.",
+        show_default="found by the method",
+        rich_help_panel=METHOD,
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there")]
-Classes = Annotated[
-    int | None, typer.Option(help="Outputs of a network whose weights have another number than usual.", min=1)
+BoxRule = Annotated[
+    str | None,
+    typer.Option(
+        help="How boxes are made: segment:0.4 (threshold), mass:0.05 (share cut at each side) or hull (of points).",
+        metavar="RULE[:NUMBER]",
+        show_default="per method",
+        rich_help_panel=METHOD,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="The device that computes, such as cpu or cuda:1.", show_default="cuda if there", rich_help_panel=SPEED
+    ),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option(
+        help="The number of outputs, where the weights have another than usual.", min=1, rich_help_panel=NETWORK
+    ),
 ]
 Size = Annotated[
-    int | None, typer.Option(help="Side of the network's input, in pixels.", min=1, show_default="the network's")
+    int | None,
+    typer.Option(
+        help="The side of the network's input, in pixels.",
+        min=1,
+        show_default="the network's",
+        rich_help_panel=NETWORK,
+    ),
 ]
 Mean = Annotated[
-    str | None, typer.Option(help="Of the channels in 0..1, e.g. 0.5,0.5,0.5.", show_default="the network's")
+    str | None,
+    typer.Option(
+        help="What is subtracted from each channel in 0..1, e.g. 0.5,0.5,0.5.",
+        show_default="the network's",
+        rich_help_panel=NETWORK,
+    ),
 ]
-Std = Annotated[str | None, typer.Option(help="Of the channels, e.g. 0.5,0.5,0.5.", show_default="the network's")]
-MaxPixels = Annotated[int, typer.Option(help="Refuse larger pictures.", min=1)]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        help="What each channel is divided by then, e.g. 0.5,0.5,0.5.",
+        show_default="the network's",
+        rich_help_panel=NETWORK,
+    ),
+]
+MaxPixels = Annotated[
+    int, typer.Option(help="Refuse pictures with more pixels than this.", min=1, rich_help_panel=SPEED)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 
 
@@ -56,7 +111,7 @@ class Network:
 
     model: Model
     weights: Weights = None
-    classes: Classes = None
+    num_classes: NumClasses = None
     size: Size = None
     mean: Mean = None
     std: Std = None

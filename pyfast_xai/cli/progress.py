@@ -1,22 +1,23 @@
 """A progress bar for people who wait."""
 
 import threading
-from collections.abc import Callable
 from types import TracebackType
 
+from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from pyfast_xai.progress import Progress, ProgressCallback
 
-class Late(Progress):
+
+class Late(rich_progress.Progress):
     """A line with a bar on a terminal's stderr, shown once a second has passed; none elsewhere.
 
     Args:
@@ -68,17 +69,21 @@ class Bar:
     def advance(self, images: int) -> None:
         self._bar.update(self._task, advance=images, description=self._doing)
 
-    def within(self, method: str) -> Callable[..., None]:
-        """What a slow explainer calls with its iteration, their number and whatever else it knows."""
+    def show(self, progress: Progress) -> None:
+        """Show how far a function is, as its callback."""
+        self._bar.update(self._task, completed=progress.done, total=progress.total, description=self._doing)
 
-        def tell(iteration: int, iterations: int, *_: object) -> None:
-            self._bar.update(self._task, description=f"{self._doing}, {method} {iteration}/{iterations}")
+    def within(self, method: str) -> ProgressCallback:
+        """Returns what a slow explainer calls with its progress."""
 
-        return tell
+        def show(progress: Progress) -> None:
+            self._bar.update(self._task, description=f"{self._doing}, {method} {progress.done}/{progress.total}")
+
+        return show
 
 
 class Counter:
-    """What is being done and how many images of it are, on a terminal's stderr.
+    """Shows the current task and the number of images done, on a terminal's stderr.
 
     Args:
         title: written in front.
@@ -87,7 +92,7 @@ class Counter:
     def __init__(self, title: str) -> None:
         console = Console(stderr=True)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:.0f}"))
-        self._line = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._line = rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._title, self._doing = title, ""
         self._task = self._line.add_task(title, total=None)
 
@@ -101,7 +106,7 @@ class Counter:
         self._line.stop()
 
     def tell(self, doing: str, images: int) -> None:
-        """So many more are done; another thing to do counts from zero."""
+        """Adds images to those done; another task counts from zero."""
         if doing != self._doing:
             self._doing = doing
             self._line.reset(self._task, description=f"{self._title}: {doing}")

@@ -41,7 +41,7 @@ def report(
         with Bar(min(rows, limit) if limit else rows, "drawing") as bar:
             made = reports.write(
                 folders, out, source=source, limit=limit or None, side=side, workers=workers,
-                told=lambda _done, _all: bar.advance(1),
+                progress=bar.show,
             )  # fmt: skip
     shown = f"{made.items} of {count(made.of, 'picture')}, {count(made.errors, 'error row')}, {made.bytes / 1e6:.1f} MB"
     if made.pictures < made.items:

@@ -33,7 +33,10 @@ def reproduce(
     networks: Annotated[
         str | None, typer.Option(help="Separated by commas.", show_default="the paper's, or all of a collection")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
+    half: Annotated[
+        str, typer.Option(help="all ILSVRC pictures, those that defaults were chosen by (tuning), or held-out ones.")
+    ] = "all",
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of the choice of pictures, and of what is random.")] = 0,
     device: options.Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
@@ -44,11 +47,15 @@ def reproduce(
     """
     from pyfast_xai.errors import InputError
     from pyfast_xai.reproduce import EXPERIMENTS, Data
+    from pyfast_xai.reproduce.data import HALVES
 
     human = Console(stderr=as_json, highlight=False)
     tables, missing = {}, 0
     with one_sentence():
         arguments.one_of("paper", paper, EXPERIMENTS)
+        chosen_half = next((known for known in HALVES if known == half), None)
+        if chosen_half is None:
+            arguments.refuse(f"half must be one of {', '.join(HALVES)}, got {half!r}")
         known = EXPERIMENTS[paper]
         names = list(known) if experiment is None else arguments.names("experiment", experiment, known)
         chosen = () if networks is None else tuple(filter(None, (name.strip() for name in networks.split(","))))
@@ -57,7 +64,7 @@ def reproduce(
         where = arguments.device(device)
         for name in names:
             with Counter(f"{paper} {name}") as counter:
-                given = Data(data, pictures or None, chosen, batch, where, seed, counter.tell)
+                given = Data(data, pictures or None, chosen, batch_size, where, seed, counter.tell, chosen_half)
                 try:
                     outcome = known[name](given)
                 except InputError as error:

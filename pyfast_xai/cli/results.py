@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def write_json(path: Path, table: dict[str, Any]) -> None:
-    """JSON with a line for each key, and for each entry of a list: to be read, searched and compared by line."""
+    """Writes JSON with a line for each key, and for each entry of a list, to be read and compared by line."""
     lines = []
     for key, value in table.items():
         entries = ",\n  ".join(map(json.dumps, value)) if isinstance(value, list) else ""
@@ -30,5 +30,5 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def zoomed(boxes: "Tensor", zoom: int) -> "Tensor":
-    """Inclusive boxes on a picture `zoom` times as large."""
+    """Returns the inclusive boxes on a picture `zoom` times as large."""
     return boxes * zoom + boxes.new_tensor([0, 0, zoom - 1, zoom - 1])

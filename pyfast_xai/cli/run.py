@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import os
 import shlex
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -19,14 +18,18 @@ from rich.text import Text
 from pyfast_xai.cli import arguments, options, settings
 from pyfast_xai.cli.live import Live
 from pyfast_xai.cli.messages import FAILED, SOME_FAILED, count, one_sentence, printable, refuse
+from pyfast_xai.cli.progress import Counter
 
 if TYPE_CHECKING:
-    from pyfast_xai.datasets import Summary
+    from pyfast_xai.datasets import RunOptions, Summary
+    from pyfast_xai.models import LoadedModel
+
+_RAY, _WATCHING = "Ray", "Watching"  # groups of options
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a run was asked for; noted in its `_run.json`, so that `retry` can ask again."""
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """The arguments of a run as they were written; stored with it, so that `retry` can repeat them."""
 
     source: list[str]
     model: str
@@ -35,49 +38,57 @@ class Asked:
     set: list[str]
     target: str
     layer: str | None
-    threshold: float | None
+    box_rule: str | None
     top_k: int
     maps: str
     map_dtype: str
     pictures: bool
     color_swap: bool
     accelerate: bool
-    batch: str
+    batch_size: str
     shard_size: int
     workers: int | None
     device: str | None
-    classes: int | None
+    num_classes: int | None
     size: int | None
     mean: str | None
     std: str | None
     max_pixels: int
 
     @classmethod
-    def noted(cls, told: Any) -> "Asked":
-        """From a file, which somebody else may have written."""
+    def stored(cls, value: Any) -> "RunRequest":
+        """Returns the request that a file holds, which somebody else may have written."""
         types = get_type_hints(cls)
         names = {field.name for field in fields(cls)}
-        if not isinstance(told, dict) or set(told) != names:
-            refuse("_run.json must note how the run was asked for, as `run` does; a run from Python is retried there")
-        for name, value in told.items():
-            lists = types[name] == list[str]
-            right = (
-                isinstance(value, list) and all(isinstance(one, str) for one in value)
-                if lists
-                else type(value) in (get_args(types[name]) or (types[name],))
+        if not isinstance(value, dict) or set(value) != names:
+            refuse("_run.parquet must hold the command line of `run`; a run from Python is retried there")
+        for name, entry in value.items():
+            is_list = types[name] == list[str]
+            is_right = (
+                isinstance(entry, list) and all(isinstance(one, str) for one in entry)
+                if is_list
+                else type(entry) in (get_args(types[name]) or (types[name],))
             )
-            if not right and not (type(value) is int and float in get_args(types[name])):
-                refuse(f"{name} in _run.json must be a {types[name]}, got {type(value).__name__}")
-        return cls(**told)
+            if not is_right and not (type(entry) is int and float in get_args(types[name])):
+                refuse(f"{name} in _run.parquet must be a {types[name]}, got {type(entry).__name__}")
+        return cls(**value)
 
-    def keywords(self, trust: bool) -> dict[str, Any]:
-        """Arguments of `datasets.prepare`, but for `out`.
+    def network(self, trust: bool) -> "LoadedModel":
+        """Returns the network of the run.
 
         Args:
             trust: from the command line alone: no file says whom to trust.
         """
+        names = (self.model, self.weights, self.num_classes, self.size, self.mean, self.std)
+        return arguments.network(options.Network(*names, trust_model=trust))
+
+    def run_options(
+        self, out: str, loaded: "LoadedModel", max_errors: int | float | None = None, device: str | None = None
+    ) -> "RunOptions":
+        """Returns what the run is to do."""
         import inspect
 
+        from pyfast_xai.datasets import RunOptions
         from pyfast_xai.explainers import METHODS
 
         arguments.one_of("method", self.method, METHODS)
@@ -86,29 +97,27 @@ class Asked:
             if "layer" not in inspect.signature(METHODS[self.method]).parameters:
                 refuse(f"layer must be left out for {self.method}, which looks at no single layer, got {self.layer!r}")
             chosen.setdefault("layer", self.layer)
-        named = (self.model, self.weights, self.classes, self.size, self.mean, self.std)
-        loaded = arguments.network(options.Network(*named, trust_model=trust))
-        target: Any = "label" if self.target == "label" else arguments.target(self.target, loaded.classes)
-        return {
-            "source": self.source,
-            "model": loaded,
-            "method": self.method,
-            "method_settings": chosen,
-            "target": target,
-            "top_k": self.top_k,
-            "maps": self.maps,
-            "map_dtype": self.map_dtype,
-            "pictures": self.pictures,
-            "color_swap": self.color_swap,
-            "accelerate": self.accelerate,
-            "threshold": self.threshold,
-            "batch": _batch(self.batch),
-            "shard_size": self.shard_size,
-            "workers": self.workers,
-            "device": arguments.device(self.device),
-            "max_pixels": self.max_pixels,
-            "made": {"asked": asdict(self)},
-        }
+        target: Any = "label" if self.target == "label" else arguments.target(self.target, loaded.labels)
+        maps: Any = self.maps
+        return RunOptions(
+            method=self.method,
+            out=out,
+            method_settings=chosen,
+            target=target,
+            top_k=self.top_k,
+            maps=maps,
+            map_dtype=self.map_dtype,
+            pictures=self.pictures,
+            color_swap=self.color_swap,
+            accelerate=self.accelerate,
+            box_rule=self.box_rule,
+            batch_size=_batch(self.batch_size),
+            shard_size=self.shard_size,
+            workers=self.workers,
+            device=device,
+            max_pixels=self.max_pixels,
+            max_errors=max_errors,
+        )
 
 
 @options.takes_network
@@ -117,55 +126,131 @@ def run(
     source: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, patterns; a .csv list; .parquet or .tar files; hf:NAME[:SPLIT][@REVISION].",
+            help="The pictures: files, folders, patterns; a .csv list; .parquet or .tar files; any of these as s3://, "
+            "gs:// or az://; hf:NAME[:SPLIT][@REVISION].",
             show_default=False,
         ),
     ],
     network: options.Network,
-    out: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False, show_default=False)],
-    method: Annotated[str, typer.Option(help="One explainer; see `methods`.")] = "eigen-cam",
+    out: Annotated[
+        str,
+        typer.Option(
+            help="The folder of the run, or its URL in an object store.",
+            show_default=False,
+            rich_help_panel=options.RESULTS,
+        ),
+    ],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The explainer, one a run; `pyfast-xai methods` lists them.",
+            show_default="eigen-cam",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None,
     set_: options.Set = None,
     target: Annotated[
-        str, typer.Option(help="none for the predicted class, an index, a class name, or label for the source's.")
+        str,
+        typer.Option(
+            help="The class that is explained: none for the predicted one, an index, a name, or label (the source's).",
+            rich_help_panel=options.METHOD,
+        ),
     ] = "none",
     layer: options.Layer = None,
-    threshold: options.Threshold = None,
-    top_k: Annotated[int, typer.Option(help="Classes told of each image; 0 for none.", min=0)] = 5,
-    maps: Annotated[str, typer.Option(help="native, heatmap or none: what is kept of each map.")] = "native",
-    map_dtype: Annotated[str, typer.Option(help="float16, float32 or uint8.")] = "float16",
-    pictures: Annotated[bool, typer.Option("--pictures", help="Keep each heat map as PNG, too.")] = False,
+    box_rule: options.BoxRule = None,
+    top_k: Annotated[
+        int,
+        typer.Option(
+            help="How many classes are stored with each image; 0 for none.", min=0, rich_help_panel=options.RESULTS
+        ),
+    ] = 5,
+    maps: Annotated[
+        str,
+        typer.Option(
+            help="What is stored of each map: native (of the layer), heatmap or none.", rich_help_panel=options.RESULTS
+        ),
+    ] = "native",
+    map_dtype: Annotated[
+        str,
+        typer.Option(help="The numbers of stored maps: float16, float32 or uint8.", rich_help_panel=options.RESULTS),
+    ] = "float16",
+    pictures: Annotated[
+        bool,
+        typer.Option("--pictures", help="Store each heat map as PNG, too.", rich_help_panel=options.RESULTS),
+    ] = False,
     color_swap: Annotated[
         bool,
-        typer.Option("--color-swap", help="Ask again with colours swapped, for `report`: two more forward passes."),
+        typer.Option(
+            "--color-swap",
+            help="Run the network with colours swapped, too, for `report`: two more forward passes.",
+            rich_help_panel=options.METHOD,
+        ),
     ] = False,
     accelerate: Annotated[
         bool,
-        typer.Option("--accelerate", help="Replay the network, batch norm folded: sooner, the same up to rounding."),
+        typer.Option(
+            "--accelerate",
+            help="Replay the network, batch norm folded: sooner, the same up to rounding.",
+            rich_help_panel=options.SPEED,
+        ),
     ] = False,
-    batch: Annotated[str, typer.Option(help="Images at a time; halved where memory runs out.")] = "auto",
-    shard_size: Annotated[int, typer.Option(help="Rows of a part: what a crash loses at most.", min=1)] = 512,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            help="How many images are explained at a time; halved where memory runs out.",
+            rich_help_panel=options.SPEED,
+        ),
+    ] = "auto",
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            help="How many rows a part holds, which is what a crash loses at most.",
+            min=1,
+            rich_help_panel=options.RESULTS,
+        ),
+    ] = 512,
     workers: Annotated[
-        int | None, typer.Option(help="Threads that decode.", min=1, show_default="one a core, at most 8")
+        int | None,
+        typer.Option(
+            help="How many threads decode.", min=1, show_default="as few as keep up", rich_help_panel=options.SPEED
+        ),
     ] = None,
     device: options.Device = None,
     max_pixels: options.MaxPixels = 64_000_000,
     max_errors: Annotated[
-        str | None, typer.Option(help="Stop above so many error rows, e.g. 100 or 1%.", show_default="never")
+        str | None,
+        typer.Option(
+            help="Stop above so many error rows, e.g. 100 or 1%.", show_default="never", rich_help_panel=options.SPEED
+        ),
     ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
             help="Work on Ray: local starts it here, auto joins this machine's cluster, or HOST:PORT.",
             metavar="local|auto|HOST:PORT",
+            rich_help_panel=_RAY,
         ),
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(help="Workers on Ray.", min=1, show_default="as many as there is room for")
+        int | None,
+        typer.Option(
+            help="How many workers there are on Ray.",
+            min=1,
+            show_default="as many as there is room for",
+            rich_help_panel=_RAY,
+        ),
     ] = None,
-    gpus: Annotated[float, typer.Option(help="GPUs of each worker on Ray; shares are allowed.", min=0)] = 0,
-    log: Annotated[Path | None, typer.Option(help="Append a line of JSON for each part to this file.")] = None,
+    gpus: Annotated[
+        float,
+        typer.Option(help="How many GPUs each worker on Ray has; shares are allowed.", min=0, rich_help_panel=_RAY),
+    ] = 0,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Append a line of JSON for each part to this file.", rich_help_panel=_WATCHING),
+    ] = None,
     prometheus: Annotated[
-        Path | None, typer.Option(help="Keep figures in this file, in Prometheus' text format.")
+        Path | None,
+        typer.Option(help="Keep figures in this file, in Prometheus' text format.", rich_help_panel=_WATCHING),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -174,39 +259,77 @@ def run(
     Every input becomes one row, a bad one an error row. Exit code 3: more error rows than --max-errors, or no other.
     """
     human = Console(stderr=True, highlight=False)
-    again = command_line(context)
-    asked = Asked(
-        source, network.model, network.weights, method, list(set_ or []), target, layer, threshold, top_k, maps,
-        map_dtype, pictures, color_swap, accelerate, batch, shard_size, workers, device, network.classes, network.size,
-        network.mean, network.std, max_pixels,
-    )  # fmt: skip
-    with resumable(human, again), one_sentence():
+    command = command_line(context)
+    with one_sentence():
+        name = arguments.only("method", method or ["eigen-cam"])
+    request = RunRequest(
+        source=source,
+        model=network.model,
+        weights=network.weights,
+        method=name,
+        set=list(set_ or []),
+        target=target,
+        layer=layer,
+        box_rule=box_rule,
+        top_k=top_k,
+        maps=maps,
+        map_dtype=map_dtype,
+        pictures=pictures,
+        color_swap=color_swap,
+        accelerate=accelerate,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        workers=workers,
+        device=device,
+        num_classes=network.num_classes,
+        size=network.size,
+        mean=network.mean,
+        std=network.std,
+        max_pixels=max_pixels,
+    )
+    with resumable(human, command), one_sentence():
         datasets = imported()
         limit = _limit(max_errors)
         if ray is None and (actors is not None or gpus):
             refuse("actors and gpus must be left out where ray is not given")
-        keywords = asked.keywords(network.trust_model)
-        keywords["source"] = opened = datasets.open_source(source, without=out)
-        arguments.folder(out, [Path(place) for place in _places(opened)])
+        if ray is not None:
+            datasets.on_ray.imported()
+        loaded = request.network(network.trust_model)
+        # The driver of a cluster may have no GPU.
+        place = arguments.device(device) if ray is None else device or ("cuda" if gpus else None)
+        run_options = request.run_options(out, loaded, limit, place)
+        with Counter("listing") as counter:
+            job = datasets.prepare(
+                source, loaded, run_options, listed=_advance(counter), made={"request": asdict(request)}
+            )
         before, errors = _stand(out)
-        with Live(len(opened), before, errors, log, prometheus) as live:
+        with Live(job.shards.items, before, errors, log, prometheus) as live:
             if ray is None:
-                done = datasets.explain(**keywords, out=out, max_errors=limit, progress=live)
+                done = datasets.run_job(job, live)
             else:
-                keywords["device"] = device
-                where = None if ray == "local" else ray
-                done = datasets.explain_on_ray(
-                    **keywords, out=out, max_errors=limit, progress=live, address=where, actors=actors, gpus=gpus
-                )
-    tell(human, done, as_json)
+                address = None if ray == "local" else ray
+                done = datasets.run_on_ray(job, address=address, actors=actors, gpus=gpus, progress=live)
+    report(human, done, as_json)
     if done.too_many_errors:
         if not done.complete:
-            human.print(Text(f"resume  {again}"), soft_wrap=True)
+            human.print(Text(f"resume  {command}"), soft_wrap=True)
         raise typer.Exit(SOME_FAILED)
 
 
+def _advance(counter: Counter) -> Callable[[int], None]:
+    """Returns what shows how many items are listed."""
+    shown = 0
+
+    def advance(items: int) -> None:
+        nonlocal shown
+        counter.tell("inputs", items - shown)
+        shown = items
+
+    return advance
+
+
 def imported() -> Any:
-    """The part of the package that needs more than the rest."""
+    """Returns the part of the package that needs more than the rest."""
     try:
         from pyfast_xai import datasets
     except ImportError as error:
@@ -214,48 +337,44 @@ def imported() -> Any:
     return datasets
 
 
-def _batch(given: str) -> Any:
-    if given == "auto":
-        return given
-    if not given.isdecimal() or int(given) < 1:
-        refuse(f"batch must be auto or a number of at least 1, got {given!r}")
-    return int(given)
+def _batch(text: str) -> Any:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        refuse(f"batch-size must be auto or a number of at least 1, got {text!r}")
+    return int(text)
 
 
-def _limit(given: str | None) -> int | float | None:
-    if given is None:
+def _limit(text: str | None) -> int | float | None:
+    if text is None:
         return None
     try:
-        limit = float(given[:-1]) / 100 if given.endswith("%") else int(given)
+        limit = float(text[:-1]) / 100 if text.endswith("%") else int(text)
         if limit >= 0:
             return limit
     except ValueError:
         pass
-    refuse(f"max-errors must be a number of rows or a share such as 1%, got {given!r}")
+    refuse(f"max-errors must be a number of rows or a share such as 1%, got {text!r}")
 
 
-def _places(source: Any) -> list[str]:
-    """A file of each folder of a source of files: results must not lie among them."""
-    places = [item.place for item in source.items(0, len(source))] if source.kind == "files" else []
-    # Of a million files in a few folders, the folders are asked.
-    return list({os.path.dirname(place): place for place in places}.values())
-
-
-def _stand(out: Path) -> tuple[int, int]:
-    """Rows and errors that are there."""
+def _stand(out: str) -> tuple[int, int]:
+    """Returns the rows and errors that are there."""
     from pyfast_xai.datasets import status
+    from pyfast_xai.datasets.folders import run_folder
+    from pyfast_xai.datasets.manifest import NAME
 
-    if not (out / "_run.json").is_file():
+    if NAME not in run_folder(out).names():
         return 0, 0
-    found = status(out)
-    return found.rows, found.errors
+    present = status(out)
+    return present.rows, present.errors
 
 
-def tell(human: Console, done: "Summary", as_json: bool) -> None:
-    """The end of a run, for a person and for a machine."""
-    told, speed = done.progress, done.progress.images / done.progress.seconds if done.progress.seconds else 0.0
-    here = f"{count(told.images, 'image')} in {told.seconds:.1f} s, {speed:.1f} a second"
-    spent = f"{told.waiting:.1f} s waiting for decoding, {told.explaining:.1f} s explaining"
+def report(human: Console, done: "Summary", as_json: bool) -> None:
+    """Prints the end of a run, for a person and for a machine."""
+    progress = done.progress
+    speed = progress.images / progress.seconds if progress.seconds else 0.0
+    here = f"{count(progress.images, 'image')} in {progress.seconds:.1f} s, {speed:.1f} a second"
+    spent = f"{progress.waiting:.1f} s waiting for decoding, {progress.explaining:.1f} s explaining"
     errors = f", {count(done.errors, 'error row')}" if done.errors else ""
     human.print(Text(f"{done.rows} of {count(done.items, 'row')} there{errors}. {here} ({spent})."), soft_wrap=True)
     human.print(Text(f"Rows: {printable(done.folder)}"), soft_wrap=True)
@@ -267,7 +386,7 @@ def tell(human: Console, done: "Summary", as_json: bool) -> None:
             "errors": done.errors,
             "before": done.before,
             "complete": done.complete,
-            **{f"this_{name}": value for name, value in asdict(told).items()},
+            **{f"this_{name}": value for name, value in asdict(progress).items()},
         }
         typer.echo(json.dumps(summary))
 
@@ -277,8 +396,13 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def resumable(human: Console, again: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run with whole parts only; the last line told is the command that goes on."""
+def resumable(human: Console, command: str) -> Iterator[None]:
+    """Ends a run with whole parts only after ctrl-C and SIGTERM; the last line is the command that goes on.
+
+    Args:
+        human: where people read.
+        command: that goes on.
+    """
 
     def terminate(*_: object) -> None:
         raise _Terminated
@@ -290,25 +414,35 @@ def resumable(human: Console, again: str) -> Iterator[None]:
     except KeyboardInterrupt as error:
         code = 143 if isinstance(error, _Terminated) else 130
         human.print(Text("interrupted; every part that is there is whole"), soft_wrap=True)
-        human.print(Text(f"resume  {again}"), soft_wrap=True)
+        human.print(Text(f"resume  {command}"), soft_wrap=True)
         raise typer.Exit(code) from None
     except typer.Exit as error:
-        # A wrong command would be as wrong again.
+        # A wrong command would be as wrong the next time.
         if error.exit_code == 1:
-            human.print(Text(f"resume  {again}"), soft_wrap=True)
+            human.print(Text(f"resume  {command}"), soft_wrap=True)
         raise
-    except Exception:  # a model or a method that fails on everything; how it goes on stays the last line
-        traceback.print_exc()
-        human.print(Text(f"resume  {again}"), soft_wrap=True)
+    except Exception as error:  # a model or a method that fails on everything; the last line is how it goes on
+        if _is_out_of_memory(error):
+            message = " ".join(str(error).split()) or "memory does not suffice"
+            human.print(Text.assemble(("error  ", "bold red"), printable(message)), soft_wrap=True)
+        else:
+            traceback.print_exc()
+        human.print(Text(f"resume  {command}"), soft_wrap=True)
         raise typer.Exit(FAILED) from None
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    from pyfast_xai.datasets.batching import out_of_memory
+
+    return out_of_memory(error)
+
+
 def command_line(context: typer.Context) -> str:
-    """The command that was given, with all that differs from the defaults."""
-    words, options = [], []
+    """Returns the command that was given, with all that differs from the defaults."""
+    words, flags = [], []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
         if value in (None, [], ()) or value == parameter.default:
@@ -317,8 +451,8 @@ def command_line(context: typer.Context) -> str:
         if parameter.param_type_name == "argument":
             words += [str(one) for one in values]
         elif value is True:
-            options.append(parameter.opts[0])
+            flags.append(parameter.opts[0])
         else:
-            options += [word for one in values for word in (parameter.opts[0], str(one))]
+            flags += [word for one in values for word in (parameter.opts[0], str(one))]
     name = context.command.name or ""
-    return printable(shlex.join(["pyfast-xai", name, *words, *options]))
+    return printable(shlex.join(["pyfast-xai", name, *words, *flags]))

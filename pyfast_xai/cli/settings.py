@@ -1,9 +1,10 @@
 """`--set METHOD.NAME=VALUE`: settings of explainers, read as the annotations of their constructors say."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pyfast_xai.cli.messages import refuse
 
@@ -20,7 +21,7 @@ _NOT_SET = ("model", "labels", "progress")
 
 
 def read(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The settings of each of `methods`."""
+    """Returns the settings of each of `methods`."""
     settings: dict[str, dict[str, Any]] = {method: {} for method in methods}
     for entry in given:
         name, equals, value = entry.partition("=")
@@ -29,21 +30,21 @@ def read(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, An
             refuse(f"set must look like METHOD.NAME=VALUE, got {entry!r}")
         if method not in settings:
             refuse(f"set must begin with a chosen method, {' or '.join(methods)}, got {entry!r}")
-        known = _settable(method)
+        known = settable(method)
         if setting not in known:
             refuse(f"set must name a setting of {method} ({', '.join(known)}), got {entry!r}")
         settings[method][setting] = _value(name, value, known[setting])
     return settings
 
 
-def _settable(method: str) -> dict[str, list[Any]]:
-    """What each setting of a method may be: literal strings, and types that can be written on a command line."""
+def settable(method: str) -> dict[str, list[Any]]:
+    """Returns the values of each setting of a method: literal strings, and types a command line can hold."""
     from pyfast_xai.explainers import METHODS
 
     settable = {}
-    for name, annotation in get_type_hints(METHODS[method].__init__).items():
-        kinds = [kind for kind in _alternatives(annotation) if isinstance(kind, str) or kind in _READERS]
-        if name not in (*_NOT_SET, "return") and kinds not in ([], [NoneType]):
+    for name, parameter in inspect.signature(METHODS[method]).parameters.items():
+        kinds = [kind for kind in _alternatives(parameter.annotation) if isinstance(kind, str) or kind in _READERS]
+        if name not in _NOT_SET and kinds not in ([], [NoneType]):
             settable[name] = kinds
     return settable
 
@@ -61,9 +62,15 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
 def _value(name: str, text: str, kinds: list[Any]) -> Any:
     if text in kinds:
         return text
-    readers = [reader for kind, reader in _READERS.items() if kind in kinds]
-    for _, reads in readers:
-        with contextlib.suppress(KeyError, ValueError):
-            return reads(text)
-    wanted = [repr(kind) for kind in kinds if isinstance(kind, str)] + [called for called, _ in readers]
-    refuse(f"{name} must be {', '.join(wanted[:-1])}{' or ' if wanted[1:] else ''}{wanted[-1]}, got {text!r}")
+    for kind, (_, reads) in _READERS.items():
+        if kind in kinds:
+            with contextlib.suppress(KeyError, ValueError):
+                return reads(text)
+    refuse(f"{name} must be {described(kinds)}, got {text!r}")
+
+
+def described(kinds: list[Any]) -> str:
+    """Returns the values that a setting takes, in words."""
+    wanted = [repr(kind) for kind in kinds if isinstance(kind, str)]
+    wanted += [called for kind, (called, _) in _READERS.items() if kind in kinds]
+    return f"{', '.join(wanted[:-1])}{' or ' if wanted[1:] else ''}{wanted[-1]}"

@@ -5,25 +5,28 @@ same kind of tape.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch._ops import OpOverload
 
+from pyfast_xai.compat.acceleration import Kind, Replays
+from pyfast_xai.compat.called import PROBES, Called, Forward
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import ordinary
-from pyfast_xai.explainers.seeds import seeds_for
-from pyfast_xai.rules.response import Response, Rule, Table, walk
+from pyfast_xai.explainers.common.memory_format import in_channels_last, kind_of_call, run_in_channels_last
+from pyfast_xai.explainers.common.output_gradients import output_gradients
+from pyfast_xai.explainers.common.tensors import outside_inference_mode
+from pyfast_xai.rules.gradient import GradientRules, Rule, Table, backward_pass
 from pyfast_xai.tape import Node, Tape, Value, record
-from pyfast_xai.tape.record import Keep
-from pyfast_xai.tape.watch import unwrap
+from pyfast_xai.tape.module_hooks import unwrap
+from pyfast_xai.tape.record import SaveTensor, tensors_in
 
-Forward = Callable[..., Any]
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,7 +35,8 @@ class Recording:
 
     Attributes:
         tape: of the pass.
-        reading: the one it was recorded with.
+        policy: the one it was recorded with.
+        rules: what that policy saves for.
         inputs: the values of the arguments, None for those that are no tensors.
         layers: of each layer, the values that it returned (or was given) in its last call.
         activations: their numbers, before anything wrote to them.
@@ -40,7 +44,8 @@ class Recording:
     """
 
     tape: Tape
-    reading: Response
+    policy: GradientRules
+    rules: GradientRules
     inputs: list[Value | None]
     layers: list[list[Value]] = field(default_factory=list)
     activations: list[list[Tensor]] = field(default_factory=list)
@@ -48,18 +53,18 @@ class Recording:
 
     @property
     def output(self) -> Any:
-        """What was returned."""
-        return self.tape.result
+        """Returns the output of the forward pass."""
+        return self.tape.result[0]
 
     def gradients(
         self,
         score: Callable[[Any], Tensor],
         to: Sequence[Value],
-        reading: Response | None = None,
+        policy: GradientRules | None = None,
         *,
         retain: bool = False,
     ) -> list[Tensor]:
-        """Gradients of a sum of scores, each of the shape of its value; zeros where the scores do not depend on it.
+        """Returns the gradients of a sum of scores, each of the shape of its value; zeros if it does not affect them.
 
         Args:
             score: of what was returned; a tensor of any shape, which is summed.
@@ -71,128 +76,52 @@ class Recording:
             InputError: a score that does not depend on the output.
             UnsupportedOpError: an op on the way has no derivative.
         """
-        seeds = seeds_for(self.tape, lambda output: score(output).flatten())
-        found = walk(reading or self.reading, self.tape, seeds.grads, to, retain=retain)
+        found = backward_pass(policy or self.policy, self.tape, self.seeds(score), to, retain=retain)
         return [grad[0].contiguous() for grad in found]
 
+    def seeds(self, score: Callable[[Any], Tensor]) -> dict[Value, Tensor]:
+        """Returns the gradients of a sum of scores with respect to what was returned, `[1, *shape]` each."""
+        return output_gradients(self.tape, lambda result: score(result[0]).flatten()).grads
 
-class _Above(Response):
-    """A dense reading that saves nothing before it is told to: what lies below a layer is not walked."""
 
-    def __init__(self, overlay: Table, begun: bool) -> None:
-        super().__init__(overlay)
-        self.begun = begun
+class _Above(GradientRules):
+    """Rules for which nothing is saved before the first probe: what lies below a layer is not walked."""
+
+    def __init__(self, rules: GradientRules, begun: bool) -> None:
+        super().__init__(rules.overlay, rules.warned)
+        self.rules = rules
+        self._begun = begun
         self._below = -1  # the last operation of which nothing was saved
 
     def rule_of(self, node: Node) -> Rule:
         # A layer of several tensors ends in several operations, and a walk that reaches the first passes the others.
-        return _STOP if node.index <= self._below else super().rule_of(node)
+        return _STOP if node.index <= self._below else self.rules.rule_of(node)
 
-    def save(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.begun:
-            super().save(node, keep, args, kwargs)
+    def handles(self, op: OpOverload) -> bool:
+        return self.rules.handles(op)
+
+    def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._begun = self._begun or node.path.startswith(PROBES)
+        if self._begun:
+            self.rules.save(node, keep, args, kwargs)
         else:
             self._below = node.index
 
-    def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return super().run(node, keep, args, kwargs) if self.begun else node(*args, **kwargs)
+    def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.rules.run(node, keep, args, kwargs) if self._begun else node(*args, **kwargs)
 
 
-_STOP = Rule(lambda step, *args, **kwargs: None, saves=lambda node: ())
+_STOP = Rule(lambda ctx, *args, **kwargs: None)
+
+_warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
-class _Enough(BaseException):
-    """Leaves the forward early; not an Exception, so that no model catches it by accident."""
-
-
-class _Probe(nn.Module):
-    """Its place on the tape tells which values some tensors were; the copies are safe from in-place operations."""
-
-    names: list[str] | None = None
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        self.copies: list[Tensor] = [tensor.clone() for tensor in tensors]
-        return tuple(self.copies)
-
-
-class _Called(nn.Module):
-    """What is recorded: the function, the modules it is known to run, and a probe for each layer.
-
-    The layers are watched through PyTorch's process-wide hooks, for the length of the call and on this thread only.
-    """
-
-    def __init__(
-        self, function: Forward, layers: Sequence[nn.Module], at_input: bool, stop: bool, reading: _Above
-    ) -> None:
-        super().__init__()
-        self._function, self._layers, self._at_input, self._stop = function, layers, at_input, stop
-        self._reading = reading
-        self.watching = [_Probe() for _ in layers]
-        self.probes = nn.ModuleList(self.watching)  # their paths on the tape
-        self.models = nn.ModuleList(modules_behind(function))
-
-    def forward(self, *args: Any) -> Any:
-        if not self._layers:
-            return self._function(*args)
-        try:
-            with self._watching():
-                return self._function(*args)
-        except _Enough:
-            return None
-
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        thread = threading.get_ident()
-
-        def seen(module: nn.Module, tensors: Any) -> None:
-            if threading.get_ident() != thread:
-                return
-            for layer, probe in zip(self._layers, self.watching, strict=True):
-                if layer is module:
-                    probe.names = list(tensors) if isinstance(tensors, dict) else None
-                    probe(*tensors_of(tensors))
-                    self._reading.begun = True
-            if self._stop and all(hasattr(probe, "copies") for probe in self.watching):
-                raise _Enough
-
-        if self._at_input:
-            handle = register_module_forward_pre_hook(lambda module, args: seen(module, args))
-        else:
-            handle = register_module_forward_hook(lambda module, args, output: seen(module, output))
-        try:
-            yield
-        finally:
-            handle.remove()
-
-
-def tensors_of(result: Any) -> list[Tensor]:
-    """The tensors a layer returned or was given: one, or some in a tuple, list or dict."""
-    if isinstance(result, Tensor):
-        return [result]
-    parts = result.values() if isinstance(result, dict) else result
-    return [part for part in parts if isinstance(part, Tensor)] if isinstance(result, (dict, list, tuple)) else []
-
-
-def modules_behind(function: Forward) -> list[nn.Module]:
-    """The modules that a function is seen to use: itself, the object it is bound to, what it closes over."""
-    if isinstance(function, nn.Module):
-        return [unwrap(function)]
-    held: list[Any] = [getattr(function, "__self__", None)]
-    held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
-    if isinstance(function, functools.partial):
-        held += [function.func, *function.args, *function.keywords.values()]
-    found = [unwrap(one) for one in held if isinstance(one, nn.Module)]
-    if isinstance(function, functools.partial):
-        found += [module for module in modules_behind(function.func) if module not in found]
-    return found
-
-
-def _filled(cell: Any) -> bool:
+def _warned_of(function: Forward) -> set[str]:
+    """Returns what was warned of when a function was called before."""
     try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+        return _warned.setdefault(function, set())
+    except TypeError:  # it cannot be hashed, or not be referred to weakly
+        return set()
 
 
 def record_call(
@@ -200,10 +129,12 @@ def record_call(
     args: Sequence[Any],
     *,
     overlay: Table | None = None,
+    rules: GradientRules | None = None,
     layers: Sequence[nn.Module] = (),
     at_input: bool = False,
     everything: bool = True,
     stop: bool = False,
+    kind: Kind | None = None,
 ) -> Recording:
     """Record `function(*args)`.
 
@@ -214,60 +145,103 @@ def record_call(
         function: a module, whose wrappers are looked through, or a function.
         args: what it is called with.
         overlay: rules that replace those of the gradient.
+        rules: to save for instead of those.
         layers: modules whose results are kept, too.
         at_input: keep what the layers are given instead.
         everything: save what a walk to the inputs needs; False for what lies above the layers.
         stop: go no further than the layers; nothing is returned then, and nothing can be walked.
+        kind: of calls that may be replayed, of the same function, layers and settings; None to record.
 
     Raises:
         InputError: no tensor among the arguments, or a layer that did not run.
         Exception: whatever the function raises.
     """
-    function = unwrap(function) if isinstance(function, nn.Module) else function
     layers = [unwrap(layer) for layer in layers]
-    given = list(args)
-    faster = [_channels_last(arg) for arg in given] if _convolves(function) else given
-    try:
-        return _record(function, faster, overlay or {}, layers, at_input, everything, stop)
-    except RuntimeError:
-        if all(one is other for one, other in zip(faster, given, strict=True)):
-            raise
-        # A model that takes views of its input cannot have it in channels_last.
-        return _record(function, given, overlay or {}, layers, at_input, everything, stop)
+
+    def recorded(given: list[Any], everything: bool = everything, kind: Kind | None = kind) -> Recording:
+        own = GradientRules(overlay or {}, _warned_of(function)) if rules is None else rules
+        policy = _Above(own, (everything or not layers) and not stop)
+        called = Called(function, layers, at_input, stop) if kind is None else kind.called
+        return _record(called, given, policy, functools.partial(record, called) if kind is None else kind.record)
+
+    if not isinstance(function, nn.Module):
+        return recorded(list(args))
+    function = unwrap(function)
+    convolves = any(isinstance(module, nn.Conv2d) for module in function.modules())
+    # A tensor that comes twice stays one.
+    faster = {id(arg): in_channels_last(function, arg) if convolves else arg for arg in args}
+    return run_in_channels_last(
+        function,
+        run=recorded,
+        compared=lambda given: _answers(recorded(given, everything=False, kind=None)),
+        answers=_answers,
+        given=args,
+        faster=[faster[id(arg)] for arg in args],
+        key=kind_of_call(*args, tuple(map(id, layers)), at_input, stop),
+    )
 
 
-def _record(
-    function: Forward,
-    args: list[Any],
-    overlay: Table,
-    layers: list[nn.Module],
-    at_input: bool,
-    everything: bool,
-    stop: bool,
-) -> Recording:
-    reading = _Above(overlay, begun=(everything or not layers) and not stop)
-    called = _Called(function, layers, at_input, stop, reading)
+def _answers(recording: Recording) -> list[Tensor]:
+    return [*tensors_in(recording.output), *tensors_in(recording.activations)]
+
+
+def _record(called: Called, args: list[Any], policy: _Above, recording: Callable[..., Tape]) -> Recording:
+    tensors = list({id(arg): arg for arg in args if isinstance(arg, Tensor)}.values())
+    index = {id(tensor): i for i, tensor in enumerate(tensors)}
+    places = tuple(index.get(id(arg)) for arg in args)
+    others = tuple(arg if place is None else None for arg, place in zip(args, places, strict=True))
     with torch.inference_mode(False), torch.no_grad():
-        tape = record(called, *args, reading=reading)
-    placed = tape.input_structure[0]  # in which a tensor that was given twice is one value
-    found = Recording(tape, reading, [value if isinstance(value, Value) else None for value in placed])
-    for i, probe in enumerate(called.watching):
-        calls = tape.modules.get(f"probes.{i}", [])
-        if not hasattr(probe, "copies"):
-            raise InputError(f"layer must run in the forward pass, got {type(layers[i]).__name__}, which did not")
-        if not calls or len(calls[-1]) != len(probe.copies):
-            raise InputError(f"layer must depend on the inputs, got {type(layers[i]).__name__}, which does not")
+        tape = recording(*tensors, policy=policy, places=places, others=others)
+    found = Recording(tape, policy, policy.rules, [None if place is None else tape.inputs[place] for place in places])
+    _, copies, found.names = tape.result
+    for i, (layer, seen) in enumerate(zip(called.layers, copies, strict=True)):
+        calls = tape.modules.get(f"{PROBES}{i}", [])
+        if seen is None:
+            raise InputError(f"layer must run in the forward pass, got {type(layer).__name__}, which did not")
+        if not calls or len(calls[-1]) != len(seen):
+            raise InputError(f"layer must depend on the inputs, got {type(layer).__name__}, which does not")
         # The probe's copies lead nowhere; what they were made of does.
         makers = [tape.producer(value) for value in calls[-1]]
         found.layers.append([maker.inputs[0] for maker in makers if maker is not None])
-        found.activations.append([ordinary(copy) for copy in probe.copies])
-        found.names.append(probe.names)
+        found.activations.append([outside_inference_mode(copy) for copy in seen])
     return found
+
+
+def read_call(
+    function: Forward,
+    args: Sequence[Any],
+    read: Callable[[Recording], T],
+    replays: Replays,
+    *,
+    layers: Sequence[nn.Module] = (),
+    at_input: bool = False,
+    stop: bool = False,
+    **settings: Any,
+) -> T:
+    """Returns what is read of a recording of `function(*args)`, which is a replay where `compat.accelerate` wants that.
+
+    Args:
+        function: see `record_call`.
+        args: see `record_call`.
+        read: takes the recording; may be called twice.
+        replays: those of the object that calls.
+        layers: see `record_call`.
+        at_input: see `record_call`.
+        stop: see `record_call`.
+        **settings: of `record_call`.
+    """
+    kind = replays.kind(function, [unwrap(layer) for layer in layers], at_input, stop)
+
+    def run() -> T:
+        recording = record_call(function, args, layers=layers, at_input=at_input, stop=stop, kind=kind, **settings)
+        return read(recording)
+
+    return run() if kind is None else kind(run, args)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and its flags as they were afterwards.
+    """Yields the model in evaluation mode, and its flags as they were afterwards.
 
     The flags are set one by one: some models start a training in their own `eval`.
     """
@@ -279,15 +253,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _convolves(function: Forward) -> bool:
-    return isinstance(function, nn.Module) and any(isinstance(module, nn.Conv2d) for module in function.modules())
-
-
-def _channels_last(arg: Any) -> Any:
-    """On a CPU convolutions are faster in this layout, but in float64."""
-    picture = isinstance(arg, Tensor) and arg.dim() == 4 and arg.is_floating_point() and arg.device.type == "cpu"
-    if not picture or arg.dtype == torch.float64 or arg.is_contiguous(memory_format=torch.channels_last):
-        return arg
-    return arg.detach().contiguous(memory_format=torch.channels_last)

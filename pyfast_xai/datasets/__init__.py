@@ -1,4 +1,4 @@
-"""Large data sets, explained: a run that survives anything, its folder of Parquet parts, and their reader.
+"""Explanations of large data sets: runs that survive crashes, their folders of Parquet parts, and a reader.
 
 from pyfast_xai import datasets
 
@@ -13,35 +13,40 @@ try:
 except ImportError as error:
     raise ImportError("pyfast_xai.datasets needs pyarrow: pip install 'pyfast-xai[datasets]'") from error
 
-from pyfast_xai.datasets.engine import Engine, Progress
 from pyfast_xai.datasets.export import export
+from pyfast_xai.datasets.job import Job
 from pyfast_xai.datasets.maintain import retry, status, verify
-from pyfast_xai.datasets.on_ray import explain_on_ray
+from pyfast_xai.datasets.on_ray import explain_on_ray, run_on_ray
+from pyfast_xai.datasets.options import RunOptions
 from pyfast_xai.datasets.reader import Results, Row
 from pyfast_xai.datasets.reader import open_results as open
-from pyfast_xai.datasets.run import Job, Summary, explain, prepare
+from pyfast_xai.datasets.run import Summary, explain, prepare, run_job
+from pyfast_xai.datasets.run_worker import RunProgress, RunWorker
 from pyfast_xai.datasets.sources import (
     Files,
     HuggingFace,
     Item,
     ParquetImages,
     Source,
+    StreamedSource,
     Tars,
     TorchDataset,
     open_source,
 )
 
 __all__ = [
-    "Engine",
     "Files",
     "HuggingFace",
     "Item",
     "Job",
     "ParquetImages",
-    "Progress",
     "Results",
     "Row",
+    "RunOptions",
+    "RunProgress",
+    "RunWorker",
     "Source",
+    "StreamedSource",
     "Summary",
     "Tars",
     "TorchDataset",
@@ -52,6 +57,8 @@ __all__ = [
     "open_source",
     "prepare",
     "retry",
+    "run_job",
+    "run_on_ray",
     "status",
     "verify",
 ]

@@ -1,6 +1,7 @@
-"""Explanations as the columns of a part, and a row as an explanation again."""
+"""Explanations as the columns of a part, and rows as explanations."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,49 +11,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyfast_xai import ops
-from pyfast_xai.datasets.answering import Answered
+from pyfast_xai import localize, ops
+from pyfast_xai.datasets.batching import BatchResult, out_of_memory
 from pyfast_xai.datasets.decode import Decoded
-from pyfast_xai.datasets.schema import ERROR, OK, POINT, About, schema
+from pyfast_xai.datasets.schema import ERROR, OK, POINT, PartInfo, columns, with_info
 from pyfast_xai.datasets.sources import Item
+from pyfast_xai.datasets.sources.item import valid
 from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.clear import ClassExplanation
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.images import Preprocess
+from pyfast_xai.localize import BoxRule
 
 Maps = Literal["native", "heatmap", "none"]
 DTYPES = ("float16", "float32", "uint8")
 
-# How a heat map comes from what is stored.
+# How a heat map follows from the map of a layer.
 _KINDS = {
-    "rectified-first": lambda own, size: _resized(own.clamp_min(0), size),
-    "rectified-last": lambda own, size: _resized(own, size).clamp_min(0),
+    "rectified-first": lambda layer_map, size: _resized(layer_map.clamp_min(0), size),
+    "rectified-last": lambda layer_map, size: _resized(layer_map, size).clamp_min(0),
 }
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is kept of each explanation.
+class StoredColumns:
+    """The columns stored of each explanation.
 
     Attributes:
-        maps: "native" keeps the method's own map at the resolution of its layer where the heat map follows from it
-            (and nothing where it follows from the points), "heatmap" that at the resolution of the input, "none"
-            neither.
+        maps: "native" stores the method's map at the resolution of its layer where the heat map follows from it (and
+            nothing where it follows from the points), "heatmap" the one at the resolution of the input, "none" neither.
         dtype: of the numbers: "float16" (scaled to each map's largest), "float32" or "uint8" (256 steps between its
             least and its largest).
         pictures: the heat map as a grey PNG, too.
-        color_swap: what the model answers once colours have traded places, too; see `swapping`.
-        threshold: at which boxes are cut; None for the method's own.
+        color_swap: what the model answers with swapped colours, too; see `color_swap`.
+        box_rule: how boxes are made; None for the method's default.
         sigma: share of the diagonal with which the method spreads its points; None where it does not.
-        classes: names of the classes.
+        labels: names of the classes.
     """
 
     maps: Maps = "native"
     dtype: str = "float16"
     pictures: bool = False
     color_swap: bool = False
-    threshold: float | None = None
+    box_rule: BoxRule | str | None = None
     sigma: float | None = None
-    classes: list[str] | None = None
+    labels: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.maps not in ("native", "heatmap", "none"):
@@ -60,161 +63,201 @@ class Kept:
         if self.dtype not in DTYPES:
             raise InputError(f"map_dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Returns the columns of all parts."""
+        return columns(self.pictures, self.color_swap)
+
 
 class Part:
-    """The rows of a shard, filled in any order.
+    """The rows of a shard, or of some of its items, filled in any order.
 
     Args:
-        start: index of the first.
-        stop: index after the last.
-        kept: what is kept of each.
+        indices: of the items, ascending.
+        stored: what is stored of each.
         preprocess: of the network, to place boxes in the picture.
+
+    Attributes:
+        errors: rows without an explanation.
     """
 
-    def __init__(self, start: int, stop: int, kept: Kept, preprocess: Preprocess) -> None:
-        self.start, self.stop = start, stop
-        self._kept, self._preprocess = kept, preprocess
-        self._rows: list[dict[str, Any] | None] = [None] * (stop - start)
-        self._points: list[np.ndarray | None] = [None] * (stop - start)
+    def __init__(self, indices: Sequence[int], stored: StoredColumns, preprocess: Preprocess) -> None:
+        self.indices = indices
+        self._stored, self._preprocess = stored, preprocess
+        # A range knows the position of an index.
+        positions = {index: n for n, index in enumerate(indices)}
+        self._position = indices.index if isinstance(indices, range) else positions.__getitem__
+        self._rows: list[dict[str, Any] | None] = [None] * len(indices)
+        self._points: list[np.ndarray | None] = [None] * len(indices)
         self.errors = 0
 
     def fail(self, decoded: Decoded, error: Exception, seconds: float | None = None) -> None:
-        """A row of an image that has no explanation."""
+        """Adds the row of an image that has no explanation."""
         self._put(
             decoded.item,
             status=ERROR,
-            error_type=type(error).__name__,
-            error_message=_text(" ".join(str(error).split())[:2000]) or type(error).__name__,
-            label=decoded.label,
+            error_type=valid(type(error).__name__),
+            error_message=_message(error),
             decode_ms=decoded.seconds * 1000,
             explain_ms=None if seconds is None else seconds * 1000,
-            **_size(decoded),
+            **_of_picture(decoded),
         )
         self.errors += 1
 
-    def add(self, images: list[Decoded], answered: Answered, seconds: float) -> None:
-        """The rows of a batch.
+    def add(self, images: list[Decoded], result: BatchResult, seconds: float) -> None:
+        """Adds the rows of a batch; where they cannot be made, they are error rows.
 
         Args:
             images: of the whole batch.
-            answered: some of them.
+            result: for some of them.
             seconds: that each image took.
         """
-        mine = [images[row] for row in answered.rows]
-        found = answered.explanation
-        if found is None:
-            for decoded in mine:
-                self.fail(decoded, answered.error or RuntimeError("no answer"), seconds)
+        chosen = [images[row] for row in result.rows]
+        if result.explanation is None:
+            for decoded in chosen:
+                self.fail(decoded, result.error or RuntimeError("the method returned nothing"), seconds)
             return
-        boxes = found.boxes(self._kept.threshold).cpu()
-        finite = torch.isfinite(found.heatmap).flatten(1).all(1).cpu()
-        kind, maps = _stored(found, self._kept)
+        try:
+            self._add(chosen, result.explanation, result, seconds)
+        except Exception as error:  # explainers of others return what they like
+            if out_of_memory(error):
+                raise
+            for decoded in chosen:
+                if self._rows[self._position(decoded.item.index)] is None:
+                    self.fail(decoded, error, seconds)
+
+    def _add(self, images: list[Decoded], explanation: Explanation, result: BatchResult, seconds: float) -> None:
+        boxes = explanation.boxes(self._stored.box_rule).cpu()
+        faults = _faults(explanation, result)
+        kind, maps = _stored_maps(explanation, self._stored)
         maps = None if maps is None else maps.detach().cpu()
-        winner = None if found.winner is None else found.winner.cpu()
-        targets = None if found.target is None else found.target.cpu().tolist()
-        scores = None if found.score is None else found.score.float().cpu().tolist()
-        top = None if answered.top is None else tuple(own.cpu().tolist() for own in answered.top)
-        swapped = None if answered.swapped is None else tuple(own.cpu().tolist() for own in answered.swapped)
-        height, width = found.heatmap.shape[-2:]
-        for n, decoded in enumerate(mine):
-            if not bool(finite[n]):
-                self.fail(decoded, ArithmeticError("heatmap must be finite, got NaN or infinity"), seconds)
+        dominant = None
+        if isinstance(explanation, ClassExplanation) and explanation.dominant_class is not None:
+            dominant = explanation.dominant_class.cpu()
+        targets = None if explanation.target is None else explanation.target.cpu().tolist()
+        scores = None if explanation.score is None else explanation.score.float().cpu().tolist()
+        top = None if result.top is None else tuple(column.cpu().tolist() for column in result.top)
+        swapped = None if result.swapped is None else tuple(column.cpu().tolist() for column in result.swapped)
+        height, width = explanation.heatmap.shape[-2:]
+        names = self._stored.labels
+        for n, decoded in enumerate(images):
+            if faults[n] is not None:
+                self.fail(decoded, ArithmeticError(faults[n]), seconds)
                 continue
-            box = boxes[n]
-            there = not bool(box.isnan().any())
-            size = decoded.size
+            box, size = boxes[n], decoded.size
+            has_box = not bool(box.isnan().any())
             target = None if targets is None else targets[n]
+            if explanation.points is not None:
+                points = explanation.points[n].cpu().numpy().astype(np.int32)
+                self._points[self._position(decoded.item.index)] = points
             self._put(
                 decoded.item,
                 status=OK,
-                label=decoded.label,
                 target=target,
                 class_name=None if target is None else self._name(target),
                 score=None if scores is None else scores[n],
                 topk_index=None if top is None else top[0][n],
-                topk_name=None if top is None or not self._kept.classes else [self._name(c) for c in top[0][n]],
+                topk_name=None if top is None or not names else [self._name(index) for index in top[0][n]],
                 topk_score=None if top is None else top[1][n],
                 swapped_index=None if swapped is None else swapped[0][n],
                 swapped_score=None if swapped is None else swapped[1][n],
-                box=box.tolist() if there else None,
-                box_in_picture=self._preprocess.boxes_in(box[None], size)[0].tolist() if there and size else None,
+                box=box.tolist() if has_box else None,
+                box_in_picture=self._preprocess.boxes_in(box[None], size)[0].tolist() if has_box and size else None,
                 input_height=height,
                 input_width=width,
                 map_kind=kind,
-                picture={"bytes": _png(found.heatmap[n]), "path": None} if self._kept.pictures else None,
+                picture={"bytes": _png(explanation.heatmap[n]), "path": None} if self._stored.pictures else None,
                 decode_ms=decoded.seconds * 1000,
                 explain_ms=seconds * 1000,
-                **({} if maps is None else _packed(maps[n], self._kept.dtype)),
-                **({} if winner is None else _classes(winner[n])),
-                **_size(decoded),
+                **({} if maps is None else _packed(maps[n], self._stored.dtype)),
+                **({} if dominant is None else _classes(dominant[n])),
+                **_of_picture(decoded),
             )
-            if found.points is not None:
-                self._points[decoded.item.index - self.start] = found.points[n].cpu().numpy().astype(np.int32)
 
-    def table(self, about: About) -> pa.Table:
-        """The finished part.
+    def table(self, info: PartInfo) -> pa.Table:
+        """Returns the finished part.
 
         Raises:
             RuntimeError: a row is missing.
         """
-        missing = [self.start + n for n, row in enumerate(self._rows) if row is None]
+        missing = [self.indices[n] for n, row in enumerate(self._rows) if row is None]
         if missing:
             raise RuntimeError(f"part must have every row, got none for items {missing[:5]}")
-        columns = schema(about, self._kept.pictures, self._kept.color_swap)
+        schema = with_info(self._stored.schema, info)
         arrays = []
-        for field in columns:
+        for field in schema:
             if field.name == "points":
                 arrays.append(_points(self._points))
             else:
                 arrays.append(pa.array([(row or {}).get(field.name) for row in self._rows], field.type))
-        return pa.Table.from_arrays(arrays, schema=columns)
+        return pa.Table.from_arrays(arrays, schema=schema)
 
     def _put(self, item: Item, **row: Any) -> None:
-        place = item.index - self.start
-        if self._rows[place] is not None:
-            raise RuntimeError(f"part must have each row once, got {item.id!r} twice")
-        self._rows[place] = {"id": _text(item.id), "index": item.index, "source": _text(item.place), **row}
+        position = self._position(item.index)
+        if self._rows[position] is not None:
+            raise RuntimeError(f"part must have each row at most one time, got {item.id!r} two times")
+        self._rows[position] = {"id": valid(item.id), "index": item.index, "source": valid(item.place), **row}
 
     def _name(self, index: int) -> str | None:
-        names = self._kept.classes
+        names = self._stored.labels
         return names[index] if names and 0 <= index < len(names) else None
 
 
-def _text(given: str) -> str:
-    return given.encode("utf-8", "backslashreplace").decode()
+def _message(error: Exception) -> str:
+    try:
+        message = valid(" ".join(str(error).split())[:2000])
+    except Exception:  # an exception of somebody else may fail to describe itself
+        message = ""
+    return message or valid(type(error).__name__)
 
 
-def _size(decoded: Decoded) -> dict[str, Any]:
-    return {} if decoded.size is None else {"width": decoded.size[0], "height": decoded.size[1]}
+def _faults(explanation: Explanation, result: BatchResult) -> list[str | None]:
+    """Returns why each image of a batch has no row of an explanation; None where it has one."""
+    faults: list[str | None] = [None] * len(explanation)
+    checks = [("the method's heatmap must be finite, got NaN or infinity", explanation.heatmap.flatten(1))]
+    if explanation.score is not None and explanation.score.is_floating_point():
+        checks.append(("the model's output is not finite: the score is NaN or infinity", explanation.score[:, None]))
+    for message, values in checks:
+        for n in torch.nonzero(~torch.isfinite(values.reshape(len(faults), -1)).all(1)).flatten().tolist():
+            faults[n] = message
+    if result.finite is not None:
+        for n in torch.nonzero(~result.finite).flatten().tolist():
+            faults[n] = "the model's output is not finite: some classes have NaN or infinity"
+    return faults
+
+
+def _of_picture(decoded: Decoded) -> dict[str, Any]:
+    label = {"label": decoded.label, "label_error": None if decoded.label_error is None else valid(decoded.label_error)}
+    return label if decoded.size is None else {**label, "width": decoded.size[0], "height": decoded.size[1]}
 
 
 def _points(rows: list[np.ndarray | None]) -> pa.Array:
-    lengths = [0 if own is None else len(own) for own in rows]
-    flat = np.concatenate([own for own in rows if own is not None] or [np.empty((0, 2), np.int32)])
+    lengths = [0 if points is None else len(points) for points in rows]
+    flat = np.concatenate([points for points in rows if points is not None] or [np.empty((0, 2), np.int32)])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     values = pa.StructArray.from_arrays(
         [pa.array(np.ascontiguousarray(flat[:, 0])), pa.array(np.ascontiguousarray(flat[:, 1]))], fields=list(POINT)
     )
-    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array([own is None for own in rows]))
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array([points is None for points in rows]))
 
 
-def _stored(found: Explanation, kept: Kept) -> tuple[str | None, Tensor | None]:
-    """Of what kind the stored map is, and the map `[N, h, w]`."""
-    if kept.maps == "none":
+def _stored_maps(explanation: Explanation, stored: StoredColumns) -> tuple[str | None, Tensor | None]:
+    """Returns the kind of the stored map, and the map `[N, h, w]`."""
+    if stored.maps == "none":
         return None, None
-    if kept.maps == "native":
-        if found.points is not None and kept.sigma is not None:
+    if stored.maps == "native":
+        if explanation.points is not None and stored.sigma is not None:
             return "points", None
-        own = found.map
-        if own is not None and own.dim() == 3 and len(own) == len(found):
-            heat = found.heatmap.float()
+        layer_map = explanation.signed_map
+        if layer_map is not None and layer_map.dim() == 3 and len(layer_map) == len(explanation):
+            heat = explanation.heatmap.float()
             scale = heat.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-            for kind, made in _KINDS.items():
+            for kind, heatmap_of in _KINDS.items():
                 with torch.no_grad():
-                    off = (made(own.float(), tuple(heat.shape[-2:])) - heat).abs() / scale
+                    off = (heatmap_of(layer_map.float(), tuple(heat.shape[-2:])) - heat).abs() / scale
                 if bool(((off < 1e-4) | ~torch.isfinite(heat)).all()):
-                    return kind, own
-    return "heatmap", found.heatmap
+                    return kind, layer_map
+    return "heatmap", explanation.heatmap
 
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -223,9 +266,9 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _packed(own: Tensor, dtype: str) -> dict[str, Any]:
-    """A map as bytes; its numbers are `stored * map_scale + map_offset`."""
-    values = own.float().numpy()
+def _packed(layer_map: Tensor, dtype: str) -> dict[str, Any]:
+    """Returns a map as bytes; its numbers are `stored * map_scale + map_offset`."""
+    values = layer_map.float().numpy()
     scale, offset = 1.0, 0.0
     if dtype == "float32":
         stored = values.astype("<f4")
@@ -246,9 +289,10 @@ def _packed(own: Tensor, dtype: str) -> dict[str, Any]:
     }
 
 
-def _classes(winner: Tensor) -> dict[str, Any]:
-    dtype = "int16" if int(winner.min()) >= -32768 and int(winner.max()) < 32768 else "int32"
-    return {"winner": winner.numpy().astype(np.dtype(dtype).newbyteorder("<")).tobytes(), "winner_dtype": dtype}
+def _classes(dominant: Tensor) -> dict[str, Any]:
+    dtype = "int16" if int(dominant.min()) >= -32768 and int(dominant.max()) < 32768 else "int32"
+    stored = dominant.numpy().astype(np.dtype(dtype).newbyteorder("<")).tobytes()
+    return {"dominant_class": stored, "dominant_class_dtype": dtype}
 
 
 def _png(heatmap: Tensor) -> bytes:
@@ -265,7 +309,7 @@ def _png(heatmap: Tensor) -> bytes:
 
 
 def unpacked(row: dict[str, Any]) -> np.ndarray | None:
-    """The stored map of a row, float32; None where there is none.
+    """Returns the stored map of a row, float32; None where there is none.
 
     Raises:
         InputError: its bytes do not fit its shape.
@@ -283,19 +327,19 @@ def unpacked(row: dict[str, Any]) -> np.ndarray | None:
 
 
 def explanation_of(
-    row: dict[str, Any], method: str, threshold: float, sigma: float | None, labels: list[str] | None
+    row: dict[str, Any], method: str, box_rule: BoxRule | str, sigma: float | None, labels: list[str] | None
 ) -> Explanation:
-    """A row as an explanation of one image, without the image.
+    """Returns a row as an explanation of one image, without the image.
 
     Args:
         row: of a part.
-        method: the explainer that made it.
-        threshold: at which its boxes are cut.
+        method: name of the explainer that made it.
+        box_rule: how its boxes are made, or the text of that.
         sigma: share of the diagonal with which points are spread.
         labels: names of the classes.
 
     Raises:
-        InputError: the row says no more than why there is none, or nothing that a heat map follows from.
+        InputError: the row is an error row, or has nothing that a heat map follows from.
     """
     if row["status"] != OK:
         raise InputError(f"row {row['id']!r} must have an explanation, got {row['error_type']}: {row['error_message']}")
@@ -304,27 +348,26 @@ def explanation_of(
     if row["points"] is not None:
         points = torch.tensor([[p["y"], p["x"]] for p in row["points"]], dtype=torch.int64).reshape(-1, 2)
     stored = unpacked(row)
-    own = None if stored is None else torch.from_numpy(stored)[None]
+    layer_map = None if stored is None else torch.from_numpy(stored)[None]
     kind = row["map_kind"]
     if kind == "points" and points is not None and sigma is not None:
         flat = points[:, 0] * size[1] + points[:, 1]
         heat = ops.point_density(flat, 1, *size, max(sigma * math.hypot(*size), 1e-3))
-    elif own is None or kind not in ("heatmap", *_KINDS):
+    elif layer_map is None or kind not in ("heatmap", *_KINDS):
         raise InputError(f"row {row['id']!r} must have a map to be shown, got none")
     else:
-        heat = own if kind == "heatmap" else _KINDS[kind](own, size)
-    winner = None
-    if row["winner"] is not None and row["winner_dtype"] in ("int16", "int32"):
-        classes = np.frombuffer(row["winner"], np.dtype(row["winner_dtype"]).newbyteorder("<"))
-        winner = torch.from_numpy(classes.astype(np.int64)).reshape(1, *size)
-    return Explanation(
-        method=method,
-        heatmap=heat,
-        target=None if row["target"] is None else torch.tensor([row["target"]]),
-        score=None if row["score"] is None else torch.tensor([row["score"]]),
-        points=None if points is None else [points],
-        map=own if kind in _KINDS else None,
-        winner=winner,
-        threshold=threshold,
-        labels=labels,
-    )
+        heat = layer_map if kind == "heatmap" else _KINDS[kind](layer_map, size)
+    fields: dict[str, Any] = {
+        "method": method,
+        "heatmap": heat,
+        "target": None if row["target"] is None else torch.tensor([row["target"]]),
+        "score": None if row["score"] is None else torch.tensor([row["score"]]),
+        "points": None if points is None else [points],
+        "signed_map": layer_map if kind in _KINDS else None,
+        "box_rule": localize.box_rule(box_rule),
+        "labels": labels,
+    }
+    if row["dominant_class"] is None or row["dominant_class_dtype"] not in ("int16", "int32"):
+        return Explanation(**fields)
+    classes = np.frombuffer(row["dominant_class"], np.dtype(row["dominant_class_dtype"]).newbyteorder("<"))
+    return ClassExplanation(**fields, dominant_class=torch.from_numpy(classes.astype(np.int64)).reshape(1, *size))

@@ -1,11 +1,11 @@
-"""Items to network inputs, on threads ahead of the model: what cannot be read is told, never raised."""
+"""Items to network inputs, on threads ahead of the model; an item that cannot be read comes with its error."""
 
 import contextlib
 import io
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.datasets.sources import Item, Labelled
+from pyfast_xai.datasets.sources.labels import read_label
 from pyfast_xai.images import FORMATS, ImageError, Preprocess, pillow_allows, to_rgb, upright
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An item on its way through.
+    """An item on its way to the network.
 
     Attributes:
         item: what was read.
         input: uint8 `[3, H, W]`, the pixels that the network sees, or a floating-point input `[C, H, W]` as the source
             gave it; None where there is an error.
         size: (W, H) of the upright picture, in pixels; None for tensors.
-        label: the class that the source says it has.
+        label: the class that the source names.
+        label_error: why there is none although the source names something.
         seconds: that reading and decoding took.
         error: why there is no input.
     """
@@ -35,12 +37,13 @@ class Decoded:
     input: Tensor | None = None
     size: tuple[int, int] | None = None
     label: int | None = None
+    label_error: str | None = None
     seconds: float = 0.0
     error: Exception | None = None
 
 
 def decode(item: Item, preprocess: Preprocess, max_pixels: int) -> Decoded:
-    """Read an item and cut out what the network sees.
+    """Reads an item and cuts out what the network sees.
 
     Args:
         item: of a source.
@@ -50,46 +53,68 @@ def decode(item: Item, preprocess: Preprocess, max_pixels: int) -> Decoded:
     Returns:
         The pixels, or the error that came instead.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
+    decoded = Decoded(item, label_error=item.label_error)
     label = item.label
     try:
-        found = item.read()
-        if isinstance(found, Labelled):
-            found, label = found.picture, found.label
-        if isinstance(found, Tensor) and found.is_floating_point():
-            if found.dim() != 3 or found.numel() == 0:
-                raise ImageError(f"image {item.id!r} must have shape [C, H, W], got {list(found.shape)}")
-            return Decoded(item, found.detach().cpu(), None, label, time.perf_counter() - began)
-        image = rgb_of(found, item.id, max_pixels)
-        return Decoded(item, pixels_seen(preprocess, image), image.size, label, time.perf_counter() - began)
+        picture = item.read()
+        if isinstance(picture, Labelled):
+            picture, label = picture.picture, picture.label
+        decoded = _input(decoded, picture, preprocess, max_pixels)
     except Exception as error:  # sources and decoders raise whatever they come across in broken data
         # Its frames hold the picture.
-        plain = error.with_traceback(None)
-        plain.__context__ = plain.__cause__ = None
-        return Decoded(item, label=label, seconds=time.perf_counter() - began, error=plain)
+        error = error.with_traceback(None)
+        error.__context__ = error.__cause__ = None
+        decoded = replace(decoded, error=error)
+    if decoded.label_error is None:
+        index, why = read_label(label)
+        decoded = replace(decoded, label=index, label_error=why)
+    return replace(decoded, seconds=time.perf_counter() - start)
 
 
-def rgb_of(found: Any, name: str, max_pixels: int) -> Any:
+def _input(decoded: Decoded, picture: Any, preprocess: Preprocess, max_pixels: int) -> Decoded:
+    name = decoded.item.id
+    if isinstance(picture, Tensor) and picture.is_floating_point():
+        if picture.dim() != 3 or picture.numel() == 0:
+            raise ImageError(f"image {name!r} must have shape [C, H, W], got {list(picture.shape)}")
+        return replace(decoded, input=picture.detach().cpu())
+    image = rgb_of(picture, name, max_pixels)
+    return replace(decoded, input=pixels_seen(preprocess, image), size=image.size)
+
+
+def rgb_of(picture: Any, name: str, max_pixels: int) -> Any:
+    """Returns a PIL image of mode "RGB" of bytes, a PIL image, or a uint8 tensor `[3, H, W]`.
+
+    Args:
+        picture: what an item was read as.
+        name: of the picture, for messages.
+        max_pixels: width times height allowed.
+
+    Raises:
+        ImageError: no picture, broken, or too large.
+    """
     from PIL import Image
 
-    if isinstance(found, (bytes, bytearray, memoryview)):
-        return decode_bytes(bytes(found), name, max_pixels)
-    if isinstance(found, Tensor):
-        if found.dtype != torch.uint8 or found.dim() != 3 or found.shape[0] != 3:
-            raise ImageError(f"image {name!r} must be uint8 [3, H, W] or float, got {found.dtype} {list(found.shape)}")
-        return Image.fromarray(found.permute(1, 2, 0).contiguous().cpu().numpy())
-    if isinstance(found, Image.Image):
-        if found.width * found.height > max_pixels:
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return decode_bytes(bytes(picture), name, max_pixels)
+    if isinstance(picture, Tensor):
+        if picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[0] != 3:
             raise ImageError(
-                f"image {name!r} must have at most {max_pixels:,} pixels, got {found.width} x {found.height}"
+                f"image {name!r} must be uint8 [3, H, W] or float, got {picture.dtype} {list(picture.shape)}"
             )
-        found.load()
-        return upright(to_rgb(found), found)
-    raise ImageError(f"image {name!r} must be bytes, a PIL image or a tensor, got {type(found).__name__}")
+        return Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+    if isinstance(picture, Image.Image):
+        if picture.width * picture.height > max_pixels:
+            raise ImageError(
+                f"image {name!r} must have at most {max_pixels:,} pixels, got {picture.width} x {picture.height}"
+            )
+        picture.load()
+        return upright(to_rgb(picture), picture)
+    raise ImageError(f"image {name!r} must be bytes, a PIL image or a tensor, got {type(picture).__name__}")
 
 
 def decode_bytes(data: bytes, name: str, max_pixels: int) -> Any:
-    """A picture file in memory as a viewer shows it; see `images.load_image`, whose rules these are.
+    """Decodes a picture file in memory as a viewer shows it; see `images.load_image`, whose rules these are.
 
     Args:
         data: of the file.
@@ -117,7 +142,7 @@ def decode_bytes(data: bytes, name: str, max_pixels: int) -> Any:
                 image.load()
                 fast = to_rgb(image)
             return upright(fast, image)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
@@ -139,7 +164,7 @@ def _simplejpeg() -> Any:
 
 
 def decoder() -> str:
-    """What decodes here, with its version: a run that goes on elsewhere compares it."""
+    """Returns which decoders are installed, with versions: a run that goes on elsewhere compares them."""
     import PIL
 
     fast = _simplejpeg()
@@ -160,9 +185,9 @@ def _fast(data: bytes, image: Any) -> Any:
 
 @contextlib.contextmanager
 def pillow_for_threads(max_pixels: int) -> Iterator[None]:
-    """Pillow as the threads of a run need it: its limit and its warnings belong to the process, so both are set once.
+    """Sets limit and warnings of Pillow, which belong to the process, for all threads of a run.
 
-    What is odd about somebody's metadata is of no interest here, and sizes are checked by `decode_bytes`.
+    Odd metadata warrants no warning here, and `decode_bytes` checks sizes.
     """
     from PIL import Image
 
@@ -173,7 +198,7 @@ def pillow_for_threads(max_pixels: int) -> Iterator[None]:
 
 
 def pixels_seen(preprocess: Preprocess, image: Any) -> Tensor:
-    """What the network sees of an RGB image, uint8 `[3, H, W]`: `Preprocess` before its numbers are scaled.
+    """Returns what the network sees of an RGB image, uint8 `[3, H, W]`: `Preprocess` before its numbers are scaled.
 
     Bytes wait for their turn in a quarter of the memory, and no thread of PyTorch is needed to make them.
     """
@@ -188,7 +213,7 @@ def pixels_seen(preprocess: Preprocess, image: Any) -> Tensor:
 
 
 def normalised(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """Inputs of the network, bit for bit those of `Preprocess`.
+    """Returns inputs of the network, bit for bit those of `Preprocess`.
 
     Args:
         pixels: uint8 `[N, 3, H, W]`.

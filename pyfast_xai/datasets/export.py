@@ -1,60 +1,76 @@
-"""Rows of a run in formats that others read: CSV, WebDataset tars, Zarr."""
+"""Rows of a run in formats that others read: CSV, WebDataset tars, Zarr, Hugging Face's `datasets`, FiftyOne."""
 
 import csv
 import io
 import json
-import re
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyfast_xai import render
+from pyfast_xai.datasets.exported_rows import file_name, grey, heatmap_of
 from pyfast_xai.datasets.reader import Results, Row
 from pyfast_xai.errors import InputError
+from pyfast_xai.progress import Progress, ProgressCallback
 
-FORMATS = ("csv", "webdataset", "zarr")
-_BYTES = ("map", "winner", "picture")
+_BYTES = ("map", "dominant_class", "picture")
 
 
-def export(folder: str | Path, form: str, out: str | Path, told: Callable[[int, int], None] | None = None) -> int:
-    """Write the rows of a run anew.
+def export(
+    folder: str | Path, form: str, out: str | Path, progress: ProgressCallback | None = None, source: Any = None
+) -> int:
+    """Writes the rows of a run in another format.
 
     Args:
         folder: of the run.
         form: "csv", one file, all columns but the maps; "webdataset", a folder with a tar a part, in it a JSON and a
             grey PNG of the heat map for each row; "zarr", a group with the heat maps float16 `[rows, H, W]`, NaN where
-            there is none, and ids and classes beside them.
+            there is none, and ids and classes beside them; "huggingface", a folder that `datasets.load_dataset` opens
+            and that can be put on the Hub as it is: Parquet with pictures and heat maps as images, and a card;
+            "fiftyone", a folder that `fiftyone.Dataset.from_dir` opens: pictures with heat maps, boxes and classes.
         out: what is written; must not be there.
-        told: called with rows done and rows there.
+        progress: called with a `Progress` of the rows.
+        source: where the pictures are; None for where they were.
 
     Returns:
         How many rows there were.
 
     Raises:
         InputError: another format, an `out` that is there, or maps of several sizes for Zarr.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pyfast_xai import Preprocess, datasets, demo
+        >>> Image.new("RGB", (96, 96)).save("black.png")
+        >>> options = {"preprocess": Preprocess(96), "method": "saliency", "out": "run"}
+        >>> summary = datasets.explain("black.png", demo.load(), **options)
+        >>> datasets.export("run", "csv", "rows.csv")
+        1
     """
     if form not in FORMATS:
         raise InputError(f"to must be one of {', '.join(FORMATS)}, got {form!r}")
-    if Path(out).exists():
+    if os.path.lexists(out):
         raise InputError(f"out must not be there yet, got {str(out)!r}")
-    results = Results(folder)
-    tell = told or (lambda _done, _all: None)
-    {"csv": _csv, "webdataset": _tars, "zarr": _zarr}[form](results, Path(out), tell)
+    results = Results(folder, source)
+    FORMATS[form](results, Path(out), progress or (lambda _: None))
     return len(results)
 
 
-def _csv(results: Results, out: Path, tell: Callable[[int, int], None]) -> None:
+def _csv(results: Results, out: Path, report: ProgressCallback) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "x", newline="", encoding="utf-8") as file:
         writer = None
         for done, row in enumerate(results, 1):
-            told = _told(row)
+            cells = _without_bytes(row)
             if writer is None:
-                writer = csv.DictWriter(file, told)
+                writer = csv.DictWriter(file, cells)
                 writer.writeheader()
-            writer.writerow({k: json.dumps(v) if isinstance(v, list) else _cell(v) for k, v in told.items()})
-            tell(done, len(results))
+            writer.writerow({k: json.dumps(v) if isinstance(v, list) else _cell(v) for k, v in cells.items()})
+            report(Progress(done, len(results)))
 
 
 def _cell(value: Any) -> Any:
@@ -62,21 +78,11 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def _told(row: Row) -> dict[str, Any]:
+def _without_bytes(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in _BYTES}
 
 
-def _heat(row: Row) -> Any:
-    """The heat map of a row `[H, W]`; None where there is none."""
-    if row["status"] != "ok" or row["map_kind"] is None:
-        return None
-    from pyfast_xai.datasets.columns import explanation_of
-
-    method = row.results.manifest.described["method"]
-    return explanation_of(dict(row), method["name"], method["threshold"], method["sigma"], None).heatmap[0]
-
-
-def _tars(results: Results, out: Path, tell: Callable[[int, int], None]) -> None:
+def _tars(results: Results, out: Path, report: ProgressCallback) -> None:
     out.mkdir(parents=True)
     tar: tarfile.TarFile | None = None
     part = -1
@@ -89,31 +95,28 @@ def _tars(results: Results, out: Path, tell: Callable[[int, int], None]) -> None
                     tar.close()
                 tar = tarfile.open(out / f"part-{part:08d}.tar", "w")  # noqa: SIM115 (closed below)
             assert tar is not None
-            # A key has no dot or slash of the id's, so that no name leads anywhere.
-            key = f"{row['index']:010d}-{re.sub(r'[^A-Za-z0-9_-]', '_', row['id'])[-80:]}"
-            _member(tar, f"{key}.json", json.dumps(_told(row)).encode())
-            heat = _heat(row)
-            if heat is not None:
-                picture = render.to_pil(render.normalize(heat[None]).expand(3, -1, -1)).convert("L")
-                _member(tar, f"{key}.heatmap.png", render.png_bytes(picture))
-            tell(done, len(results))
+            key = file_name(row)
+            _member(tar, f"{key}.json", json.dumps(_without_bytes(row)).encode())
+            heatmap = heatmap_of(row)
+            if heatmap is not None:
+                _member(tar, f"{key}.heatmap.png", render.png_bytes(grey(heatmap)))
+            report(Progress(done, len(results)))
     finally:
         if tar is not None:
             tar.close()
 
 
 def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    told = tarfile.TarInfo(name)
-    told.size = len(data)
-    tar.addfile(told, io.BytesIO(data))
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
 
 
-def _zarr(results: Results, out: Path, tell: Callable[[int, int], None]) -> None:
+def _zarr(results: Results, out: Path, report: ProgressCallback) -> None:
     try:
         import zarr
     except ImportError as error:
         raise InputError("export to zarr needs it: pip install zarr") from error
-    import numpy as np
 
     sizes = {
         (row["input_height"], row["input_width"])
@@ -134,9 +137,30 @@ def _zarr(results: Results, out: Path, tell: Callable[[int, int], None]) -> None
     group.attrs.update({"ids": columns["id"], "method": results.manifest.described["method"]["name"]})
     block = np.full((16, *size), np.nan, np.float16)
     for done, row in enumerate(results, 1):
-        found = _heat(row)
-        block[(done - 1) % 16] = np.nan if found is None else render.normalize(found[None])[0].numpy()
+        heatmap = heatmap_of(row)
+        block[(done - 1) % 16] = np.nan if heatmap is None else render.normalize(heatmap[None])[0].numpy()
         if done % 16 == 0 or done == len(results):
             first = (done - 1) // 16 * 16
             heat[first:done] = block[: done - first]
-        tell(done, len(results))
+        report(Progress(done, len(results)))
+
+
+def _hugging_face(results: Results, out: Path, report: ProgressCallback) -> None:
+    from pyfast_xai.datasets.export_huggingface import write_hugging_face
+
+    write_hugging_face(results, out, report)
+
+
+def _fiftyone(results: Results, out: Path, report: ProgressCallback) -> None:
+    from pyfast_xai.datasets.export_fiftyone import write_fiftyone
+
+    write_fiftyone(results, out, report)
+
+
+FORMATS: dict[str, Callable[[Results, Path, ProgressCallback], None]] = {
+    "csv": _csv,
+    "webdataset": _tars,
+    "zarr": _zarr,
+    "huggingface": _hugging_face,
+    "fiftyone": _fiftyone,
+}

@@ -1,34 +1,34 @@
-"""`_run.json`: what a run is of, so that it is never continued as another."""
+"""`_run.parquet`: the description of a run, so that it is never continued as another."""
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pyfast_xai.datasets.durable import write_whole
+from pyfast_xai.datasets.attachments import attached, detached
+from pyfast_xai.datasets.folders import Folder
 from pyfast_xai.datasets.schema import VERSION
 from pyfast_xai.errors import InputError
 
-NAME = "_run.json"
-_MOST = 1 << 26  # bytes that are read of a file that should be small
+NAME = "_run.parquet"
+_LARGEST = 1 << 26  # bytes that are read of a file that should be small
 _CONTENT = "content"  # of the source: what a repaired picture changes
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is of.
+    """The description of a run.
 
     Attributes:
         described: source, shard size, model, method, settings and versions; JSON-ready. Everything that decides what a
             row says.
-        made: how to make it again and how to read it: names of the classes, texts of source and model. Not compared.
+        made: what makes the run anew and reads it: names of the classes, texts of source and model. It is not compared.
     """
 
     described: dict[str, Any]
@@ -36,72 +36,90 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all of `described` but the content of pictures, which `retry` may find repaired."""
+        """Returns SHA-256 of all of `described` but the content of pictures, which may be repaired before a `retry`."""
         steady = {**self.described, "source": {k: v for k, v in self.described["source"].items() if k != _CONTENT}}
         return hashlib.sha256(json.dumps(steady, sort_keys=True).encode()).hexdigest()
 
-    def write(self, folder: Path, system: Any = os) -> None:
-        told = {"fingerprint": self.fingerprint, **self.described, "made": self.made}
-        write_whole(folder / NAME, (json.dumps(told, indent=1) + "\n").encode(), system)
+    def write(self, folder: Folder, columns: pa.Schema) -> None:
+        """Writes the manifest into the folder of a run.
+
+        Args:
+            folder: of the run.
+            columns: of the parts beside it.
+        """
+        document = {"fingerprint": self.fingerprint, **self.described, "made": self.made}
+        folder.write(NAME, attached((json.dumps(document, indent=1) + "\n").encode(), columns))
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a run.
+def read_manifest(folder: Folder) -> Manifest:
+    """Returns the manifest of a run.
 
     Raises:
         InputError: there is none, or not one of this library.
     """
-    path = Path(folder) / NAME
+    path = str(folder.path)
     try:
-        with open(path, "rb") as file:
-            told = json.loads(file.read(_MOST))
-        made, fingerprint = told.pop("made"), told.pop("fingerprint")
-        manifest = Manifest(told, made)
-        known = isinstance(made, dict) and all(isinstance(told[k], dict) for k in ("source", "model", "method"))
-        if not known or manifest.fingerprint != fingerprint:
-            raise ValueError("its fingerprint does not fit it")
+        manifest = Manifest(*_parts_of(read_document(folder)))
     except FileNotFoundError:
-        raise InputError(f"folder must be one of a run, got {str(folder)!r}, where no {NAME} lies") from None
+        raise InputError(f"folder must be one of a run, got {path!r}, where no {NAME} lies") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{NAME} in {str(folder)!r} must be that of a run, got another ({error})") from error
-    if told.get("schema") != VERSION:
+        raise InputError(f"{NAME} in {path!r} must be that of a run, got another ({error})") from error
+    if manifest.described.get("schema") != VERSION:
         raise InputError(
-            f"run in {str(folder)!r} must have columns of version {VERSION}, which this release reads, "
-            f"got {told.get('schema')}"
+            f"run in {path!r} must have columns of version {VERSION}, which this release reads, "
+            f"got {manifest.described.get('schema')}"
         )
     return manifest
 
 
-def begin(folder: Path, manifest: Manifest, repaired: bool = False, system: Any = os) -> None:
-    """Write the manifest of a new run, or see that an old one is the same.
+def read_document(folder: Folder) -> Any:
+    """Returns the JSON document that the manifest file of a run holds, unchecked."""
+    with folder.open(NAME) as file:
+        whole = file.read(_LARGEST)
+    return json.loads(detached(pa.py_buffer(whole)).to_pybytes())
+
+
+def _parts_of(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    made, fingerprint = document.pop("made"), document.pop("fingerprint")
+    known = isinstance(made, dict) and all(isinstance(document[key], dict) for key in ("source", "model", "method"))
+    if not known or Manifest(document, made).fingerprint != fingerprint:
+        raise ValueError("its fingerprint does not fit it")
+    return document, made
+
+
+def check_same_run(folder: Folder, manifest: Manifest, repaired: bool = False) -> Manifest | None:
+    """Refuses a folder with another run.
 
     Args:
         folder: of the run.
         manifest: of what is to be done now.
-        repaired: pictures may have changed since, as before a retry; the new state of them is written down.
-        system: what speaks to the disk.
+        repaired: pictures may have changed since, as before a retry.
+
+    Returns:
+        The manifest that lies there; None for a new run.
 
     Raises:
-        InputError: the run that lies there is another one; the sentence names what differs.
+        InputError: the run that lies there is another one; the sentence names the differences.
     """
-    if not (folder / NAME).exists():
-        if any(name.startswith("part-") for name in os.listdir(folder)):
+    names = folder.names()
+    if NAME not in names:
+        if any(name.startswith("part-") for name in names):
             raise InputError(
-                f"out must be the folder of a run or a new one, got {str(folder)!r} with parts and no {NAME}"
+                f"out must be the folder of a run or a new one, got {str(folder.path)!r} with parts and no {NAME}"
             )
-        manifest.write(folder, system)
-        return
-    old = dict(_leaves(read_manifest(folder).described))
-    new = dict(_leaves(manifest.described))
+        return None
+    present = read_manifest(folder)
+    old, new = dict(_leaves(present.described)), dict(_leaves(manifest.described))
     content = f"source.{_CONTENT}"
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key) and not (repaired and key == content)]
     if differing:
-        raise InputError(f"out {str(folder)!r} must be continued as it was begun, {_told(differing, old, new)}")
-    if old[content] != new[content]:
-        Manifest(manifest.described, read_manifest(folder).made).write(folder, system)
+        raise InputError(
+            f"out {str(folder.path)!r} must be continued as it was begun, {_differences(differing, old, new)}"
+        )
+    return present
 
 
-def _told(differing: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _differences(differing: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     # How many there are says more than that their names differ.
     key = "source.items" if "source.items" in differing else differing[0]
     also = ", ".join(other for other in differing if other != key)
@@ -127,7 +145,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of what a model is made of and of all its tensors, by name; wherever they came from."""
+    """Returns the SHA-256 of the modules of a model and of all its tensors, by name."""
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, Tensor):
@@ -139,13 +157,13 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON has it; of an object only what kind it is."""
+    """Returns a setting as JSON has it; of an object only the name of its type."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(own) for key, own in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(own) for own in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, Tensor):
         return weights_digest(nn.ParameterList([nn.Parameter(value, requires_grad=False)]))
     return getattr(value, "__qualname__", type(value).__qualname__)

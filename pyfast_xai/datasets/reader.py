@@ -1,4 +1,4 @@
-"""The rows of a run, from one to a billion: as dictionaries, tables, explanations, pictures and answers to SQL."""
+"""The rows of a run, from one to a billion: as dictionaries, tables, explanations, pictures and tables for SQL."""
 
 import bisect
 import contextlib
@@ -11,19 +11,33 @@ import torch
 
 from pyfast_xai.datasets.columns import explanation_of, unpacked
 from pyfast_xai.datasets.decode import pixels_seen, rgb_of
+from pyfast_xai.datasets.listing import StoredListing
 from pyfast_xai.datasets.manifest import Manifest, read_manifest
+from pyfast_xai.datasets.run import stored_listing
 from pyfast_xai.datasets.sources import Item, Labelled, Source, open_source
-from pyfast_xai.datasets.store import Store, read
+from pyfast_xai.datasets.sources.entries import ENTRIES
+from pyfast_xai.datasets.sources.item import runs_of
+from pyfast_xai.datasets.store import PartStore
 from pyfast_xai.errors import InputError
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.images import Preprocess
 
-_PARTS_HELD = 2  # in memory, for rows asked for one by one
-_NEAR = 8  # items that are passed over rather than asked for anew, which may read much
+_PARTS_HELD = 2  # in memory, for rows that are read one by one
 
 
 class Row(Mapping[str, Any]):
-    """One input: a mapping of the columns, see docs/datasets.md."""
+    """One input: a mapping of the columns, see docs/datasets.md.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pyfast_xai import Preprocess, datasets, demo
+        >>> Image.new("RGB", (96, 96)).save("black.png")
+        >>> options = {"preprocess": Preprocess(96), "method": "saliency", "out": "run"}
+        >>> summary = datasets.explain("black.png", demo.load(), **options)
+        >>> row = datasets.open("run")[0]
+        >>> row["status"], row.map.dtype
+        ('ok', dtype('float32'))
+    """
 
     def __init__(self, results: "Results", columns: dict[str, Any]) -> None:
         self.results, self._columns = results, columns
@@ -38,54 +52,64 @@ class Row(Mapping[str, Any]):
         return len(self._columns)
 
     def __repr__(self) -> str:
-        told = "error_message" if self["status"] == "error" else "class_name"
-        return f"Row({self['id']!r}, {self['status']}, {self[told]!r})"
+        column = "error_message" if self["status"] == "error" else "class_name"
+        return f"Row({self['id']!r}, {self['status']}, {self[column]!r})"
 
     @property
     def map(self) -> Any:
-        """The stored map as a float32 array `[h, w]`; None where there is none."""
+        """Returns the stored map as a float32 array `[h, w]`; None where there is none."""
         return unpacked(self._columns)
 
     def explanation(self) -> Explanation:
-        """The row as an explanation of one image, with that image where its source is at hand.
+        """Returns the row as an explanation of one image, with that image where its source is at hand.
 
         Raises:
             InputError: the row is an error, or has no map.
         """
         results = self.results
         method = results.manifest.described["method"]
-        found = explanation_of(
-            self._columns, method["name"], method["threshold"], method["sigma"], results.manifest.made.get("classes")
+        explanation = explanation_of(
+            self._columns, method["name"], method["box_rule"], method["sigma"], results.manifest.made.get("labels")
         )
         picture = results.picture(self["index"])
         if picture is not None:
-            found.images = picture[None]
-        return found
+            explanation.images = picture[None]
+        return explanation
 
 
 class Results:
     """The rows of a run, in the order of its source; parts that are not there yet are left out.
 
     Args:
-        folder: of the run.
-        source: where its pictures are; None for that of the command line which began it, where there was one.
+        folder: of the run, or its URL.
+        source: where its pictures are; None for the source of the command line that made the run, where there was one.
 
     Raises:
         InputError: no run lies there.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pyfast_xai import Preprocess, datasets, demo
+        >>> Image.new("RGB", (96, 96)).save("black.png")
+        >>> options = {"preprocess": Preprocess(96), "method": "saliency", "out": "run"}
+        >>> summary = datasets.explain("black.png", demo.load(), **options)
+        >>> [row["id"] for row in datasets.Results("run")]
+        ['black.png']
     """
 
     def __init__(self, folder: str | Path, source: Any = None) -> None:
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(folder)
-        self._given = source
-        self._source: Source | None = None
-        self._looked = False
-        self._parts = []  # first row, index of the first item, path
+        self.store = PartStore(folder)
+        self.folder = self.store.folder.path
+        self.manifest: Manifest = read_manifest(self.store.folder)
+        self._other_source = source
+        self._source: _Items | None = None
+        self._is_opened = False
+        self._parts: list[tuple[int, int]] = []  # first row, number of the part
         self._count = 0
-        for path, about in ((Store(folder).path(shard), about) for shard, about in Store(folder).finished().items()):
-            self._parts.append((self._count, about.start, path))
-            self._count += about.stop - about.start
-        self._held: dict[Path, pa.Table] = {}
+        for shard, info in self.store.finished().items():
+            self._parts.append((self._count, shard))
+            self._count += info.stop - info.start
+        self._held: dict[int, pa.Table] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -94,73 +118,61 @@ class Results:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row must lie in [{-len(self)}, {len(self)}), got {row}")
         row %= len(self)
-        first, _, path = self._parts[bisect.bisect([part[0] for part in self._parts], row) - 1]
-        return Row(self, self._part(path).slice(row - first, 1).to_pylist()[0])
+        first, shard = self._parts[bisect.bisect([part[0] for part in self._parts], row) - 1]
+        return Row(self, self._part(shard).slice(row - first, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[Row]:
-        for _, _, path in self._parts:
-            for batch in read(path).to_batches(64):
+        for _, shard in self._parts:
+            for batch in self.store.read(shard).to_batches(64):
                 for columns in batch.to_pylist():
                     yield Row(self, columns)
 
     def rows(self, numbers: Sequence[int]) -> Iterator[Row]:
-        """Some rows, each part read once.
+        """Yields some rows; each part is read one time.
 
         Args:
             numbers: of the rows, ascending.
         """
-        ends = [first for first, _, _ in self._parts[1:]] + [self._count]
-        begin = 0
-        for (first, _, path), last in zip(self._parts, ends, strict=True):
-            end = bisect.bisect_left(numbers, last, begin)
-            if begin == end:
+        ends = [first for first, _ in self._parts[1:]] + [self._count]
+        start = 0
+        for (first, shard), last in zip(self._parts, ends, strict=True):
+            end = bisect.bisect_left(numbers, last, start)
+            if start == end:
                 continue
-            chosen = pa.array([number - first for number in numbers[begin:end]], pa.int64())
-            for batch in read(path).take(chosen).to_batches(64):
+            chosen = pa.array([number - first for number in numbers[start:end]], pa.int64())
+            for batch in self.store.read(shard).take(chosen).to_batches(64):
                 for columns in batch.to_pylist():
                     yield Row(self, columns)
-            begin = end
+            start = end
 
     def items(self, indices: Sequence[int]) -> Iterator[Item | None]:
-        """What the source has; None for each where it is not at hand. Their pictures are read by whoever wants them.
+        """Yields items of the source; None for each where the source is not at hand. Nothing is read yet.
 
         Args:
             indices: of the items, ascending.
         """
         source = self._opened()
-        begin = 0
-        while begin < len(indices):
-            end = begin + 1
-            while end < len(indices) and indices[end] - indices[end - 1] <= _NEAR:
-                end += 1
-            wanted = indices[begin:end]
-            begin = end
-            if source is None:
-                yield from [None] * len(wanted)
-                continue
-            chosen = set(wanted)
-            for item in source.items(wanted[0], wanted[-1] + 1):
-                if item.index in chosen:
-                    yield item
+        if source is None:
+            return iter([None] * len(indices))
+        return source.items(indices)
 
     @property
-    def paths(self) -> list[Path]:
-        """The parts, in order."""
-        return [path for _, _, path in self._parts]
+    def paths(self) -> list[Any]:
+        """Returns the parts, in order: paths, or URLs."""
+        return [self.store.path(shard) for _, shard in self._parts]
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows as one Arrow table.
+        """Returns the rows as one Arrow table.
 
         Args:
             columns: which; None for all, maps included.
         """
-        chosen = None if columns is None else list(columns)
         # What each part says of itself differs.
-        tables = [read(path, chosen).replace_schema_metadata() for path in self.paths]
+        tables = [self.store.read(shard, columns).replace_schema_metadata() for _, shard in self._parts]
         return pa.concat_tables(tables) if tables else pa.table({})
 
     def query(self, sql: str) -> Any:
-        """The answer to a question in SQL, of the table `results`, as a DuckDB relation.
+        """Runs a statement of SQL on the table `results`, and returns a DuckDB relation.
 
             open("out").query("select class_name, avg(score) from results group by 1").df()
 
@@ -177,63 +189,105 @@ class Results:
         if not self._parts:
             raise InputError(f"folder must have at least one part to be queried, got none in {str(self.folder)!r}")
         connection = duckdb.connect()
-        connection.read_parquet([str(path) for path in self.paths]).create_view("results")
+        connection.register("results", self.store.dataset([shard for _, shard in self._parts]))
         return connection.sql(sql)
 
     def picture(self, index: int) -> torch.Tensor | None:
-        """What the network saw of an item, `[3, H, W]` in 0..1; None where its source is not at hand.
+        """Returns what the network saw of an item, `[3, H, W]` in 0..1; None where its source is not at hand.
 
         Args:
             index: of the item.
         """
-        source = self._opened()
-        if source is None:
+        item = next(iter(self.items([index])))
+        if item is None:
             return None
-        item = next(iter(source.items(index, index + 1)))
-        found = item.read()
-        found = found.picture if isinstance(found, Labelled) else found
-        if isinstance(found, torch.Tensor) and found.is_floating_point():
-            return found
-        image = rgb_of(found, item.id, self.manifest.described["rows"]["max_pixels"])
+        picture = item.read()
+        picture = picture.picture if isinstance(picture, Labelled) else picture
+        if isinstance(picture, torch.Tensor) and picture.is_floating_point():
+            return picture
+        image = rgb_of(picture, item.id, self.manifest.described["rows"]["max_pixels"])
         return pixels_seen(self.preprocess, image).float() / 255
 
     @property
     def preprocess(self) -> Preprocess:
-        """How pictures became inputs."""
-        told = dict(self.manifest.described["preprocess"])
-        size = told.pop("size")
-        return Preprocess(size if isinstance(size, int) else (size[0], size[1]), **told)
+        """Returns the preprocessing that turned pictures into inputs."""
+        settings = dict(self.manifest.described["preprocess"])
+        size = settings.pop("size")
+        return Preprocess(size if isinstance(size, int) else (size[0], size[1]), **settings)
 
-    def _opened(self) -> Source | None:
-        if self._source is None and self._given is not None:
-            self._source = self._same(open_source(self._given, without=self.folder))
-        elif self._source is None and not self._looked:
-            self._looked = True
-            noted = self._noted()
-            # Pictures may have gone elsewhere since; rows can be read without them.
-            with contextlib.suppress(InputError):
-                self._source = None if noted is None else self._same(open_source(noted, without=self.folder))
+    def _opened(self) -> "_Items | None":
+        if not self._is_opened:
+            self._is_opened = True
+            if self._other_source is not None:
+                self._source = self._items_of(open_source(self._other_source, without=self.folder))
+            elif (names := self._names()) is not None:
+                # Pictures may have gone elsewhere since; rows can be read without them.
+                with contextlib.suppress(InputError):
+                    self._source = self._items_of(open_source(names, without=self.folder))
         return self._source
 
-    def _same(self, source: Source) -> Source:
+    def _items_of(self, source: Source) -> "_Items":
+        """Returns the items of a source.
+
+        Raises:
+            InputError: it is not the source of the run.
+        """
+        present = stored_listing(self.store.folder)
+        if present is not None and source.kind == self.manifest.described["source"]["kind"]:
+            listing = present[0]
+            if source.is_listed_by(self.manifest.made.get("anchor"), listing.folders(), ENTRIES.empty_table):
+                return _Items(source, listing)
         if source.listing().ids != self.manifest.described["source"]["ids"]:
+            self._is_opened = False
             raise InputError("source must be the one of the run, got one with other items")
-        return source
+        return _Items(source, None)
 
-    def _noted(self) -> list[str] | None:
-        noted = self.manifest.made.get("source")
-        # A file that somebody sent names no data set to be fetched.
-        names = isinstance(noted, list) and all(isinstance(name, str) and not name.startswith("hf:") for name in noted)
-        return noted if names else None
+    def _names(self) -> list[str] | None:
+        names = self.manifest.made.get("source")
+        # A file that somebody sent names nothing to be fetched.
+        is_here = isinstance(names, list) and all(
+            isinstance(name, str) and not name.startswith("hf:") and "://" not in name for name in names
+        )
+        return names if is_here else None
 
-    def _part(self, path: Path) -> pa.Table:
-        if path not in self._held:
+    def _part(self, shard: int) -> pa.Table:
+        if shard not in self._held:
             while len(self._held) >= _PARTS_HELD:
                 del self._held[next(iter(self._held))]
-            self._held[path] = read(path)
-        return self._held[path]
+            self._held[shard] = self.store.read(shard)
+        return self._held[shard]
+
+
+class _Items:
+    """The items of a source, as they are now.
+
+    Args:
+        source: of the run.
+        listing: of the source in the folder of the run; None lists the source into memory.
+    """
+
+    def __init__(self, source: Source, listing: StoredListing | None) -> None:
+        self._source, self._listing = source, listing
+
+    def items(self, indices: Sequence[int]) -> Iterator[Item]:
+        if self._listing is not None:
+            yield from self._listing.items(self._source, indices, check=False)
+            return
+        for _, (start, stop) in runs_of(indices):
+            yield from self._source.items(start, stop)
 
 
 def open_results(folder: str | Path, source: Any = None) -> Results:
-    """The rows of a run; see `Results`."""
+    """Returns the rows of a run; see `Results`.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pyfast_xai import Preprocess, datasets, demo
+        >>> Image.new("RGB", (96, 96)).save("black.png")
+        >>> options = {"preprocess": Preprocess(96), "method": "saliency", "out": "run"}
+        >>> summary = datasets.explain("black.png", demo.load(), **options)
+        >>> results = datasets.open("run")
+        >>> len(results), results.table(["id", "target"]).num_columns
+        (1, 2)
+    """
     return Results(folder, source)

@@ -25,6 +25,7 @@ COLUMNS = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("label", pa.int64()),
+        ("label_error", pa.string()),
         ("target", pa.int64()),
         ("class_name", pa.string()),
         ("score", pa.float32()),
@@ -42,8 +43,8 @@ COLUMNS = pa.schema(
         ("map_scale", pa.float32()),
         ("map_offset", pa.float32()),
         ("map_kind", pa.string()),
-        ("winner", pa.binary()),
-        ("winner_dtype", pa.string()),
+        ("dominant_class", pa.binary()),
+        ("dominant_class_dtype", pa.string()),
         ("decode_ms", pa.float32()),
         ("explain_ms", pa.float32()),
     ]
@@ -55,8 +56,8 @@ _KEY, _HUGGING_FACE = b"pyfast_xai", b"huggingface"
 
 
 @dataclass(frozen=True)
-class About:
-    """What a part says of itself.
+class PartInfo:
+    """The metadata of a part.
 
     Attributes:
         fingerprint: of the run.
@@ -64,7 +65,7 @@ class About:
         start: index of the first row.
         stop: index after the last.
         errors: rows without an explanation.
-        batch: images at a time, as the last of them went.
+        batch_size: images at a time, as the last of them went.
         version: of the columns.
     """
 
@@ -73,45 +74,47 @@ class About:
     start: int
     stop: int
     errors: int
-    batch: int
+    batch_size: int
     version: int = VERSION
 
 
-def schema(about: About, pictures: bool = False, swapped: bool = False) -> pa.Schema:
-    """The columns of a part.
+def columns(pictures: bool = False, swapped: bool = False) -> pa.Schema:
+    """Returns the columns of all parts of a run.
 
     Args:
-        about: the part.
         pictures: with a column of maps as PNG, which Hugging Face's `datasets` opens as images.
-        swapped: with columns of what the model answers once colours have traded places.
+        swapped: with columns of what the model answers with swapped colours.
     """
     more = [*(SWAPPED if swapped else ()), *([("picture", PICTURE)] if pictures else ())]
-    columns = pa.schema([*COLUMNS, *(pa.field(*own) for own in more)])
-    metadata = {_KEY: json.dumps(asdict(about)).encode()}
-    if pictures:
-        features = {field.name: _feature(field.name, field.type) for field in columns}
-        metadata[_HUGGING_FACE] = json.dumps({"info": {"features": features}}).encode()
-    return columns.with_metadata(metadata)
+    schema = pa.schema([*COLUMNS, *(pa.field(*one) for one in more)])
+    if not pictures:
+        return schema
+    features = {field.name: _feature(field.name, field.type) for field in schema}
+    return schema.with_metadata({_HUGGING_FACE: json.dumps({"info": {"features": features}}).encode()})
 
 
-def about(found: pa.Schema) -> About | None:
-    """What a file says of itself; None for one that is no part of a run."""
+def with_info(schema: pa.Schema, info: PartInfo) -> pa.Schema:
+    """Returns the columns with what a part says of itself."""
+    return schema.with_metadata({**(schema.metadata or {}), _KEY: json.dumps(asdict(info)).encode()})
+
+
+def part_info(schema: pa.Schema) -> PartInfo | None:
+    """Returns what a file says of itself; None for one that is no part of a run."""
     try:
-        told = json.loads((found.metadata or {})[_KEY])
-        told = About(**told)
-    except (KeyError, TypeError, ValueError):
+        info = PartInfo(**json.loads((schema.metadata or {})[_KEY]))
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    numbers = (told.shard, told.start, told.stop, told.errors, told.batch, told.version)
-    return told if all(type(number) is int for number in numbers) and isinstance(told.fingerprint, str) else None
+    numbers = (info.shard, info.start, info.stop, info.errors, info.batch_size, info.version)
+    return info if all(type(number) is int for number in numbers) and isinstance(info.fingerprint, str) else None
 
 
 def _feature(name: str, kind: Any) -> Any:
-    """A column as Hugging Face's `datasets` writes it down."""
+    """Returns a column as Hugging Face's `datasets` writes it down."""
     if name == "picture":
         return {"_type": "Image"}
     if pa.types.is_list(kind):
         return {"feature": _feature("", kind.value_type), "_type": "List"}
     if pa.types.is_struct(kind):
         return {kind.field(n).name: _feature("", kind.field(n).type) for n in range(kind.num_fields)}
-    plain = {pa.float32(): "float32", pa.int64(): "int64", pa.int32(): "int32", pa.binary(): "binary"}
-    return {"dtype": plain.get(kind, "string"), "_type": "Value"}
+    names = {pa.float32(): "float32", pa.int64(): "int64", pa.int32(): "int32", pa.binary(): "binary"}
+    return {"dtype": names.get(kind, "string"), "_type": "Value"}

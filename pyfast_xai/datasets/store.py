@@ -1,18 +1,20 @@
-"""The folder of a run: one Parquet part a shard, whole or not there; what is finished is what lies there."""
+"""The parts of a run: one Parquet file a shard, whole or not there; what is finished is what lies there."""
 
 import io
 import logging
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pyfast_xai.datasets.durable import remove_unfinished, write_whole
-from pyfast_xai.datasets.schema import About, about
+from pyfast_xai.datasets.folders import Folder, LocalFolder, run_folder
+from pyfast_xai.datasets.schema import ERROR, PartInfo, part_info, with_info
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -21,7 +23,7 @@ ROWS = 256  # of a row group: a hundred random rows come back in milliseconds
 
 @dataclass(frozen=True)
 class Shards:
-    """How a listing is cut.
+    """The division of a listing into shards.
 
     Attributes:
         items: in all.
@@ -35,73 +37,118 @@ class Shards:
         return -(-self.items // self.size)
 
     def range(self, shard: int) -> tuple[int, int]:
-        """Index of the first item, and that after the last."""
+        """Returns the index of the first item, and that after the last."""
         return shard * self.size, min(self.items, (shard + 1) * self.size)
 
 
-class Store:
+class PartStore:
     """The parts of a run.
 
     Args:
-        folder: of the run.
-        system: what speaks to the disk, see `durable.write_whole`.
+        path: of the folder, or its URL.
+        system: what calls the disk, see `atomic_files.write_whole`.
+
+    Attributes:
+        folder: where they lie.
     """
 
-    def __init__(self, folder: str | Path, system: Any = os) -> None:
-        self.folder = Path(folder)
-        self._system = system
+    def __init__(self, path: str | Path, system: Any = os) -> None:
+        self.folder: Folder = run_folder(path, system)
 
-    def path(self, shard: int) -> Path:
-        return self.folder / f"part-{shard:08d}.parquet"
+    def path(self, shard: int) -> Any:
+        """Returns where a part lies: a path, or a URL."""
+        return self.folder.place(name_of(shard))
 
-    def paths(self) -> dict[int, Path]:
-        """The parts that are there, in order."""
-        names = sorted(self._system.listdir(self.folder))
-        matches = [(re.fullmatch(r"part-(\d{8})\.parquet", name), name) for name in names]
-        return {int(match[1]): self.folder / name for match, name in matches if match}
+    def shards(self) -> list[int]:
+        """Returns the numbers of the parts that are there, ascending."""
+        matches = (re.fullmatch(r"part-(\d{8,})\.parquet", name) for name in self.folder.names())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def read(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Returns a part, with every checksum compared.
+
+        Raises:
+            OSError: it is damaged, or not there.
+        """
+        with (
+            self.folder.open(name_of(shard)) as source,
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
+            return file.read(columns=None if columns is None else list(columns))
+
+    def dataset(self, shards: Sequence[int]) -> Any:
+        """Returns parts as one Arrow data set, read when and as far as its rows are needed.
+
+        Files are named one by one: no name of a folder is taken for a pattern or for a column.
+        """
+        from pyarrow import dataset
+
+        system = None if isinstance(self.folder, LocalFolder) else self.folder.store  # type: ignore[attr-defined]
+        paths = [os.path.abspath(self.path(shard)) if system is None else self.path(shard) for shard in shards]
+        with self.folder.open(name_of(shards[0])) as source:
+            schema = pq.read_schema(source).remove_metadata()
+        return dataset.dataset(paths, schema, format="parquet", filesystem=system, partitioning=None)
 
     def write(self, shard: int, table: pa.Table) -> int:
-        """Put a part there, whole, in place of an older one; returns its bytes."""
+        """Puts a part there, whole, in place of an older one; returns its bytes."""
         data = encoded(table)
-        write_whole(self.path(shard), data, self._system)
+        self.folder.write(name_of(shard), data)
         return len(data)
 
-    def clean(self) -> int:
-        """Remove what an earlier run left unfinished."""
-        return remove_unfinished(self.folder, self._system)
+    def replace_rows(self, shard: int, table: pa.Table) -> int:
+        """Puts rows in the place of those of the same indices, in a part that is there; returns its bytes.
 
-    def finished(self) -> dict[int, About]:
-        """What each part says of itself; one that cannot be read is told, and counts as not there."""
-        found = {}
-        for shard, path in self.paths().items():
-            told = told_by(path)
-            if told is None:
-                logger.warning("part %s cannot be read and is made again", path)
+        Args:
+            shard: number of the part.
+            table: the new rows, with the columns of the part.
+
+        Raises:
+            OSError: the part is damaged, or not there.
+        """
+        old = self.read(shard)
+        info = part_info(old.schema)
+        if info is None:
+            raise OSError(f"part {str(self.path(shard))!r} must say what it is, got nothing")
+        others = old.filter(pc.invert(pc.is_in(old["index"], table["index"])))
+        schema = old.schema.remove_metadata()
+        rows = pa.concat_tables(
+            [one.select(schema.names).replace_schema_metadata().cast(schema) for one in (others, table)]
+        )
+        rows = rows.sort_by("index").combine_chunks()
+        errors = sum(status == ERROR for status in rows["status"].to_pylist())
+        return self.write(shard, rows.cast(with_info(old.schema, replace(info, errors=errors))))
+
+    def size(self, shard: int) -> int:
+        """Returns the bytes of a part."""
+        return self.folder.size(name_of(shard))
+
+    def info(self, shard: int) -> PartInfo | None:
+        """Returns what a part says of itself; None where it says nothing or cannot be read."""
+        try:
+            with self.folder.open(name_of(shard)) as source:
+                return part_info(pq.read_schema(source))
+        except (pa.ArrowException, OSError):
+            return None
+
+    def finished(self) -> dict[int, PartInfo]:
+        """Returns what each part says of itself; one that cannot be read counts as not there, with a warning."""
+        infos = {}
+        for shard in self.shards():
+            info = self.info(shard)
+            if info is None:
+                logger.warning("part %s cannot be read and is made anew", self.path(shard))
             else:
-                found[shard] = told
-        return found
+                infos[shard] = info
+        return infos
+
+
+def name_of(shard: int) -> str:
+    """Returns the name of the file of a part."""
+    return f"part-{shard:08d}.parquet"
 
 
 def encoded(table: pa.Table) -> bytes:
-    """A Parquet file. Its pages carry checksums, so that a flipped bit is found."""
+    """Returns a table as a Parquet file. Its pages carry checksums, so that a flipped bit shows."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", compression_level=1, row_group_size=ROWS, write_page_checksum=True)
     return sink.getvalue()
-
-
-def told_by(path: Path) -> About | None:
-    """What a part says of itself; None where it says nothing or cannot be read."""
-    try:
-        return about(pq.read_schema(path))
-    except (pa.ArrowException, OSError):
-        return None
-
-
-def read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A part, with every checksum looked at.
-
-    Raises:
-        OSError: it is damaged.
-    """
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read(columns=columns)

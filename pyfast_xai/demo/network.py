@@ -46,6 +46,12 @@ class DigitsNet(nn.Module):
     Convolutions and max-pools down to 12x12, a residual block with a projection, a global average pool, a hidden
     fully connected layer and the classifier: one of each kind of layer that an explanation has to trace through.
     ``block`` is the last convolutional stage, whose ``[N, 80, 12, 12]`` output class maps are read from.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.demo import DigitsNet
+        >>> DigitsNet().eval()(torch.rand(2, 3, 96, 96)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self) -> None:
@@ -63,7 +69,7 @@ class DigitsNet(nn.Module):
         self.classifier = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores the ten digits.
+        """Returns the scores of the ten digits.
 
         Args:
             x: ``[N, 3, 96, 96]`` float32, RGB in 0..1.
@@ -79,9 +85,16 @@ class DigitsNet(nn.Module):
 
 
 def load() -> DigitsNet:
-    """The trained network, in eval mode, on the CPU, with its parameters frozen.
+    """Returns the trained network, in eval mode, on the CPU, with its parameters frozen.
 
     Gradients by the image still flow; none is kept for the weights. The global random state is left alone.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> model = demo.load()
+        >>> model(torch.rand(2, 3, 96, 96)).shape, model.training
+        (torch.Size([2, 10]), False)
     """
     from safetensors.torch import load as read
 

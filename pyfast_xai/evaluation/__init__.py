@@ -3,17 +3,17 @@
 from pyfast_xai.evaluation.annotations import Annotation, read_annotations
 from pyfast_xai.evaluation.baselines import BASELINES, Centre, Noise
 from pyfast_xai.evaluation.evaluate import evaluate
-from pyfast_xai.evaluation.measures import MEASURES, Measure, Part
+from pyfast_xai.evaluation.metrics import METRICS, Metric, Part
 from pyfast_xai.evaluation.result import Evaluation, Figure
 
 __all__ = [
     "BASELINES",
-    "MEASURES",
+    "METRICS",
     "Annotation",
     "Centre",
     "Evaluation",
     "Figure",
-    "Measure",
+    "Metric",
     "Noise",
     "Part",
     "evaluate",

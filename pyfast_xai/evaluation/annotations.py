@@ -1,4 +1,4 @@
-"""What is known of pictures: class, boxes and masks, read from the formats that data sets come in."""
+"""Annotations of pictures (class, boxes and masks), read from the formats that data sets come in."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ Shape = Path | list[float] | dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """What is known of one picture.
+    """The annotation of one picture.
 
     Attributes:
         path: of the picture.
@@ -38,7 +38,7 @@ class Annotation:
     shapes: Sequence[Shape] = ()
 
     def mask(self, size: tuple[int, int]) -> Any:
-        """All objects together, a PIL image of mode "L": 255 on an object, 0 elsewhere.
+        """Returns all objects together, a PIL image of mode "L": 255 on an object, 0 elsewhere.
 
         Args:
             size: (W, H) of the picture.
@@ -59,10 +59,10 @@ def _drawn(shape: Shape, size: tuple[int, int]) -> Any:
             # In indexed masks 255 marks borders that belong to nothing (PASCAL VOC).
             nothing = 255 if mask.mode == "P" else 0
             grey = mask if mask.mode in ("L", "P") else mask.convert("L")
-            found = Image.eval(_plain(grey), lambda value: 0 if value in (0, nothing) else 255)
-        if found.size != size:
-            raise InputError(f"annotations must have masks of the size of the picture, {size}, got {found.size}")
-        return found
+            pixels = Image.eval(_plain(grey), lambda value: 0 if value in (0, nothing) else 255)
+        if pixels.size != size:
+            raise InputError(f"annotations must have masks of the size of the picture, {size}, got {pixels.size}")
+        return pixels
     canvas = Image.new("L", size)
     if isinstance(shape, list):
         ImageDraw.Draw(canvas).polygon(shape, fill=255)
@@ -71,14 +71,14 @@ def _drawn(shape: Shape, size: tuple[int, int]) -> Any:
 
 
 def _plain(mask: Any) -> Any:
-    """Indices instead of colours."""
+    """Returns the indices instead of colours."""
     from PIL import Image
 
     return Image.frombytes("L", mask.size, mask.tobytes()) if mask.mode == "P" else mask
 
 
 def _run_lengths(shape: Mapping[str, Any], size: tuple[int, int]) -> Any:
-    """COCO's uncompressed run lengths: background and object in turn, column by column."""
+    """Returns COCO's uncompressed run lengths: background and object in turn, column by column."""
     import numpy as np
     from PIL import Image
 
@@ -102,7 +102,7 @@ class _Entry:
 
 
 def read_annotations(source: str | Path, images: Iterable[str | Path]) -> tuple[list[Annotation], list[Path]]:
-    """The annotations of some pictures.
+    """Returns the annotations of some pictures.
 
     Understood are COCO's JSON; a JSON list of `{"file", "label", "boxes"}`; PASCAL VOC's XML, one file or a folder
     (ILSVRC's, too); `LOC_val_solution.csv` of ILSVRC; a folder with `class_labels.txt` and `localization.txt`
@@ -146,24 +146,24 @@ def _reader_of(source: Path) -> Callable[[Path], Iterator[_Entry]]:
 
 
 def _matched(entries: Sequence[_Entry], pictures: Sequence[Path]) -> dict[Path, Annotation]:
-    """Pictures whose path ends as an entry says; of entries that fit equally well none is taken."""
+    """Returns the pictures whose path ends as an entry says; of entries that fit equally well none is taken."""
     ends: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for path in pictures:
         whole = path.resolve()
         for parts in (whole.parts, whole.with_suffix("").parts):
             for length in range(1, min(4, len(parts)) + 1):
                 ends[parts[-length:]].append(path)
-    found = {}
+    annotations = {}
     for entry in entries:
         parts = PurePath(entry.name).parts[-4:]
         # A picture may lie in another folder than when it was annotated.
         for length in range(len(parts), 0, -1):
             paths = ends.get(parts[-length:], [])
             if len(paths) == 1:
-                found[paths[0]] = Annotation(paths[0], entry.label, _boxes(entry), entry.kinds, entry.shapes)
+                annotations[paths[0]] = Annotation(paths[0], entry.label, _boxes(entry), entry.kinds, entry.shapes)
             if paths:
                 break
-    return found
+    return annotations
 
 
 def _boxes(entry: _Entry) -> Tensor:
@@ -192,13 +192,13 @@ def _coco(table: Mapping[str, Any]) -> Iterator[_Entry]:
         if not row.get("iscrowd"):
             objects[row["image_id"]].append(row)
     for image in table["images"]:
-        own = objects[image["id"]]
-        kinds = [names.get(row["category_id"], row["category_id"]) for row in own]
+        rows = objects[image["id"]]
+        kinds = [names.get(row["category_id"], row["category_id"]) for row in rows]
         shapes: list[Shape] = []
-        for row in own:
+        for row in rows:
             shape = row.get("segmentation") or []
             shapes += [shape] if isinstance(shape, dict) else shape
-        boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (row["bbox"] for row in own)]
+        boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (row["bbox"] for row in rows)]
         yield _Entry(image["file_name"], kinds[0] if len(set(kinds)) == 1 else None, boxes, kinds, shapes)
 
 
@@ -227,13 +227,13 @@ def _ilsvrc(source: Path) -> Iterator[_Entry]:
         for row in csv.DictReader(file):
             words = row["PredictionString"].split()
             objects = [words[i : i + 5] for i in range(0, len(words), 5)]
-            kinds = [synsets.get(own[0], own[0]) for own in objects]
-            boxes = [[float(end) for end in own[1:]] for own in objects]
+            kinds = [synsets.get(entry[0], entry[0]) for entry in objects]
+            boxes = [[float(end) for end in entry[1:]] for entry in objects]
             yield _Entry(row["ImageId"], kinds[0] if len(set(kinds)) == 1 else None, boxes, kinds)
 
 
 def _synsets(source: Path) -> dict[str, int]:
-    """Index of each synset, where a list of them lies beside the annotations; networks have them in this order."""
+    """Reads the output of each synset from a list beside the annotations; networks have them in this order."""
     beside = source if source.is_dir() else source.parent
     for folder in (beside, beside.parent):
         for name in ("LOC_synset_mapping.txt", "synset_words.txt"):
@@ -248,9 +248,9 @@ def _choe(source: Path) -> Iterator[_Entry]:
     boxes = defaultdict(list)
     for name, rest in _pairs(source / "localization.txt"):
         boxes[name].append([float(end) for end in rest.split(",")])
-    for name, own in boxes.items():
+    for name, ends in boxes.items():
         label = int(labels[name]) if name in labels else None
-        yield _Entry(name, label, own, [] if label is None else [label] * len(own))
+        yield _Entry(name, label, ends, [] if label is None else [label] * len(ends))
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:

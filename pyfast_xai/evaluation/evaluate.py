@@ -1,4 +1,4 @@
-"""The loop: pictures in, every method on each, every measure of each."""
+"""The loop: pictures in, every method on each, every metric of each."""
 
 import logging
 import statistics
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.evaluation.annotations import Annotation
-from pyfast_xai.evaluation.measures import MEASURES, Measure, Part
+from pyfast_xai.evaluation.metrics import METRICS, Metric, Part
 from pyfast_xai.evaluation.result import Evaluation, Figure, interval
 from pyfast_xai.explainers import METHODS
-from pyfast_xai.explainers.base import Explainer, one_of
+from pyfast_xai.explainers.common.explainer import Explainer, one_of
+from pyfast_xai.explainers.common.targets import class_columns, logits_in
 from pyfast_xai.images import ImageError, Preprocess, load_image
-from pyfast_xai.metrics.scorer import logits_of
+from pyfast_xai.progress import Progress, ProgressCallback
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -34,15 +35,15 @@ def evaluate(
     annotations: Sequence[Annotation],
     preprocess: Preprocess,
     methods: Mapping[str, Make] | Sequence[str],
-    measures: Sequence[str] = ("box-error", "pointing"),
+    metrics: Sequence[str] = ("box-error", "pointing"),
     *,
     target: Literal["predicted", "label"] = "predicted",
-    classes: Sequence[str] | None = None,
-    batch: int = 16,
+    labels: Sequence[str] | None = None,
+    batch_size: int = 16,
     device: torch.device | str = "cpu",
     resamples: int = 1000,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Measure explainers on annotated pictures.
 
@@ -55,20 +56,20 @@ def evaluate(
         annotations: of the pictures; a picture that cannot be read is listed in `Evaluation.errors` and left out.
         preprocess: makes the model's input from a picture.
         methods: names of `METHODS`, or functions that make an explainer for a model, by the name shown.
-        measures: names of `MEASURES`.
+        metrics: names of `METRICS`.
         target: explain the class the model predicts, or the one that is annotated.
-        classes: names of the model's outputs, for annotations that have names.
-        batch: images at a time.
+        labels: names of the model's outputs, for annotations that have names.
+        batch_size: images at a time.
         device: of the model.
         resamples: of the pictures, for the intervals.
         seed: of the resampling.
-        progress: called with the number of pictures done, after each method on each batch divided by the methods.
+        progress: called with a `Progress` after each method on each batch; a picture counts once for each method.
 
     Returns:
-        A figure for each method, measure and subset, with a bootstrap interval.
+        A figure for each method, metric and subset, with a bootstrap interval.
 
     Raises:
-        InputError: a method or measure that does not exist, no picture that can be read, or classes that do not fit.
+        InputError: a method or metric that does not exist, no picture that can be read, or classes that do not fit.
         UnsupportedOpError: a method cannot explain the model.
     """
     made: dict[str, Make] = (
@@ -76,55 +77,57 @@ def evaluate(
         if isinstance(methods, Mapping)
         else {name: METHODS[one_of("methods", name, METHODS)] for name in methods}
     )
-    asked = [MEASURES[one_of("measures", name, MEASURES)] for name in measures]
+    chosen_metrics = [METRICS[one_of("metrics", name, METRICS)] for name in metrics]
     one_of("target", target, ("predicted", "label"))
-    if not made or not asked or not annotations:
-        missing = "methods" if not made else "measures" if not asked else "annotations"
+    if not made or not chosen_metrics or not annotations:
+        missing = "methods" if not made else "metrics" if not chosen_metrics else "annotations"
         raise InputError(f"{missing} must hold at least one, got none")
     explainers = {name: make(model) for name, make in made.items()}
     rows: dict[tuple[str, str], list[Tensor | int]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
     small: list[Tensor] = []
     errors: list[tuple[str, str]] = []
-    for images, truth, sizes in _batches(annotations, preprocess, batch, errors):
+    done = 0
+    for images, truth, sizes in _batches(annotations, preprocess, batch_size, errors):
         images = images.to(device)
         forward, logits = _timed(partial(_logits, model, images), images)
         predicted = logits.argmax(1)
-        labels = torch.tensor([_index(own.label, classes, logits.shape[1]) for own in truth]).to(predicted)
-        chosen = predicted if target == "predicted" else labels
+        right = torch.tensor([_index(annotation.label, labels, logits.shape[1]) for annotation in truth]).to(predicted)
+        chosen = predicted if target == "predicted" else right
         if bool((chosen < 0).any()):
             which = truth[int((chosen < 0).int().argmax())]
             raise InputError(
                 f"annotations must have a class of the model where target is 'label', got {which.label!r} "
                 f"for {which.path.name!r}"
             )
-        small.append(torch.tensor([_is_small(own, size) for own, size in zip(truth, sizes, strict=True)]))
+        small.append(torch.tensor([_is_small(annotation, size) for annotation, size in zip(truth, sizes, strict=True)]))
         for name, explainer in explainers.items():
             taken, explanation = _timed(partial(explainer, images, chosen), images)
             costs[name].append(taken / forward)
             part = Part(
-                *(model, made[name], explainer, explanation, images, chosen, predicted, labels, truth, sizes),
+                *(model, made[name], explainer, explanation, images, chosen, predicted, right, truth, sizes),
                 preprocess,
             )
-            for measure in asked:
-                rows[name, measure.name].append(_rows(measure, part))
+            for metric in chosen_metrics:
+                rows[name, metric.name].append(_rows(metric, part))
             if progress is not None:
-                progress(len(truth))
+                done += len(truth)
+                progress(Progress(done, len(annotations) * len(explainers)))
     if not small:
         raise InputError(f"annotations must be of pictures that can be read, got {len(errors)} that cannot")
     subset = torch.cat(small)
     figures = []
     for name in explainers:
-        for measure in asked:
-            values = _joined(measure, rows[name, measure.name])
+        for metric in chosen_metrics:
+            values = _joined(metric, rows[name, metric.name])
             counted = ~values.reshape(len(values), -1).isnan().any(1)
             for group, kept in (("all", counted), ("small", counted & subset)):
                 if group == "all" or bool(kept.any()):
-                    ends = interval(values[kept], measure.reduce, resamples, seed)
-                    figures.append(Figure(name, measure.name, group, *ends, int(kept.sum())))
+                    ends = interval(values[kept], metric.reduce, resamples, seed)
+                    figures.append(Figure(name, metric.name, group, *ends, int(kept.sum())))
     return Evaluation(
         figures=figures,
-        cost={name: statistics.median(own) for name, own in costs.items()},
+        cost={name: statistics.median(forwards) for name, forwards in costs.items()},
         pictures=len(subset),
         small=int(subset.sum()),
         errors=errors,
@@ -134,22 +137,22 @@ def evaluate(
 
 
 def _batches(
-    annotations: Sequence[Annotation], preprocess: Preprocess, batch: int, errors: list[tuple[str, str]]
+    annotations: Sequence[Annotation], preprocess: Preprocess, batch_size: int, errors: list[tuple[str, str]]
 ) -> Iterator[tuple[Tensor, list[Annotation], list[tuple[int, int]]]]:
     images: list[Tensor] = []
     truth: list[Annotation] = []
     sizes: list[tuple[int, int]] = []
-    for own in annotations:
+    for annotation in annotations:
         try:
-            picture = load_image(own.path)
+            picture = load_image(annotation.path)
             image = preprocess(picture)[0]
         except ImageError as error:
-            errors.append((str(own.path), str(error)))
+            errors.append((str(annotation.path), str(error)))
             continue
         images.append(image)
-        truth.append(own)
+        truth.append(annotation)
         sizes.append(picture.size)
-        if len(images) == batch:
+        if len(images) == batch_size:
             yield torch.stack(images), truth, sizes
             images, truth, sizes = [], [], []
     if images:
@@ -157,12 +160,12 @@ def _batches(
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return logits_of(model(images)).float()
+    with torch.inference_mode(False), torch.no_grad():
+        return class_columns(logits_in(model(images.clone()))).float()
 
 
 def _timed(call: Callable[[], T], images: Tensor) -> tuple[float, T]:
-    """Seconds, and what came of it."""
+    """Returns the seconds, and what came of it."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     began = time.perf_counter()
@@ -172,10 +175,10 @@ def _timed(call: Callable[[], T], images: Tensor) -> tuple[float, T]:
     return time.perf_counter() - began, result
 
 
-def _index(label: int | str | None, classes: Sequence[str] | None, outputs: int) -> int:
-    """The output a label stands for; -1 where there is none."""
+def _index(label: int | str | None, labels: Sequence[str] | None, outputs: int) -> int:
+    """Returns the output a label stands for; -1 where there is none."""
     if isinstance(label, str):
-        names = [name.casefold() for name in classes or ()]
+        names = [name.casefold() for name in labels or ()]
         return names.index(label.casefold()) if label.casefold() in names else -1
     if label is None:
         return -1
@@ -184,31 +187,31 @@ def _index(label: int | str | None, classes: Sequence[str] | None, outputs: int)
     return label
 
 
-def _is_small(own: Annotation, size: tuple[int, int]) -> bool:
-    if len(own.boxes) == 0:
+def _is_small(annotation: Annotation, size: tuple[int, int]) -> bool:
+    if len(annotation.boxes) == 0:
         return False
-    sides = own.boxes[:, 2:] - own.boxes[:, :2] + 1
+    sides = annotation.boxes[:, 2:] - annotation.boxes[:, :2] + 1
     return float(sides.prod(1).max()) < SMALL * size[0] * size[1]
 
 
-def _rows(measure: Measure, part: Part) -> Tensor | int:
-    """Numbers of each picture, NaN where it lacks what the measure needs; the count of pictures where all do."""
-    having = torch.stack([torch.ones(len(part.truth), dtype=torch.bool), *map(part.having, measure.needs)]).all(0)
+def _rows(metric: Metric, part: Part) -> Tensor | int:
+    """Returns the numbers of each picture, NaN if it lacks what the metric needs; a count if all do."""
+    having = torch.stack([torch.ones(len(part.truth), dtype=torch.bool), *map(part.having, metric.needs)]).all(0)
     if bool(having.all()):
-        return measure.rows(part).detach().cpu().double()
+        return metric.rows(part).detach().cpu().double()
     kept = having.nonzero().flatten().tolist()
     if not kept:
         return len(part.truth)
-    rows = measure.rows(part.only(kept)).detach().cpu().double()
+    rows = metric.rows(part.only(kept)).detach().cpu().double()
     whole = torch.full((len(part.truth), *rows.shape[1:]), torch.nan, dtype=rows.dtype)
     whole[having] = rows
     return whole
 
 
-def _joined(measure: Measure, parts: Sequence[Tensor | int]) -> Tensor:
+def _joined(metric: Metric, parts: Sequence[Tensor | int]) -> Tensor:
     known = [part for part in parts if isinstance(part, Tensor)]
     if not known:
-        needs = " and ".join(measure.needs)
-        raise InputError(f"annotations must have a {needs} of a picture for {measure.name!r}, got none")
+        needs = " and ".join(metric.needs)
+        raise InputError(f"annotations must have a {needs} of a picture for {metric.name!r}, got none")
     shape = known[0].shape[1:]
     return torch.cat([p if isinstance(p, Tensor) else torch.full((p, *shape), torch.nan).double() for p in parts])

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with intervals, as a table, as files and as a plot."""
+"""The result of an evaluation: figures with intervals, as a table, as files and as a plot."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.evaluation.measures import MEASURES
+from pyfast_xai.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Figure:
 
     Attributes:
         method: that was measured.
-        measure: its name in `MEASURES`.
+        metric: its name in `METRICS`.
         subset: "all" pictures, or the "small" ones, whose largest object covers under a quarter.
         value: the figure; shares are 0..1.
         low: lower end of the 95 % interval over pictures.
@@ -29,7 +29,7 @@ class Figure:
     """
 
     method: str
-    measure: str
+    metric: str
     subset: str
     value: float
     low: float
@@ -40,7 +40,7 @@ class Figure:
 def interval(
     rows: Tensor, reduce: Callable[[Tensor, Tensor], Tensor], resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """A figure and its 95 % interval by the percentile bootstrap over pictures (Efron, 1979).
+    """Returns a figure and its 95 % interval by the percentile bootstrap over pictures (Efron, 1979).
 
     Args:
         rows: numbers of each picture, float64 `[N, ...]`.
@@ -70,7 +70,7 @@ class Evaluation:
     """Figures of some methods on some pictures.
 
     Attributes:
-        figures: one for each method, measure and subset.
+        figures: one for each method, metric and subset.
         cost: of each method, in forward passes of the model on the same images, median over batches.
         pictures: that were measured.
         small: how many of them have small objects only.
@@ -87,53 +87,54 @@ class Evaluation:
     threads: int = 1
     device: str = "cpu"
 
-    def figure(self, method: str, measure: str, subset: str = "all") -> Figure:
-        """One of the figures.
+    def figure(self, method: str, metric: str, subset: str = "all") -> Figure:
+        """Returns one of the figures.
 
         Raises:
             InputError: it was not measured.
         """
-        for own in self.figures:
-            if (own.method, own.measure, own.subset) == (method, measure, subset):
-                return own
-        raise InputError(f"figure must be one that was measured, got {measure!r} of {method!r} on {subset!r}")
+        for figure in self.figures:
+            if (figure.method, figure.metric, figure.subset) == (method, metric, subset):
+                return figure
+        raise InputError(f"figure must be one that was measured, got {metric!r} of {method!r} on {subset!r}")
 
     def columns(self) -> list[tuple[str, str]]:
         """Measure and subset of each column of the table: small objects where places are compared."""
         return list(
             dict.fromkeys(
-                (own.measure, own.subset)
-                for own in self.figures
-                if own.subset == "all" or set(MEASURES[own.measure].needs) & {"boxes", "mask"}
+                (figure.metric, figure.subset)
+                for figure in self.figures
+                if figure.subset == "all" or set(METRICS[figure.metric].needs) & {"boxes", "mask"}
             )
         )
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and rows: a row a method, a column a measure and subset, with half the width of the interval."""
+        """Returns the heads and rows: a row a method, a column a metric and subset, with half the interval."""
         heads = ["method", "cost, forwards"]
         for name, subset in self.columns():
-            measure = MEASURES[name]
-            heads.append(f"{measure.title}{', small' if subset == 'small' else ''} {_ARROWS[measure.better]}")
+            metric = METRICS[name]
+            heads.append(f"{metric.title}{', small' if subset == 'small' else ''} {_ARROWS[metric.better]}")
         rows = []
         for method, cost in self.cost.items():
             cells = [method, f"{cost:.2f}"]
             for name, subset in self.columns():
-                own = self.figure(method, name, subset)
-                spread = (own.high - own.low) / 2
+                figure = self.figure(method, name, subset)
+                spread = (figure.high - figure.low) / 2
                 cells.append(
-                    MEASURES[name].shown(own.value) + ("" if spread != spread else f" ± {MEASURES[name].shown(spread)}")
+                    METRICS[name].shown(figure.value)
+                    + ("" if spread != spread else f" ± {METRICS[name].shown(spread)}")
                 )
             rows.append(cells)
         return heads, rows
 
     def markdown(self) -> str:
-        """The table for a document."""
+        """Returns the table for a document."""
         heads, rows = self.table()
         lines = [heads, ["---"] * len(heads), *rows]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
     def write(self, folder: str | Path) -> list[Path]:
-        """`evaluation.csv`, `evaluation.json` and, where matplotlib is installed, a plot for each measure.
+        """Writes `evaluation.csv`, `evaluation.json` and, if matplotlib is installed, a plot for each metric.
 
         Args:
             folder: made if it is not there.
@@ -143,7 +144,7 @@ class Evaluation:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [{**asdict(own), "cost_forwards": self.cost[own.method]} for own in self.figures]
+        rows = [{**asdict(figure), "cost_forwards": self.cost[figure.method]} for figure in self.figures]
         paths = [folder / "evaluation.csv", folder / "evaluation.json"]
         with paths[0].open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -154,20 +155,20 @@ class Evaluation:
             **{"figures": rows, "errors": [{"file": name, "error": why} for name, why in self.errors]},
         }
         paths[1].write_text(json.dumps(whole, indent=1) + "\n")
-        for measure in dict.fromkeys(own.measure for own in self.figures):
+        for metric in dict.fromkeys(figure.metric for figure in self.figures):
             try:
-                figure = self.plot(measure)
+                figure = self.plot(metric)
             except ImportError:
                 break
-            paths.append(folder / f"{measure}.png")
+            paths.append(folder / f"{metric}.png")
             figure.savefig(paths[-1], dpi=150)
         return paths
 
-    def plot(self, measure: str, subsets: Sequence[str] = ("all", "small")) -> Any:
-        """Accuracy against cost: a point a method with its interval, a panel a subset.
+    def plot(self, metric: str, subsets: Sequence[str] = ("all", "small")) -> Any:
+        """Plots accuracy against cost: a point a method with its interval, a panel a subset.
 
         Args:
-            measure: one that was measured.
+            metric: one that was measured.
             subsets: panels; those that were not measured are left out.
 
         Returns:
@@ -178,20 +179,20 @@ class Evaluation:
         """
         from matplotlib.figure import Figure as Canvas
 
-        own, there = MEASURES[measure], {figure.subset for figure in self.figures if figure.measure == measure}
+        chosen, there = METRICS[metric], {figure.subset for figure in self.figures if figure.metric == metric}
         shown = [subset for subset in subsets if subset in there]
-        scale = 100 if own.percent else 1
+        scale = 100 if chosen.percent else 1
         canvas = Canvas(figsize=(5.6 * len(shown), 4.2), layout="constrained")
         for axes, subset in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             for method, cost in self.cost.items():
-                figure = self.figure(method, measure, subset)
+                figure = self.figure(method, metric, subset)
                 value = scale * figure.value
                 spread = [[max(0.0, value - scale * figure.low)], [max(0.0, scale * figure.high - value)]]
                 axes.errorbar(max(cost, 0.01), value, yerr=spread, fmt="o", capsize=2, markersize=5)
                 axes.annotate(method, (max(cost, 0.01), value), (5, 4), textcoords="offset points", fontsize=7)
             axes.set_xscale("log")
             axes.set_xlabel("cost, forward passes of the model")
-            axes.set_ylabel(f"{own.title}, {own.better} is better")
+            axes.set_ylabel(f"{chosen.title}, {chosen.better} is better")
             axes.set_title("all pictures" if subset == "all" else "small objects only", fontsize=10)
             axes.grid(alpha=0.25)
             axes.margins(x=0.15)

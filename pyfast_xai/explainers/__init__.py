@@ -1,5 +1,8 @@
 """One file a paper or family; all are called alike and return an `Explanation`."""
 
+from pyfast_xai.explainers.ablation_cam import AblationCAM, ShapleyCAM
+from pyfast_xai.explainers.activation_cams import FEM, KPCACAM, RandomCAM
+from pyfast_xai.explainers.attention import AttentionRelevance, AttentionRollout
 from pyfast_xai.explainers.backprop import (
     DeconvNet,
     GuidedBackprop,
@@ -8,17 +11,37 @@ from pyfast_xai.explainers.backprop import (
     Saliency,
     SmoothGrad,
 )
-from pyfast_xai.explainers.base import Explainer
-from pyfast_xai.explainers.cam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from pyfast_xai.explainers.cam import (
+    CAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    HiResCAM,
+    LayerCAM,
+    RefineCAM,
+    SegEigenCAM,
+    XGradCAM,
+)
 from pyfast_xai.explainers.clear import CLEAR
+from pyfast_xai.explainers.common.explainer import Explainer
+from pyfast_xai.explainers.deep_lift import DeepLift, DeepLiftShap, GradientShap
+from pyfast_xai.explainers.dff import DeepFeatureFactorization
 from pyfast_xai.explainers.eigen_cam import EigenCAM
 from pyfast_xai.explainers.excitation import ExcitationBackprop
 from pyfast_xai.explainers.fgvis import FGVis
+from pyfast_xai.explainers.finer_cam import FinerCAM
 from pyfast_xai.explainers.fixations import CNNFixations
+from pyfast_xai.explainers.full_grad import FullGrad
 from pyfast_xai.explainers.lime import LIME
+from pyfast_xai.explainers.lrp import LRP
 from pyfast_xai.explainers.meaningful_perturbation import MeaningfulPerturbation
 from pyfast_xai.explainers.occlusion import Occlusion
 from pyfast_xai.explainers.rise import RISE
+from pyfast_xai.explainers.score_cam import ISCAM, SSCAM, ScoreCAM
+from pyfast_xai.explainers.sess import SESS
+from pyfast_xai.explainers.smooth_grad_cam import SmoothGradCAMPlusPlus
 
 METHODS: dict[str, type[Explainer]] = {
     explainer.method: explainer
@@ -26,6 +49,11 @@ METHODS: dict[str, type[Explainer]] = {
         *(CNNFixations, EigenCAM, Saliency, DeconvNet, GuidedBackprop),
         *(InputXGradient, SmoothGrad, IntegratedGradients, FGVis, CLEAR),
         *(CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM, ExcitationBackprop),
+        *(HiResCAM, LayerCAM, XGradCAM, GradCAMElementWise, EigenGradCAM, SegEigenCAM, FullGrad),
+        *(ScoreCAM, SSCAM, ISCAM, AblationCAM, ShapleyCAM, DeepFeatureFactorization),
+        *(AttentionRollout, AttentionRelevance),
+        *(SmoothGradCAMPlusPlus, FinerCAM, RefineCAM, FEM, KPCACAM, RandomCAM, SESS),
+        *(LRP, DeepLift, DeepLiftShap, GradientShap),
         *(Occlusion, RISE, LIME, MeaningfulPerturbation),
     )
 }
@@ -33,23 +61,49 @@ METHODS: dict[str, type[Explainer]] = {
 __all__ = [
     "CAM",
     "CLEAR",
+    "FEM",
+    "ISCAM",
+    "KPCACAM",
     "LIME",
+    "LRP",
     "METHODS",
     "RISE",
+    "SESS",
+    "SSCAM",
+    "AblationCAM",
+    "AttentionRelevance",
+    "AttentionRollout",
     "CNNFixations",
     "DeconvNet",
+    "DeepFeatureFactorization",
+    "DeepLift",
+    "DeepLiftShap",
     "EigenCAM",
+    "EigenGradCAM",
     "ExcitationBackprop",
     "Explainer",
     "FGVis",
+    "FinerCAM",
+    "FullGrad",
     "GradCAM",
+    "GradCAMElementWise",
     "GradCAMPlusPlus",
+    "GradientShap",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "HiResCAM",
     "InputXGradient",
     "IntegratedGradients",
+    "LayerCAM",
     "MeaningfulPerturbation",
     "Occlusion",
+    "RandomCAM",
+    "RefineCAM",
     "Saliency",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
     "SmoothGrad",
+    "SmoothGradCAMPlusPlus",
+    "XGradCAM",
 ]

@@ -1,22 +1,23 @@
 """Saliency, DeconvNet and guided backprop: one gradient walk, three rules for rectifiers; and what is built on them."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, one_of, rows_of
-from pyfast_xai.explainers.seeds import Goal, Seeds, seeds_for
-from pyfast_xai.explainers.walking import Start, walked
+from pyfast_xai.explainers.common.baselines import broadcast
+from pyfast_xai.explainers.common.explainer import Explainer, Settings, at_least, one_of
+from pyfast_xai.explainers.common.gradient_pass import Start, walked
+from pyfast_xai.explainers.common.output_gradients import OutputGradients, output_gradients
+from pyfast_xai.explainers.common.targets import Goal
+from pyfast_xai.explainers.common.tensors import targets_to_rows
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.rules.response import DECONVNET, GUIDED, Response, Table, rectifies, walk
+from pyfast_xai.rules.gradient import DECONVNET, GUIDED, GradientRules, Table, backward_pass, rectifies
 from pyfast_xai.tape import Tape
-
-logger = logging.getLogger("pyfast_xai")
 
 Reduction = Literal["max", "mean", "norm", "sum"]
 
@@ -28,92 +29,86 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class _Backprop(Explainer):
+class GradientShaped(Explainer):
     """A gradient-shaped attribution `[N, C, H, W]` of each image."""
 
+    ranks = (3, 4, 5)
     overlay: ClassVar[Table] = {}
     default_reduction: ClassVar[Reduction] = "max"
 
     def __init__(
-        self, model: nn.Module, *, reduction: Reduction | None = None, labels: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        *,
+        reduction: Reduction | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(model, labels=labels)
+        super().__init__(model, **settings)
         self.reduction = one_of("reduction", reduction or self.default_reduction, REDUCTIONS)
-        self.reading = Response(self.overlay)
-        self._said = False
-
-    def __call__(self, images: Tensor, target: Goal = None, *args: Any, **kwargs: Any) -> Explanation:
-        """Explain a batch of images.
-
-        Args:
-            images: `[N, C, H, W]`, as the model takes them.
-            target: None for the largest output, an int, N ints or `[N, K]` ints (a row for each, in one pass); a
-                floating-point tensor of the shape of the output as the gradient to start from; or a function of
-                what the model returned that gives one number an image.
-            *args: further arguments of the model.
-            **kwargs: further keyword arguments of the model.
-
-        Raises:
-            InputError: images or a target that do not fit.
-            UnsupportedOpError: the model has an op that cannot be differentiated.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            return self._explain(images, target, args, kwargs)
+        self.policy = GradientRules(self.overlay, self.warned)
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
-        self.check(images)
         attribution, seeds = self._attribute(images, target, args, kwargs)
-        attribution = attribution.transpose(0, 1).flatten(0, 1).contiguous()
+        attribution = targets_to_rows(attribution)
         return Explanation(
-            method=self.method,
+            **self._fields(images, seeds),
             heatmap=REDUCTIONS[self.reduction](attribution.float()),
             attribution=attribution,
-            target=None if seeds.target is None else seeds.target.flatten(),
-            score=None if seeds.score is None else seeds.score.flatten(),
-            images=rows_of(images, seeds.each),
-            labels=self.labels,
         )
 
-    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, Seeds]:
-        """Attributions `[K, N, C, H, W]` and what they started from."""
+    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
+        """Returns the attributions `[K, N, C, H, W]` and what they started from."""
         return self._walk(images, target, args, kwargs)
 
-    def _walk(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, Seeds]:
-        reading = self.reading
-        tape, seeds, gradient = walked(self, self._step, images, target, reading, args, kwargs, key=_Backprop._step)
-        if self.overlay and not self._said and not any(map(rectifies, tape)):
-            self._said = True
-            logger.warning("%s found no rectifier in the model: this is its plain gradient", self.method)
+    def _walk(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
+        policy = self.policy
+        tape, seeds, gradient = walked(self, self._step, images, target, policy, args, kwargs, key=GradientShaped._step)
+        if self.overlay and not any(map(rectifies, tape)):
+            self.warn("the model has no rectifier, so that this is its plain gradient")
         return gradient, seeds
 
-    def _step(self, start: Start, images: Tensor, reading: Response, args: Any, kwargs: Any) -> tuple[Tape, Tensor]:
-        tape = self.record(images, *args, reading=reading, **kwargs)
-        return tape, walk(reading, tape, start(tape).grads, [tape.inputs[0]])[0]
+    def _step(self, start: Start, images: Tensor, policy: GradientRules, args: Any, kwargs: Any) -> tuple[Tape, Tensor]:
+        tape = self.record(images, *args, policy=policy, **kwargs)
+        return tape, backward_pass(policy, tape, start(tape).grads, [tape.inputs[0]])[0]
 
 
-class Saliency(_Backprop):
+class Saliency(GradientShaped):
     """Gradient of a class score with respect to the pixels (Simonyan et al., 2014).
 
     Args:
         model: in evaluation mode.
         reduction: how the heat map is made of the channels: "max", largest magnitude, as in the paper; "mean"
             magnitude; "norm", Euclidean; "sum", signed, of which the positive part is shown.
-        labels: names of the classes.
+        **settings: those of `Explainer`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo
+        >>> explanation = Saliency(demo.load())(torch.rand(2, 3, 96, 96))
+        >>> explanation.attribution.shape, explanation.heatmap.shape
+        (torch.Size([2, 3, 96, 96]), torch.Size([2, 96, 96]))
     """
 
     method = "saliency"
     paper = "Deep inside convolutional networks (Simonyan, Vedaldi and Zisserman, 2014)"
 
 
-class DeconvNet(_Backprop):
+class DeconvNet(GradientShaped):
     """The signal of a class, projected down through rectifiers that see only the signal (Zeiler and Fergus, 2014).
 
-    At every rectifier the gradient R becomes max(R, 0); see `rules.response.rectifiers` for other than ReLU.
+    At every rectifier the gradient R becomes max(R, 0); see `rules.gradient.rectifiers` for other than ReLU.
 
     Args:
         model: in evaluation mode.
         reduction: how the heat map is made of the channels, see `Saliency`.
-        labels: names of the classes.
+        **settings: those of `Explainer`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import DeconvNet, demo
+        >>> explanation = DeconvNet(demo.load())(torch.rand(2, 3, 96, 96))
+        >>> explanation.attribution.shape
+        torch.Size([2, 3, 96, 96])
     """
 
     method = "deconvnet"
@@ -121,47 +116,59 @@ class DeconvNet(_Backprop):
     overlay = DECONVNET
 
 
-class GuidedBackprop(_Backprop):
+class GuidedBackprop(GradientShaped):
     """Gradient that is negative neither above nor below any rectifier (Springenberg et al., 2015).
 
-    At every rectifier of x the gradient R becomes max(R, 0) where x > 0; see `rules.response.rectifiers` for other
+    At every rectifier of x the gradient R becomes max(R, 0) where x > 0; see `rules.gradient.rectifiers` for other
     than ReLU. Every rectifier is seen: functional, in-place, reused, in front of a skip.
 
     Args:
         model: in evaluation mode.
         reduction: how the heat map is made of the channels, see `Saliency`.
-        labels: names of the classes.
+        **settings: those of `Explainer`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import GuidedBackprop, demo
+        >>> explanation = GuidedBackprop(demo.load())(torch.rand(2, 3, 96, 96))
+        >>> explanation.attribution.shape
+        torch.Size([2, 3, 96, 96])
     """
 
     method = "guided-backprop"
-    paper = (
-        "A theoretical explanation for perplexing behaviors of backpropagation-based visualizations (Nie et al., 2018)"
-    )
+    paper = "Striving for simplicity: the all convolutional net (Springenberg et al., 2015)"
     overlay = GUIDED
 
 
-class InputXGradient(_Backprop):
+class InputXGradient(GradientShaped):
     """Gradient times input: a first-order account of the score (Shrikumar et al., 2016).
 
     Args:
         model: in evaluation mode.
         reduction: how the heat map is made of the channels, see `Saliency`.
-        labels: names of the classes.
+        **settings: those of `Explainer`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import InputXGradient, demo
+        >>> explanation = InputXGradient(demo.load())(torch.rand(2, 3, 96, 96))
+        >>> explanation.attribution.shape
+        torch.Size([2, 3, 96, 96])
     """
 
     method = "input-x-gradient"
     paper = "Not just a black box: learning important features through propagating activation differences (2016)"
     default_reduction = "sum"
 
-    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, Seeds]:
+    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
         grads, seeds = self._walk(images, target, args, kwargs)
         return grads * images.detach(), seeds
 
 
-_OF: Mapping[str, Table] = {"saliency": {}, "deconvnet": DECONVNET, "guided-backprop": GUIDED}
+_BASES: Mapping[str, Table] = {"saliency": {}, "deconvnet": DECONVNET, "guided-backprop": GUIDED}
 
 
-class SmoothGrad(_Backprop):
+class SmoothGrad(GradientShaped):
     """Mean gradient over noisy copies of the image (Smilkov et al., 2017).
 
     The classes are those of the image without noise. Every image gets the same noise, scaled to its own range, so
@@ -169,13 +176,20 @@ class SmoothGrad(_Backprop):
 
     Args:
         model: in evaluation mode.
-        of: whose attribution is averaged: "saliency", "deconvnet" or "guided-backprop".
-        samples: noisy copies of each image.
+        base: whose attribution is averaged: "saliency", "deconvnet" or "guided-backprop".
+        n_samples: noisy copies of each image.
         noise: standard deviation, as a share of the image's range.
         squared: average squares, as in the VarGrad family.
         seed: of the noise; the process's own random numbers are not touched.
         reduction: how the heat map is made of the channels, see `Saliency`.
-        labels: names of the classes.
+        **settings: those of `Explainer`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import SmoothGrad, demo
+        >>> explanation = SmoothGrad(demo.load(), n_samples=4)(torch.rand(2, 3, 96, 96))
+        >>> explanation.attribution.shape
+        torch.Size([2, 3, 96, 96])
     """
 
     method = "smoothgrad"
@@ -186,49 +200,58 @@ class SmoothGrad(_Backprop):
         self,
         model: nn.Module,
         *,
-        of: Literal["saliency", "deconvnet", "guided-backprop"] = "saliency",
-        samples: int = 25,
+        base: Literal["saliency", "deconvnet", "guided-backprop"] = "saliency",
+        n_samples: int = 25,
         noise: float = 0.15,
         squared: bool = False,
         seed: int = 0,
         reduction: Reduction | None = None,
-        labels: Sequence[str] | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(model, reduction=reduction, labels=labels)
-        self.reading = Response(_OF[one_of("of", of, _OF)])
-        if samples < 1:
-            raise InputError(f"samples must be at least 1, got {samples}")
+        super().__init__(model, reduction=reduction, **settings)
+        self.policy = GradientRules(_BASES[one_of("base", base, _BASES)], self.warned)
         if noise < 0:
             raise InputError(f"noise must not be negative, got {noise}")
-        self.samples, self.noise, self.squared, self.seed = samples, noise, squared, seed
+        self.n_samples = at_least(1, "n_samples", n_samples)
+        self.noise, self.squared, self.seed = noise, squared, seed
 
-    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, Seeds]:
-        seeds = seeds_for(self.record(images, *args, **kwargs), target)
+    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
+        seeds = output_gradients(self.record(images, *args, **kwargs), target, self.outputs, self.labels)
         fixed: Goal = target if seeds.target is None else seeds.target
         generator = torch.Generator().manual_seed(self.seed)
-        spread = self.noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
+        low, high = images.flatten(1).aminmax(dim=1)
+        spread = self.noise * (high - low).view(-1, *[1] * (images.dim() - 1))
         total: Tensor | None = None
-        for _ in range(self.samples):
+        for _ in range(self.n_samples):
             drawn = torch.randn(1, *images.shape[1:], generator=generator).to(images)
             grads = self._walk(images.detach() + spread * drawn, fixed, args, kwargs)[0]
             grads = grads.square() if self.squared else grads
             total = grads if total is None else total.add_(grads)
         assert total is not None
-        return total / self.samples, seeds
+        return total / self.n_samples, seeds
 
 
-class IntegratedGradients(_Backprop):
+class IntegratedGradients(GradientShaped):
     """Gradients summed on the way from a baseline to the image: they add up to the change of the score.
 
     The integral is taken by Gauss-Legendre quadrature (Sundararajan et al., 2017, equation 1).
 
     Args:
         model: in evaluation mode.
-        steps: places on the way.
+        n_steps: places on the way.
         baseline: where the way starts: a number (0 is the mean colour of normalised images) or a tensor that
             broadcasts to the images.
         reduction: how the heat map is made of the channels, see `Saliency`.
-        labels: names of the classes.
+        **settings: those of `Explainer`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import IntegratedGradients, demo
+        >>> model, images = demo.load(), torch.rand(1, 3, 96, 96)
+        >>> explanation = IntegratedGradients(model, n_steps=32)(images, target=3)
+        >>> change = (model(images) - model(torch.zeros_like(images)))[:, 3]
+        >>> bool((explanation.attribution.sum((1, 2, 3)) - change).abs() < 0.5)
+        True
     """
 
     method = "integrated-gradients"
@@ -240,28 +263,20 @@ class IntegratedGradients(_Backprop):
         self,
         model: nn.Module,
         *,
-        steps: int = 50,
+        n_steps: int = 50,
         baseline: float | Tensor = 0.0,
         reduction: Reduction | None = None,
-        labels: Sequence[str] | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(model, reduction=reduction, labels=labels)
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, got {steps}")
-        self.steps, self.baseline = steps, baseline
+        super().__init__(model, reduction=reduction, **settings)
+        self.n_steps, self.baseline = at_least(1, "n_steps", n_steps), baseline
 
-    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, Seeds]:
+    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
         images = images.detach()
-        baseline = torch.as_tensor(self.baseline, dtype=images.dtype, device=images.device)
-        try:
-            way = images - baseline.expand(images.shape)
-        except RuntimeError:
-            raise InputError(
-                f"baseline must broadcast to the images, {list(images.shape)}, got {list(baseline.shape)}"
-            ) from None
-        seeds = seeds_for(self.record(images, *args, **kwargs), target)
+        way = images - broadcast(self.baseline, images)
+        seeds = output_gradients(self.record(images, *args, **kwargs), target, self.outputs, self.labels)
         fixed: Goal = target if seeds.target is None else seeds.target
-        places, weights = np.polynomial.legendre.leggauss(self.steps)
+        places, weights = np.polynomial.legendre.leggauss(self.n_steps)
         total: Tensor | None = None
         for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
             grads = self._walk(images - (1 - place) * way, fixed, args, kwargs)[0] * weight

@@ -6,14 +6,25 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from typing_extensions import Unpack
 
 from pyfast_xai import ops
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Target, ordinary, rows_of
-from pyfast_xai.explainers.layers import LayerExplainer, mean_of_scaled, one_of_batch
+from pyfast_xai.explainers.common.activation_reader import ActivationReader
+from pyfast_xai.explainers.common.axes import Layout
+from pyfast_xai.explainers.common.explainer import one_of
+from pyfast_xai.explainers.common.layer_explainer import (
+    LayerExplainer,
+    LayerName,
+    LayerSettings,
+    fused,
+    resized,
+)
+from pyfast_xai.explainers.common.targets import Target
+from pyfast_xai.explainers.common.tensors import outside_inference_mode, repeat_rows
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.ops import Method
+from pyfast_xai.localize import Mass
+from pyfast_xai.ops import Solver
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -25,94 +36,83 @@ class EigenCAM(LayerExplainer):
     is the direction in channel space that explains most of it, and `A v` is the map (Eq. 3). The forward stops at the
     layer.
 
+    A target is accepted, so that explainers can be swapped, and ignored: Eigen-CAM knows no classes.
+
     The sign of a singular vector is arbitrary; here it is the one that makes the map rise with the strength of the
     activation: `sum_p (A v)_p |a_p|^2 >= 0`, taken about the means when `center` is set. After a ReLU, without
     centring, the whole map then is >= 0.
 
     Args:
         model: in evaluation mode; classifiers, detectors and their backbones alike.
-        layer: path of a module or name of an operation; several give the mean of their maps; "auto" takes the last
-            spatial map before pooling or flattening that is not a map of classes.
+        layer: a module, its path or the name of an operation; several give the mean of their maps; of a module
+            that runs several times the last call is taken, "path@0" is the first; "auto" takes the last map of
+            features before they are pooled.
         component: which principal direction, 1 for the first; several give a row each.
         center: subtract the mean over positions first, as pytorch-grad-cam does; the paper does not.
-        method: "auto", "gram" or "subspace"; see `ops.leading_singular`.
-        iterations: passes of the subspace iteration.
+        solver: "auto", "gram" or "subspace"; see `ops.leading_singular`.
+        power_iterations: passes of the subspace iteration.
         seed: of its random start.
-        tokens: grid `(h, w)` of token activations `[N, T, C]`; None for a square one. Leading extra tokens (class
-            token, registers) are dropped.
-        channels: "first", "last", or "auto" to tell by the shape of the input.
-        threshold: share of its range at which `Explanation.boxes` cuts the map (the paper uses 5 to 15 %).
-        labels: names of the classes.
+        **settings: those of `LayerExplainer`.
 
     Raises:
         InputError: a setting that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import EigenCAM, demo
+        >>> explanation = EigenCAM(demo.load(), layer="block")(torch.rand(2, 3, 96, 96))
+        >>> explanation.heatmap.shape
+        torch.Size([2, 96, 96])
     """
 
     method = "eigen-cam"
+    ranks = (3, 4, 5)
+    default_box_rule = Mass()
     paper = "Eigen-CAM: class activation map using principal components (Muhammad and Yeasin, 2020)"
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        layer: str | Sequence[str] = "auto",
+        layer: LayerName | Sequence[LayerName] = "auto",
         component: int | Sequence[int] = 1,
         center: bool = False,
-        method: Literal["auto", "gram", "subspace"] = "auto",
-        iterations: int = 4,
+        solver: Literal["auto", "gram", "subspace"] = "auto",
+        power_iterations: int = 4,
         seed: int = 0,
-        tokens: tuple[int, int] | None = None,
-        channels: Literal["auto", "first", "last"] = "auto",
-        threshold: float = 0.15,
-        labels: Sequence[str] | None = None,
+        **settings: Unpack[LayerSettings],
     ) -> None:
-        super().__init__(model, layer=layer, tokens=tokens, channels=channels, threshold=threshold, labels=labels)
+        super().__init__(model, layer=layer, **settings)
         self.components = [component] if isinstance(component, int) else list(component)
         if not self.components or min(self.components) < 1:
             raise InputError(f"component must be 1 or larger, got {component!r}")
-        if method.upper() not in Method.__members__:
-            raise InputError(f"method must be 'auto', 'gram' or 'subspace', got {method!r}")
-        self.route = Method[method.upper()]
-        self.center, self.iterations, self.seed = center, iterations, seed
-        self._automatic: dict[tuple[int, ...], list[str]] = {}
+        self.solver = Solver[one_of("solver", solver, ("auto", "gram", "subspace")).upper()]
+        self.center, self.power_iterations, self.seed = center, power_iterations, seed
+        self._read = ActivationReader(self)
 
-    def __call__(self, images: Tensor, target: Target = None, *args: Any, **kwargs: Any) -> Explanation:
-        """Project the activations of a batch of images.
-
-        Args:
-            images: `[N, C, H, W]`, as the model takes them.
-            target: ignored: Eigen-CAM knows no classes. Accepted so that explainers can be swapped.
-            *args: further arguments of the model.
-            **kwargs: further keyword arguments of the model.
-
-        Raises:
-            InputError: images or a layer that does not fit, or activations that are not finite.
-        """
-        self.check(images)
+    def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         size = images.shape[2:]
-        maps, heatmaps, doubts = [], [], []
-        names = self._resolve(images, args, kwargs)
-        for name in names:
-            tape = self.record(images, *args, until=name, **kwargs)
-            assert tape.reached is not None
+        names, maps, heatmaps, doubts = [], [], [], []
+        for place, activation in self._read(images, args, kwargs):
             with torch.inference_mode():
-                projected, doubt = self._project(tape.reached, size, name)  # [N, K, h, w]
-                heat = functional.interpolate(projected, size=size, mode="bilinear", align_corners=False).clamp_min(0)
-            maps.append(ordinary(projected.flatten(0, 1)))
-            heatmaps.append(ordinary(heat.flatten(0, 1)))
+                projected, doubt = self._project(activation, size, place.name, place.layout)  # [N, K, h, w]
+                heat = resized(projected, size)
+            names.append(place.name)
+            maps.append(outside_inference_mode(projected.flatten(0, 1)))
+            heatmaps.append(outside_inference_mode(heat.clamp_min(0).flatten(0, 1)))
             doubts.append(doubt)
         _look(names, doubts)
         return Explanation(
             method=self.method,
-            heatmap=mean_of_scaled(heatmaps),
-            map=maps[0] if len(maps) == 1 else None,
-            images=rows_of(images, len(self.components)),
-            threshold=self.threshold,
+            heatmap=fused(heatmaps),
+            signed_map=maps[0] if len(maps) == 1 else None,
+            images=repeat_rows(images, len(self.components)),
+            box_rule=self.box_rule,
             labels=self.labels,
         )
 
     def project(self, activation: Tensor, size: Sequence[int], name: str = "activation") -> Tensor:
-        """The maps of one activation.
+        """Returns the maps of one activation.
 
         Args:
             activation: `[N, C, h, w]`, `[N, h, w, C]` or `[N, T, C]`, any float dtype.
@@ -129,11 +129,12 @@ class EigenCAM(LayerExplainer):
         _look([name], [doubt])
         return maps
 
-    def _project(self, activation: Tensor, size: Sequence[int], name: str) -> tuple[Tensor, Tensor]:
-        """The maps, and what there is to be said about them: two numbers, which nothing waits for here."""
-        grid = self.grid(activation, size, name)  # [N, h, w, C]
-        images, height, width, channels = grid.shape
-        matrices = grid.reshape(images, height * width, channels)
+    def _project(
+        self, activation: Tensor, size: Sequence[int], name: str, layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the maps and two diagnostic numbers, without waiting for the device."""
+        grid = self.grid(activation, size, name, layout)  # [N, h, w, C]
+        matrices = grid.flatten(1, -2)
         k = max(self.components)
         if k > min(matrices.shape[1:]):
             raise InputError(
@@ -150,7 +151,7 @@ class EigenCAM(LayerExplainer):
         if self.center:
             matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
             matrices = matrices - matrices.mean(1, keepdim=True)
-        left, singular, _, residual = ops.leading_singular(matrices, k, self.route, self.iterations, self.seed)
+        left, singular, _, residual = ops.leading_singular(matrices, k, self.solver, self.power_iterations, self.seed)
         maps = left * singular[:, None]  # [N, hw, k]
         energy = matrices.to(maps.dtype).square().sum(2, keepdim=True)
         if self.center:
@@ -158,15 +159,7 @@ class EigenCAM(LayerExplainer):
         maps = torch.where((maps * energy).sum(1, keepdim=True) < 0, -maps, maps)
         chosen = torch.stack([maps[..., component - 1] for component in self.components], 1)
         doubt = torch.stack([spoiled.to(residual.dtype), residual.max()])
-        return chosen.unflatten(2, (height, width)), doubt
-
-    def _resolve(self, images: Tensor, args: Any, kwargs: Any) -> list[str]:
-        if "auto" not in self.layers:
-            return self.layers
-        shape = tuple(images.shape[1:])
-        if shape not in self._automatic:
-            self._automatic[shape] = self.names(self.record(one_of_batch(images, args, kwargs), *args, **kwargs))
-        return self._automatic[shape]
+        return chosen.unflatten(2, grid.shape[1:-1]), doubt
 
 
 def _require_finite(name: str, spoiled: int) -> None:
@@ -182,6 +175,6 @@ def _look(names: Sequence[str], doubts: Sequence[Tensor]) -> None:
         _require_finite(name, int(spoiled))
         if residual > 1e-2:
             logger.warning(
-                "eigen-cam: the components of layer %r are known to %.0e of the largest only; raise iterations",
+                "eigen-cam: the components of layer %r are known to %.0e of the largest only; raise power_iterations",
                 *(name, residual),
             )

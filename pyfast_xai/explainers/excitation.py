@@ -1,51 +1,64 @@
 """Excitation backprop (Zhang et al., 2016): the probability that a neuron of a layer wins, handed down from a class."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.layers import LayerExplainer, LayerRecorder, bottlenecks, is_channels_last, rows, wide
-from pyfast_xai.explainers.seeds import Goal, Seeds
+from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings
+from pyfast_xai.explainers.common.layer_recorder import LayerRecorder
+from pyfast_xai.explainers.common.layer_search import LayerSearch
+from pyfast_xai.explainers.common.output_gradients import OutputGradients
+from pyfast_xai.explainers.common.targets import Goal
+from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.rules.response import EXCITATION, Contrastive, last_weighted
-from pyfast_xai.tape import Tape
+from pyfast_xai.localize import Segment
+from pyfast_xai.rules.gradient import EXCITATION, Contrastive, last_weighted
+from pyfast_xai.tape import Tape, Value, key
 
 # Strides up to this are rounded to 16: maps that lost a row to missing padding are a little coarser.
 _STRIDE = 16 * math.sqrt(2)
 
 
 class ExcitationBackprop(LayerExplainer):
-    """Where the neurons are that win, by a probability walked back from a class (Zhang et al., 2016).
+    """Explains by the neurons that win when a probability is walked back from a class (Zhang et al., 2016).
 
     The class wins with probability one. Every neuron hands its probability to those that excite it, in proportion to
     their activations times positive weights; the map of a layer is the sum over its channels, the
     marginal winning probability (MWP). On a network of rectified convolutions it sums to one at every layer.
 
-    The contrastive map (cMWP) subtracts what a class gets that the last layer's negated weights
-    would stand for: what excites any class cancels. `rules.response.excitation` has the rule of every operation.
+    The contrastive map (cMWP) subtracts the map of the opposite class, whose last-layer weights are
+    negated: evidence common to all classes cancels. `rules.gradient.excitation` has the rule of every operation.
+
+    An explanation has `signed_map`, the probability at the resolution of the layer (signed where contrastive, None of
+    several layers), and `heatmap`, its positive part.
 
     Args:
         model: in evaluation mode.
         contrastive: the difference to the negated last layer; False for the probability itself.
-        layer: path of a module or name of an operation; several give the mean of their heat maps; "auto" takes the
-            first of the coarsest maps of stride 16 or less through which everything passes: the fourth pool of a
+        layer: a module, its path or the name of an operation; several give the mean of their heat maps; of a module
+            that runs several times the last call is taken, "path@0" is the first; "auto" takes the first of
+            the coarsest maps of stride 16 or less through which everything passes: the fourth pool of a
             VGG (as in TorchRay's benchmark), the first block of a ResNet's third stage and the third pool of a
             GoogLeNet (as in the authors' notebooks).
-        tokens: grid `(h, w)` of token activations `[N, T, C]`; None for a square one. Leading extra tokens (class
-            token, registers) are dropped.
-        channels: "first", "last", or "auto" to tell by the shape of the input.
-        threshold: share of its range at which `Explanation.boxes` cuts the map.
-        labels: names of the classes.
+        **settings: those of `LayerExplainer`.
 
     Raises:
         InputError: a setting that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ExcitationBackprop, demo
+        >>> explanation = ExcitationBackprop(demo.load(), contrastive=True)(torch.rand(2, 3, 96, 96), target=3)
+        >>> explanation.heatmap.shape
+        torch.Size([2, 96, 96])
     """
 
     method = "excitation-backprop"
+    default_box_rule = Segment(0.1)
     paper = "Top-down neural attention by excitation backprop (Zhang et al., 2016)"
 
     def __init__(
@@ -53,76 +66,57 @@ class ExcitationBackprop(LayerExplainer):
         model: nn.Module,
         *,
         contrastive: bool = False,
-        layer: str | Sequence[str] = "auto",
-        tokens: tuple[int, int] | None = None,
-        channels: Literal["auto", "first", "last"] = "auto",
-        threshold: float = 0.15,
-        labels: Sequence[str] | None = None,
+        layer: LayerName | Sequence[LayerName] = "auto",
+        **settings: Unpack[LayerSettings],
     ) -> None:
-        super().__init__(model, layer=layer, tokens=tokens, channels=channels, threshold=threshold, labels=labels)
+        super().__init__(model, layer=layer, **settings)
         self.contrastive = contrastive
-        self._record = LayerRecorder(self, EXCITATION, self.values)
+        self._record = LayerRecorder(self, EXCITATION, self.places)
 
-    def __call__(self, images: Tensor, target: Goal = None, *args: Any, **kwargs: Any) -> Explanation:
-        """Explain a batch of images.
+    def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
+        recorded, seeds, arrived = self._record.gradients(
+            images,
+            target,
+            args,
+            kwargs,
+            policy=self._reading,
+            key=(self.contrastive, self.layout, tuple(self.layers)),
+        )
+        maps = []
+        for place, own in zip(recorded.places, arrived, strict=True):
+            cells = self.grid(own.flatten(0, 1), images.shape[2:], place.name, place.layout)
+            cells = at_least_float32(cells).sum(3)
+            maps.append(targets_to_rows(cells.unflatten(0, own.shape[:2])))
+        return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
 
-        Args:
-            images: `[N, C, H, W]`, as the model takes them.
-            target: None for the largest output, an int, N ints or `[N, K]` ints (a row for each, in one pass); a
-                floating-point tensor of the shape of the output as the probabilities to start from; or a function of
-                what the model returned that gives one number an image, whose gradient is the start.
-            *args: further arguments of the model.
-            **kwargs: further keyword arguments of the model.
-
-        Returns:
-            An explanation with `map`, the probability at the resolution of the layer (signed where contrastive, None
-            of several layers), and `heatmap`, its positive part.
-
-        Raises:
-            InputError: images, a layer or a target that do not fit, or no layer with weights to contrast.
-            UnsupportedOpError: an op behind the layer that cannot be differentiated.
-        """
-        self.check(images)
-        with torch.inference_mode(False), torch.no_grad():
-            recorded, seeds, arrived = self._record.gradients(
-                images,
-                target,
-                args,
-                kwargs,
-                reading=self._reading,
-                key=(self.contrastive, self.channels, tuple(self.layers)),
-            )
-            maps = []
-            for name, own in zip(self.names(recorded.tape), arrived, strict=True):
-                cells = wide(self.grid(own.flatten(0, 1), images.shape[2:], name)).sum(3)
-                maps.append(rows(cells.unflatten(0, own.shape[:2])))
-            return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
-
-    def _reading(self, tape: Tape, seeds: Seeds) -> Contrastive | None:
+    def _reading(self, tape: Tape, seeds: OutputGradients) -> Contrastive | None:
         if not self.contrastive:
             return None
         last = last_weighted(tape, seeds.grads)
         if last is None:
             raise InputError("contrastive must be False for a model without a layer with weights, got True")
-        return Contrastive(last)
+        return Contrastive(last, self.warned)
 
-    def automatic(self, tape: Tape) -> str:
-        """The first of the coarsest maps of stride 16 or less through which everything passes.
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
+        """Returns the first of the coarsest maps of stride 16 or less through which everything passes.
 
         Raises:
             InputError: there is no such map.
         """
-        size = tape.inputs[0].shape[2:]
-        found = []
-        for node in bottlenecks(tape):
-            value = node.outputs[0]
-            if value is not None and len(value.shape) == 4:
-                last = self.channels == "last" or (self.channels == "auto" and is_channels_last(value.shape, size))
-                height, width = value.shape[1:3] if last else value.shape[2:]
-                if min(height, width) > 1:
-                    found.append((math.sqrt(math.prod(size) / (height * width)), node.name))
-        fine = [own for own in found if own[0] <= _STRIDE]
-        if not found:
+        search = LayerSearch(tape, ends)
+        height, width = tape.inputs[0].shape[2:]
+        layers = [layer for value in search.passed() if (layer := search.layer(value)) is not None]
+        if self.accelerated:  # a convolution and the batch norm behind it are one there
+            layers = [layer for layer in layers if not _is_normalised(tape, layer.value)]
+        strides = [math.sqrt(height * width / math.prod(layer.layout.grid)) for layer in layers]
+        if not layers:
             raise InputError("layer must be named for a model without a map that everything passes, got 'auto'")
-        stride = max(fine)[0] if fine else min(found)[0]
-        return next(name for own, name in found if own == stride)
+        fine = [stride for stride in strides if stride <= _STRIDE]
+        stride = max(fine) if fine else min(strides)
+        return layers[strides.index(stride)].name
+
+
+def _is_normalised(tape: Tape, value: Value) -> bool:
+    """Returns whether only a batch norm reads a value."""
+    readers = [key(node.op) for node in tape if value in node.inputs]
+    return readers == ["aten::batch_norm"]

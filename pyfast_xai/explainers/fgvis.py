@@ -3,25 +3,26 @@
 A mask for each pixel and colour, found by gradient descent that may not excite what the image itself did not.
 """
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyfast_xai import render
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, Target, choose, is_distribution, logits_of, one_of, rows_of
-from pyfast_xai.explainers.baseline import blurred
-from pyfast_xai.explainers.progress import Progress
+from pyfast_xai.explainers.common.baselines import blurred, broadcast
+from pyfast_xai.explainers.common.explainer import Explainer, Settings, one_of
+from pyfast_xai.explainers.common.outputs import OutputKind, OutputKinds
+from pyfast_xai.explainers.common.progress_bar import ProgressBar, ShowProgress
+from pyfast_xai.explainers.common.targets import Target, class_columns, logits_of, targets_of
+from pyfast_xai.explainers.common.tensors import repeat_rows, take_rows
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.rules.response import Response, walk
-from pyfast_xai.rules.response.bounds import Bounding, Bounds, Clipped, bounds_of
-
-logger = logging.getLogger("pyfast_xai")
+from pyfast_xai.rules.gradient import GradientRules, backward_pass
+from pyfast_xai.rules.gradient.bounds import Bounding, Bounds, Clipped, bounds_of
 
 
 class Game(NamedTuple):
@@ -32,7 +33,7 @@ class Game(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 where the similarity and the mask are made small, -1 where they are made large (Eq. 2 and 3)."""
+        """Returns 1 where the similarity and the mask are made small, -1 where they are made large (Eq. 2 and 3)."""
         return 1 if self.keeps else -1
 
 
@@ -42,7 +43,7 @@ GAMES = {
     "generation": Game(start=0, keeps=True),
     "repression": Game(start=0, keeps=False),
 }
-REFERENCES = ("zero", "blur", "noise")
+BASELINES = ("zero", "blur", "noise")
 DEFENCES = ("gradient", "forward", "none")
 
 # Iterations between two looks at how the games stand, where a look is more than reading memory. Nothing but the time of
@@ -50,12 +51,12 @@ DEFENCES = ("gradient", "forward", "none")
 LOOKS = {"cuda": 10}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class MaskExplanation(Explanation):
-    """What a game found.
+    """The explanation by a game.
 
     Attributes:
-        mask: as it was optimised, `[N, C, H, W]` in 0..1: 1 keeps a pixel's colour, 0 replaces it by the reference.
+        mask: as it was optimised, `[N, C, H, W]` in 0..1: 1 keeps a pixel's colour, 0 replaces it by the baseline.
         perturbed: the image under the mask, a valid input of the model, `[N, C, H, W]`.
         complement: the image under the complementary mask, likewise.
         after: the model's probability for the target on `perturbed`, float32 `[N]`.
@@ -76,12 +77,12 @@ class MaskExplanation(Explanation):
 
     @property
     def evidence(self) -> Tensor:
-        """The mask of what matters, `[N, C, H, W]`: the mask of preservation and generation, else its complement."""
+        """Returns the evidence mask, `[N, C, H, W]`: the mask of preservation and generation, or its complement."""
         assert self.mask is not None
         return self.mask if GAMES[self.game].keeps else 1 - self.mask
 
     def rgb(self) -> Tensor:
-        """The evidence in the image's own colours on the reference, `[N, 3, H, W]` in 0..1 (Fig. 2 c2 and e1)."""
+        """Returns the evidence in the image's own colours on the reference, `[N, 3, H, W]` in 0..1 (Fig. 2 c2, e1)."""
         assert self.images is not None
         shown = self.perturbed if GAMES[self.game].keeps else self.complement
         assert shown is not None
@@ -92,7 +93,7 @@ class FGVis(Explainer):
     """Fine-grained masks of evidence, one value for each pixel and colour (Wagner et al., 2019).
 
     Of `e = m x + (1 - m) r` (Eq. 1) the mask m is found by projected gradient descent. Deletion and preservation
-    start at the image (m = 1), generation and repression at the reference (m = 0). Gradients that would excite an
+    start at the image (m = 1), generation and repression at the baseline (m = 0). Gradients that would excite an
     activation further than the image does are not passed (Eq. 6), at every call of every nonlinearity, so that the
     mask shows what is in the image and is no adversarial noise.
 
@@ -101,131 +102,133 @@ class FGVis(Explainer):
     Args:
         model: in evaluation mode.
         game: "deletion", the paper's choice for pictures, "preservation", "generation" or "repression".
-        iterations: at most; a game that is won stops earlier.
+        n_iterations: at most; a game that is won stops earlier.
         similarity: "softmax", minus the class's probability, or "cross-entropy" with the class as hard target. The
             paper names both. Cross-entropy is the default: its gradient does not vanish where the class is unlikely.
-        reference: r: "zero" (the mean colour of normalised images, the paper's), "blur", "noise", or a tensor that
+        baseline: r: "zero" (the mean colour of normalised images, the paper's), "blur", "noise", or a tensor that
             broadcasts to the images.
         defence: "gradient" (Eq. 6), "forward" (the clipping layers of Eq. 5, which change the model) or "none".
         sparsity: weight of the mask's size (the paper's lambda), a number, or None to search it: it grows while the
             score is reached and falls while it is not, so the mask settles where the score is just reached.
-        growth: factor of that search in an iteration.
-        score: what reaching means: a softmax score comparable to the image's, `p(e) >= score p(x)`, in the games that
-            keep, and `p(e) <= (1 - score) p(x)` in those that destroy.
-        until: "score", or "class": the class is the predicted one (or no longer is).
-        rate: step of the descent.
+        sparsity_growth: factor of that search in an iteration.
+        score_ratio: what reaching the score means: `p(e) >= score_ratio p(x)` in the games that keep, and
+            `p(e) <= (1 - score_ratio) p(x)` in those that destroy.
+        stop_at: "score", or "class": the class is the predicted one (or no longer is).
+        lr: step of the descent.
         normalize: divide each image's gradient of the similarity by its largest magnitude, as the only public code
-            does; `rate` and `sparsity` are then in units of the mask. Without, they are the paper's own.
+            does; `lr` and `sparsity` are then in units of the mask. Without, they are the paper's own.
         patience: stop an image whose best mask has not become one percent better for as many iterations.
-        blur: standard deviation of the blurred reference, in pixels.
-        seed: of the noise reference, which is the same for every image.
-        progress: True shows a bar on stderr with the mean score, None does on a terminal; or a function called with
-            (iteration, iterations, mean score, images left), on a CUDA device every tenth iteration.
-        labels: names of the classes.
+        blur: standard deviation of the blurred baseline, in pixels.
+        seed: of the noise baseline, which is the same for every image.
+        progress: True shows a bar on stderr with the mean score, None shows one on a terminal; or a function called
+            with a `Progress`, whose details are the mean "score" and the number of "images" that are still played; on
+            a CUDA device every tenth iteration.
+        **settings: those of `Explainer`.
 
     Raises:
         InputError: a setting that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import FGVis, demo
+        >>> explanation = FGVis(demo.load(), n_iterations=3)(torch.rand(1, 3, 96, 96), target=3)
+        >>> explanation.mask.shape
+        torch.Size([1, 3, 96, 96])
     """
 
     method = "fgvis"
     paper = "Interpretable and fine-grained visual explanations for convolutional neural networks (Wagner et al., 2019)"
     slow = True
+    takes_functions = takes_gradients = False
 
     def __init__(
         self,
         model: nn.Module,
         *,
         game: Literal["deletion", "preservation", "generation", "repression"] = "deletion",
-        iterations: int = 300,
+        n_iterations: int = 300,
         similarity: Literal["cross-entropy", "softmax"] = "cross-entropy",
-        reference: Literal["zero", "blur", "noise"] | Tensor = "zero",
+        baseline: Literal["zero", "blur", "noise"] | Tensor = "zero",
         defence: Literal["gradient", "forward", "none"] = "gradient",
         sparsity: float | None = None,
-        growth: float = 1.1,
-        score: float = 0.95,
-        until: Literal["score", "class"] = "score",
-        rate: float = 0.1,
+        sparsity_growth: float = 1.1,
+        score_ratio: float = 0.95,
+        stop_at: Literal["score", "class"] = "score",
+        lr: float = 0.1,
         normalize: bool = True,
         patience: int = 50,
         blur: float = 10.0,
         seed: int = 0,
-        progress: bool | Callable[[int, int, float, int], None] | None = None,
-        labels: Sequence[str] | None = None,
+        progress: ShowProgress = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(model, labels=labels)
-        self._told = False
+        super().__init__(model, **settings)
         self.game: str = one_of("game", game, GAMES)
         self.similarity: str = one_of("similarity", similarity, ("cross-entropy", "softmax"))
-        self.reference = reference if isinstance(reference, Tensor) else one_of("reference", reference, REFERENCES)
+        self.baseline = baseline if isinstance(baseline, Tensor) else one_of("baseline", baseline, BASELINES)
         self.defence: Any = one_of("defence", defence, DEFENCES)
-        self.until: str = one_of("until", until, ("score", "class"))
-        for name, value, low in (("iterations", iterations, 1), ("patience", patience, 0)):
+        self.stop_at: str = one_of("stop_at", stop_at, ("score", "class"))
+        for name, value, low in (("n_iterations", n_iterations, 1), ("patience", patience, 0)):
             if value < low:
                 raise InputError(f"{name} must be at least {low}, got {value}")
-        for name, number in (("rate", rate), ("blur", blur)):
+        for name, number in (("lr", lr), ("blur", blur)):
             if number <= 0:
                 raise InputError(f"{name} must be positive, got {number}")
         if sparsity is not None and sparsity < 0:
             raise InputError(f"sparsity must not be negative, got {sparsity}")
-        if growth <= 1:
-            raise InputError(f"growth must be larger than 1, got {growth}")
-        if not 0 < score < 1:
-            raise InputError(f"score must lie between 0 and 1, got {score}")
-        self.iterations, self.sparsity, self.growth, self.score = iterations, sparsity, growth, score
-        self.rate, self.normalize, self.patience = rate, normalize, patience
+        if sparsity_growth <= 1:
+            raise InputError(f"sparsity_growth must be larger than 1, got {sparsity_growth}")
+        if not 0 < score_ratio < 1:
+            raise InputError(f"score_ratio must lie between 0 and 1, got {score_ratio}")
+        self.n_iterations, self.sparsity = n_iterations, sparsity
+        self.sparsity_growth, self.score_ratio = sparsity_growth, score_ratio
+        self.lr, self.normalize, self.patience = lr, normalize, patience
         self.blur, self.seed, self.progress = blur, seed, progress
 
-    def __call__(self, images: Tensor, target: Target = None, *args: Any, **kwargs: Any) -> MaskExplanation:
-        """Play the game on a batch of images.
-
-        Args:
-            images: `[N, C, H, W]`, as the model takes them.
-            target: None for the predicted class, an int, N ints, or `[N, K]` ints (a row for each).
-            *args: further arguments of the model, the same for all images.
-            **kwargs: further keyword arguments of the model, likewise.
-
-        Raises:
-            InputError: images or a target that do not fit.
-            UnsupportedOpError: the model has an op that cannot be differentiated.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            return self._explain(images, target, args, kwargs)
-
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> MaskExplanation:
-        self.check(images)
-        images = images.detach()
-        _, logits = logits_of(self.record(images, *args, **kwargs))
-        chosen = choose(logits, target).view(len(images), -1)
-        each = chosen.shape[1]
-        rows, chosen = rows_of(images, each), chosen.flatten()
-        # Said once, of images as they are: what is left of a changed one must not change how outputs are read.
-        distribution = is_distribution(logits)
-        before = _log_probability(rows_of(logits, each), chosen, distribution).exp().float()
-        match = _Match.begun(GAMES[self.game], rows, self._reference(rows), chosen, before, self.sparsity)
-        with Progress(self.progress, "FGVis", self.iterations, "score {:.3f}, {} images left") as progress:
-            self._play(match, distribution, args, kwargs, progress)
+        # The kinds of the outputs are those for the images as they are: a changed image must not change them.
+        targets = targets_of(self.record(images, *args, **kwargs), target, self.outputs, self.labels)
+        assert targets.target is not None
+        assert targets.score is not None
+        assert targets.kinds is not None
+        if targets.kinds.kind == "values":
+            raise InputError(
+                "outputs must say how the model's outputs become probabilities, 'independent logits' or "
+                "'probabilities', for the games of fgvis, got 'values' (those of a single output)"
+            )
+        each, kind = targets.each, targets.kinds.kind
+        source = repeat_rows(torch.arange(len(images), device=images.device), each)
+        rows, chosen, before = repeat_rows(images, each), targets.target.flatten(), targets.score.flatten()
+        distribution = targets.kinds.distributions
+        distribution = torch.zeros_like(source, dtype=torch.bool) if distribution is None else distribution[source]
+        match = _Match.begun(
+            GAMES[self.game], rows, self._baseline(rows), chosen, before, distribution, sparsity=self.sparsity
+        )
+
+        def arguments(rows: Tensor) -> Any:
+            return take_rows((args, kwargs), len(images), source[rows])
+
+        with ProgressBar(
+            self.progress, "FGVis", self.n_iterations, "score {score:.3f}, {images:.0f} images left"
+        ) as progress:
+            self._play(match, kind, arguments, progress)
         lost = int((~match.reached).sum())
-        if lost and not self._told:
-            self._told = True
-            logger.warning(
-                "fgvis: %d of %d games were not won in %d iterations; their masks are those that came nearest "
+        if lost:
+            self.warn(
+                "%d of %d games were not won in %d iterations; their masks are those that came nearest "
                 "(said once; `reached` tells them apart)",
-                *(lost, len(rows), self.iterations),
+                *(lost, len(rows), self.n_iterations),
             )
         mask = match.best
         game = GAMES[self.game]
         shown = mask if game.keeps else 1 - mask
         return MaskExplanation(
-            method=self.method,
+            **self._fields(images, targets),
             heatmap=shown.float().mean(1),
             attribution=shown,
-            target=chosen,
-            score=before,
-            images=rows,
-            labels=self.labels,
             mask=mask,
-            perturbed=_mixed(mask, rows, match.reference),
-            complement=_mixed(1 - mask, rows, match.reference),
+            perturbed=_mixed(mask, rows, match.baseline),
+            complement=_mixed(1 - mask, rows, match.baseline),
             after=match.after,
             reached=match.reached,
             iterations=match.iterations,
@@ -233,29 +236,32 @@ class FGVis(Explainer):
             game=self.game,
         )
 
-    def _play(self, match: "_Match", distribution: bool, args: Any, kwargs: Any, progress: Progress) -> None:
+    def _play(
+        self, match: "_Match", kind: OutputKind, arguments: Callable[[Tensor], Any], progress: ProgressBar
+    ) -> None:
         every = LOOKS.get(match.mask.device.type, 1)
         rows = torch.arange(len(match.images), device=match.images.device)
         own, iteration, left = match, 0, len(rows)
-        while left and iteration < self.iterations:
+        while left and iteration < self.n_iterations:
             # Bounds are taken by the very kernels that will meet them: at m = 1 an activation lies on its bound to the
             # last bit.
+            args, kwargs = arguments(rows)
             held, bounds = len(rows), self._bounds(own, args, kwargs)
-            with self.repeating(self._iterate, own, bounds, distribution, args, kwargs, key=self._settings()) as again:
+            with self.repeating(self._iterate, own, bounds, kind, args, kwargs, key=self._settings()) as again:
                 del bounds
                 # Until half of the images are done: the others then go on alone.
-                while left and 2 * left > held and iteration < self.iterations:
-                    ran = min(every, self.iterations - iteration)
+                while left and 2 * left > held and iteration < self.n_iterations:
+                    ran = min(every, self.n_iterations - iteration)
                     for _ in range(ran):
                         look = again()
                     iteration += ran
                     playing, score = look.tolist()  # the one number read
                     left = int(playing)
-                    progress.advance(ran, score, left)
+                    progress.advance(ran, score=score, images=left)
                 own = again.arguments[0]
                 if own is not match:
                     match.put(rows, own)
-            if left and iteration < self.iterations:
+            if left and iteration < self.n_iterations:
                 rows = (~match.done).nonzero().flatten()
                 own = match.take(rows)
 
@@ -263,48 +269,45 @@ class FGVis(Explainer):
         if self.defence == "none":
             return None
         # Through the mask that changes nothing, so that they come in the memory format of all that follow.
-        images = _mixed(torch.ones_like(match.mask), match.images, match.reference)
-        return bounds_of(self.record(images, *args, reading=Bounding(), **kwargs))
+        images = _mixed(torch.ones_like(match.mask), match.images, match.baseline)
+        return bounds_of(self.record(images, *args, policy=Bounding(), **kwargs))
 
-    def _iterate(self, match: "_Match", bounds: Bounds | None, distribution: bool, args: Any, kwargs: Any) -> Tensor:
+    def _iterate(self, match: "_Match", bounds: Bounds | None, kind: OutputKind, args: Any, kwargs: Any) -> Tensor:
         """Play on in place, without a number read; returns how many images are left, and the mean score."""
-        reading = Response() if bounds is None else Clipped(bounds, self.defence)
-        gradient, probability, predicted = self._evaluate(reading, match, distribution, args, kwargs)
+        policy = GradientRules(warned=self.warned) if bounds is None else Clipped(bounds, self.defence, self.warned)
+        gradient, probability, predicted = self._evaluate(policy, match, kind, args, kwargs)
         match.judge(self, probability, predicted)
         match.step(self, gradient)
         return torch.stack([(~match.done).sum().to(match.after.dtype), match.after.mean()])
 
     def _settings(self) -> tuple[Any, ...]:
-        """All that an iteration depends on besides tensors."""
-        named = (self.game, self.similarity, self.defence, self.until, self.normalize, self.sparsity is None)
-        return (*named, self.growth, self.score, self.rate, self.patience)
+        """Returns all that an iteration depends on besides tensors."""
+        named = (self.game, self.similarity, self.defence, self.stop_at, self.normalize, self.sparsity is None)
+        return (*named, self.sparsity_growth, self.score_ratio, self.lr, self.patience)
 
     def _evaluate(
-        self, reading: Response, match: "_Match", distribution: bool, args: Any, kwargs: Any
+        self, policy: GradientRules, match: "_Match", kind: OutputKind, args: Any, kwargs: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient of the similarity with respect to the mask, probability of the class and predicted class."""
-        perturbed = _mixed(match.mask, match.images, match.reference)
-        tape = self.record(perturbed, *args, reading=reading, **kwargs)
+        """Returns the gradient of the similarity by the mask, the class probability and the predicted class."""
+        perturbed = _mixed(match.mask, match.images, match.baseline)
+        tape = self.record(perturbed, *args, policy=policy, **kwargs)
         value, logits = logits_of(tape)
         with torch.enable_grad():
             leaf = logits.detach().clone().requires_grad_()
-            log_probability = _log_probability(leaf, match.target, distribution)
+            scores = OutputKinds(kind, match.distribution).log_scores(class_columns(leaf))
+            log_probability = scores.gather(1, match.target[:, None])[:, 0]
             similarity = log_probability if self.similarity == "cross-entropy" else log_probability.exp()
             (seed,) = torch.autograd.grad(-similarity.sum(), leaf)
-        (gradient,) = walk(reading, tape, {value: seed[None]}, [tape.inputs[0]])
-        slope = match.images - match.reference
-        return gradient[0] * slope, log_probability.detach().exp().float(), logits.argmax(1)
+        (gradient,) = backward_pass(policy, tape, {value: seed[None]}, [tape.inputs[0]])
+        slope = match.images - match.baseline
+        return gradient[0] * slope, log_probability.detach().exp().float(), class_columns(logits).argmax(1)
 
-    def _reference(self, images: Tensor) -> Tensor:
-        if isinstance(self.reference, Tensor):
-            try:
-                return self.reference.to(images).expand(images.shape)
-            except RuntimeError:
-                shapes = f"{list(images.shape)}, got {list(self.reference.shape)}"
-                raise InputError(f"reference must broadcast to the images, {shapes}") from None
-        if self.reference == "blur":
+    def _baseline(self, images: Tensor) -> Tensor:
+        if isinstance(self.baseline, Tensor):
+            return broadcast(self.baseline, images)
+        if self.baseline == "blur":
             return blurred(images, self.blur)
-        if self.reference == "noise":
+        if self.baseline == "noise":
             noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(self.seed))
             return noise.to(images).expand(images.shape)
         return torch.zeros_like(images)
@@ -315,9 +318,10 @@ class _Match(NamedTuple):
 
     Attributes:
         images: `[N, C, H, W]`.
-        reference: likewise.
+        baseline: likewise.
         target: int64 `[N]`.
         before: probability of the target on the image, `[N]`.
+        distribution: whether the model returns probabilities for the image, bool `[N]`.
         mask: that is being optimised, `[N, C, H, W]`.
         best: that will be handed back.
         after: the probability under it, `[N]`.
@@ -330,9 +334,10 @@ class _Match(NamedTuple):
     """
 
     images: Tensor
-    reference: Tensor
+    baseline: Tensor
     target: Tensor
     before: Tensor
+    distribution: Tensor
     mask: Tensor
     best: Tensor
     after: Tensor
@@ -345,7 +350,15 @@ class _Match(NamedTuple):
 
     @classmethod
     def begun(
-        cls, game: Game, images: Tensor, reference: Tensor, target: Tensor, before: Tensor, sparsity: float | None
+        cls,
+        game: Game,
+        images: Tensor,
+        baseline: Tensor,
+        target: Tensor,
+        before: Tensor,
+        distribution: Tensor,
+        *,
+        sparsity: float | None,
     ) -> "_Match":
         def each(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.full((len(images),), value, dtype=dtype, device=images.device)
@@ -353,9 +366,10 @@ class _Match(NamedTuple):
         mask = torch.full_like(images, game.start, memory_format=torch.contiguous_format)
         return cls(
             images,
-            reference,
+            baseline,
             target,
             before,
+            distribution,
             mask=mask,
             best=mask.clone(),
             after=before.clone(),
@@ -368,11 +382,11 @@ class _Match(NamedTuple):
         )
 
     def take(self, rows: Tensor) -> "_Match":
-        """A game of some rows alone."""
+        """Returns a game of some rows alone."""
         return _Match(*(tensor[rows] for tensor in self))
 
     def put(self, rows: Tensor, other: "_Match") -> None:
-        """Where the game of some rows has come to."""
+        """Stores the state of the game of some rows."""
         for own, given in zip(self[_PLAYED:], other[_PLAYED:], strict=True):
             own[rows] = given
 
@@ -381,12 +395,12 @@ class _Match(NamedTuple):
         keeps = GAMES[rules.game].keeps
         playing = ~self.done
         self.iterations.add_(playing)
-        if rules.until == "class":
+        if rules.stop_at == "class":
             won = (predicted == self.target) == keeps
         elif keeps:
-            won = probability >= rules.score * self.before
+            won = probability >= rules.score_ratio * self.before
         else:
-            won = probability <= (1 - rules.score) * self.before
+            won = probability <= (1 - rules.score_ratio) * self.before
         size = (self.mask if keeps else 1 - self.mask).float().mean((1, 2, 3))
         # A mask that wins is better than any that does not; of those that win the smallest is best, of the others
         # the one that comes nearest.
@@ -400,7 +414,11 @@ class _Match(NamedTuple):
         self.reached.logical_or_(won & playing)
         _update(self.waited, playing, torch.where(notably, 0, self.waited + 1))
         if rules.sparsity is None:
-            _update(self.sparsity, playing, self.sparsity * torch.where(won, rules.growth, 1 / rules.growth))
+            _update(
+                self.sparsity,
+                playing,
+                self.sparsity * torch.where(won, rules.sparsity_growth, 1 / rules.sparsity_growth),
+            )
         self.done.logical_or_(self.reached & (self.waited >= rules.patience))
 
     def step(self, rules: FGVis, gradient: Tensor) -> None:
@@ -409,7 +427,7 @@ class _Match(NamedTuple):
             largest = gradient.abs().amax((1, 2, 3), keepdim=True)
             gradient = gradient / torch.where(largest > 0, largest, 1)
         # Both terms change their sign with the game; that of the size is never filtered.
-        step = gradient.add_(self.sparsity.view(-1, 1, 1, 1).to(gradient.dtype)).mul_(rules.rate)
+        step = gradient.add_(self.sparsity.view(-1, 1, 1, 1).to(gradient.dtype)).mul_(rules.lr)
         moved = torch.sub(self.mask, step, alpha=GAMES[rules.game].sign).clamp_(0, 1)
         _update(self.mask, ~self.done, moved)
 
@@ -422,13 +440,6 @@ def _update(tensor: Tensor, rows: Tensor, new: Tensor) -> None:
     torch.where(rows.view(-1, *[1] * (tensor.dim() - 1)), new, tensor, out=tensor)
 
 
-def _mixed(mask: Tensor, images: Tensor, reference: Tensor) -> Tensor:
-    """`e = m x + (1 - m) r` (Eq. 1); x itself, to the last bit, where m is 1."""
-    return mask * images + (1 - mask) * reference
-
-
-def _log_probability(logits: Tensor, target: Tensor, distribution: bool) -> Tensor:
-    """Of the class of each row, `[N]`; outputs that are a distribution already are taken as they are."""
-    if distribution:
-        return logits.gather(1, target[:, None])[:, 0].clamp_min(torch.finfo(logits.dtype).tiny).log()
-    return logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+def _mixed(mask: Tensor, images: Tensor, baseline: Tensor) -> Tensor:
+    """Returns `e = m x + (1 - m) r` (Eq. 1); x itself, to the last bit, where m is 1."""
+    return mask * images + (1 - mask) * baseline

@@ -8,11 +8,25 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyfast_xai import localize, ops
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, Target, choose, logits_of, one_of, ordinary, probability, rows_of
+from pyfast_xai.explainers.common.explainer import Explainer, Settings, one_of
+from pyfast_xai.explainers.common.model_cache import ModelCache, one_of_batch
+from pyfast_xai.explainers.common.outputs import OutputKinds, is_probability, kinds_of
+from pyfast_xai.explainers.common.targets import (
+    Target,
+    Targets,
+    check_labels,
+    class_columns,
+    logits_of,
+    resolve_target,
+    targets_of,
+)
+from pyfast_xai.explainers.common.tensors import outside_inference_mode, take_rows
 from pyfast_xai.explanation import Explanation
+from pyfast_xai.localize import Hull, Mass
 from pyfast_xai.ops import Location
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence import Options, Points
@@ -21,32 +35,35 @@ from pyfast_xai.tape import Tape, Value
 
 logger = logging.getLogger("pyfast_xai")
 
-Start = tuple[str | nn.Module, int | Sequence[int] | Literal["max"]]
+Neuron = tuple[str | nn.Module, int | Sequence[int] | Literal["max"]]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {
-        "location": "activation",
+        "location": "center",
         "first_fc": "argmax",
         "signed": True,
         "duplicates": False,
-        "radius": 0.15,
-        "share": 0.10,
+        "radius_share": 0.15,
+        "min_neighbour_share": 0.10,
+        "box_rule": Mass(),
     },
     "paper": {
         "location": "product",
         "first_fc": "all",
         "signed": False,
         "duplicates": False,
-        "radius": 0.10,
-        "share": 0.05,
+        "radius_share": 0.10,
+        "min_neighbour_share": 0.05,
+        "box_rule": Hull(),
     },
     "authors": {
         "location": "same",
         "first_fc": "argmax",
         "signed": False,
         "duplicates": True,
-        "radius": 0.10,
-        "share": 0.05,
+        "radius_share": 0.10,
+        "min_neighbour_share": 0.05,
+        "box_rule": Hull(),
     },
 }
 
@@ -69,23 +86,34 @@ class CNNFixations(Explainer):
         signed: let a point on a negative activation look for what made it low (linear bottlenecks, GELU); the paper
             knows rectified activations only, on which this changes nothing.
         duplicates: keep pixels that are reached through several channels as several points.
-        start: explain any neuron instead of a class: `(layer, index)` with the path of a module (or the module, or
+        neuron: explain any neuron instead of a class: `(layer, index)` with the path of a module (or the module, or
             the name of an operation) and the index of the neuron in its output without the batch; a shorter index
-            takes the most active neuron below it, "max" the most active of all. The forward stops there.
-        at: stop at this layer instead of the image; its points are scaled to the image (Fig. 5).
+            takes the most active neuron below it, "max" the most active of all. Of a module that runs several times
+            the last call is taken, and with the path "head@0" the first. The forward stops there.
+        stop_layer: stop at this layer instead of the image; its points are scaled to the image (Fig. 5).
         crops: side of the five crops (corners and centre) that are traced instead of the image, as the authors do;
             the class is that of the mean softmax over them and their mirror images, and crops that see another class
             are left out.
-        radius: of the neighbourhood in outlier removal, as a share of the image diagonal; 0 keeps every point.
-        share: a point needs more than this share of all points within `radius`.
-        sigma: of the Gaussian, as a share of the image diagonal.
-        labels: names of the classes.
+        radius_share: radius of the neighbourhood in outlier removal, as a share of the image diagonal; 0 keeps every
+            point.
+        min_neighbour_share: a point needs more than this share of all points within that radius; where none has it, all
+            of them stay.
+        sigma_share: standard deviation of the Gaussian, as a share of the image diagonal.
+        **settings: those of `Explainer`.
 
     Raises:
         InputError: a setting that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import CNNFixations, demo
+        >>> explanation = CNNFixations(demo.load())(torch.rand(2, 3, 96, 96), target=3)
+        >>> len(explanation.points), explanation.boxes().shape
+        (2, torch.Size([2, 4]))
     """
 
     method = "fixations"
+    takes_functions = takes_gradients = False
     paper = "CNN Fixations: an unraveling approach to visualize the discriminative image regions (Mopuri et al., 2018)"
 
     def __init__(
@@ -97,25 +125,27 @@ class CNNFixations(Explainer):
         first_fc: Literal["argmax", "all"] | None = None,
         signed: bool | None = None,
         duplicates: bool | None = None,
-        start: Start | None = None,
-        at: str | None = None,
+        neuron: Neuron | None = None,
+        stop_layer: str | None = None,
         crops: int | None = None,
-        radius: float | None = None,
-        share: float | None = None,
-        sigma: float = 0.04,
-        labels: Sequence[str] | None = None,
+        radius_share: float | None = None,
+        min_neighbour_share: float | None = None,
+        sigma_share: float = 0.04,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(model, labels=labels)
-        given: dict[str, Any] = {
+        preset = VARIANTS[one_of("variant", variant, VARIANTS)]
+        if settings.get("box_rule") is None:
+            settings["box_rule"] = preset["box_rule"]
+        super().__init__(model, **settings)
+        changes: dict[str, Any] = {
             "location": location,
             "first_fc": first_fc,
             "signed": signed,
             "duplicates": duplicates,
-            "radius": radius,
-            "share": share,
+            "radius_share": radius_share,
+            "min_neighbour_share": min_neighbour_share,
         }
-        preset = VARIANTS[one_of("variant", variant, VARIANTS)]
-        chosen = {name: preset[name] if value is None else value for name, value in given.items()}
+        chosen = {name: preset[name] if value is None else value for name, value in changes.items()}
         places = {place.name.lower(): place for place in Location}
         self.options = Options(
             location=places[one_of("location", chosen["location"], places)],
@@ -123,63 +153,58 @@ class CNNFixations(Explainer):
             signed=chosen["signed"],
         )
         self.duplicates = chosen["duplicates"]
-        self.start = start
-        self.at = at
+        self.neuron = neuron
+        self._calls: ModelCache[dict[str, str]] = ModelCache(self, dict)
+        self.stop_layer = stop_layer
         self.crops = crops
-        self.radius, self.share, self.sigma = chosen["radius"], chosen["share"], sigma
-        for name in ("radius", "share", "sigma"):
+        self.radius_share, self.min_neighbour_share = chosen["radius_share"], chosen["min_neighbour_share"]
+        self.sigma_share = sigma_share
+        for name in ("radius_share", "min_neighbour_share", "sigma_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be a share of 0 to 1, got {getattr(self, name)}")
-        if start is not None and crops is not None:
-            raise InputError("crops must be None where start names a neuron, got both")
+        if neuron is not None and crops is not None:
+            raise InputError("crops must be None where neuron names one, got both")
 
-    def __call__(self, images: Tensor, target: Target = None, *args: Any, **kwargs: Any) -> Explanation:
-        """Trace a batch of images.
-
-        Args:
-            images: `[N, C, H, W]`, as the model takes them.
-            target: None for the predicted class, an int, N ints, or `[N, K]` ints (a row for each).
-            *args: further arguments of the model.
-            **kwargs: further keyword arguments of the model.
-
-        Raises:
-            InputError: images, a target or a layer that does not fit.
-            UnsupportedOpError: the model has an op that no rule traces.
-        """
-        self.check(images)
+    def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         if self.crops is not None:
             return self._explain_crops(images, target, args, kwargs)
-        tape, value, chosen, score = self._starts(images, target, args, kwargs)
-        each = chosen.shape[1]
+        tape, value, targets = self._starts(images, target, args, kwargs)
+        assert targets.target is not None
         traced = []
-        for k in range(each):
+        for k in range(targets.each):
             first = torch.arange(len(images), device=images.device) * (value.numel // len(images))
-            starts = Points(first + chosen[:, k])
+            starts = Points(first + targets.target[:, k])
             traced.append(self._pixels(tape, {value: starts}, images.shape))
         pixels = _by_image(traced, images.shape)
         # Image by image, not target by target.
-        points = [pixels[k][n] for n in range(len(images)) for k in range(each)]
-        return self._explanation(points, chosen.flatten(), score.flatten(), rows_of(images, each))
+        points = [pixels[k][n] for n in range(len(images)) for k in range(targets.each)]
+        return self._explanation(points, images, targets)
 
-    def _starts(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> tuple[Tape, Value, Tensor, Tensor]:
-        """The tape, the value to start on, and for each image the neurons `[N, K]` of it and their score."""
-        if self.start is None:
-            tape = self.record(images, *args, reading=evidence.reading, **kwargs)
-            value, logits = logits_of(tape)
-            chosen = choose(logits, target)
-            score = probability(logits, chosen)
-            return tape, value, chosen.view(len(images), -1), score.view(len(images), -1)
+    def _starts(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> tuple[Tape, Value, Targets]:
+        """Returns the tape, the value to start on, and the neurons of it for each image with their scores."""
+        if self.neuron is None:
+            tape = self.record(images, *args, policy=evidence.policy, **kwargs)
+            return tape, logits_of(tape)[0], targets_of(tape, target, self.outputs, self.labels)
         if target is not None:
-            raise InputError(f"target must be None where start names a neuron, got {target!r}")
-        layer, index = self.start
-        name = self._path(layer)
-        tape = self.record(images, *args, reading=evidence.reading, until=name, **kwargs)
+            raise InputError(f"target must be None where neuron names one, got {target!r}")
+        layer, index = self.neuron
+        with self._calls.entry(images, args, kwargs) as calls:
+            name = self._last_call(self._path(layer), calls, images, args, kwargs)
+            tape = self.record(images, *args, policy=evidence.policy, until=name, **kwargs)
         assert tape.reached is not None
         if len(tape.reached) != len(images):
-            raise InputError(f"start must name an output with one entry an image, got {list(tape.reached.shape)}")
+            raise InputError(f"neuron must name an output with one entry an image, got {list(tape.reached.shape)}")
         chosen = _neuron(tape.reached, index)
-        score = ordinary(tape.reached.flatten(1).gather(1, chosen).float())
-        return tape, tape.find(name), ordinary(chosen), score
+        score = outside_inference_mode(tape.reached.flatten(1).gather(1, chosen).float())
+        return tape, tape.find(name), Targets(target=outside_inference_mode(chosen), score=score)
+
+    def _last_call(self, name: str, calls: dict[str, str], images: Tensor, args: Any, kwargs: Any) -> str:
+        """Returns the last call of a module that may run several times, known after a whole forward of one image."""
+        if name not in calls:
+            tape = self.record_itself(one_of_batch(images, args, kwargs), *args, **kwargs)
+            count = len(tape.modules.get(name, ()))
+            calls[name] = f"{name}@{count - 1}" if count > 1 else name
+        return calls[name]
 
     def _path(self, layer: str | nn.Module) -> str:
         if isinstance(layer, str):
@@ -187,16 +212,16 @@ class CNNFixations(Explainer):
         for name, module in self.model.named_modules():
             if module is layer:
                 return name
-        raise InputError(f"start must name a module of the model, got a {type(layer).__name__} that is not part of it")
+        raise InputError(f"neuron must name a module of the model, got a {type(layer).__name__} that is not part of it")
 
     def _pixels(self, tape: Tape, starts: dict[Value, Points], shape: torch.Size) -> Tensor:
-        """Traced points as sorted flat indices into `[N, H, W]`, int64 `[P]`, those that are none behind them.
+        """Returns traced points as flat indices into `[N, H, W]`, int64 `[P]`, sorted; absent points come last.
 
         Nothing here waits for a device.
         """
-        to = tape.inputs[0] if self.at is None else tape.find(self.at, "at")
+        to = tape.inputs[0] if self.stop_layer is None else tape.find(self.stop_layer, "stop_layer")
         if len(to.shape) != 4:
-            raise InputError(f"at must name a layer with a spatial map [N, C, h, w], got {list(to.shape)}")
+            raise InputError(f"stop_layer must name a layer with a spatial map [N, C, h, w], got {list(to.shape)}")
         points = evidence.walk(tape, starts, to, self.options)
         if points.negative is not None:
             # A position that is evidence both by being high and by being low is one point.
@@ -213,9 +238,9 @@ class CNNFixations(Explainer):
         index = pixels.index.masked_fill(pixels.index < 0, size)
         return index.sort().values if self.duplicates else index
 
-    def _explanation(self, points: list[Tensor], target: Tensor, score: Tensor, images: Tensor) -> Explanation:
+    def _explanation(self, points: list[Tensor], images: Tensor, targets: Targets) -> Explanation:
         height, width = images.shape[2:]
-        lost = [n for n, own in enumerate(points) if len(own) == 0]
+        lost = [n for n, points_of_row in enumerate(points) if len(points_of_row) == 0]
         if lost:
             logger.warning(
                 "fixations: no evidence of %d of %d rows reached the image (the first is row %d); the trace ended in "
@@ -224,36 +249,39 @@ class CNNFixations(Explainer):
                 len(points),
                 lost[0],
             )
-        if self.radius:
-            points = localize.remove_outliers(points, (height, width), self.radius, self.share)
+        if self.radius_share:
+            dense = localize.remove_outliers(points, (height, width), self.radius_share, self.min_neighbour_share)
+            # Evenly spread points are no outliers of each other.
+            points = [kept if len(kept) else every for kept, every in zip(dense, points, strict=True)]
         offset = [n * height * width + p[:, 0] * width + p[:, 1] for n, p in enumerate(points)]
-        sigma = max(self.sigma * math.hypot(height, width), 1e-3)
+        sigma = max(self.sigma_share * math.hypot(height, width), 1e-3)
         heatmap = ops.point_density(torch.cat(offset), len(points), height, width, sigma)
         return Explanation(
-            method=self.method,
-            heatmap=ordinary(heatmap),
-            target=ordinary(target),
-            score=ordinary(score),
-            points=[ordinary(own) for own in points],
-            images=images,
-            labels=self.labels,
+            **self._fields(images, targets),
+            heatmap=outside_inference_mode(heatmap),
+            points=[outside_inference_mode(points_of_row) for points_of_row in points],
+            kind="class" if self.neuron is None else "neuron",
         )
 
     def _explain_crops(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
-        """Five crops traced, ten asked for the class: the protocol of the authors' code."""
+        """Returns five crops traced, ten asked for the class: the protocol of the authors' code."""
         side, (height, width) = self.crops, images.shape[2:]
         if side is None or not 0 < side <= min(height, width):
             raise InputError(f"crops must lie in 1 to the shorter image side, {min(height, width)}, got {side}")
         corners = [(0, 0), (0, width - side), (height - side, 0), (height - side, width - side)]
         corners.append(((height - side) // 2, (width - side) // 2))
         crops = torch.cat([images[:, :, y : y + side, x : x + side] for y, x in corners])
-        tape = self.record(crops, *args, reading=evidence.reading, **kwargs)
+        args, kwargs = take_rows((args, kwargs), len(images), torch.arange(len(images)).repeat(len(corners)))
+        tape = self.record(crops, *args, policy=evidence.policy, **kwargs)
         value, logits = logits_of(tape)
-        mirrored = self.record(crops.flip(3), *args, **kwargs)
-        both = torch.cat([logits, logits_of(mirrored)[1]]).softmax(1).view(10, len(images), -1)
-        mean = both.mean(0)
+        logits = class_columns(logits)
+        check_labels(self.labels, logits)
+        mirrored = class_columns(logits_of(self.record(crops.flip(3), *args, **kwargs))[1])
+        both = torch.cat([logits, mirrored])
+        kinds = kinds_of(both, is_probability(tape, value), self.outputs)
+        mean = kinds.scores(both).view(10, len(images), -1).mean(0)
         seen = logits.argmax(1).view(5, len(images))
-        chosen = choose(mean, target)
+        chosen = resolve_target(mean, target)
         if chosen.dim() != 1:
             raise InputError(f"target must be one class an image with crops, got shape {list(chosen.shape)}")
         if target is None:
@@ -267,10 +295,16 @@ class CNNFixations(Explainer):
         (pixels,) = _by_image([self._pixels(tape, {value: starts}, crops.shape)], crops.shape)
         points = []
         for n in range(len(images)):
-            found = [pixels[i * len(images) + n].unbind(1) for i in range(len(corners))]
-            moved = [torch.stack([y + top, x + left], 1) for (y, x), (top, left) in zip(found, corners, strict=True)]
+            coordinates = [pixels[i * len(images) + n].unbind(1) for i in range(len(corners))]
+            moved = [
+                torch.stack([y + top, x + left], 1) for (y, x), (top, left) in zip(coordinates, corners, strict=True)
+            ]
             points.append(torch.cat(moved) if self.duplicates else torch.unique(torch.cat(moved), dim=0))
-        return self._explanation(points, chosen, mean.gather(1, chosen[:, None]).squeeze(1), images)
+        if kinds.distributions is not None:
+            kinds = OutputKinds(kinds.kind, kinds.distributions.view(10, -1).all(0))
+        chosen = outside_inference_mode(chosen[:, None])
+        score = outside_inference_mode(mean.gather(1, chosen).float())
+        return self._explanation(points, images, Targets(None, chosen, score, kinds))
 
 
 def _by_image(traced: Sequence[Tensor], shape: torch.Size) -> list[list[Tensor]]:
@@ -281,22 +315,22 @@ def _by_image(traced: Sequence[Tensor], shape: torch.Size) -> list[list[Tensor]]
     images, area = shape[0], shape[2] * shape[3]
     ends = torch.arange(images + 1, device=traced[0].device) * area
     bounds = torch.stack([torch.searchsorted(index, ends) for index in traced]).tolist()
-    found = []
+    rows = []
     for index, bound in zip(traced, bounds, strict=True):
         _, y, x = unravel(index, (images, *shape[2:]))
         points = torch.stack([y, x], 1)
-        found.append([points[first:last] for first, last in itertools.pairwise(bound)])
-    return found
+        rows.append([points[first:last] for first, last in itertools.pairwise(bound)])
+    return rows
 
 
 def _neuron(output: Tensor, index: int | Sequence[int] | str) -> Tensor:
-    """Flat position `[N, 1]` in each image's output of the neuron an index names."""
-    given: list[int] = [] if isinstance(index, str) else [index] if isinstance(index, int) else list(index)
+    """Returns the flat position `[N, 1]` in each image's output of the neuron an index names."""
+    position: list[int] = [] if isinstance(index, str) else [index] if isinstance(index, int) else list(index)
     shape = output.shape[1:]
-    inside = all(0 <= i < size for i, size in zip(given, shape, strict=False))
-    if len(given) > len(shape) or not inside or (isinstance(index, str) and index != "max"):
-        raise InputError(f"start must have an index within {list(shape)}, got {index!r}")
+    inside = all(0 <= i < size for i, size in zip(position, shape, strict=False))
+    if len(position) > len(shape) or not inside or (isinstance(index, str) and index != "max"):
+        raise InputError(f"neuron must have an index within {list(shape)}, got {index!r}")
     cells = output.flatten(1)
-    first = sum(i * math.prod(shape[d + 1 :]) for d, i in enumerate(given))
-    below = math.prod(shape[len(given) :])
+    first = sum(i * math.prod(shape[d + 1 :]) for d, i in enumerate(position))
+    below = math.prod(shape[len(position) :])
     return first + cells[:, first : first + below].argmax(1, keepdim=True)

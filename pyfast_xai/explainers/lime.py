@@ -1,27 +1,29 @@
 """LIME (Ribeiro, Singh and Guestrin, 2016): a linear model of what superpixels do to the score."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyfast_xai import render
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.answers import Answers, Score, wide
-from pyfast_xai.explainers.base import one_of
-from pyfast_xai.explainers.baseline import baseline_for, check_baseline
-from pyfast_xai.explainers.perturbation import Perturbation, at_least, positive
-from pyfast_xai.explainers.progress import Progress, Told
+from pyfast_xai.explainers.common.baselines import baseline_for, check_baseline
+from pyfast_xai.explainers.common.explainer import at_least, one_of
+from pyfast_xai.explainers.common.perturbation_explainer import Perturbation, PerturbationSettings, positive
+from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores
+from pyfast_xai.explainers.common.progress_bar import ProgressBar
+from pyfast_xai.explainers.common.tensors import at_least_float32
 from pyfast_xai.explanation import Explanation
 
 Segments = Literal["quickshift", "slic"] | Tensor | Callable[[Tensor], Any]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SuperpixelExplanation(Explanation):
-    """What a linear model of superpixels says.
+    """The explanation by a linear model of superpixels.
 
     Attributes:
         segments: the superpixel of every pixel, int64 `[N, H, W]`, numbered from 0 in each image.
@@ -41,27 +43,32 @@ class LIME(Perturbation):
 
     Args:
         model: in evaluation mode.
-        samples: how many, the first of which is the image itself.
+        n_samples: how many, the first of which is the image itself.
         segments: "quickshift" as the authors' (kernel 4, distance 200, ratio 0.2), or "slic", both of scikit-image
             (the extra `lime`); integers `[H, W]` or `[N, H, W]`; or a function that gives `[H, W]` for an image
             `[C, H, W]`.
-        superpixels: about how many SLIC makes; quickshift finds out by itself.
+        n_superpixels: about how many SLIC makes; quickshift finds out by itself.
         baseline: what superpixels that are left out become: "mean", their own mean colour; a number (0 is the mean
             colour of normalised images); "blur"; or a tensor that broadcasts to the images.
         blur: standard deviation of the blurred baseline, in pixels.
-        width: of the exponential kernel on the cosine distance to the image.
+        kernel_width: of the exponential kernel on the cosine distance to the image.
         alpha: penalty on the squares of the weights; the intercept has none.
-        score: what is modelled: the "probability" of the class, or its "logit".
-        batch: images that go through the model at once; results do not depend on it but for rounding.
         seed: of the samples and of quickshift; the process's own random numbers are not touched.
-        progress: True shows a bar on stderr, None does on a terminal; or a function called with (done, total).
-        labels: names of the classes.
+        **settings: those of `Perturbation`.
 
-    An explanation has `map`, the weight of every pixel's superpixel `[N, H, W]`, signed; `heatmap`, its positive
+    An explanation has `signed_map`, the weight of every pixel's superpixel `[N, H, W]`, signed; `heatmap`, its positive
     part; `segments` and `fit`.
 
     Raises:
         InputError: a setting that does not exist, or scikit-image is needed and not installed.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import LIME, demo
+        >>> squares = torch.arange(16).view(4, 4).repeat_interleave(24, 0).repeat_interleave(24, 1)
+        >>> explanation = LIME(demo.load(), segments=squares, n_samples=50)(torch.rand(1, 3, 96, 96), target=3)
+        >>> explanation.heatmap.shape
+        torch.Size([1, 96, 96])
     """
 
     method = "lime"
@@ -71,75 +78,73 @@ class LIME(Perturbation):
         self,
         model: nn.Module,
         *,
-        samples: int = 1000,
+        n_samples: int = 1000,
         segments: Segments = "quickshift",
-        superpixels: int = 50,
+        n_superpixels: int = 50,
         baseline: Literal["mean", "blur"] | float | Tensor = "mean",
         blur: float = 10.0,
-        width: float = 0.25,
+        kernel_width: float = 0.25,
         alpha: float = 1.0,
-        score: Score = "probability",
-        batch: int = 32,
         seed: int = 0,
-        progress: Told = None,
-        labels: Sequence[str] | None = None,
+        **settings: Unpack[PerturbationSettings],
     ) -> None:
-        super().__init__(model, score=score, batch=batch, progress=progress, labels=labels)
-        self.samples, self.superpixels = at_least(2, "samples", samples), at_least(1, "superpixels", superpixels)
-        given = isinstance(segments, Tensor) or callable(segments)
-        self.segments: Segments = segments if given else one_of("segments", segments, ("quickshift", "slic"))
+        super().__init__(model, **settings)
+        self.n_samples = at_least(2, "n_samples", n_samples)
+        self.n_superpixels = at_least(1, "n_superpixels", n_superpixels)
+        ready = isinstance(segments, Tensor) or callable(segments)
+        self.segments: Segments = segments if ready else one_of("segments", segments, ("quickshift", "slic"))
         self.baseline = check_baseline(baseline)
-        self.blur, self.width = positive("blur", blur), positive("width", width)
+        self.blur, self.kernel_width = positive("blur", blur), positive("kernel_width", kernel_width)
         self.alpha, self.seed = positive("alpha", alpha), seed
 
-    def _explain(self, images: Tensor, answers: Answers, args: Any, kwargs: Any) -> dict[str, Any]:
+    def _perturb(self, images: Tensor, scores: PerturbationScores) -> SuperpixelExplanation:
         segments = torch.stack([self._segment(images, n) for n in range(len(images))])
         baseline = None if _own_mean(self.baseline) else baseline_for(self.baseline, images, self.blur)
         maps, fits = [], []
-        with Progress(self.progress, self.method, self.samples * len(images)) as progress:
+        with ProgressBar(self.progress, self.method, self.n_samples * len(images)) as progress:
             for n, image in enumerate(images):
                 hidden = _means(image, segments[n]) if baseline is None else baseline[n]
-                fit = self._fit(image, hidden, segments[n], n, answers, progress)
+                fit = self._fit(image, hidden, segments[n], n, scores, progress)
                 weights, quality = fit.solve(self.alpha)
-                maps.append(weights.to(wide(images).dtype).to(images.device)[:, segments[n]])
+                maps.append(weights.to(at_least_float32(images).dtype).to(images.device)[:, segments[n]])
                 fits.append(quality.float().to(images.device))
         signed = torch.cat(maps)
-        return {
-            "kind": SuperpixelExplanation,
-            "heatmap": signed.clamp_min(0).float(),
-            "map": signed,
-            "segments": segments.repeat_interleave(answers.each, 0),
-            "fit": torch.cat(fits),
-        }
+        return SuperpixelExplanation(
+            **self._fields(images, scores.targets),
+            heatmap=signed.clamp_min(0).float(),
+            signed_map=signed,
+            segments=segments.repeat_interleave(scores.each, 0),
+            fit=torch.cat(fits),
+        )
 
     def _fit(
-        self, image: Tensor, hidden: Tensor, segments: Tensor, n: int, answers: Answers, progress: Progress
+        self, image: Tensor, hidden: Tensor, segments: Tensor, n: int, scores: PerturbationScores, progress: ProgressBar
     ) -> "_Ridge":
-        """The regression for one image `[C, H, W]`, sample after sample."""
+        """Returns the regression for one image `[C, H, W]`, sample after sample."""
         count = int(segments.max()) + 1
-        ridge = _Ridge(count, answers.each)
+        ridge = _Ridge(count, scores.each)
         # The same draws for each image, whatever stands before it in the batch.
         generator = torch.Generator().manual_seed(self.seed)
-        for start in range(0, self.samples, self.batch):
-            size = min(self.batch, self.samples - start)
+        for start in range(0, self.n_samples, self.batch_size):
+            size = min(self.batch_size, self.n_samples - start)
             left = torch.stack([torch.randint(2, (count,), generator=generator) for _ in range(size)])
             if start == 0:
                 left[0] = 1
             seen = left.bool().to(image.device)[:, segments]
             rows = torch.full((size,), n, device=image.device)
-            scores = answers(torch.where(seen[:, None], image, hidden), rows)
-            ridge.add(left.double(), scores.cpu().double(), self._nearness(left.double()))
+            after = scores(torch.where(seen[:, None], image, hidden), rows)
+            ridge.add(left.double(), after.cpu().double(), self._nearness(left.double()))
             progress.advance(size)
         return ridge
 
     def _nearness(self, left: Tensor) -> Tensor:
-        """Weights `[m]` of samples `[m, superpixels]` by their cosine distance to the whole image."""
+        """Returns the weights `[m]` of samples `[m, superpixels]` by their cosine distance to the whole image."""
         # The cosine of m ones among n with n ones is the root of m / n.
         distance = 1 - left.mean(1).sqrt()
-        return (-0.5 * (distance / self.width) ** 2).exp()
+        return (-0.5 * (distance / self.kernel_width) ** 2).exp()
 
     def _segment(self, images: Tensor, n: int) -> Tensor:
-        """Superpixels of one of the images, numbered from 0, int64 `[H, W]`."""
+        """Returns the superpixels of one of the images, numbered from 0, int64 `[H, W]`."""
         if isinstance(self.segments, Tensor):
             shapes = (images.shape[2:], (len(images), *images.shape[2:]))
             if self.segments.shape not in shapes:
@@ -167,7 +172,7 @@ class LIME(Perturbation):
         # What people see, since the distances between colours are those that people see.
         shown = render.for_display(image[None])[0].permute(1, 2, 0).double().cpu().numpy()
         if self.segments == "slic":
-            return torch.from_numpy(segmentation.slic(shown, n_segments=self.superpixels, start_label=0))
+            return torch.from_numpy(segmentation.slic(shown, n_segments=self.n_superpixels, start_label=0))
         made = segmentation.quickshift(shown, kernel_size=4, max_dist=200, ratio=0.2, rng=self.seed)
         return torch.from_numpy(made)
 
@@ -186,7 +191,7 @@ class _Ridge:
         self._squares = torch.zeros(answers, dtype=torch.float64)
 
     def add(self, features: Tensor, answers: Tensor, weights: Tensor) -> None:
-        """Some samples: `[m, F]`, `[m, K]` and `[m]`."""
+        """Adds samples: `[m, F]`, `[m, K]` and `[m]`."""
         features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
         weighted = features * weights[:, None]
         self._gram += weighted.T @ features
@@ -194,7 +199,7 @@ class _Ridge:
         self._squares += weights @ answers.square()
 
     def solve(self, alpha: float) -> tuple[Tensor, Tensor]:
-        """Weights `[K, F]` and the weighted R squared `[K]`."""
+        """Returns the weights `[K, F]` and the weighted R squared `[K]`."""
         penalty = torch.full((len(self._gram),), alpha, dtype=torch.float64)
         penalty[-1] = 0
         solution = torch.linalg.solve(self._gram + penalty.diag(), self._product)
@@ -210,7 +215,7 @@ def _own_mean(baseline: Any) -> bool:
 
 
 def _means(image: Tensor, segments: Tensor) -> Tensor:
-    """An image `[C, H, W]` in which every superpixel has its mean colour."""
-    flat, where = wide(image).flatten(1), segments.flatten()
+    """Returns an image `[C, H, W]` in which every superpixel has its mean colour."""
+    flat, where = at_least_float32(image).flatten(1), segments.flatten()
     sums = flat.new_zeros(len(image), int(where.max()) + 1).index_add_(1, where, flat)
     return (sums / where.bincount())[:, segments].to(image.dtype)

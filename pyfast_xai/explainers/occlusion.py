@@ -3,15 +3,19 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.answers import Answers, Score, wide
-from pyfast_xai.explainers.baseline import baseline_for, check_baseline
-from pyfast_xai.explainers.perturbation import Perturbation, at_least, positive, together
-from pyfast_xai.explainers.progress import Progress, Told
+from pyfast_xai.explainers.common.baselines import baseline_for, check_baseline
+from pyfast_xai.explainers.common.explainer import at_least
+from pyfast_xai.explainers.common.perturbation_explainer import Perturbation, PerturbationSettings, positive, together
+from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores
+from pyfast_xai.explainers.common.progress_bar import ProgressBar
+from pyfast_xai.explainers.common.tensors import at_least_float32
+from pyfast_xai.explanation import Explanation
 
 # Where a window lies: slices of the channels, rows and columns.
 Box = tuple[slice, slice, slice]
@@ -32,16 +36,20 @@ class Occlusion(Perturbation):
         baseline: what hidden pixels become: a number (0 is the mean colour of normalised images, the grey of the
             paper), "mean", the mean colour of each image, "blur", or a tensor that broadcasts to the images.
         blur: standard deviation of the blurred baseline, in pixels.
-        score: what drops: the "probability" of the class, or its "logit".
-        batch: images that go through the model at once; results do not depend on it but for rounding.
-        progress: True shows a bar on stderr, None does on a terminal; or a function called with (done, total).
-        labels: names of the classes.
+        **settings: those of `Perturbation`.
 
-    An explanation has `attribution`, the mean drops `[N, C, H, W]`, signed; `map`, over the windows of all channels,
-    `[N, H, W]`; and `heatmap`, its positive part.
+    An explanation has `attribution`, the mean drops `[N, C, H, W]`, signed; `signed_map`, over the windows of all
+    channels, `[N, H, W]`; and `heatmap`, its positive part.
 
     Raises:
         InputError: a setting that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Occlusion, demo
+        >>> explanation = Occlusion(demo.load(), window=32, stride=32)(torch.rand(1, 3, 96, 96), target=3)
+        >>> explanation.heatmap.shape
+        torch.Size([1, 96, 96])
     """
 
     method = "occlusion"
@@ -55,55 +63,55 @@ class Occlusion(Perturbation):
         stride: int | Sequence[int] | None = None,
         baseline: Literal["blur", "mean"] | float | Tensor = 0.0,
         blur: float = 10.0,
-        score: Score = "probability",
-        batch: int = 32,
-        progress: Told = None,
-        labels: Sequence[str] | None = None,
+        **settings: Unpack[PerturbationSettings],
     ) -> None:
-        super().__init__(model, score=score, batch=batch, progress=progress, labels=labels)
+        super().__init__(model, **settings)
         self.window, self.stride = _sizes("window", window), _sizes("stride", stride)
         self.baseline = check_baseline(baseline)
         self.blur = positive("blur", blur)
 
-    def _explain(self, images: Tensor, answers: Answers, args: Any, kwargs: Any) -> dict[str, Any]:
+    def _perturb(self, images: Tensor, scores: PerturbationScores) -> Explanation:
         boxes = self._boxes(tuple(images.shape[1:]))
         baseline = baseline_for(self.baseline, images, self.blur)
         # Windows over all channels need one sum for all of them.
         depth = 1 if boxes[0][0] == slice(None) else images.shape[1]
-        sums = wide(images).new_zeros(len(images), answers.each, depth, *images.shape[2:])
+        sums = at_least_float32(images).new_zeros(len(images), scores.each, depth, *images.shape[2:])
         covers = sums.new_zeros(depth, *images.shape[2:])
-        with Progress(self.progress, self.method, len(boxes) * len(images)) as progress:
-            for start in range(0, len(boxes), self.batch):
-                part = boxes[start : start + self.batch]
+        with ProgressBar(self.progress, self.method, len(boxes) * len(images)) as progress:
+            for start in range(0, len(boxes), self.batch_size):
+                part = boxes[start : start + self.batch_size]
                 for box in part:
                     covers[box] += 1
-                for rows in together(images, self.batch, len(part)):
-                    drops = self._drops(part, rows, images, baseline, answers)
-                    own = sums[rows[0] : rows[-1] + 1]
+                for rows in together(images, self.batch_size, len(part)):
+                    drops = self._drops(part, rows, images, baseline, scores)
+                    total = sums[rows[0] : rows[-1] + 1]
                     for i, box in enumerate(part):
                         at = (slice(None), slice(None), *box)
-                        own[at] += drops[:, i, :, None, None, None]
+                        total[at] += drops[:, i, :, None, None, None]
                     progress.advance(len(rows) * len(part))
         sums = sums.flatten(0, 1)
         signed = sums.sum(1) / covers.sum(0)
-        return {
-            "heatmap": signed.clamp_min(0).float(),
-            "attribution": (sums / covers).expand(-1, images.shape[1], -1, -1),
-            "map": signed,
-        }
+        return Explanation(
+            **self._fields(images, scores.targets),
+            heatmap=signed.clamp_min(0).float(),
+            attribution=(sums / covers).expand(-1, images.shape[1], -1, -1),
+            signed_map=signed,
+        )
 
-    def _drops(self, boxes: list[Box], rows: Tensor, images: Tensor, baseline: Tensor, answers: Answers) -> Tensor:
-        """How far the scores fall behind each window, `[n, windows, K]`."""
+    def _drops(
+        self, boxes: list[Box], rows: Tensor, images: Tensor, baseline: Tensor, scores: PerturbationScores
+    ) -> Tensor:
+        """Returns the drops of the scores behind each window, `[n, windows, K]`."""
         hidden = images[rows][:, None].repeat(1, len(boxes), 1, 1, 1)
-        gone = baseline[rows]
+        blank = baseline[rows]
         for i, box in enumerate(boxes):
             to, of = (slice(None), i, *box), (slice(None), *box)
-            hidden[to] = gone[of]
-        after = answers(hidden.flatten(0, 1), rows.repeat_interleave(len(boxes)))
-        return answers.before[rows][:, None] - after.view(len(rows), len(boxes), -1)
+            hidden[to] = blank[of]
+        after = scores(hidden.flatten(0, 1), rows.repeat_interleave(len(boxes)))
+        return scores.before[rows][:, None] - after.view(len(rows), len(boxes), -1)
 
     def _boxes(self, shape: tuple[int, ...]) -> list[Box]:
-        """Every window of an image `[C, H, W]`, the channels moving fastest."""
+        """Returns every window of an image `[C, H, W]`, the channels moving fastest."""
         side = max(1, round(min(shape[1:]) / 7))
         window = (shape[0], *self.window)[-3:] if self.window else (shape[0], side, side)
         if any(size > whole for size, whole in zip(window, shape, strict=True)):
@@ -120,11 +128,11 @@ class Occlusion(Perturbation):
         return [(channels, rows, columns) for rows, columns, channels in itertools.product(*along[1:], along[0])]
 
 
-def _sizes(argument: str, given: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Height and width, with channels in front where they were given."""
-    if given is None:
+def _sizes(argument: str, size: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Returns the height and width, with channels in front where they were given."""
+    if size is None:
         return None
-    sizes = (given, given) if isinstance(given, int) else tuple(given)
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
     if len(sizes) not in (2, 3):
         raise InputError(f"{argument} must be one, two or three sizes in pixels, got {len(sizes)}")
-    return tuple(at_least(1, argument, size) for size in sizes)
+    return tuple(at_least(1, argument, side) for side in sizes)

@@ -1,16 +1,19 @@
 """RISE (Petsiuk, Das and Saenko, 2018): the mean of random masks, each weighted by the score it leaves."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.answers import Answers, Score, wide
-from pyfast_xai.explainers.perturbation import Perturbation, at_least, together
-from pyfast_xai.explainers.progress import Progress, Told
+from pyfast_xai.explainers.common.explainer import at_least
+from pyfast_xai.explainers.common.perturbation_explainer import Perturbation, PerturbationSettings, together
+from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores
+from pyfast_xai.explainers.common.progress_bar import ProgressBar
+from pyfast_xai.explainers.common.tensors import at_least_float32
+from pyfast_xai.explanation import Explanation
+from pyfast_xai.localize import Segment
 
 
 class RISE(Perturbation):
@@ -21,60 +24,74 @@ class RISE(Perturbation):
 
     Args:
         model: in evaluation mode.
-        masks: how many; the paper takes 4000 for VGG-16 and 8000 for ResNet-50.
+        n_masks: how many; the paper takes 4000 for VGG-16 and 8000 for ResNet-50.
         cells: along each side of the grid.
         p1: probability that a cell is open.
-        score: the weight of a mask: the "probability" of the class, or its "logit".
-        batch: images that go through the model at once; results do not depend on it but for rounding.
         seed: of the masks; the process's own random numbers are not touched.
-        progress: True shows a bar on stderr, None does on a terminal; or a function called with (done, total).
-        labels: names of the classes.
+        **settings: those of `Perturbation`.
 
-    An explanation has `map`, the weighted mean `[N, H, W]`, and `heatmap`, its positive part: probabilities have no
-    other. Where a mask hides nothing of importance the score stays, so no pixel is at zero; boxes are cut in the middle
-    of a map's range.
+    An explanation has `signed_map`, the weighted mean `[N, H, W]`, and `heatmap`, its positive part: probabilities have
+    no other. Values of a regression may have any offset: their heat map is the positive part of the map of their
+    differences to the mean value. Where a mask hides nothing of importance the score stays, so no pixel is at zero;
+    boxes are cut in the middle of a map's range.
 
     Raises:
         InputError: a setting that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import RISE, demo
+        >>> explanation = RISE(demo.load(), n_masks=32)(torch.rand(1, 3, 96, 96), target=3)
+        >>> explanation.heatmap.shape
+        torch.Size([1, 96, 96])
     """
 
     method = "rise"
+    default_box_rule = Segment(0.5)
     paper = "RISE: randomized input sampling for explanation of black-box models (Petsiuk, Das and Saenko, 2018)"
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        masks: int = 4000,
+        n_masks: int = 4000,
         cells: int = 7,
         p1: float = 0.5,
-        score: Score = "probability",
-        batch: int = 32,
         seed: int = 0,
-        progress: Told = None,
-        labels: Sequence[str] | None = None,
+        **settings: Unpack[PerturbationSettings],
     ) -> None:
-        super().__init__(model, score=score, batch=batch, progress=progress, labels=labels)
-        self.masks, self.cells = at_least(1, "masks", masks), at_least(2, "cells", cells)
+        super().__init__(model, **settings)
+        self.n_masks, self.cells = at_least(1, "n_masks", n_masks), at_least(2, "cells", cells)
         if not 0 < p1 <= 1:
             raise InputError(f"p1 must lie between 0 and 1, got {p1}")
         self.p1, self.seed = p1, seed
 
-    def _explain(self, images: Tensor, answers: Answers, args: Any, kwargs: Any) -> dict[str, Any]:
-        draw = _Masks(self.cells, self.p1, self.seed, wide(images[:1]))
-        sums = wide(images).new_zeros(len(images), answers.each, *images.shape[2:])
-        with Progress(self.progress, self.method, self.masks * len(images)) as progress:
-            for start in range(0, self.masks, self.batch):
-                masks = draw(min(self.batch, self.masks - start))
+    def _perturb(self, images: Tensor, scores: PerturbationScores) -> Explanation:
+        draw = _Masks(self.cells, self.p1, self.seed, at_least_float32(images[:1]))
+        sums = at_least_float32(images).new_zeros(len(images), scores.each, *images.shape[2:])
+        shown_at, totals = sums.new_zeros(sums.shape[2:]), sums.new_zeros(sums.shape[:2])
+        with ProgressBar(self.progress, self.method, self.n_masks * len(images)) as progress:
+            for start in range(0, self.n_masks, self.batch_size):
+                masks = draw(min(self.batch_size, self.n_masks - start))
                 shown = masks[:, None].to(images.dtype)
-                for rows in together(images, self.batch, len(masks)):
+                shown_at += masks.sum(0)
+                for rows in together(images, self.batch_size, len(masks)):
                     changed = (images[rows][:, None] * shown).flatten(0, 1)
-                    scores = answers(changed, rows.repeat_interleave(len(masks))).view(len(rows), len(masks), -1)
+                    left = scores(changed, rows.repeat_interleave(len(masks))).view(len(rows), len(masks), -1)
                     with torch.autocast(images.device.type, enabled=False):
-                        sums[rows] += torch.einsum("nmk,mhw->nkhw", scores.to(masks.dtype), masks)
+                        sums[rows] += torch.einsum("nmk,mhw->nkhw", left.to(masks.dtype), masks)
+                    totals[rows] += left.to(masks.dtype).sum(1)
                     progress.advance(len(changed))
-        mean = sums.flatten(0, 1) / (self.masks * self.p1)
-        return {"heatmap": mean.clamp_min(0).float(), "map": mean, "threshold": 0.5}
+        scale = self.n_masks * self.p1
+        mean = sums.flatten(0, 1) / scale
+        heat = mean
+        if scores.are_values:
+            heat = (sums - totals[..., None, None] / self.n_masks * shown_at).flatten(0, 1) / scale
+        return Explanation(
+            **self._fields(images, scores.targets),
+            heatmap=heat.clamp_min(0).float(),
+            signed_map=mean,
+        )
 
 
 class _Masks:
@@ -97,7 +114,7 @@ class _Masks:
         self._enlarge = [_enlargement(cells, (cells + 1) * cell).to(like) for cell in self._cell]
 
     def __call__(self, count: int) -> Tensor:
-        """The next masks, `[count, H, W]`."""
+        """Returns the next masks, `[count, H, W]`."""
         drawn = [self._draw() for _ in range(count)]
         rows, columns = self._enlarge
         grids = torch.stack([grid for grid, _ in drawn]).to(rows)
@@ -108,13 +125,13 @@ class _Masks:
             return vertical @ grids @ horizontal.mT
 
     def _draw(self) -> tuple[Tensor, list[int]]:
-        """Which cells of a mask are open, and where it is cropped."""
+        """Draws the open cells of a mask, and the place where it is cropped."""
         grid = torch.rand(self._grid, generator=self._generator) < self._p1
         return grid, [int(torch.randint(cell, (), generator=self._generator)) for cell in self._cell]
 
 
 def _enlargement(cells: int, size: int) -> Tensor:
-    """Linear interpolation of `cells` numbers at `size` places, with mirrored edges, float64 `[size, cells]`."""
+    """Returns the linear interpolation of `cells` numbers at `size` places, mirrored edges, float64 `[size, cells]`."""
     last = cells - 1
     at = ((torch.arange(size, dtype=torch.float64) + 0.5) * cells / size - 0.5).abs()
     at = last - (last - at).abs()

@@ -1,4 +1,4 @@
-"""How good is an explanation? Localisation, faithfulness and sanity checks, in batches and on the device of the input.
+"""Measures of explanations: localisation, faithfulness and sanity checks, in batches and on the device of the input.
 
 What has a value for each image is a function; what has one for a data set only is a class with `update` and `compute`.
 """

@@ -1,4 +1,4 @@
-"""What every metric refuses: maps, masks and boxes that cannot be compared, and are no evidence for or against."""
+"""Checks that every metric makes of maps, masks and boxes."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ Boxes = Tensor | Sequence[Tensor] | tuple[Tensor, Tensor]
 
 
 def check_maps(heatmaps: Tensor, images: Tensor | None = None, name: str = "heatmaps") -> Tensor:
-    """Heat maps `[N, H, W]` as float32 without a gradient (float64 stays).
+    """Checks heat maps `[N, H, W]` and returns them as float32 without a gradient (float64 stays).
 
     Where images are given the maps must be of their size, and come to their device.
 
@@ -23,8 +23,8 @@ def check_maps(heatmaps: Tensor, images: Tensor | None = None, name: str = "heat
     if heatmaps.dim() != 3 or heatmaps.numel() == 0:
         raise InputError(f"{name} must have shape [N, H, W] and hold at least one map, got {list(heatmaps.shape)}")
     if images is not None and (len(heatmaps), *heatmaps.shape[1:]) != (len(images), *images.shape[2:]):
-        wanted = [len(images), *images.shape[2:]]
-        raise InputError(f"{name} must have the size of the images, {wanted}, got {list(heatmaps.shape)}")
+        expected = [len(images), *images.shape[2:]]
+        raise InputError(f"{name} must have the size of the images, {expected}, got {list(heatmaps.shape)}")
     maps = heatmaps.detach() if images is None else heatmaps.detach().to(images.device)
     maps = maps if maps.dtype == torch.float64 else maps.float()
     bad = (~torch.isfinite(maps)).flatten(1).any(1)
@@ -35,7 +35,7 @@ def check_maps(heatmaps: Tensor, images: Tensor | None = None, name: str = "heat
 
 
 def check_masks(masks: Tensor, maps: Tensor, name: str = "masks") -> Tensor:
-    """Bool masks of the shape of the maps, on their device.
+    """Checks masks and returns them as bool, on the device of the maps.
 
     Raises:
         InputError: another shape or dtype.
@@ -49,7 +49,7 @@ def check_masks(masks: Tensor, maps: Tensor, name: str = "masks") -> Tensor:
 
 
 def check_boxes(boxes: Tensor, name: str = "boxes") -> Tensor:
-    """Boxes `[N, 4]` in floating point; a row with NaN is an image without a box.
+    """Checks boxes `[N, 4]` and returns them in floating point; a row with NaN is an image without a box.
 
     Raises:
         InputError: another shape, or a box whose end lies before its beginning.
@@ -67,7 +67,7 @@ def check_boxes(boxes: Tensor, name: str = "boxes") -> Tensor:
 
 
 def compressed(truth: Boxes, count: int, *, empty: bool = False) -> tuple[Tensor, Tensor]:
-    """All boxes `[M, 4]` in floating point, and how many each image has, int64 `[N]`.
+    """Checks boxes and returns all of them, `[M, 4]` in floating point, and the number in each image, int64 `[N]`.
 
     Args:
         truth: `[N, 4]`, one box an image; or a list of N tensors `[B, 4]`; or all boxes `[M, 4]` and where those of
@@ -87,12 +87,12 @@ def compressed(truth: Boxes, count: int, *, empty: bool = False) -> tuple[Tensor
             got = f"{_short(offsets)} for {len(flat)} boxes"
             raise InputError(f"truth must have offsets that rise from 0 to the number of boxes, got {got}")
     else:
-        for i, own in enumerate(truth):
-            if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != 4:
-                got = str(list(own.shape)) if isinstance(own, Tensor) else type(own).__name__
+        for i, boxes in enumerate(truth):
+            if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
+                got = str(list(boxes.shape)) if isinstance(boxes, Tensor) else type(boxes).__name__
                 raise InputError(f"truth must hold boxes [B, 4] of each image, got {got} for image {i}")
         flat = torch.cat(list(truth)) if len(truth) else torch.zeros(0, 4)
-        lengths = torch.tensor([len(own) for own in truth], dtype=torch.int64, device=flat.device)
+        lengths = torch.tensor([len(boxes) for boxes in truth], dtype=torch.int64, device=flat.device)
     flat = check_boxes(flat, "truth")
     finite = torch.isfinite(flat).all(1)
     if not bool(finite.all()):
@@ -107,7 +107,7 @@ def compressed(truth: Boxes, count: int, *, empty: bool = False) -> tuple[Tensor
 
 
 def padded(truth: Boxes, count: int, *, empty: bool = False) -> Tensor:
-    """Boxes of each image as one tensor `[N, B, 4]` with B at least 1, filled up with NaN; see `compressed`."""
+    """Returns the boxes of each image as one tensor `[N, B, 4]`, B at least 1, padded with NaN; see `compressed`."""
     flat, lengths = compressed(truth, count, empty=empty)
     rows = torch.arange(count, device=flat.device).repeat_interleave(lengths)
     slots = torch.arange(len(flat), device=flat.device) - (lengths.cumsum(0) - lengths)[rows]
@@ -117,7 +117,7 @@ def padded(truth: Boxes, count: int, *, empty: bool = False) -> Tensor:
 
 
 def check_classes(labels: Tensor, count: int, name: str, classes: int | None = None) -> Tensor:
-    """Classes int64 `[N]`.
+    """Checks classes and returns them as int64 `[N]`.
 
     Raises:
         InputError: not one integer for each, or a class that does not exist.
@@ -135,7 +135,7 @@ def check_classes(labels: Tensor, count: int, name: str, classes: int | None = N
 
 
 def check_share(value: float, name: str) -> float:
-    """A number that is more than 0 and at most 1.
+    """Checks that a number is more than 0 and at most 1, and returns it.
 
     Raises:
         InputError: another.

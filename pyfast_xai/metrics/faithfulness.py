@@ -1,4 +1,4 @@
-"""Does the model use what the map shows? Pixels are removed, kept or recoloured, and the model is asked again.
+"""Faithfulness: the model's output after pixels that a map marks are removed, kept or recoloured.
 
 The model is called as it is, in inference mode and in batches. Results are values for each image; a figure for a data
 set is their mean.
@@ -14,17 +14,18 @@ from torch.nn import functional
 
 from pyfast_xai import render
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Target
+from pyfast_xai.explainers.common.outputs import Outputs
+from pyfast_xai.explainers.common.targets import Target
 from pyfast_xai.metrics.checks import check_classes, check_maps, check_share
 from pyfast_xai.metrics.imputation import noisy_linear_imputation
 from pyfast_xai.metrics.scorer import Scorer
 
-Substrate = Literal["zero", "blur"] | Tensor | Callable[[Tensor], Tensor]
+Baseline = Literal["zero", "blur"] | Tensor | Callable[[Tensor], Tensor]
 
 STEPS = 28  # RISE: 224 * 8 of 224 * 224 pixels at a time
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 SWAPS = ((2, 0, 1), (1, 2, 0))
-"""Which channel goes where: FGVis' BGR to RBG and BGR to GRB, so that none keeps its place. A third of all ways to
+"""The labels that survive other colours.
 permute three channels, and the only ones that leave none as it was."""
 
 
@@ -35,6 +36,13 @@ class Curve(NamedTuple):
         scores: float32 `[N, S + 1]`, before any and after each of S steps.
         auc: area under each curve, float32 `[N]`.
         changed: share of the pixels that have changed at each score, float32 `[S + 1]`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, metrics
+        >>> curve = metrics.deletion(demo.load(), torch.rand(2, 3, 96, 96), torch.rand(2, 96, 96), target=3, step=2304)
+        >>> curve.scores.shape, curve.auc.shape
+        (torch.Size([2, 5]), torch.Size([2]))
     """
 
     scores: Tensor
@@ -49,10 +57,11 @@ def deletion(
     target: Target = None,
     *,
     step: int | None = None,
-    substrate: Substrate = "zero",
-    batch: int = 64,
+    baseline: Baseline = "zero",
+    batch_size: int = 64,
+    outputs: Outputs = "auto",
 ) -> Curve:
-    """Probability of a class while the hottest pixels are deleted; a small area is good (RISE, Petsiuk et al., 2018).
+    """Measures the probability of a class while the hottest pixels are deleted; low areas are good (RISE, 2018).
 
     Args:
         model: in evaluation mode.
@@ -60,16 +69,24 @@ def deletion(
         heatmaps: `[N, H, W]`; of equal values the first in reading order is the hotter one.
         target: None for the class with the largest output, an int for all, or one an image.
         step: pixels that change at a time, in all channels; None for a 28th of them, RISE's 1792 of 224 x 224.
-        substrate: what pixels become: "zero", "blur" (a Gaussian of 11 pixels and sigma 5), a tensor that broadcasts
+        baseline: what pixels become: "zero", "blur" (a Gaussian of 11 pixels and sigma 5), a tensor that broadcasts
             to the images, or a function of them.
-        batch: images the model is given at once.
+        batch_size: images the model is given at once.
+        outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 
     Raises:
         InputError: maps of another size or with NaN, or images or a target that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> model, images = demo.load(), torch.rand(2, 3, 96, 96)
+        >>> metrics.deletion(model, images, Saliency(model)(images).heatmap, step=2304).auc.shape
+        torch.Size([2])
     """
-    scorer = Scorer(model, images, target, batch)
+    scorer = Scorer(model, images, target, batch_size, outputs)
     order = _order(check_maps(heatmaps, images))
-    return _curve(scorer, order, images, _substrate(images, substrate), step, batch)
+    return _curve(scorer, order, images, _baseline_for(images, baseline), step, batch_size)
 
 
 def insertion(
@@ -79,10 +96,11 @@ def insertion(
     target: Target = None,
     *,
     step: int | None = None,
-    substrate: Substrate = "blur",
-    batch: int = 64,
+    baseline: Baseline = "blur",
+    batch_size: int = 64,
+    outputs: Outputs = "auto",
 ) -> Curve:
-    """Probability of a class while the hottest pixels are inserted; a large area is good (RISE, Petsiuk et al., 2018).
+    """Measures the probability of a class while the hottest pixels are inserted; high areas are good (RISE, 2018).
 
     Args:
         model: in evaluation mode.
@@ -90,21 +108,35 @@ def insertion(
         heatmaps: `[N, H, W]`; of equal values the first in reading order is the hotter one.
         target: None for the class with the largest output for the whole image, an int for all, or one an image.
         step: pixels that change at a time, see `deletion`.
-        substrate: what the images start as, see `deletion`; RISE blurs them.
-        batch: images the model is given at once.
+        baseline: what the images start as, see `deletion`; RISE blurs them.
+        batch_size: images the model is given at once.
+        outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 
     Raises:
         InputError: maps of another size or with NaN, or images or a target that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> model, images = demo.load(), torch.rand(2, 3, 96, 96)
+        >>> metrics.insertion(model, images, Saliency(model)(images).heatmap, step=2304).auc.shape
+        torch.Size([2])
     """
-    scorer = Scorer(model, images, target, batch)
+    scorer = Scorer(model, images, target, batch_size, outputs)
     order = _order(check_maps(heatmaps, images))
-    return _curve(scorer, order, _substrate(images, substrate), images, step, batch)
+    return _curve(scorer, order, _baseline_for(images, baseline), images, step, batch_size)
 
 
 def auc(scores: Tensor) -> Tensor:
-    """Area under curves `[..., S + 1]` over 0..1 by the trapezoid rule, as in RISE's evaluator.
+    """Returns the area under curves `[..., S + 1]` over 0..1 by the trapezoid rule, as in RISE's evaluator.
 
     Steps count alike, also a last one that changes fewer pixels.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> metrics.auc(torch.tensor([[1.0, 0.5, 0.0]]))
+        tensor([0.5000])
     """
     if scores.shape[-1] < 2:
         raise InputError(f"scores must hold at least two points, got {scores.shape[-1]}")
@@ -112,19 +144,19 @@ def auc(scores: Tensor) -> Tensor:
 
 
 def _order(maps: Tensor) -> Tensor:
-    """Rank of each pixel, hottest first, int64 `[N, H, W]`."""
+    """Returns the rank of each pixel, hottest first, int64 `[N, H, W]`."""
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.zeros_like(order).scatter_(1, order, ranks).view(maps.shape)
 
 
-def _rows(count: int, versions: int, batch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image with each of its versions, in batches."""
-    for part in torch.arange(count * versions, device=device).split(batch):
+def _rows(count: int, versions: int, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields every image with each of its versions, in batches."""
+    for part in torch.arange(count * versions, device=device).split(batch_size):
         yield torch.div(part, versions, rounding_mode="floor"), part % versions
 
 
-def _curve(scorer: Scorer, order: Tensor, start: Tensor, finish: Tensor, step: int | None, batch: int) -> Curve:
+def _curve(scorer: Scorer, order: Tensor, start: Tensor, finish: Tensor, step: int | None, batch_size: int) -> Curve:
     pixels = order[0].numel()
     step = math.ceil(pixels / STEPS) if step is None else step
     if step < 1:
@@ -132,7 +164,7 @@ def _curve(scorer: Scorer, order: Tensor, start: Tensor, finish: Tensor, step: i
     steps = math.ceil(pixels / step)
     start, finish = start.detach(), finish.detach()
     scores = []
-    for image, done in _rows(len(order), steps + 1, batch, order.device):
+    for image, done in _rows(len(order), steps + 1, batch_size, order.device):
         changed = order[image] < (done * step)[:, None, None]
         scores.append(scorer(torch.where(changed[:, None], finish[image], start[image]), image))
     curve = torch.cat(scores).view(len(order), steps + 1)
@@ -140,13 +172,13 @@ def _curve(scorer: Scorer, order: Tensor, start: Tensor, finish: Tensor, step: i
     return Curve(curve, auc(curve), share)
 
 
-def _substrate(images: Tensor, substrate: Substrate, name: str = "substrate") -> Tensor:
+def _baseline_for(images: Tensor, baseline: Baseline, name: str = "baseline") -> Tensor:
     images = images.detach()
-    if isinstance(substrate, str):
-        if substrate not in ("zero", "blur"):
-            raise InputError(f"substrate must be 'zero', 'blur', a tensor or a function, got {substrate!r}")
-        return blur(images) if substrate == "blur" else torch.zeros_like(images)
-    made = substrate if isinstance(substrate, Tensor) else substrate(images)
+    if isinstance(baseline, str):
+        if baseline not in ("zero", "blur"):
+            raise InputError(f"baseline must be 'zero', 'blur', a tensor or a function, got {baseline!r}")
+        return blur(images) if baseline == "blur" else torch.zeros_like(images)
+    made = baseline if isinstance(baseline, Tensor) else baseline(images)
     try:
         return made.detach().to(images).expand(images.shape)
     except RuntimeError:
@@ -154,7 +186,7 @@ def _substrate(images: Tensor, substrate: Substrate, name: str = "substrate") ->
 
 
 def blur(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
-    """Images `[N, C, H, W]` as RISE's insertion game starts from them.
+    """Returns the images `[N, C, H, W]` as RISE's insertion game starts from them.
 
     RISE makes its kernel by filtering a dot on a grid of `size` pixels whose edges reflect: what would fall outside
     folds back in, so the kernel is flatter than a Gaussian. Beyond the image all is zero.
@@ -173,11 +205,18 @@ def blur(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
 
 
 class DropIncrease(NamedTuple):
-    """What is lost and won when the model sees only what the map shows.
+    """The probability lost, and whether it rises, when the model sees only what the map shows.
 
     Attributes:
         drop: share of the probability that is lost, 0 where none is, float32 `[N]`; its mean is the average drop.
         increase: whether the probability rises, bool `[N]`; its mean is the average increase (in confidence).
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, metrics
+        >>> result = metrics.drop_increase(demo.load(), torch.rand(2, 3, 96, 96), torch.ones(2, 96, 96))
+        >>> result.drop.shape, result.increase.dtype
+        (torch.Size([2]), torch.bool)
     """
 
     drop: Tensor
@@ -185,9 +224,15 @@ class DropIncrease(NamedTuple):
 
 
 def drop_increase(
-    model: nn.Module, images: Tensor, heatmaps: Tensor, target: Target = None, *, batch: int = 64
+    model: nn.Module,
+    images: Tensor,
+    heatmaps: Tensor,
+    target: Target = None,
+    *,
+    batch_size: int = 64,
+    outputs: Outputs = "auto",
 ) -> DropIncrease:
-    """Average drop and increase in confidence (Chattopadhay et al., Grad-CAM++, 2018).
+    """Measures the average drop and increase in confidence (Chattopadhay et al., Grad-CAM++, 2018).
 
     The image is multiplied by its map, stretched to 0..1, after normalisation; pixels that the map leaves out become
     the colour that the model sees as zero.
@@ -197,16 +242,25 @@ def drop_increase(
         images: `[N, C, H, W]`, as the model takes them.
         heatmaps: `[N, H, W]`.
         target: None for the class with the largest output, an int for all, or one an image.
-        batch: images the model is given at once.
+        batch_size: images the model is given at once.
+        outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 
     Raises:
         InputError: maps of another size or with NaN, or images or a target that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import GradCAM, demo, metrics
+        >>> model, images = demo.load(), torch.rand(2, 3, 96, 96)
+        >>> drop, increase = metrics.drop_increase(model, images, GradCAM(model)(images).heatmap)
+        >>> drop.shape
+        torch.Size([2])
     """
-    scorer = Scorer(model, images, target, batch)
+    scorer = Scorer(model, images, target, batch_size, outputs)
     maps = render.normalize(check_maps(heatmaps, images)).to(images.dtype)
     after = scorer(images.detach() * maps[:, None], torch.arange(len(images), device=images.device))
-    lost = (scorer.before - after).clamp_min(0) / scorer.before
-    return DropIncrease(lost.nan_to_num(nan=0.0), after > scorer.before)
+    lost = (scorer.score - after).clamp_min(0) / scorer.score.abs()
+    return DropIncrease(lost.nan_to_num(nan=0.0), after > scorer.score)
 
 
 class Road(NamedTuple):
@@ -216,6 +270,13 @@ class Road(NamedTuple):
         most: of the most relevant pixels, float32 `[N, P]`; the lower the better.
         least: of the least relevant ones, float32 `[N, P]`; the higher the better.
         combined: half the difference, mean over percentiles, float32 `[N]`; the higher the better.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, metrics
+        >>> road = metrics.road(demo.load(), torch.rand(1, 3, 96, 96), torch.rand(1, 96, 96), percentiles=[50])
+        >>> road.combined.shape
+        torch.Size([1])
     """
 
     most: Tensor
@@ -232,7 +293,8 @@ def road(
     percentiles: Sequence[float] = PERCENTILES,
     noise: float = 0.01,
     seed: int = 0,
-    batch: int = 64,
+    batch_size: int = 64,
+    outputs: Outputs = "auto",
 ) -> Road:
     """Remove and debias (Rong et al., 2022): pixels are replaced by what their neighbourhood lets one expect.
 
@@ -248,12 +310,21 @@ def road(
             lowest).
         noise: standard deviation of what is added to imputed pixels, in units of the images.
         seed: of that noise, which is the same for every image.
-        batch: images at once, for the model and the imputation.
+        batch_size: images at once, for the model and the imputation.
+        outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 
     Raises:
         InputError: maps of another size or with NaN, or images or a target that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import GradCAM, demo, metrics
+        >>> model, images = demo.load(), torch.rand(1, 3, 96, 96)
+        >>> most, least, combined = metrics.road(model, images, GradCAM(model)(images).heatmap, percentiles=[50])
+        >>> torch.allclose(combined, (least - most) / 2)
+        True
     """
-    scorer = Scorer(model, images, target, batch)
+    scorer = Scorer(model, images, target, batch_size, outputs)
     order = _order(check_maps(heatmaps, images))
     for percentile in percentiles:
         if not 0 < percentile < 100:
@@ -265,21 +336,28 @@ def road(
     kept = [max(1, math.ceil(round((pixels - 1) * p / 100, 6))) for p in percentiles]
     limit = torch.tensor([*(pixels - k for k in kept), *kept], device=order.device)
     changes = []
-    for image, version in _rows(len(order), 2 * levels, batch, order.device):
+    for image, version in _rows(len(order), 2 * levels, batch_size, order.device):
         limits, ranks = limit[version][:, None, None], order[image]
         missing = torch.where((version < levels)[:, None, None], ranks < limits, ranks >= limits)
         imputed = noisy_linear_imputation(images[image], missing, noise=noise, seed=seed)
-        changes.append(scorer(imputed, image) - scorer.before[image])
+        changes.append(scorer(imputed, image) - scorer.score[image])
     most, least = torch.cat(changes).view(len(order), 2, levels).unbind(1)
     return Road(most, least, (least - most).mean(1) / 2)
 
 
 class ColorSwap(NamedTuple):
-    """Which labels survive other colours.
+    """The labels that survive other colours.
 
     Attributes:
         kept: whether the class stays, bool `[N, S]`.
         correct: whether the image was right before, bool `[N]`; all are where no labels were given.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, metrics
+        >>> result = metrics.color_swap(demo.load(), torch.rand(2, 3, 96, 96))
+        >>> result.kept.shape, result.correct
+        (torch.Size([2, 2]), tensor([True, True]))
     """
 
     kept: Tensor
@@ -287,7 +365,7 @@ class ColorSwap(NamedTuple):
 
     @property
     def share(self) -> Tensor:
-        """Of the images that were right, those that stay so, mean over swaps; NaN where none was right."""
+        """Returns the share of the correct images that stay correct, the mean over swaps; NaN if none was correct."""
         return self.kept[self.correct].float().mean()
 
 
@@ -299,9 +377,9 @@ def color_swap(
     swaps: Sequence[Sequence[int]] = SWAPS,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    batch: int = 64,
+    batch_size: int = 64,
 ) -> ColorSwap:
-    """Does a class depend on colour? Channels are swapped and the model is asked again (FGVis, section 4.3).
+    """Measures whether a class depends on colour: swaps channels and runs the model again (FGVis, section 4.3).
 
     Args:
         model: in evaluation mode.
@@ -312,12 +390,18 @@ def color_swap(
             any order of channels: no channel keeps its place.
         mean: of the normalisation, one a channel, so that colours are swapped and not normalised values.
         std: likewise.
-        batch: images the model is given at once.
+        batch_size: images the model is given at once.
 
     Raises:
         InputError: a swap that is none, or images or labels that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, metrics
+        >>> metrics.color_swap(demo.load(), torch.rand(2, 3, 96, 96), labels=torch.tensor([3, 7])).kept.shape
+        torch.Size([2, 2])
     """
-    scorer = Scorer(model, images, None, batch)
+    scorer = Scorer(model, images, None, batch_size)
     channels, images = images.shape[1], images.detach()
     for swap in swaps:
         if sorted(swap) != list(range(channels)):
@@ -340,12 +424,20 @@ def _per_channel(values: Sequence[float] | None, images: Tensor, name: str, defa
 
 
 class StrongFeatures(NamedTuple):
-    """Whether images are classified correctly, bool `[N]` each; the means are accuracies.
+    """The images that are classified correctly, bool `[N]` for each kind of input; the means are accuracies.
 
     Attributes:
         full: as they are.
         only: with nothing but their strong features.
         without: without them.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, metrics
+        >>> images, labels = torch.rand(2, 3, 96, 96), torch.tensor([3, 7])
+        >>> result = metrics.strong_features(demo.load(), images, torch.rand(2, 96, 96), labels)
+        >>> result.full.shape, result.only.dtype
+        (torch.Size([2]), torch.bool)
     """
 
     full: Tensor
@@ -362,9 +454,9 @@ def strong_features(
     threshold: float = 0.5,
     dilation: int = 0,
     fill: float | Tensor = 0.0,
-    batch: int = 64,
+    batch_size: int = 64,
 ) -> StrongFeatures:
-    """Accuracy on what a class responds to, and on the rest (CLEAR, Table 1).
+    """Measures the accuracy on the strong features of a class, and on the rest (CLEAR, Table 1).
 
     Which response is strong, and how far around it pixels are taken, the paper does not say.
 
@@ -376,23 +468,31 @@ def strong_features(
         threshold: least response of a strong feature, as a share of the largest; only positive ones count.
         dilation: pixels around a strong feature that belong to it.
         fill: what other pixels become, broadcast to the images: the background (MNIST) or grey (SVHN) in the paper.
-        batch: images the model is given at once.
+        batch_size: images the model is given at once.
 
     Raises:
         InputError: responses of another size or with NaN, or images or labels that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import GradCAM, demo, metrics
+        >>> model, images, labels = demo.load(), torch.rand(2, 3, 96, 96), torch.tensor([3, 7])
+        >>> full, only, without = metrics.strong_features(model, images, GradCAM(model)(images, labels).heatmap, labels)
+        >>> full.shape, full.dtype
+        (torch.Size([2]), torch.bool)
     """
     check_share(threshold, "threshold")
     if dilation < 0:
         raise InputError(f"dilation must not be negative, got {dilation}")
-    scorer = Scorer(model, images, None, batch)
+    scorer = Scorer(model, images, None, batch_size)
     maps = check_maps(responses, images, "responses")
-    labels = check_classes(labels, len(images), "labels", scorer.logits.shape[1]).to(images.device)
+    labels = check_classes(labels, len(images), "labels", scorer.columns.shape[1]).to(images.device)
     strong = (maps >= threshold * maps.amax((1, 2), keepdim=True)) & (maps > 0)
     if dilation:
         size = 2 * dilation + 1
         strong = functional.max_pool2d(strong[:, None].float(), size, 1, dilation)[:, 0] > 0
     images = images.detach()
-    rest = _substrate(images, fill if isinstance(fill, Tensor) else torch.tensor(fill), "fill")
+    rest = _baseline_for(images, fill if isinstance(fill, Tensor) else torch.tensor(fill), "fill")
     only = torch.where(strong[:, None], images, rest)
     without = torch.where(strong[:, None], rest, images)
     return StrongFeatures(

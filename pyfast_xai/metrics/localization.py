@@ -1,4 +1,4 @@
-"""Does the evidence lie where the object is? Boxes are (x1, y1, x2, y2) in inclusive pixels; results are shares, 0..1.
+"""Localisation: overlap of evidence and object. Boxes are (x1, y1, x2, y2) in inclusive pixels, results shares in 0..1.
 
 What has a value for each image is a function. What has one for a data set only is a class: `update` with batches, then
 `compute`.
@@ -28,7 +28,7 @@ THRESHOLDS = tuple(i / 100 for i in range(1, 100))
 
 
 def box_correct(boxes: Tensor, truth: Boxes, *, threshold: float = 0.5, inclusive: bool = True) -> Tensor:
-    """Whether the box of each image overlaps any of its ground-truth boxes enough (ILSVRC's criterion).
+    """Returns whether the box of each image overlaps one of its ground-truth boxes enough (ILSVRC's criterion).
 
     Args:
         boxes: one an image, `[N, 4]`; a row of NaN is an image where none was found, and never correct.
@@ -41,6 +41,12 @@ def box_correct(boxes: Tensor, truth: Boxes, *, threshold: float = 0.5, inclusiv
 
     Raises:
         InputError: another number of images, an image without ground truth, or boxes that are none.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> metrics.box_correct(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([[0.0, 0, 9, 6]]), threshold=0.5)
+        tensor([True])
     """
     check_share(threshold, "threshold")
     boxes = check_boxes(boxes)
@@ -56,7 +62,7 @@ def localization_error(
     threshold: float = 0.5,
     inclusive: bool = True,
 ) -> Tensor:
-    """Share of images whose object is not found (Russakovsky et al., ILSVRC, 2015, section 4.2).
+    """Returns the share of images whose object is not found (Russakovsky et al., ILSVRC, 2015, section 4.2).
 
     Without classes this is the class-agnostic error, the complement of "GT-known Loc". With them it is the top-1
     localisation error: the class must be right as well. The two must not be compared with each other: on the
@@ -75,6 +81,14 @@ def localization_error(
 
     Raises:
         InputError: as `box_correct`, or one of `predicted` and `labels` without the other.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9]])
+        >>> truth = torch.tensor([[0.0, 0, 9, 8], [50, 50, 59, 59]])
+        >>> metrics.localization_error(boxes, truth)
+        tensor(0.5000)
     """
     correct = box_correct(boxes, truth, threshold=threshold, inclusive=inclusive)
     if len(correct) == 0:
@@ -89,7 +103,7 @@ def localization_error(
 
 
 def _best_iou(boxes: Tensor, truth: Tensor, inclusive: bool = True) -> Tensor:
-    """With any ground-truth box `[N, B, 4]` of the image of each box `[N, 4]`."""
+    """Returns the best IoU of each box `[N, 4]` with a ground-truth box `[N, B, 4]` of its image."""
     return iou(boxes[:, None], truth.to(boxes.device), inclusive=inclusive).amax(1)
 
 
@@ -104,6 +118,16 @@ class MaxBoxAcc:
         thresholds: candidates, each between 0 and 1.
         iou: least intersections over union; accuracies at several are averaged, each at its own best threshold.
         segments: "largest" takes the box of the largest 8-connected segment, "all" the best of the boxes of all.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> heatmaps = torch.zeros(1, 16, 16)
+        >>> heatmaps[0, 4:12, 4:12] = 1
+        >>> metric = metrics.MaxBoxAcc()
+        >>> metric.update(heatmaps, torch.tensor([[4.0, 4, 11, 11]]))
+        >>> metric.compute()
+        tensor(1.)
     """
 
     def __init__(
@@ -145,7 +169,7 @@ class MaxBoxAcc:
         self.count += len(maps)
 
     def _best(self, maps: Tensor, truth: Tensor, threshold: float) -> Tensor:
-        """Best intersection over union `[N]` at a threshold."""
+        """Returns the best intersection over union `[N]` at a threshold."""
         if self.segments == "largest":
             return _best_iou(localize.largest_segment(maps, threshold), truth)
         boxes, owner = _all_segments(maps, threshold)
@@ -154,12 +178,12 @@ class MaxBoxAcc:
 
     @property
     def accuracy(self) -> Tensor:
-        """Share of images whose box is right, at each of `iou` and each of `thresholds`, `[I, T]`."""
+        """Returns the share of images whose box is right, at each of `iou` and each of `thresholds`, `[I, T]`."""
         _check_updated(self.count)
         return self.correct / self.count
 
     def compute(self) -> Tensor:
-        """Accuracy at the best threshold, a tensor without dimensions."""
+        """Returns the accuracy at the best threshold, a tensor without dimensions."""
         return self.accuracy.amax(1).mean()
 
 
@@ -170,6 +194,16 @@ class MaxBoxAccV2(MaxBoxAcc):
         thresholds: candidates, each between 0 and 1.
         iou: least intersections over union, averaged.
         segments: "all" is the published measure; "largest" is comparable to `MaxBoxAcc`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> heatmaps = torch.zeros(1, 16, 16)
+        >>> heatmaps[0, 4:12, 4:12] = 1
+        >>> metric = metrics.MaxBoxAccV2()
+        >>> metric.update(heatmaps, torch.tensor([[4.0, 4, 11, 11]]))
+        >>> metric.compute()
+        tensor(1.)
     """
 
     def __init__(
@@ -182,16 +216,16 @@ class MaxBoxAccV2(MaxBoxAcc):
 
 
 def _all_segments(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Boxes `[S, 4]` of all 8-connected segments, and the map each lies in, int64 `[S]`."""
+    """Returns the boxes `[S, 4]` of all 8-connected segments, and the map each lies in, int64 `[S]`."""
     low, top = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     labels = localize.segments((maps >= low + threshold * (top - low)) & (top > low))
     owner, y, x = labels.nonzero().unbind(1)
-    own = labels[owner, y, x] - 1
-    count = int(own.max()) + 1 if len(own) else 0
+    number = labels[owner, y, x] - 1
+    count = int(number.max()) + 1 if len(number) else 0
     # Segments have consecutive numbers, so every slot is written.
     ends = x.new_zeros(5, count)
     for slot, (values, how) in enumerate(((x, "amin"), (y, "amin"), (x, "amax"), (y, "amax"), (owner, "amax"))):
-        ends[slot].scatter_reduce_(0, own, values, how, include_self=False)
+        ends[slot].scatter_reduce_(0, number, values, how, include_self=False)
     return ends[:4].T.float(), ends[4]
 
 
@@ -230,19 +264,19 @@ class _PixelCounts:
         self.counts = self.counts.to(maps.device) + torch.stack(counts)
 
     def _hottest_first(self) -> tuple[Tensor, Tensor]:
-        """Object pixels and all pixels in each bin, float64 `[bins + 1]`."""
+        """Returns the object pixels and all pixels in each bin, float64 `[bins + 1]`."""
         if int(self.counts[0].sum()) == 0:
             raise InputError("masks must hold at least one pixel of an object before compute, got none")
-        found, other = self.counts.flip(1).double().unbind(0)
-        return found, found + other
+        hits, other = self.counts.flip(1).double().unbind(0)
+        return hits, hits + other
 
     def curve(self) -> tuple[Tensor, Tensor]:
-        """Precision and recall of the pixels at least as hot as each bin, hottest first, float64 `[bins + 1]`."""
-        found, taken = self._hottest_first()
+        """Returns precision and recall of the pixels from each bin upwards, hottest bin first, float64 `[bins + 1]`."""
+        hits, taken = self._hottest_first()
         # A bin that nothing has reached yet has no precision; 1 is the limit.
         taken = taken.cumsum(0)
-        precision = torch.where(taken > 0, found.cumsum(0) / taken.clamp_min(1), 1.0)
-        return precision, found.cumsum(0) / found.sum()
+        precision = torch.where(taken > 0, hits.cumsum(0) / taken.clamp_min(1), 1.0)
+        return precision, hits.cumsum(0) / hits.sum()
 
 
 class PxAP(_PixelCounts):
@@ -250,13 +284,23 @@ class PxAP(_PixelCounts):
 
     Args:
         bins: steps in which a map is read; the authors' default of 0.001.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> masks = torch.zeros(1, 16, 16, dtype=torch.bool)
+        >>> masks[0, 4:12, 4:12] = True
+        >>> metric = metrics.PxAP()
+        >>> metric.update(masks.float(), masks)
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
     """
 
     def compute(self) -> Tensor:
-        """Average precision in 0..1, a tensor without dimensions."""
-        found, _ = self._hottest_first()
+        """Returns the average precision in 0..1, a tensor without dimensions."""
+        hits, _ = self._hottest_first()
         precision, _ = self.curve()
-        return (precision * found).sum() / found.sum()
+        return (precision * hits).sum() / hits.sum()
 
 
 class PrecisionAtEER(_PixelCounts):
@@ -267,18 +311,28 @@ class PrecisionAtEER(_PixelCounts):
 
     Args:
         bins: steps in which a map is read.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> masks = torch.zeros(1, 16, 16, dtype=torch.bool)
+        >>> masks[0, 4:12, 4:12] = True
+        >>> metric = metrics.PrecisionAtEER()
+        >>> metric.update(masks.float(), masks)
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
     """
 
     def compute(self) -> Tensor:
-        """Precision in 0..1, a tensor without dimensions."""
-        found, taken = self._hottest_first()
-        wanted = found.sum()
-        share = ((wanted - (taken.cumsum(0) - taken)) / taken.clamp_min(1)).clamp(0, 1)
-        return (share * found).sum() / wanted
+        """Returns the precision in 0..1, a tensor without dimensions."""
+        hits, taken = self._hottest_first()
+        size = hits.sum()
+        share = ((size - (taken.cumsum(0) - taken)) / taken.clamp_min(1)).clamp(0, 1)
+        return (share * hits).sum() / size
 
 
 def pointing_hit(points: Tensor, truth: Boxes | Tensor, *, tolerance: float = 15) -> Tensor:
-    """Whether each point lies on the object or less than `tolerance` pixels from it (Zhang et al., 2018).
+    """Returns whether each point lies on the object or within `tolerance` pixels of it (Zhang et al., 2018).
 
     Args:
         points: (y, x) pixels, `[N, 2]`, as `Explanation.peak` gives them.
@@ -292,6 +346,12 @@ def pointing_hit(points: Tensor, truth: Boxes | Tensor, *, tolerance: float = 15
 
     Raises:
         InputError: another number of images, points outside of the masks, or an image without ground truth.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> metrics.pointing_hit(torch.tensor([[5, 5], [40, 40]]), torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9]]))
+        tensor([ True, False])
     """
     if not isinstance(points, Tensor) or points.dim() != 2 or points.shape[1] != 2:
         got = list(points.shape) if isinstance(points, Tensor) else type(points).__name__
@@ -308,7 +368,7 @@ def pointing_hit(points: Tensor, truth: Boxes | Tensor, *, tolerance: float = 15
 
 
 def _to_mask(points: Tensor, masks: Tensor) -> Tensor:
-    """Squared distance of each point to the nearest pixel of its mask."""
+    """Returns the squared distance of each point to the nearest pixel of its mask."""
     if masks.dtype != torch.bool or len(masks) != len(points):
         raise InputError(f"truth must be {len(points)} bool masks [H, W], got {list(masks.shape)} of {masks.dtype}")
     masks = masks.to(points.device)
@@ -326,7 +386,7 @@ def _to_mask(points: Tensor, masks: Tensor) -> Tensor:
 
 
 def _to_boxes(points: Tensor, truth: Boxes) -> Tensor:
-    """Squared distance of each point to the nearest pixel of its boxes."""
+    """Returns the squared distance of each point to the nearest pixel of its boxes."""
     boxes = padded(truth, len(points)).to(points.device)
     at = points.flip(1)[:, None]
     nearest = torch.maximum(torch.minimum(at, boxes[..., 2:]), boxes[..., :2])
@@ -339,6 +399,14 @@ class PointingGame:
     Args:
         classes: how many there are.
         tolerance: in pixels, see `pointing_hit`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> game = metrics.PointingGame()
+        >>> game.update(torch.tensor([[5, 5], [40, 40]]), torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9]]))
+        >>> game.compute()
+        tensor(0.5000)
     """
 
     def __init__(self, classes: int = 1, *, tolerance: float = 15) -> None:
@@ -365,17 +433,25 @@ class PointingGame:
 
     @property
     def accuracy(self) -> Tensor:
-        """Share of hits of each class, `[classes]`; NaN for a class that never came."""
+        """Returns the share of hits of each class, `[classes]`; NaN for a class that never came."""
         return self.hits / (self.hits + self.misses)
 
     def compute(self) -> Tensor:
-        """Mean of the classes that came, a tensor without dimensions."""
+        """Returns the mean of the classes that came, a tensor without dimensions."""
         _check_updated(int((self.hits + self.misses).sum()))
         return self.accuracy.nanmean()
 
 
 class RecallPrecision(NamedTuple):
-    """Means over classes, tensors without dimensions."""
+    """Means over classes, tensors without dimensions.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> recall, precision = metrics.RecallPrecision(torch.tensor(0.5), torch.tensor(0.8))
+        >>> recall, precision
+        (tensor(0.5000), tensor(0.8000))
+    """
 
     recall: Tensor
     precision: Tensor
@@ -390,6 +466,15 @@ class SingleProposal:
     Args:
         classes: how many there are; 20 in PASCAL VOC.
         threshold: least intersection over union.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> metric = metrics.SingleProposal(classes=20)
+        >>> objects, labels = [torch.tensor([[0.0, 0, 9, 9], [30, 30, 39, 39]])], [torch.tensor([7, 11])]
+        >>> metric.update(torch.tensor([[0.0, 0, 9, 8]]), objects, labels)
+        >>> metric.compute().recall
+        tensor(0.5000)
     """
 
     def __init__(self, classes: int, *, threshold: float = 0.5) -> None:
@@ -415,14 +500,14 @@ class SingleProposal:
         owner = torch.arange(len(boxes), device=boxes.device).repeat_interleave(lengths.to(boxes.device))
         overlaps = iou(boxes[owner], objects.to(boxes.device)) >= self.threshold
         pairs = owner * classes + kinds
-        found = overlaps.new_zeros(len(boxes) * classes).index_fill_(0, pairs[overlaps], True)
-        present = torch.zeros_like(found).index_fill_(0, pairs, True)
-        self.found = self.found.to(boxes.device) + found.view(-1, classes).sum(0)
+        hit = overlaps.new_zeros(len(boxes) * classes).index_fill_(0, pairs[overlaps], True)
+        present = torch.zeros_like(hit).index_fill_(0, pairs, True)
+        self.found = self.found.to(boxes.device) + hit.view(-1, classes).sum(0)
         self.images = self.images.to(boxes.device) + present.view(-1, classes).sum(0)
         self.objects = self.objects.to(boxes.device) + torch.bincount(kinds, minlength=classes)
 
     def compute(self) -> RecallPrecision:
-        """Means over the classes that came."""
+        """Returns the means over the classes that came."""
         _check_updated(int(self.images.sum()))
         return RecallPrecision((self.found / self.objects).nanmean(), (self.found / self.images).nanmean())
 
@@ -435,6 +520,16 @@ class LesionSensitivity:
 
     Args:
         overlaps: least shares of a lesion's pixels.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> metric = metrics.LesionSensitivity()
+        >>> regions = torch.zeros(1, 16, 16, dtype=torch.bool)
+        >>> regions[0, :8] = True
+        >>> metric.update(regions, torch.tensor([[0.0, 5, 9, 14]]))
+        >>> metric.compute()
+        tensor([1., 0.])
     """
 
     def __init__(self, overlaps: Sequence[float] = (0.25, 0.5)) -> None:
@@ -464,13 +559,13 @@ class LesionSensitivity:
         self.images += int((best >= 0).sum())
 
     def compute(self) -> Tensor:
-        """Sensitivity at each of `overlaps`, `[O]`."""
+        """Returns the sensitivity at each of `overlaps`, `[O]`."""
         _check_updated(self.images)
         return self.found / self.images
 
 
 def _covered_boxes(regions: Tensor, lesions: Boxes) -> Tensor:
-    """Share of the pixels of each box within the regions, `[N, B]`, NaN where there is no box."""
+    """Returns the share of the pixels of each box within the regions, `[N, B]`, NaN where there is no box."""
     boxes = padded(lesions, len(regions), empty=True).to(regions.device)
     _check_inside(boxes, regions, "lesions")
     height, width = regions.shape[1:]
@@ -485,17 +580,19 @@ def _covered_boxes(regions: Tensor, lesions: Boxes) -> Tensor:
 
 
 def _covered_masks(regions: Tensor, lesions: Boxes) -> Tensor:
-    """Share of the pixels of each mask within the regions, `[N, L]`, NaN where there is no mask."""
+    """Returns the share of the pixels of each mask within the regions, `[N, L]`, NaN where there is no mask."""
     if len(lesions) != len(regions):
         raise InputError(f"lesions must be those of {len(regions)} images, got {len(lesions)}")
     shares = regions.new_full((len(regions), max([1, *map(len, lesions)])), torch.nan, dtype=torch.float32)
-    for i, own in enumerate(lesions):
-        if own.dtype != torch.bool or own.shape[1:] != regions.shape[1:]:
-            wanted = ["L", *regions.shape[1:]]
-            raise InputError(f"lesions must be bool masks {wanted}, got {list(own.shape)} of {own.dtype} for image {i}")
-        own = own.to(regions.device)
+    for i, masks in enumerate(lesions):
+        if masks.dtype != torch.bool or masks.shape[1:] != regions.shape[1:]:
+            expected = ["L", *regions.shape[1:]]
+            raise InputError(
+                f"lesions must be bool masks {expected}, got {list(masks.shape)} of {masks.dtype} for image {i}"
+            )
+        masks = masks.to(regions.device)
         # A mask without a pixel is no lesion.
-        shares[i, : len(own)] = (own & regions[i]).flatten(1).sum(1) / own.flatten(1).sum(1)
+        shares[i, : len(masks)] = (masks & regions[i]).flatten(1).sum(1) / masks.flatten(1).sum(1)
     return shares
 
 

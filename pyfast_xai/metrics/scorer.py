@@ -1,4 +1,4 @@
-"""The model as the metrics see it: images in, the probability of one class an image out."""
+"""The model as the metrics see it: images in, the score of one class an image out."""
 
 from typing import Any
 
@@ -6,64 +6,72 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer, Target, choose, is_distribution, ordinary
+from pyfast_xai.explainers.common.checks import check_images
+from pyfast_xai.explainers.common.outputs import Outputs
+from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores, Score
+from pyfast_xai.explainers.common.targets import Target, class_columns
+from pyfast_xai.tape import Tape, record
+from pyfast_xai.tape.module_hooks import unwrap
 
 
-class Scorer:
-    """Probability of the classes in question, by a model that is called as it is, in inference mode.
+class Scorer(PerturbationScores):
+    """Scores of one class an image, by a model that is called as it is, without gradients.
 
     Args:
         model: in evaluation mode; compiled and data-parallel ones are called as such.
         images: `[N, C, H, W]`, as the model takes them.
         target: None for the class with the largest output of each image, an int for all, or one an image.
-        batch: images the model is given at once.
+        batch_size: images the model is given at once.
+        outputs: the kind of the model's outputs, see `Explainer`.
 
     Attributes:
-        logits: outputs for the images, float32 `[N, classes]`.
+        columns: outputs for the images, float32 `[N, classes]`.
         target: the classes, int64 `[N]`.
-        before: their probabilities, float32 `[N]`.
-        distribution: whether the model returns probabilities already.
+        score: their probabilities, or values, float32 `[N]`.
 
     Raises:
         InputError: images or a target that do not fit, or a model in training mode.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, target: Target = None, batch: int = 64) -> None:
-        Explainer(model).check(images)
-        if batch < 1:
-            raise InputError(f"batch must be at least 1, got {batch}")
-        self._model, self._batch = model, batch
-        self.logits = self.outputs(images)
-        self.target = choose(self.logits, target)
-        if self.target.dim() != 1:
-            raise InputError(f"target must be one class an image, got shape {list(self.target.shape)}")
-        # Said once, of images as they are: what is left of a perturbed one must not change how outputs are read.
-        self.distribution = is_distribution(self.logits)
-        self.before = self._probability(self.logits, self.target)
+    def __init__(
+        self, model: nn.Module, images: Tensor, target: Target = None, batch_size: int = 64, outputs: Outputs = "auto"
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_images(unwrap(model), images)
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        if callable(target):
+            raise InputError(f"target must be None, an int or N ints, got {type(target).__name__}")
+        super().__init__(_Unchanged(model), images.detach(), target, batch_size=batch_size, outputs=outputs)
+        targets = self.targets
+        assert targets.target is not None
+        assert targets.score is not None
+        assert targets.logits is not None
+        if targets.each != 1:
+            raise InputError(f"target must be one class an image, got shape {list(targets.target.shape)}")
+        self.columns = class_columns(targets.logits).float()
+        self.target, self.score = targets.target[:, 0], targets.score[:, 0]
 
-    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Probability `[M]` of the classes of some rows, int64 `[M]`, on other images `[M, C, H, W]`."""
-        return self._probability(self.outputs(images), self.target[rows])
+    def _on_images(self) -> Tensor:
+        # The recorded pass is one like the others: nothing else is run on the images.
+        assert self.targets.score is not None
+        return self.targets.score
 
-    def outputs(self, images: Tensor) -> Tensor:
-        """What the model returns for images `[M, C, H, W]`: float32 `[M, classes]`."""
-        with torch.inference_mode():
-            parts = [logits_of(self._model(part)).float() for part in images.split(self._batch)]
-            return ordinary(torch.cat(parts))
-
-    def _probability(self, logits: Tensor, target: Tensor) -> Tensor:
-        shares = logits if self.distribution else logits.softmax(1)
-        return shares.gather(1, target[:, None])[:, 0]
+    def __call__(self, images: Tensor, rows: Tensor, score: Score | None = None) -> Tensor:
+        """Returns scores of the classes of some rows, int64 `[M]`, on other images `[M, C, H, W]`: float32 `[M]`."""
+        return super().__call__(images, rows, score)[:, 0].float()
 
 
-def logits_of(output: Any) -> Tensor:
-    """The output that classes are read from: the tensor, the first of several, or the one named "logits" or "out"."""
-    if isinstance(output, dict):
-        named = [output[name] for name in ("logits", "out") if name in output]
-        output = named or list(output.values())
-    if isinstance(output, (tuple, list)):
-        output = next((part for part in output if isinstance(part, Tensor)), None)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"model must return [N, classes], got {got}")
-    return output
+class _Unchanged:
+    """Runs a model as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def record(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
+        return record(self.model, images, *args, **kwargs)
+
+    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():  # the model can train with what it keeps
+            return self.model(images.clone(), *args, **kwargs)  # a model may write to its input

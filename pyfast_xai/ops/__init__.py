@@ -4,7 +4,8 @@ Every op can be called from here with tensors on any device; `report()` says whi
 """
 
 from pyfast_xai.ops.conv_trace import Location, conv_trace
-from pyfast_xai.ops.leading_singular import Method, leading_singular
+from pyfast_xai.ops.instruction_set import instruction_set
+from pyfast_xai.ops.leading_singular import Solver, leading_singular
 from pyfast_xai.ops.linear_trace import linear_trace
 from pyfast_xai.ops.max_pool_backward import max_pool_backward
 from pyfast_xai.ops.max_pool_forward import max_pool_forward
@@ -19,10 +20,11 @@ from pyfast_xai.ops.winograd_conv2d import winograd_conv2d, winograd_pays, winog
 
 __all__ = [
     "Location",
-    "Method",
     "Rectify",
+    "Solver",
     "backend",
     "conv_trace",
+    "instruction_set",
     "leading_singular",
     "linear_trace",
     "max_pool_backward",

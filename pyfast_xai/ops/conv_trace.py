@@ -1,27 +1,12 @@
 """Evidence of convolution outputs: the receptive-field Hadamard argmax."""
 
 from collections.abc import Sequence
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from pyfast_xai.kernels.enums import Location
 from pyfast_xai.ops.registry import Op
-
-
-class Location(IntEnum):
-    """Where in its receptive field a point lands once the channel is chosen.
-
-    PRODUCT: the largest activation times weight (Algorithm 2, line 8).
-    CENTER: the middle of the window, `stride * y - padding + dilation * (K // 2)`.
-    ACTIVATION: the largest activation (the authors' code, in the 3x3 convolutions of a ResNet).
-    SAME: `stride * y` (the authors' code elsewhere); equal to CENTER where `K == 2 * padding + 1`.
-    """
-
-    PRODUCT = 0
-    CENTER = 1
-    ACTIVATION = 2
-    SAME = 3
 
 
 def _fake(
@@ -84,6 +69,16 @@ def conv_trace(
     Raises:
         RuntimeError: shapes that do not fit, or a point outside the output; on a device the latter is an assertion
             there, as in torch's own indexing.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> input, weight = torch.zeros(1, 2, 4, 4), torch.ones(3, 2, 3, 3)
+        >>> input[0, 1, 2, 2] = 5
+        >>> point = torch.tensor([2 * 16 + 1 * 4 + 1])  # filter 2 at (1, 1)
+        >>> place = ops.conv_trace(input, weight, point, None, (4, 4), (1, 1), (1, 1), (1, 1))
+        >>> [int(i) for i in torch.unravel_index(place, input.shape)]
+        [0, 1, 2, 2]
     """
     return _op(
         input,

@@ -32,7 +32,7 @@ def linear_trace(
     negative: Tensor | None = None,
     capacity: int | None = None,
 ) -> Tensor:
-    """The inputs that excite any of the chosen neurons of their row: CNN-Fixations, Algorithm 1.
+    """Returns the inputs that excite any of the chosen neurons of their row (CNN-Fixations, Algorithm 1).
 
     For every row r, the union over its points (r, o) of `{j : input[r, j] * weight[o, j] > 0}`; for a negative point
     of `{j : input[r, j] * weight[o, j] < 0}`. Only signs matter, so the weight is read as bits.
@@ -52,5 +52,12 @@ def linear_trace(
     Raises:
         RuntimeError: shapes that do not fit, a point outside `[R, O]`, or more indices than `capacity`. On a device
             the last two are assertions there, as in torch's own indexing.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> input, weight = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[1.0, -1.0, 1.0]])
+        >>> ops.linear_trace(input, *ops.sign_bits(weight), torch.tensor([0]))
+        tensor([0])
     """
     return _op(input, weight_positive, weight_negative, points, negative, capacity)

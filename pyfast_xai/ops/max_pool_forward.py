@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyfast_xai.kernels import checks
 from pyfast_xai.ops.registry import Op
 
 
@@ -28,9 +29,21 @@ _op = Op(
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
-    """The format that kernels keep: channels_last where a tensor has it and is not contiguous as well."""
+    """Returns the format that kernels keep: channels_last if a tensor has it and is not contiguous as well."""
     last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
+
+
+def suggested_format(tensor: Tensor) -> torch.memory_format:
+    """Returns the format that PyTorch gives a result of maps with such strides, dense or not."""
+    least = 0
+    for d in (1, 3, 2, 0):
+        size, stride = tensor.shape[d], tensor.stride(d)
+        # A batch of one channel, or of one image of one pixel, is read as contiguous.
+        if not size or stride < least or (d == 1 and not stride) or (d == 0 and least == tensor.stride(1)):
+            return torch.contiguous_format
+        least = stride * max(1, size)
+    return torch.channels_last
 
 
 def max_pool_forward(
@@ -41,7 +54,7 @@ def max_pool_forward(
     dilation: Sequence[int],
     ceil_mode: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The largest element of every window, and which one it was: the first of equals, a NaN before all.
+    """Returns the largest element of every window, and its place: the first of equals, a NaN before all.
 
     Args:
         input: `[N, C, H, W]`, float16, bfloat16, float32 or float64; channels_last stays so.
@@ -56,13 +69,25 @@ def max_pool_forward(
         tap in its window.
 
     Raises:
-        RuntimeError: an input that does not fit, or a window of more than 256 taps.
+        RuntimeError: an input that does not fit, a window of more than 256 taps, or one that holds no element.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> input = torch.tensor([[[[1.0, 3.0], [2.0, 0.0]]]])
+        >>> output, offsets = ops.max_pool_forward(input, (2, 2), (2, 2), (0, 0), (1, 1))
+        >>> output, offsets
+        (tensor([[[[3.]]]]), tensor([[[[1]]]], dtype=torch.uint8))
     """
-    # Of one map, for the size and for what PyTorch says of a wrong one: a meta tensor would import sympy.
-    one = torch.ops.aten.max_pool2d_with_indices(input[:1, :1], kernel, stride, padding, dilation, ceil_mode)[0]
+    if input.dim() != 4:
+        raise RuntimeError(f"input must have shape [N, C, H, W], got {list(input.shape)}")
+    geometry = [list(numbers) for numbers in (kernel, stride, padding, dilation)]
+    checks.pool_geometry(*geometry)
+    # One map gives the output size and PyTorch's own errors; a meta tensor would import sympy.
+    one = torch.ops.aten.max_pool2d_with_indices(input[:1, :1], *geometry, ceil_mode)[0]
     size = (*input.shape[:2], *one.shape[2:])
-    layout = memory_format(input)
+    layout = suggested_format(input)
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=layout)
     offsets = torch.empty(size, dtype=torch.uint8, device=input.device, memory_format=layout)
-    _op(input.detach().contiguous(memory_format=layout), kernel, stride, padding, dilation, output, offsets)
+    _op(input.detach().contiguous(memory_format=layout), *geometry, output, offsets)
     return output, offsets

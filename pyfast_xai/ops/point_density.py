@@ -13,7 +13,7 @@ _op = Op("point_density(Tensor points, int images, int height, int width, float 
 
 
 def point_density(points: Tensor, images: int, height: int, width: int, sigma: float) -> Tensor:
-    """Sum of Gaussians of height one, one a point: the heat map of a set of fixations.
+    """Returns the heat map of a set of fixations: a sum of Gaussians of height one, one a point.
 
     Points that coincide count as often as they occur. Nothing lies beyond the border (no reflection).
 
@@ -31,5 +31,12 @@ def point_density(points: Tensor, images: int, height: int, width: int, sigma: f
         RuntimeError: a point outside, or a sigma that is not positive.
 
     CNN-Fixations, section IV ("simple Gaussian blurring").
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> density = ops.point_density(torch.tensor([5]), images=1, height=3, width=4, sigma=1.0)
+        >>> density.shape, density[0, 1, 1]
+        (torch.Size([1, 3, 4]), tensor(1.))
     """
     return _op(points, images, height, width, sigma)

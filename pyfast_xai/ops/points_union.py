@@ -14,7 +14,7 @@ _op = Op("points_union(Tensor points, int size, int? capacity=None) -> Tensor", 
 
 
 def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tensor:
-    """Sorted distinct values of a list of points, by a bitmap of `size` bits instead of a sort.
+    """Returns the sorted distinct values of a list of points, by a bitmap of `size` bits instead of a sort.
 
     Args:
         points: flat indices `[P]`, int64, each in `[0, size)`, or -1 for no point.
@@ -30,5 +30,11 @@ def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tens
             first two are assertions there, as in torch's own indexing.
 
     CNN-Fixations, Algorithm 2, line 11.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> ops.points_union(torch.tensor([7, 2, -1, 7]), size=10)
+        tensor([2, 7])
     """
     return _op(points, size, capacity)

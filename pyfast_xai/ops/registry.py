@@ -1,8 +1,9 @@
-"""Which backend serves which op on which device, and why.
+"""The registry of backends: it chooses the one that serves an op on a device, and gives the reason.
 
 Schemas and fakes are declared in Python and the binaries hold implementations only, so an installation without a
 binary has the same ops. An automatic choice may fall back and says so once in the log; a backend the user named
-works or raises.
+works or raises. On a CUDA device a kernel serves by itself once it was proven there: right, and faster than plain
+PyTorch.
 """
 
 import contextlib
@@ -12,23 +13,30 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pyfast_xai.errors import BackendError, InputError
+from pyfast_xai.kernels import checks
 from pyfast_xai.ops import library
+from pyfast_xai.tuning import Verdict, proofs
 
 logger = logging.getLogger("pyfast_xai")
 
 LIBRARY = torch.library.Library("pyfast_xai", "DEF")  # noqa: TOR901 the ops live as long as the process
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+# The compiled kernels for CUDA are ops of their own, so that the choice on a device stays with this module.
+COMPILED = {"cpp": LIBRARY, "cuda": torch.library.Library("pyfast_xai_cuda", "DEF")}  # noqa: TOR901
 # The backends of each device type, best first. The first is the compiled library.
 PREFERENCE = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "reference")}
-# Kernels that no device has run are not chosen by themselves; see docs/gpu.md.
-UNPROVEN = ("triton",)
+# Each device proves these before they serve there by themselves.
+TO_PROVE = ("cuda", "triton")
+# Kernels that take longer than the reference, which is plain PyTorch, serve only where they are named: on one thread
+# they have 0.3 to 0.6, 1.0 and 0.6 of its speed.
+SLOWER = {("numba", "max_pool_forward"), ("numba", "point_density"), ("numba", "points_union")}
 BACKENDS = ("auto", "reference", "numba", "cpp", "triton", "cuda")
 # The CUDA library needs symbols that only a CUDA build of torch has.
 BINARIES = {"cpp": library.load("_C"), "cuda": torch.backends.cuda.is_built() and library.load("_C_cuda")}
@@ -54,6 +62,15 @@ class backend(contextlib.ContextDecorator):  # noqa: N801 reads as a verb: `with
     Raises:
         InputError: an unknown name.
         BackendError: raised by an op that this backend cannot serve here.
+
+    Example:
+        >>> import torch
+        >>> import pyfast_xai
+        >>> from pyfast_xai import ops
+        >>> with pyfast_xai.backend("reference"):
+        ...     positive, negative = ops.sign_bits(torch.tensor([[1.0, -1.0, 2.0]]))
+        >>> positive, negative
+        (tensor([[5]]), tensor([[2]]))
     """
 
     def __init__(self, name: str) -> None:
@@ -69,7 +86,7 @@ class backend(contextlib.ContextDecorator):  # noqa: N801 reads as a verb: `with
 
 
 def asked_for() -> str:
-    """The backend that ops are served from here, "auto" where each has its own."""
+    """Returns the backend that ops are served from here; "auto" lets each op have its own."""
     return _forced.get()
 
 
@@ -78,35 +95,43 @@ class Op:
 
     Args:
         schema: the schema without namespace, e.g. `"points_union(Tensor points, int size) -> Tensor"`.
-        fake: shapes and dtypes of the results, for tracing.
+        fake: shapes and dtypes of the results, for tracing; called with arguments that passed the op's check.
     """
 
     def __init__(self, schema: str, fake: Callable[..., Any]) -> None:
         self.name = schema[: schema.index("(")]
         LIBRARY.define(schema, tags=[torch.Tag.pt2_compliant_tag])
-        torch.library.register_fake(f"pyfast_xai::{self.name}", fake, lib=LIBRARY)
-        self._compiled = {
-            device: torch._C._dispatch_has_kernel_for_dispatch_key(f"pyfast_xai::{self.name}", key)
-            for device, key in DISPATCH_KEYS.items()
-        }
-        for device, compiled in self._compiled.items():
-            if not compiled:
-                LIBRARY.impl(self.name, functools.partial(self._fall_back, device), DISPATCH_KEYS[device])
+        COMPILED["cuda"].define(schema)
+        check = getattr(checks, self.name)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            check(*args, **kwargs)
+            return fake(*args, **kwargs)
+
+        torch.library.register_fake(f"pyfast_xai::{self.name}", checked, lib=LIBRARY)
         self.overload = getattr(torch.ops.pyfast_xai, self.name).default
+        self._compiled = {"cpp": self._is_compiled("cpp", "cpu"), "cuda": self._is_compiled("cuda", "cuda")}
+        for device, key in DISPATCH_KEYS.items():
+            if device == "cuda" or not self._compiled["cpp"]:
+                LIBRARY.impl(self.name, self._fall_back, key)
         OPS[self.name] = self
+
+    def _is_compiled(self, name: str, device: str) -> bool:
+        qualified = f"{COMPILED[name].ns}::{self.name}"
+        return torch._C._dispatch_has_kernel_for_dispatch_key(qualified, DISPATCH_KEYS[device])
 
     def __call__(self, *args: Any) -> Any:
         name = _forced.get()
         if name == "auto":
             return self.overload(*args)
-        device = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+        device = _device_of(args).type
         missing = self.missing(name, device)
         if missing is not None:
             raise BackendError(f"backend {name!r} cannot serve {self.name} on {device}: {missing}")
-        return self.overload(*args) if name in BINARIES else self._python_kernel(name)(*args)
+        return self.kernel(name)(*args)
 
     def missing(self, name: str, device: str) -> str | None:
-        """Why backend `name` cannot serve this op on `device`; None where it can."""
+        """Returns why backend `name` cannot serve this op on `device`; None if it can."""
         if name == "reference":
             return None
         if name not in PREFERENCE.get(device, ()):
@@ -114,22 +139,40 @@ class Op:
         if name in BINARIES:
             if not BINARIES[name]:
                 return "the compiled library is not part of this installation"
-            return None if self._compiled[device] else "the compiled library has no such kernel"
+            return None if self._compiled[name] else "the compiled library has no such kernel"
         if importlib.util.find_spec(name) is None:
             return f"the package {name} is not installed"
         if importlib.util.find_spec(self._module(name)) is None:
             return "no kernel was written for it"
         return None
 
-    def served(self, device: str) -> tuple[str, str]:
-        """The backend that serves this op on `device` by itself, and why."""
+    def kernel(self, name: str) -> Callable[..., Any]:
+        """Returns the kernel of a backend that is not missing, to be called with the arguments of the schema."""
+        if name in BINARIES:
+            return getattr(getattr(torch.ops, COMPILED[name].ns), self.name).default
+        return self._python_kernel(name)
+
+    def to_prove(self, device: str) -> list[str]:
+        """Returns the backends that `device`, a type of devices, has to prove for this op, the simplest first."""
+        names = reversed(PREFERENCE.get(device, ()))
+        return [name for name in names if name in TO_PROVE and self.missing(name, device) is None]
+
+    def served(self, device: str | torch.device) -> tuple[str, str]:
+        """Returns the backend that serves this op on `device` by default, and why, by what was proven so far."""
+        place = torch.device(device)
+        kernels = self.to_prove(place.type)
+        return self._served(place, proofs.of_this_machine().known(self.name, kernels, place) if kernels else None)
+
+    def _served(self, device: torch.device, proof: Verdict | None) -> tuple[str, str]:
         passed: list[str] = []
-        for name in PREFERENCE.get(device, ("reference",)):
-            missing = self.missing(name, device)
-            if missing is None and name in UNPROVEN:
-                missing = "it has not run on a device yet and must be asked for by name"
+        for name in PREFERENCE.get(device.type, ("reference",)):
+            missing, praise = self.missing(name, device.type), ""
+            if missing is None and name in TO_PROVE:
+                missing, praise = proofs.of_this_machine().judged(proof, self.name, name, device)
+            if missing is None and (name, self.name) in SLOWER:
+                missing = "plain PyTorch is faster"
             if missing is None:
-                return name, "; ".join(passed) or "first choice"
+                return name, "; ".join(filter(None, [praise, *passed])) or "first choice"
             passed.append(f"{name}: {missing}")
         raise AssertionError("the reference serves everything")
 
@@ -140,16 +183,28 @@ class Op:
         return getattr(importlib.import_module(self._module(name)), self.name)
 
     @functools.cache  # noqa: B019 ops live as long as the process
-    def _fallback_kernel(self, device: str) -> Callable[..., Any]:
-        name, why = self.served(device)
-        logger.warning("%s on %s runs on backend %s (%s)", self.name, device, name, why)
-        return self._python_kernel(name)
+    def _fallback_kernel(self, device: torch.device) -> Callable[..., Any]:
+        kernels = self.to_prove(device.type)
+        proof = proofs.of_this_machine().prove(self.name, kernels, device) if kernels else None
+        name, why = self._served(device, proof)
+        message = "%s on %s runs on backend %s (%s)"
+        if name in TO_PROVE or device.type in _warned_devices:
+            logger.info(message, self.name, device.type, name, why)
+        else:
+            _warned_devices.add(device.type)
+            logger.warning(f"{message}; `pyfast-xai backends` lists all ops", self.name, device.type, name, why)
+        return self.kernel(name)
 
-    def _fall_back(self, device: str, *args: Any) -> Any:
-        return self._fallback_kernel(device)(*args)
+    def _fall_back(self, *args: Any) -> Any:
+        return self._fallback_kernel(_device_of(args))(*args)
+
+
+def _device_of(arguments: Sequence[Any]) -> torch.device:
+    return next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
 
 
 OPS: dict[str, Op] = {}
+_warned_devices: set[str] = set()  # types of devices on which an op did not run on its first choice, which was logged
 
 
 @dataclass(frozen=True)
@@ -163,6 +218,12 @@ class Served:
 
 
 def report() -> list[Served]:
-    """Every op on every device type this build of torch has, with the backend that serves it and the reason."""
+    """Returns every op on every device type this build of torch has, with the backend that serves it and the reason.
+
+    Example:
+        >>> from pyfast_xai import ops
+        >>> sorted({served.op for served in ops.report() if served.device == "cpu"})[:3]
+        ['conv_trace', 'leading_singular', 'linear_trace']
+    """
     devices = ["cpu"] + (["cuda"] if torch.backends.cuda.is_built() else [])
     return [Served(op.name, device, *op.served(device)) for op in OPS.values() for device in devices]

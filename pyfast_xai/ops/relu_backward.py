@@ -1,25 +1,12 @@
 """Three ways back through a rectifier."""
 
 import math
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from pyfast_xai.kernels.enums import Rectify
 from pyfast_xai.ops.registry import Op
-
-
-class Rectify(IntEnum):
-    """What of a gradient g passes a rectifier.
-
-    GRADIENT: g where the input was positive, the derivative.
-    DECONVNET: g where g is positive, whatever the input was (Zeiler and Fergus, 2014).
-    GUIDED: g where both are positive (Springenberg et al., 2015; Nie et al., 2018).
-    """
-
-    GRADIENT = 0
-    DECONVNET = 1
-    GUIDED = 2
 
 
 def _fake(grad: Tensor, bits: Tensor | None, rule: int, negative_slope: float, out: Tensor) -> None:
@@ -37,7 +24,7 @@ def relu_backward(
     negative_slope: float = 0.0,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Gradients of K targets through one rectifier, by the bits that `relu_forward` wrote.
+    """Propagates gradients of K targets through one rectifier, by the bits that `relu_forward` wrote.
 
     With bits written under a bound, GRADIENT is the clipped gradient of FGVis (Wagner et al., 2019, Eq. 6). What does
     not pass becomes exactly 0, an infinity too. A NaN is neither positive nor negative: it passes wherever the input
@@ -59,6 +46,13 @@ def relu_backward(
     Raises:
         RuntimeError: bits or an `out` that do not fit, an `out` for gradients that would have to be copied, or a slope
             for a rule that has none.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> output, bits = ops.relu_forward(torch.tensor([[-1.0, 1.0, 2.0]]))
+        >>> ops.relu_backward(torch.tensor([[[1.0, -1.0, 1.0]]]), bits, ops.Rectify.GUIDED)
+        tensor([[[0., 0., 1.]]])
     """
     if out is None:
         out = torch.empty_like(grad)

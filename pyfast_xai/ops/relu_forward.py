@@ -46,6 +46,13 @@ def relu_forward(
     Raises:
         RuntimeError: an upper end that is not positive, a bound or an `out` that does not fit, an `out` for an input
             that is not dense, or `clamp` without a bound.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> output, bits = ops.relu_forward(torch.tensor([[-1.0, 1.0, 2.0]]))
+        >>> output, bits
+        (tensor([[0., 1., 2.]]), tensor([6], dtype=torch.uint8))
     """
     if out is None:
         out = torch.empty_like(input)

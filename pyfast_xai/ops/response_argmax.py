@@ -28,5 +28,14 @@ def response_argmax(responses: Tensor, classes: Tensor, best: Tensor, winner: Te
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> responses = torch.rand(2, 1, 3, 8, 8)  # two classes of one image
+        >>> best, winner = torch.full((1, 8, 8), -torch.inf), torch.full((1, 8, 8), -1)
+        >>> ops.response_argmax(responses, torch.tensor([[4], [9]]), best, winner)
+        >>> torch.equal(best, responses.sum(2).amax(0)), winner.unique()
+        (True, tensor([4, 9]))
     """
     _op(responses, classes, best, winner)

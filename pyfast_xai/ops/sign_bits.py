@@ -15,7 +15,7 @@ _op = Op("sign_bits(Tensor weight) -> (Tensor, Tensor)", _fake)
 
 
 def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a weight matrix is positive and where it is negative, packed 64 to a word.
+    """Returns where a weight matrix is positive and where it is negative, packed 64 to a word.
 
     A zero or NaN weight sets neither bit. VGG's 25088 x 4096 layer shrinks from 411 MB to 12.8 MB a sign.
 
@@ -27,5 +27,11 @@ def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         RuntimeError: another rank or dtype.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import ops
+        >>> ops.sign_bits(torch.tensor([[1.0, -1.0, 2.0]]))
+        (tensor([[5]]), tensor([[2]]))
     """
     return _op(weight)

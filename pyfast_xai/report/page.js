@@ -47,10 +47,14 @@
     canvas.height = height;
     let low = Infinity, high = -Infinity;
     for (const value of heat) { low = Math.min(low, value); high = Math.max(high, value); }
+    // The hottest fiftieth shares the end of the scale: few pixels hold most of a gradient.
+    const ranked = Float32Array.from(heat).sort();
+    const clip = ranked[Math.max(1, Math.round(0.98 * ranked.length)) - 1];
+    if (clip > low && !opaque) high = clip;
     const scale = high > low ? 1 / (high - low) : 0;
     const pixels = new ImageData(width, height);
     for (let i = 0; i < heat.length; i++) {
-      const value = (heat[i] - low) * scale, rise = Math.min(1, 2 * value);
+      const value = Math.min(1, (heat[i] - low) * scale), rise = Math.min(1, 4 * value);
       pixels.data.set(colors.subarray(3 * Math.round(255 * value), 3 * Math.round(255 * value) + 3), 4 * i);
       pixels.data[4 * i + 3] = opaque ? 255 : Math.round(255 * rise * rise * (3 - 2 * rise));
     }
@@ -357,9 +361,9 @@
     const legend = run.columns.legend && run.columns.legend[item];
     if (legend) {
       const list = make("p", { class: "quiet" }, "Dominant: ");
-      for (const [name, degrees] of legend) {
+      for (const [name, color] of legend) {
         const swatch = make("span", { class: "swatch" });
-        swatch.style.background = `hsl(${degrees} 100% 50%)`;
+        swatch.style.background = color;
         list.append(swatch, `${word(name)} `);
       }
       part.append(list);

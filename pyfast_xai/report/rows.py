@@ -1,6 +1,7 @@
-"""What a report says of the rows of a run, in words and numbers."""
+"""The rows of a run as words and numbers of a report."""
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ _ORDERS = [list(order) for order in itertools.permutations(range(3))]
 Word = Callable[[str | None], int | None]
 
 # All but what is large: maps are read when they are drawn.
-_SMALL = [name for name in COLUMNS.names if name not in ("map", "winner", "points")]
+_SMALL = [name for name in COLUMNS.names if name not in ("map", "dominant_class", "points")]
 
 
 class Run:
@@ -28,31 +29,31 @@ class Run:
 
     Attributes:
         results: its rows.
-        name: the method; two runs of the same method are told apart by their folders.
+        name: the method; two runs of the same method differ by their folders.
         table: the small columns of all rows.
         number: of the row of each index, in `results`.
         max_pixels: of a picture, as the run allowed them.
-        swaps: which channel went where when the model was asked again with colours swapped; empty where it was not.
+        swaps: which channel went where when the model ran with colours swapped, too; empty where it did not.
         shown: the rows that are shown, one an item; None where this run has no row of it yet.
     """
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        told = results.manifest.described
-        self.method = _of(str, told["method"].get("name"), "method.name")
-        self.threshold = float(_of(_NUMBER, told["method"].get("threshold"), "method.threshold"))
-        sigma = told["method"].get("sigma")
+        described = results.manifest.described
+        self.method = _of(str, described["method"].get("name"), "method.name")
+        self.box_rule: str = _of(str, described["method"].get("box_rule"), "method.box_rule")
+        sigma = described["method"].get("sigma")
         self.sigma = None if sigma is None else float(_of(_NUMBER, sigma, "method.sigma"))
-        self.items: int = _of(int, told["source"].get("items"), "source.items")
-        self.ids: str = _of(str, told["source"].get("ids"), "source.ids")
-        rows = told.get("rows")
+        self.items: int = _of(int, described["source"].get("items"), "source.items")
+        self.ids: str = _of(str, described["source"].get("ids"), "source.ids")
+        rows = described.get("rows")
         pixels = rows.get("max_pixels") if isinstance(rows, dict) else None
         self.max_pixels: int = pixels if isinstance(pixels, int) and pixels > 0 else MAX_PIXELS
         self.swaps = _swaps(rows.get("color_swap") if isinstance(rows, dict) else None)
         self.name = self.method
         # A run without any part has no columns either.
         columns = [*_SMALL, *(name for name, _ in SWAPPED if self.swaps)]
-        known = pa.schema([*COLUMNS, *(pa.field(*own) for own in SWAPPED)])
+        known = pa.schema([*COLUMNS, *(pa.field(*column) for column in SWAPPED)])
         table = results.table(columns) if len(results) else known.empty_table().select(columns)
         # A folder may come from somebody else.
         if missing := set(columns) - set(table.column_names):
@@ -60,36 +61,36 @@ class Run:
         self.table: pa.Table = table
         self.number = {index: row for row, index in enumerate(self.table["index"].to_pylist())}
         self.shown: list[dict[str, Any] | None] = []
-        classes = results.manifest.made.get("classes")
-        self._classes = classes if isinstance(classes, list) else []
+        labels = results.manifest.made.get("labels")
+        self._labels = labels if isinstance(labels, list) else []
 
     @property
     def classes(self) -> int:
-        """How many classes have names."""
-        return len(self._classes)
+        """Returns the number of classes that have names."""
+        return len(self._labels)
 
     def show(self, indices: Sequence[int]) -> None:
-        """Choose the rows that are shown."""
+        """Chooses the rows that are shown."""
         there = [self.number[index] for index in indices if index in self.number]
         rows = {row["index"]: row for row in self.table.take(pa.array(there, pa.int64())).to_pylist()}
         self.shown = [rows.get(index) for index in indices]
 
     def class_name(self, index: int | None) -> str | None:
-        """What a class is called; a number where it has no name."""
+        """Returns the name of a class; a number where it has no name."""
         if index is None:
             return None
-        named = 0 <= index < len(self._classes) and isinstance(self._classes[index], str)
-        return self._classes[index] if named else f"class {index}"
+        named = 0 <= index < len(self._labels) and isinstance(self._labels[index], str)
+        return self._labels[index] if named else f"class {index}"
 
     def answers(self) -> np.ndarray:
-        """The class that the model gave each row the most to, -1 where none is known.
+        """Returns the class that the model gave each row the most to, -1 where none is known.
 
         The first of the top classes; where the run has none, the class that was explained.
         """
         return _numbers(pc.coalesce(self._nth("topk_index"), self.table["target"]))
 
     def swapped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The probability of each row's answer, NaN where none is known, and what each of S swaps of colours makes.
+        """Returns the probability of each row's answer, NaN where none is known, and the answers to S swaps of colours.
 
         Returns:
             float64 `[N]`; the answers, int64 `[N, S]`, -1 where none is known; the probabilities of the answer without
@@ -104,19 +105,19 @@ class Run:
         return pc.list_element(pc.list_slice(self.table[column], n, n + 1, return_fixed_size_list=True), 0)
 
     def subjects(self) -> np.ndarray:
-        """The class that was explained, and the answer where a method explains none; -1 where none is known."""
+        """Returns the class that was explained, and the answer where a method explains none; -1 where none is known."""
         return _numbers(pc.coalesce(self.table["target"], self._nth("topk_index")))
 
     def scores(self) -> np.ndarray:
-        """The score of `subjects`, NaN where none is known."""
+        """Returns the score of `subjects`, NaN where none is known."""
         return _real(pc.coalesce(self.table["score"], self._nth("topk_score")))
 
     def labels(self) -> np.ndarray:
-        """The class that the source gave each row, -1 where it gave none."""
+        """Returns the class that the source gave each row, -1 where it gave none."""
         return _numbers(self.table["label"])
 
-    def told(self, word: Word) -> dict[str, Any]:
-        """The run and its rows, column by column, JSON-ready."""
+    def data(self, word: Word) -> dict[str, Any]:
+        """Returns the run and its rows, column by column, JSON-ready."""
         rows = self.shown
         status = pc.equal(self.table["status"], OK)
         explained = pc.sum(status, min_count=0).as_py()
@@ -153,38 +154,38 @@ class Run:
         ]
 
     def _swapped(self, row: dict[str, Any], word: Word) -> list[Any] | None:
-        """Of each swap the answer, what it is called, and the probability of the answer without a swap."""
+        """Returns for each swap the answer, its name, and the probability of the answer without a swap."""
         indices, scores = row["swapped_index"], row["swapped_score"]
         if not indices or not scores or len(indices) != len(self.swaps) or len(scores) != len(self.swaps):
             return None
-        found = zip(indices, scores, strict=True)
-        return [part for index, score in found for part in (index, word(self.class_name(index)), _short(score))]
+        pairs = zip(indices, scores, strict=True)
+        return [part for index, score in pairs for part in (index, word(self.class_name(index)), _short(score))]
 
     def _facts(self) -> list[list[str]]:
-        """What the manifest says of the run, as names and values to be read."""
+        """Returns the manifest of the run as names and values for people."""
         facts = [["folder", str(self.results.folder)]]
         for part in ("model", "method", "source", "preprocess", "rows", "versions"):
-            told = self.results.manifest.described.get(part)
-            for key, value in told.items() if isinstance(told, dict) else ():
+            section = self.results.manifest.described.get(part)
+            for key, value in section.items() if isinstance(section, dict) else ():
                 facts.append([f"{part}.{key}", str(value)])
         return facts
 
 
 def subject(row: Mapping[str, Any]) -> int | None:
-    """The class that was explained; the answer, where a method explains none."""
+    """Returns the class that was explained; the answer, where a method explains none."""
     return _head(row["topk_index"]) if row["target"] is None else row["target"]
 
 
 def named_apart(runs: Sequence[Run]) -> None:
-    """Give runs of the same method names that differ."""
+    """Gives runs of the same method names that differ."""
     methods = [run.method for run in runs]
     for n, run in enumerate(runs):
         if methods.count(run.method) > 1:
-            run.name = f"{run.method} {n + 1} ({run.results.folder.name})"
+            run.name = f"{run.method} {n + 1} ({os.path.basename(str(run.results.folder))})"
 
 
 def chosen(runs: Sequence[Run], limit: int | None) -> list[int]:
-    """The indices that are shown: all that have a row, or so many of them, evenly spread."""
+    """Returns the indices that are shown: all that have a row, or so many of them, evenly spread."""
     there = sorted(set().union(*(run.number for run in runs)))
     if limit is None or len(there) <= limit:
         return there
@@ -202,12 +203,12 @@ def _head(values: list[Any] | None, otherwise: Any = None) -> Any:
     return values[0] if values else otherwise
 
 
-def _swaps(told: Any) -> list[list[int]]:
-    if told is None:
+def _swaps(orders: Any) -> list[list[int]]:
+    if orders is None:
         return []
-    if not isinstance(told, list) or not told or any(swap not in _ORDERS for swap in told):
-        raise InputError(f"rows.color_swap in {NAME} must hold channels 0 to 2 in other orders, got {told!r}")
-    return told
+    if not isinstance(orders, list) or not orders or any(swap not in _ORDERS for swap in orders):
+        raise InputError(f"rows.color_swap in {NAME} must hold channels 0 to 2 in other orders, got {orders!r}")
+    return orders
 
 
 def _numbers(column: Any) -> np.ndarray:
@@ -219,12 +220,12 @@ def _real(column: Any) -> np.ndarray:
 
 
 def _short(value: float | None) -> float | None:
-    """A number with the digits that are shown, so that the page is smaller."""
+    """Returns a number with the digits that are shown, so that the page is smaller."""
     return None if value is None else float(f"{value:.4g}")
 
 
 def _box(row: dict[str, Any]) -> list[float] | None:
-    """A box as left, top, width and height in thousandths of the input."""
+    """Returns a box as left, top, width and height in thousandths of the input."""
     if not row["box"] or len(row["box"]) != 4 or not row["input_width"] or not row["input_height"]:
         return None
     left, top, right, bottom = row["box"]

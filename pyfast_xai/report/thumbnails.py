@@ -1,4 +1,4 @@
-"""What a network saw of an item, small."""
+"""Small pictures of what a network saw."""
 
 import io
 from typing import Any
@@ -16,7 +16,7 @@ _SMALLER = (8, 4, 2)  # what a JPEG can be decoded at without the rest of it
 
 
 def thumbnail(item: Item, preprocess: Preprocess, side: int, max_pixels: int) -> Any:
-    """The part of a picture that the network sees, as a PIL image.
+    """Returns the part of a picture that the network sees, as a PIL image.
 
     The pixels are those of the network, made smaller. A JPEG that is far larger is not decoded in full: its crop is
     then within a pixel of the network's.
@@ -32,22 +32,22 @@ def thumbnail(item: Item, preprocess: Preprocess, side: int, max_pixels: int) ->
     """
     from PIL import Image
 
-    found = item.read()
-    found = found.picture if isinstance(found, Labelled) else found
-    if isinstance(found, Tensor) and found.is_floating_point():
-        return as_image(small(render.for_display(found[None]), side))
+    data = item.read()
+    data = data.picture if isinstance(data, Labelled) else data
+    if isinstance(data, Tensor) and data.is_floating_point():
+        return as_image(small(render.for_display(data[None]), side))
     height, width = reduced(*preprocess.shape, side)
-    if isinstance(found, bytes):
-        early = _decoded_small(found, preprocess, (width, height), max_pixels)
+    if isinstance(data, bytes):
+        early = _decoded_small(data, preprocess, (width, height), max_pixels)
         if early is not None:
             return early
-    pixels = pixels_seen(preprocess, rgb_of(found, item.id, max_pixels)).permute(1, 2, 0)
+    pixels = pixels_seen(preprocess, rgb_of(data, item.id, max_pixels)).permute(1, 2, 0)
     image = Image.fromarray(pixels.numpy())
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _decoded_small(data: bytes, preprocess: Preprocess, size: tuple[int, int], max_pixels: int) -> Any:
-    """The crop of a JPEG of which a half, a quarter or an eighth of the pixels a side are enough; None for others."""
+    """Returns the crop of a JPEG that a half, a quarter or an eighth of the pixels a side suffice for, or None."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -63,7 +63,7 @@ def _decoded_small(data: bytes, preprocess: Preprocess, size: tuple[int, int], m
             if left < 0 or top < 0:  # black beyond the picture
                 return None
             enough.append(min((right - left) / size[0], (bottom - top) / size[1]))
-        # Half as many again as are shown: else pixels would be mixtures of their neighbours.
+        # Half more than are shown: else pixels would be mixtures of their neighbours.
         times = next((times for times in _SMALLER if 1.5 * times <= min(enough)), None)
         if times is None:
             return None
@@ -76,13 +76,13 @@ def _decoded_small(data: bytes, preprocess: Preprocess, size: tuple[int, int], m
 
 
 def reduced(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width with the longer one at most `side`."""
+    """Returns height and width with the longer one at most `side`."""
     scale = min(1.0, side / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def small(image: Tensor, side: int) -> Tensor:
-    """An image `[1, C, H, W]`, its longer side at most `side`."""
+    """Returns an image `[1, C, H, W]`, its longer side at most `side`."""
     size = reduced(image.shape[2], image.shape[3], side)
     if size == tuple(image.shape[2:]):
         return image
@@ -90,7 +90,7 @@ def small(image: Tensor, side: int) -> Tensor:
 
 
 def as_image(image: Tensor) -> Any:
-    """An image `[1, 1 or 3, H, W]` in 0..1 as PIL has it."""
+    """Returns an image `[1, 1 or 3, H, W]` in 0..1 as PIL has it."""
     from PIL import Image
 
     pixels = (image[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

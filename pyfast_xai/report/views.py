@@ -22,7 +22,7 @@ LOST = 0.25  # of its pictures, or fewer, keep the class: the paper counts such 
 
 
 def stretched(heatmap: Tensor) -> Tensor:
-    """A heat map `[1, H, W]` as `Means` takes it, `[h, w]`: stretched to 0..1."""
+    """Returns a heat map `[1, H, W]` as `Means` takes it, `[h, w]`: stretched to 0..1."""
     return functional.adaptive_avg_pool2d(render.normalize(heatmap), MEAN_SIDE)[0].double()
 
 
@@ -34,18 +34,18 @@ class Means:
         self._counts: Counter[int] = Counter()
 
     def add(self, target: int | None, heat: Tensor) -> None:
-        """Count in one heat map of a class, `stretched`; -1 stands for no class."""
+        """Adds one heat map of a class, `stretched`; -1 stands for no class."""
         index = -1 if target is None else target
         self._sums[index] = self._sums[index] + heat if index in self._sums else heat
         self._counts[index] += 1
 
     def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Class, number of maps and their mean, the most frequent class first."""
+        """Yields class, number of maps and their mean, the most frequent class first."""
         return ((index, count, self._sums[index] / count) for index, count in self._counts.most_common())
 
 
-def told(run: Run, means: Means, dominant: list[tuple[int, int]], word: Word) -> dict[str, Any]:
-    """The views of a run, JSON-ready.
+def data(run: Run, means: Means, dominant: list[tuple[int, int]], word: Word) -> dict[str, Any]:
+    """Returns the views of a run, JSON-ready.
 
     Args:
         run: of which all rows are counted.
@@ -72,7 +72,7 @@ def told(run: Run, means: Means, dominant: list[tuple[int, int]], word: Word) ->
 
 
 def colors(run: Run, word: Word) -> dict[str, Any] | None:
-    """How far answers depend on colour: what is left of them once red, green and blue have traded places.
+    """Returns how far answers depend on colour: the share that stays when red, green and blue trade places.
 
     As FGVis counts (section 4.3), over the pictures that were right; over all where the source gives no labels. A
     picture keeps its class where the model still answers it.
@@ -88,25 +88,25 @@ def colors(run: Run, word: Word) -> dict[str, Any] | None:
     labelled = bool((labels >= 0).any())
     known = (answers >= 0) & (swapped >= 0).all(1) & np.isfinite(before) & np.isfinite(after).all(1)
     counted = known & ((labels == answers) | (not labelled))
-    told = {"labelled": labelled, "swaps": run.swaps, "pictures": int(counted.sum())}
+    counts = {"labelled": labelled, "swaps": run.swaps, "pictures": int(counted.sum())}
     if not counted.any():
-        return told
+        return counts
     classes, place, numbers = np.unique(answers[counted], return_inverse=True, return_counts=True)
-    # What is averaged over the pictures of each class: whether it stays, its score, and that after each swap.
+    # Columns averaged over the pictures of each class: whether it stays, its score, and its score after each swap.
     values = np.column_stack([swapped == answers[:, None], before, after])[counted]
-    means = np.stack([np.bincount(place, own) for own in values.T], 1) / numbers[:, None]
+    means = np.stack([np.bincount(place, column) for column in values.T], 1) / numbers[:, None]
     swaps = len(run.swaps)
-    kept, scores, later = means[:, :swaps], means[:, swaps], means[:, swaps + 1 :]
+    stays, scores, later = means[:, :swaps], means[:, swaps], means[:, swaps + 1 :]
     often = np.argsort(-numbers, kind="stable")[:COLORED]
     return {
-        **told,
+        **counts,
         "classes": len(classes),
-        "lost": int((kept.mean(1) <= LOST).sum()),
+        "lost": int((stays.mean(1) <= LOST).sum()),
         "kept": values[:, :swaps].mean(0).tolist(),
         "rows": [
-            [index, word(run.class_name(index)), number, *own]
-            for index, number, *own in zip(
-                *(own[often].tolist() for own in (classes, numbers, kept, scores, later)), strict=True
+            [index, word(run.class_name(index)), number, *figures]
+            for index, number, *figures in zip(
+                *(column[often].tolist() for column in (classes, numbers, stays, scores, later)), strict=True
             )
         ],
     }
@@ -126,7 +126,7 @@ def _histogram(run: Run, labels: np.ndarray, answers: np.ndarray) -> dict[str, A
 
 
 def matrix(pairs: list[tuple[int, int]], run: Run, word: Word) -> dict[str, Any] | None:
-    """How often each pair of classes comes, for the most frequent classes; the others are counted together.
+    """Returns how often each pair of classes comes, for the most frequent classes; the others are counted together.
 
     Args:
         pairs: of classes; the first is the row.
@@ -149,7 +149,7 @@ def matrix(pairs: list[tuple[int, int]], run: Run, word: Word) -> dict[str, Any]
 
 
 def packed(values: Tensor, zero: float | None = None) -> str:
-    """A map as text: height, width, the level below which nothing is shown, and 256 levels between least and largest.
+    """Returns a map as text: height, width, the level below which nothing shows, and 256 levels from least to largest.
 
     Args:
         values: `[h, w]`, each side at most 255.

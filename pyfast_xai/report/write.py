@@ -1,4 +1,4 @@
-"""From the folders of runs to a file that opens anywhere."""
+"""The report: folders of runs become one file that opens anywhere."""
 
 import base64
 import hashlib
@@ -6,7 +6,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from pyfast_xai import datasets, render
 from pyfast_xai.datasets.run import cores
 from pyfast_xai.errors import InputError
+from pyfast_xai.progress import Progress, ProgressCallback
 from pyfast_xai.report import views
 from pyfast_xai.report.pictures import Drawer
 from pyfast_xai.report.rows import Run, chosen, named_apart
@@ -26,7 +27,7 @@ BLOCK = 128  # items whose pictures lie in one piece of the page, taken apart wh
 
 @dataclass(frozen=True)
 class Written:
-    """What a report holds.
+    """The content of a report.
 
     Attributes:
         path: of the file.
@@ -53,20 +54,20 @@ def write(
     limit: int | None = 10_000,
     side: int = 112,
     workers: int | None = None,
-    told: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Written:
-    """Write one or several runs over the same source as one HTML file that needs nothing else.
+    """Writes one or several runs over the same source as one HTML file that needs nothing else.
 
     Args:
         folders: of the runs, see `datasets.explain`; one or several.
         out: the file; replaced if it is there.
-        source: where the pictures are; None for where they were when the runs were begun. Without them the heat maps
+        source: where the pictures are; None for where they were when the runs started. Without them the heat maps
             are shown alone.
         limit: items that are shown, spread evenly over the source; None for all. Scores and confusions are counted
             over all rows, mean maps and dominant classes over those that are shown.
         side: longer side of a picture, in pixels; at most that of the network's input.
         workers: threads that decode and encode pictures; None for one a core, at most 8. The file is the same.
-        told: called with items done and items there are to do.
+        progress: called with a `Progress` of the items.
 
     Returns:
         What the file holds.
@@ -97,9 +98,9 @@ def write(
     try:
         with open(unfinished, "w", encoding="ascii", newline="\n") as file:
             file.write(head)
-            for block in _blocks(drawer, indices, cores() if workers is None else workers, told):
+            for block in _blocks(drawer, indices, min(8, cores()) if workers is None else workers, progress):
                 file.write(f'<script type="text/plain" class="pictures">{block}</script>\n')
-            # The counts are complete once everything is drawn.
+            # The counts are complete after everything is drawn.
             file.write(f'<script type="application/json" id="data">{_json(_data(runs, indices, drawer))}</script>\n')
             file.write(tail)
         os.replace(unfinished, path)
@@ -122,42 +123,40 @@ def _opened(names: Sequence[str | Path], source: Any) -> list[Run]:
     return runs
 
 
-def _blocks(
-    drawer: Drawer, indices: Sequence[int], workers: int, told: Callable[[int, int], None] | None
-) -> Iterator[str]:
-    """Pictures as text: a line an item, fields separated by commas, which base64 does not have."""
+def _blocks(drawer: Drawer, indices: Sequence[int], workers: int, progress: ProgressCallback | None) -> Iterator[str]:
+    """Yields pictures as text: a line an item, fields separated by commas, which base64 does not have."""
     lines: list[str] = []
     for done, fields in enumerate(drawer.draw(indices, workers), 1):
         lines.append(",".join(fields))
-        if told is not None:
-            told(done, len(indices))
+        if progress is not None:
+            progress(Progress(done, len(indices)))
         if len(lines) == BLOCK or done == len(indices):
             yield "\n".join(lines)
             lines = []
 
 
 def _data(runs: Sequence[Run], indices: Sequence[int], drawer: Drawer) -> dict[str, Any]:
-    """All that the page says, with every name once."""
+    """Returns all that the page says, with every name one time."""
     words: dict[str, int] = {}
 
     def word(text: str | None) -> int | None:
         return None if text is None else words.setdefault(text, len(words))
 
-    rows: list[Any] = [next(row for row in own if row) for own in zip(*(run.shown for run in runs), strict=True)]
+    rows: list[Any] = [next(row for row in same if row) for same in zip(*(run.shown for run in runs), strict=True)]
     labels: list[int] = sorted({row["label"] for row in rows if row["label"] is not None})
-    told = []
+    data = []
     for n, run in enumerate(runs):
-        own = run.told(word)
-        own["input"] = drawer.size(run)
-        own["picture"] = drawer.places[n]
-        own["map"] = len(set(drawer.places)) + n
-        own["views"] = views.told(run, drawer.means[n], drawer.dominant[n], word)
+        columns = run.data(word)
+        columns["input"] = drawer.size(run)
+        columns["picture"] = drawer.places[n]
+        columns["map"] = len(set(drawer.places)) + n
+        columns["views"] = views.data(run, drawer.means[n], drawer.dominant[n], word)
         legends = [
-            None if legend is None else [[word(run.class_name(index)), degrees] for index, degrees in legend]
+            None if legend is None else [[word(run.class_name(index)), color] for index, color in legend]
             for legend in drawer.legends[n]
         ]
-        own["columns"]["legend"] = legends if any(legends) else None
-        told.append(own)
+        columns["columns"]["legend"] = legends if any(legends) else None
+        data.append(columns)
     return {
         "block": BLOCK,
         "colors": _colors(),
@@ -171,19 +170,19 @@ def _data(runs: Sequence[Run], indices: Sequence[int], drawer: Drawer) -> dict[s
             "label": [row["label"] for row in rows],
         },
         "labels": [[label, word(runs[0].class_name(label))] for label in labels],
-        "runs": told,
+        "runs": data,
         "words": list(words),
     }
 
 
 def _colors() -> str:
-    """256 colours from cold to hot, three bytes each."""
+    """Returns 256 colours from cold to hot, three bytes each."""
     table = render.colorize(torch.arange(256).view(1, 1, 256) / 255)[0, :, 0].T
     return base64.b64encode((table * 255).round().to(torch.uint8).contiguous().numpy().tobytes()).decode()
 
 
 def _page(runs: Sequence[Run]) -> tuple[str, str]:
-    """What comes before the data and what comes after."""
+    """Returns the text of the page before the data, and after it."""
     script = _text("page.js")
     # The page may run this script and show what it holds, and reach nothing else.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -200,7 +199,7 @@ def _text(name: str) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON in ASCII, without a character that HTML takes for markup."""
+    """Returns JSON in ASCII, without a character that HTML takes for markup."""
     text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -209,5 +208,5 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(own) for key, own in value.items()}
-    return [_finite(own) for own in value] if isinstance(value, (list, tuple)) else value
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value

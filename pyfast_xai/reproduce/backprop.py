@@ -19,7 +19,7 @@ FILTERS = (16, 64, 256, 1024)
 
 
 def normal(module: nn.Module, std: float = 0.1) -> nn.Module:
-    """Weights of zero mean, truncated at two deviations, and no bias, as sections 3 and 4 assume."""
+    """Draws weights of zero mean, truncated at two deviations, and no bias, as sections 3 and 4 assume."""
     for weight in module.parameters():
         if weight.dim() > 1:
             nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
@@ -29,7 +29,7 @@ def normal(module: nn.Module, std: float = 0.1) -> nn.Module:
 
 
 def three_layers(filters: int, pool: int | None = None, side: int = SIDE) -> nn.Module:
-    """Section 3.1: convolution, ReLU, fully connected; a max-pool in between for section 3.2.
+    """Builds the network of section 3.1: convolution, ReLU, fully connected; a max-pool in between for section 3.2.
 
     Args:
         filters: of the convolution, 7 x 7 with stride 2 (N).
@@ -47,7 +47,7 @@ def three_layers(filters: int, pool: int | None = None, side: int = SIDE) -> nn.
 
 
 def fully_connected(hidden: int, side: int = SIDE) -> nn.Module:
-    """Section 3.1.2: every neuron sees the whole image at once.
+    """Builds the network of section 3.1.2: every neuron sees the whole image at once.
 
     Args:
         hidden: neurons of the hidden layer (N_h).
@@ -59,13 +59,13 @@ def fully_connected(hidden: int, side: int = SIDE) -> nn.Module:
 
 
 def limit(images: Tensor) -> Tensor:
-    """What guided backprop tends to as the filters grow in number: every patch scaled to unit length, added up."""
+    """Returns the limit of guided backprop for many filters: every patch scaled to unit length, added up."""
     patches = functional.unfold(images, PATCH, stride=STRIDE)
     return functional.fold(functional.normalize(patches, dim=1), images.shape[2:], PATCH, stride=STRIDE)
 
 
 def _small(data: Data, count: int) -> Tensor:
-    """Pictures of 64 x 64, without mean; smooth noise where there are none."""
+    """Returns the pictures of 64 x 64, without mean; smooth noise where there are none."""
     from pyfast_xai.images import Preprocess
 
     generator = torch.Generator().manual_seed(data.seed)
@@ -81,7 +81,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def filters(data: Data) -> Outcome:
-    """Section 3.1: how near do the three come to the image in random networks, as these grow wider?"""
+    """Measures section 3.1: how near the three methods come to the image in random networks, as these grow wider."""
     images = _small(data, 8)
     known: dict[str, tuple[nn.Module, str]] = {}
     with torch.random.fork_rng(devices=[]):
@@ -94,19 +94,22 @@ def filters(data: Data) -> Outcome:
     rows = []
     pictures: list[list[Tensor]] = [list(render.stretch(images[:4]))]
     labels = ["image"]
-    for name, (model, wanted) in known.items():
+    for name, (model, expectation) in known.items():
         model = model.to(images.device)
-        cells = [name, wanted]
+        cells = [name, expectation]
         for method, kind in METHODS.items():
-            found = kind(model)(images, 0)
-            assert found.attribution is not None
-            target = limit(images) if wanted == "limit" else images
-            cells += [f"{_cosine(found.attribution, target):.3f}", f"{_cosine(found.attribution, images):.3f}"]
+            explanation = kind(model)(images, 0)
+            assert explanation.attribution is not None
+            target = limit(images) if expectation == "limit" else images
+            cells += [
+                f"{_cosine(explanation.attribution, target):.3f}",
+                f"{_cosine(explanation.attribution, images):.3f}",
+            ]
             if "1024" in name or "4096" in name:
-                pictures.append(list(found.rgb()[:4]))
+                pictures.append(list(explanation.rgb()[:4]))
                 labels.append(f"{method}: {name}")
         rows.append(cells)
-        data.telling("random networks")(len(images))
+        data.advance("random networks", len(images))
     heads = ["random network", "limit"]
     for method in METHODS:
         heads += [f"{method}, to the limit", f"{method}, to the image"]
@@ -121,7 +124,7 @@ def filters(data: Data) -> Outcome:
 
 
 def figure_7(data: Data) -> Outcome:
-    """Fig. 7: how far apart are the maps of two classes?"""
+    """Measures Fig. 7: the distance between the maps of two classes."""
     pictures = data.imagenet()
     rows = []
     for loaded in data.networks(("vgg16",)):
@@ -132,15 +135,17 @@ def figure_7(data: Data) -> Outcome:
         for state, model in (("trained", loaded.model), ("random", drawn)):
             distance: dict[str, list[Tensor]] = {method: [] for method in METHODS}
             generator = torch.Generator().manual_seed(data.seed)
-            for start in range(0, len(pictures), data.batch):
-                images = data.inputs(pictures[start : start + data.batch], loaded.preprocess)
-                with torch.inference_mode():
+            for start in range(0, len(pictures), data.batch_size):
+                images = data.inputs(pictures[start : start + data.batch_size], loaded.preprocess)
+                with torch.no_grad():
                     classes = model(images[:1]).shape[1]
                 pairs = torch.rand(len(images), classes, generator=generator).topk(2, 1).indices.to(images.device)
                 for method, kind in METHODS.items():
                     distance[method].append(metrics.class_sensitivity(kind(model), images, pairs))
-                data.telling(f"{loaded.name}, {state}, Fig. 7")(len(images))
-            rows.append([loaded.name, state, *(f"{float(torch.cat(own).mean()):.3f}" for own in distance.values())])
+                data.advance(f"{loaded.name}, {state}, Fig. 7", len(images))
+            rows.append(
+                [loaded.name, state, *(f"{float(torch.cat(values).mean()):.3f}" for values in distance.values())]
+            )
     differs = [
         f"{len(pictures)} pictures instead of 10,000, maps scaled to unit length (the paper does not say), so 1.41 is "
         "nothing in common. The paper gives an order: saliency far above DeconvNet, DeconvNet above guided backprop or "
@@ -151,14 +156,14 @@ def figure_7(data: Data) -> Outcome:
 
 
 def _forget(model: nn.Module) -> None:
-    """Weights drawn so that the signal keeps its size; biases zero."""
+    """Draws weights that keep the size of the signal; biases are zero."""
     with torch.no_grad():
         for weight in model.parameters():
             nn.init.kaiming_normal_(weight) if weight.dim() > 1 else nn.init.zeros_(weight)
 
 
 def partial_training(data: Data) -> Outcome:
-    """Figs. 6 and 9: which layers must be trained for a picture?"""
+    """Draws Figs. 6 and 9: maps of networks of which some layers are trained."""
     pictures = data.at_most(8).imagenet()
     rows: list[list[str]] = []
     shown: dict[str, Any] = {}
@@ -172,7 +177,7 @@ def partial_training(data: Data) -> Outcome:
             "first quarter random": layers[: len(layers) // 4],
             "all random": layers,
         }
-        with torch.inference_mode():
+        with torch.no_grad():
             target = loaded.model(images).argmax(1)
         before: dict[str, Tensor] = {}
         sheet: list[list[Tensor]] = [list(data.shown(pictures[:4], loaded.preprocess))]
@@ -181,14 +186,14 @@ def partial_training(data: Data) -> Outcome:
             model = _with_random(loaded.model, names, data.seed)
             cells = [loaded.name, state]
             for method, kind in METHODS.items():
-                found = kind(model)(images, target)
-                assert found.attribution is not None
-                own = before.setdefault(method, found.attribution)
-                cells.append(f"{_cosine(found.attribution, own):.3f}")
-                sheet.append(list(found.rgb()[:4]))
+                explanation = kind(model)(images, target)
+                assert explanation.attribution is not None
+                trained = before.setdefault(method, explanation.attribution)
+                cells.append(f"{_cosine(explanation.attribution, trained):.3f}")
+                sheet.append(list(explanation.rgb()[:4]))
                 labels.append(f"{method}, {state}")
             rows.append(cells)
-            data.telling(f"{loaded.name}, {state}")(len(images))
+            data.advance(f"{loaded.name}, {state}", len(images))
         shown[loaded.name] = render.montage(sheet, labels=labels)
     differs = ["The paper shows pictures of VGG-16; these are cosines to the map of the trained network."]
     heads = ["network", "weights", *METHODS]
@@ -206,16 +211,16 @@ def _with_random(model: nn.Module, names: Sequence[str], seed: int) -> nn.Module
 
 
 def adversarial(data: Data) -> Outcome:
-    """Fig. 8: do maps tell that an image is adversarial?"""
+    """Measures Fig. 8: the similarity of maps of images and of their adversarial examples."""
     pictures = data.at_most(40).imagenet()
     rows, shown = [], {}
     for loaded in data.networks(("vgg16",)):
         images = data.inputs(pictures, loaded.preprocess)
         epsilon = 0.02 * float(images.amax() - images.amin())
         moved = metrics.fgsm(loaded.model, images, epsilon=epsilon)
-        with torch.inference_mode():
+        with torch.no_grad():
             changed = loaded.model(images).argmax(1) != loaded.model(moved).argmax(1)
-        data.telling(f"{loaded.name}, attacked")(len(pictures))
+        data.advance(f"{loaded.name}, attacked", len(pictures))
         if not bool(changed.any()):
             rows.append([loaded.name, f"0 of {len(pictures)}", *("-" for _ in METHODS)])
             continue
@@ -236,7 +241,7 @@ def adversarial(data: Data) -> Outcome:
 
 
 def figure_3(data: Data) -> Outcome:
-    """Fig. 3: are weights of the layers after the convolutions distributed as a Gaussian?"""
+    """Measures Fig. 3: the distribution of the weights of the layers after the convolutions."""
     rows = []
     for loaded in data.networks(("vgg16",)):
         layers = [(name, m) for name, m in loaded.model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -246,7 +251,7 @@ def figure_3(data: Data) -> Outcome:
             kurtosis = float(weight.pow(4).mean() - 3)
             mean = float(module.weight.detach().mean() / module.weight.detach().std())
             rows.append([loaded.name, name, f"{mean:.3f}", f"{float(weight.pow(3).mean()):.2f}", f"{kurtosis:.2f}"])
-            data.telling(f"{loaded.name}, weights")(1)
+            data.advance(f"{loaded.name}, weights", 1)
     heads = ["network", "layer", "mean, in deviations", "skewness", "excess kurtosis"]
     differs = [
         "The paper shows the histogram of VGG-16's first fully connected layer; a Gaussian has 0 in every column."

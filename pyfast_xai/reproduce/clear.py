@@ -12,6 +12,7 @@ from torch.nn import functional
 from pyfast_xai import metrics, render
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers import CLEAR
+from pyfast_xai.explainers.clear import ClassExplanation
 from pyfast_xai.images import Preprocess, load_image
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import Experiment, Outcome
@@ -30,7 +31,7 @@ Pictures = tuple[Tensor, Tensor]
 
 
 def all_convolutional(stages: Stages, channels: int) -> nn.Sequential:
-    """A network of the paper's appendix: its last convolution has a filter a class, and their means are the answer.
+    """Builds a network of the paper's appendix: its last convolution has a filter a class, whose means are the outputs.
 
     Args:
         stages: filters of the convolutions between max-pools; a pair gives the side of the kernel first.
@@ -40,8 +41,8 @@ def all_convolutional(stages: Stages, channels: int) -> nn.Sequential:
     for number, stage in enumerate(stages):
         if number:
             layers.append(nn.MaxPool2d(2))
-        for given in stage:
-            side, filters = given if isinstance(given, tuple) else (3, given)
+        for entry in stage:
+            side, filters = entry if isinstance(entry, tuple) else (3, entry)
             layers += [nn.Conv2d(channels, filters, side, padding=side // 2), nn.ReLU()]
             channels = filters
     for layer in layers:
@@ -74,12 +75,12 @@ def train(model: nn.Sequential, images: Tensor, labels: Tensor, epochs: int, dat
             functional.cross_entropy(model(batch), labels[chosen].to(data.device)).backward()
             optimizer.step()
             schedule.step()
-            data.telling(f"training, epoch {step // batches + 1} of {epochs}")(64)
+            data.advance(f"training, epoch {step // batches + 1} of {epochs}", 64)
     return model.eval()
 
 
 def _idx(folder: Path, name: str) -> Tensor:
-    """One of MNIST's files, whose header ends with its shape in big-endian integers."""
+    """Returns one of MNIST's files, whose header ends with its shape in big-endian integers."""
     import numpy as np
 
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
@@ -91,7 +92,7 @@ def _idx(folder: Path, name: str) -> Tensor:
 
 
 def _mnist(data: Data) -> tuple[Pictures, Pictures, list[str]]:
-    """The digits to train on, those held out, and what is not as in the paper."""
+    """Returns the digits to train on, those held out, and what is not as in the paper."""
     import numpy as np
 
     folder = data.root / "mnist"
@@ -105,8 +106,8 @@ def _mnist(data: Data) -> tuple[Pictures, Pictures, list[str]]:
         images, digits = torch.from_numpy(arrays["x"])[:, None] / 255, torch.from_numpy(arrays["y"]).long()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     first, last = order[:-HELD_OUT], order[-HELD_OUT:]
-    told = [f"Trained on {len(first)} digits of {path.name}; the {HELD_OUT} held out are measured."]
-    return (images[first], digits[first]), (images[last], digits[last]), told
+    notes = [f"Trained on {len(first)} digits of {path.name}; the {HELD_OUT} held out are measured."]
+    return (images[first], digits[first]), (images[last], digits[last]), notes
 
 
 def _svhn(data: Data) -> tuple[Pictures, Pictures, list[str]]:
@@ -122,7 +123,7 @@ def _svhn(data: Data) -> tuple[Pictures, Pictures, list[str]]:
 
 
 def _dogs(data: Data) -> tuple[Pictures, Pictures, list[str]]:
-    """The first ten breeds, by their lists."""
+    """Returns the first ten breeds, by their lists."""
     from scipy.io import loadmat
 
     preprocess = Preprocess(size=128, crop="squash", mean=(0, 0, 0), std=(1, 1, 1))
@@ -135,7 +136,7 @@ def _dogs(data: Data) -> tuple[Pictures, Pictures, list[str]]:
         images = []
         for row in chosen:
             images.append(preprocess(load_image(data.root / "StanfordDogs" / "Images" / files[row]))[0])
-            data.telling(f"reading {name}")(1)
+            data.advance(f"reading {name}", 1)
         parts.append((torch.stack(images), labels[chosen]))
     return parts[0], parts[1], ["Images are squashed to 128 x 128; the paper does not say their size."]
 
@@ -145,19 +146,19 @@ def _table(name: str, network: nn.Sequential, held: Pictures, fill: float, data:
     paper = TABLE_1[name]
     rows = [["paper", "-", "-", *(f"{figure:.2f}" for figure in paper)]]
     for variant in ("linear", "deconvnet", "guided"):
-        explain = CLEAR(network, classes=None, variant=variant)
+        explain = CLEAR(network, candidates=None, variant=variant)
         every = []
         for part in images.split(100):
             every.append(explain.responses(part.to(data.device), range(10)).cpu())
-            data.telling(f"{name}, {variant}")(len(part))
+            data.advance(f"{name}, {variant}", len(part))
         responses = torch.cat(every)[torch.arange(len(labels)), labels]
         for threshold in (0.1, 0.2, 0.3):
             for dilation in (0, 1):
-                found = metrics.strong_features(
+                correct = metrics.strong_features(
                     network, images.to(data.device), responses.to(data.device), labels,
                     threshold=threshold, dilation=dilation, fill=fill,
                 )  # fmt: skip
-                shares = [f"{100 * float(part.float().mean()):.2f}" for part in found]
+                shares = [f"{100 * float(part.float().mean()):.2f}" for part in correct]
                 rows.append([variant, f"{threshold:.1f}", str(dilation), *shares])
     return rows
 
@@ -167,12 +168,12 @@ OPEN = "The paper does not say which response is strong, nor how far around it p
 
 
 def table_1_mnist(data: Data) -> Outcome:
-    """Table 1, MNIST: trains the network of the appendix first, a few minutes on a CPU."""
+    """Measures Table 1 on MNIST; trains the network of the appendix first, a few minutes on a CPU."""
     return _table_1("mnist", _mnist(data), MNIST, epochs=8, fill=0.0, data=data)
 
 
 def table_1_svhn(data: Data) -> Outcome:
-    """Table 1, SVHN: trains the network of the appendix first, hours on a CPU."""
+    """Measures Table 1 on SVHN; trains the network of the appendix first, hours on a CPU."""
     return _table_1("svhn", _svhn(data), SVHN, epochs=20, fill=0.5, data=data)
 
 
@@ -187,12 +188,12 @@ def _table_1(
 
 
 def dogs(data: Data) -> Outcome:
-    """Section 4.1, Stanford Dogs: trains the network of the appendix first, many hours on a CPU."""
+    """Measures section 4.1 on Stanford Dogs; trains the network of the appendix first, many hours on a CPU."""
     fit, held, differs = _dogs(data)
     model = train(all_convolutional(DOGS, 3), *fit, 30, data)
     right = []
-    for part, labels in zip(held[0].split(data.batch), held[1].split(data.batch), strict=True):
-        with torch.inference_mode():
+    for part, labels in zip(held[0].split(data.batch_size), held[1].split(data.batch_size), strict=True):
+        with torch.no_grad():
             right.append(model(part.to(data.device)).argmax(1).cpu() == labels)
     share = f"{100 * float(torch.cat(right).float().mean()):.2f}"
     title = "CLEAR, section 4.1, ten breeds of Stanford Dogs: accuracy, percent"
@@ -201,25 +202,26 @@ def dogs(data: Data) -> Outcome:
 
 
 def _sheet(model: nn.Module, held: Pictures, data: Data) -> Any:
-    """Figs. 3 and 4: images, binary heat maps and CLEAR maps."""
-    images, labels = (own[:10].to(data.device) for own in held)
-    found = CLEAR(model, classes=None)(images, labels)
-    rows = [list(render.for_display(images)), list(found.binary()), list(found.overlay())]
+    """Draws Figs. 3 and 4: images, binary heat maps and CLEAR maps."""
+    images, labels = (tensor[:10].to(data.device) for tensor in held)
+    explanation = CLEAR(model, candidates=None)(images, labels)
+    assert isinstance(explanation, ClassExplanation)
+    rows = [list(render.for_display(images)), list(explanation.binary()), list(explanation.overlay())]
     return render.montage(rows, labels=["image", "for its class and against", "dominant class"])
 
 
 def maps(data: Data) -> Outcome:
-    """Figs. 3 to 6: CLEAR maps of photographs."""
+    """Draws Figs. 3 to 6: CLEAR maps of photographs."""
     pictures = data.at_most(6).imagenet()
     shown = {}
     for loaded in data.networks(("vgg16",)):
         images = data.inputs(pictures, loaded.preprocess)
-        found = CLEAR(loaded.model)(images)
+        explanation = CLEAR(loaded.model)(images)
+        assert isinstance(explanation, ClassExplanation)
         ground = data.shown(pictures, loaded.preprocess)
-        rows = [list(ground), list(found.binary()), list(found.overlay(ground))]
-        rows.append([render.from_pil(own) for own in found.legends()])
-        labels = ["image", "for its class and against", "dominant class", ""]
-        shown[loaded.name] = render.montage(rows, labels=labels)
+        rows = [list(ground), list(explanation.binary()), list(explanation.overlay(ground))]
+        labels = ["image", "for its class and against", "dominant class"]
+        shown[loaded.name] = render.montage(rows, labels=labels, legends=[[], [], explanation.legends()])
     differs = ["The paper shows ten classes of Stanford Dogs, by a network trained for these; here are ImageNet's."]
     return Outcome("CLEAR: which class every pixel speaks for", [], [], differs, shown)
 

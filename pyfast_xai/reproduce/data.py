@@ -1,4 +1,4 @@
-"""Where the data sets of the papers lie, and the networks they are shown to.
+"""The data sets of the papers, and the networks that are applied to them.
 
 A folder holds any of these:
 
@@ -22,9 +22,10 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,8 +34,19 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.evaluation import Annotation, read_annotations
 from pyfast_xai.images import Preprocess, find_images, load_image
 from pyfast_xai.models import LoadedModel, load_model
+from pyfast_xai.progress import Progress, ProgressCallback
 
 COLLECTION = ("resnet50_abm_pruned_int8", "googlenet_abm_pruned_int8", "squeezenet1_1", "mobilenet_v2_coral_int8")
+Half = Literal["all", "tuning", "held-out"]
+HALVES: tuple[Half, ...] = ("all", "tuning", "held-out")
+
+
+def tuning_pictures() -> frozenset[str]:
+    """Returns the ILSVRC pictures by which defaults were chosen, as file names without suffix.
+
+    They are 300 drawn from 600. All others are held out: no default was chosen by them.
+    """
+    return frozenset((files("pyfast_xai.reproduce") / "tuning_pictures.txt").read_text().split())
 
 
 @dataclass(frozen=True)
@@ -57,40 +69,50 @@ class Data:
         root: the folder.
         count: pictures at most; None for all.
         names: of networks; empty for those of the paper, or all of a collection.
-        batch: images at a time.
+        batch_size: images at a time.
         device: of the networks.
         seed: of the order of pictures, and of whatever is random in an experiment.
         progress: called with what is being done and how many pictures of it are.
+        half: of the ILSVRC pictures: those by which defaults were chosen ("tuning", see `tuning_pictures`), those that
+            are held out, or all.
     """
 
     root: Path
     count: int | None = 200
     names: tuple[str, ...] = ()
-    batch: int = 16
+    batch_size: int = 16
     device: str = "cpu"
     seed: int = 0
     progress: Callable[[str, int], None] | None = None
+    half: Half = "all"
 
     def at_most(self, count: int) -> "Data":
-        """The same with fewer pictures, for what takes long."""
+        """Returns the data with fewer pictures, for experiments that take long."""
         return replace(self, count=count if self.count is None else min(count, self.count))
 
-    def telling(self, doing: str) -> Callable[[int], None]:
-        """What a loop calls with the number of pictures it has done."""
+    def advance(self, doing: str, pictures: int) -> None:
+        """Report that so many pictures more are done."""
+        if self.progress is not None:
+            self.progress(doing, pictures)
 
-        def tell(pictures: int) -> None:
-            if self.progress is not None:
-                self.progress(doing, pictures)
+    def progress_of(self, doing: str) -> ProgressCallback:
+        """Returns a callback that reports the pictures which are done since its last call."""
+        reported = 0
 
-        return tell
+        def report(progress: Progress) -> None:
+            nonlocal reported
+            self.advance(doing, progress.done - reported)
+            reported = progress.done
+
+        return report
 
     @property
     def own_networks(self) -> bool:
-        """Whether the folder has networks of its own."""
+        """Returns whether the folder has networks of its own."""
         return (self.root / "models.py").is_file()
 
     def networks(self, paper: Sequence[str]) -> Iterator[LoadedModel]:
-        """Trained networks on the device, one by one.
+        """Yields the trained networks on the device, one by one.
 
         Args:
             paper: names of torchvision that come next to those of the paper.
@@ -114,68 +136,73 @@ class Data:
         return LoadedModel(model, preprocess, None, name)
 
     def imagenet(self) -> list[Annotation]:
-        """ILSVRC validation pictures with class and boxes, in random order."""
+        """Returns ILSVRC validation pictures with class and boxes, in random order."""
         folder = self.root / "imagenet"
         if (folder / "annotations.json").is_file():
             rows = json.loads((folder / "annotations.json").read_text())
             # Only the part that is complete and of one size, where it is told apart.
             kept = [row for row in rows if row["file"].startswith("val227")] or rows
-            found = [
+            annotations = [
                 Annotation(folder / r["file"], r["cls"], torch.tensor(r["boxes"]).float(), [r["cls"]] * len(r["boxes"]))
                 for r in kept
             ]
         else:
             table = self._file("imagenet/LOC_val_solution.csv", "ILSVRC 2012's validation set")
-            found, _ = read_annotations(table, find_images([folder / "val"]))
-        return self._some(found)
+            annotations, _ = read_annotations(table, find_images([folder / "val"]))
+        if self.half != "all":
+            tuning = tuning_pictures()
+            annotations = [entry for entry in annotations if (entry.path.stem in tuning) == (self.half == "tuning")]
+        return self._some(annotations)
 
     def voc(self) -> list[Annotation]:
-        """The test pictures of PASCAL VOC 2007."""
+        """Returns the test pictures of PASCAL VOC 2007."""
         root = self._file("VOC2007/ImageSets/Main/test.txt", "PASCAL VOC 2007").parents[2]
         names = set((root / "ImageSets/Main/test.txt").read_text().split())
         pictures = [path for path in find_images([root / "JPEGImages"]) if path.stem in names]
         return self._some(read_annotations(root / "Annotations", pictures)[0])
 
     def masked(self) -> list[Annotation]:
-        """Pictures with masks of their objects: Graz-02, or COCO where that is not there."""
+        """Returns the pictures with masks of their objects: Graz-02, or COCO where that is not there."""
         graz = self.root / "graz02"
         if graz.is_dir():
-            found = []
+            annotations = []
             for picture in sorted(graz.rglob("*.image.png")):
                 stem = picture.name.removesuffix(".image.png")
                 masks = sorted(picture.parent.glob(f"{stem}.mask.*.png"))
-                found.append(Annotation(picture, picture.parent.name, shapes=masks))
-            return self._some(found)
+                annotations.append(Annotation(picture, picture.parent.name, shapes=masks))
+            return self._some(annotations)
         return self.coco()
 
     def coco(self) -> list[Annotation]:
-        """COCO pictures with boxes and masks; crowds are left out."""
+        """Returns COCO pictures with boxes and masks; crowds are left out."""
         free = self.root / "coco_ccby"
         if not (free / "annotations.json").is_file():
             table = self._file("coco/annotations.json", "COCO")
             return self._some(read_annotations(table, find_images([table.parent]))[0])
-        found = []
+        annotations = []
         for row in json.loads((free / "annotations.json").read_text()):
-            own = [thing for thing in row["objects"] if not thing["iscrowd"]]
-            boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (thing["bbox_xywh"] for thing in own)]
-            kinds = [thing["category"] for thing in own]
+            objects = [thing for thing in row["objects"] if not thing["iscrowd"]]
+            boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (thing["bbox_xywh"] for thing in objects)]
+            kinds = [thing["category"] for thing in objects]
             shapes: list[Any] = []
-            for thing in own:
+            for thing in objects:
                 outline = thing["segmentation"]
                 shapes += [outline] if isinstance(outline, dict) else outline
-            found.append(Annotation(free / row["file"], None, torch.tensor(boxes).float().view(-1, 4), kinds, shapes))
-        return self._some(found)
+            annotations.append(
+                Annotation(free / row["file"], None, torch.tensor(boxes).float().view(-1, 4), kinds, shapes)
+            )
+        return self._some(annotations)
 
     def published_boxes(self) -> tuple[Any, Any]:
-        """CNN-Fixations' boxes, and ILSVRC's, as NumPy archives."""
+        """Returns CNN-Fixations' boxes, and ILSVRC's, as NumPy archives."""
         import numpy as np
 
         names = ("wsol/cnn_fixations_boxes.npz", "wsol/ilsvrc_val_ground_truth.npz")
-        own, truth = (np.load(self._file(name, "the published boxes of CNN-Fixations")) for name in names)
-        return own, truth
+        published, truth = (np.load(self._file(name, "the published boxes of CNN-Fixations")) for name in names)
+        return published, truth
 
     def folder_of(self, name: str, what: str) -> Path:
-        """A folder or file of a data set.
+        """Returns a folder or file of a data set.
 
         Raises:
             InputError: it is not there.
@@ -183,12 +210,12 @@ class Data:
         return self._file(name, what)
 
     def inputs(self, annotations: Sequence[Annotation], preprocess: Preprocess) -> Tensor:
-        """What a network is shown of some pictures, `[N, C, H, W]`."""
-        return torch.stack([preprocess(load_image(own.path))[0] for own in annotations]).to(self.device)
+        """Returns the inputs of a network for some pictures, `[N, C, H, W]`."""
+        return torch.stack([preprocess(load_image(entry.path))[0] for entry in annotations]).to(self.device)
 
     def shown(self, annotations: Sequence[Annotation], preprocess: Preprocess) -> Tensor:
-        """The same to look at, `[N, 3, H, W]` in 0..1."""
-        return torch.stack([preprocess(load_image(own.path))[1] for own in annotations])
+        """Returns the pictures for display, `[N, 3, H, W]` in 0..1."""
+        return torch.stack([preprocess(load_image(entry.path))[1] for entry in annotations])
 
     def _file(self, name: str, what: str) -> Path:
         path = self.root / name
@@ -196,10 +223,10 @@ class Data:
             raise InputError(f"data must hold {what} at {name}, got {str(self.root)!r} without it")
         return path
 
-    def _some(self, found: list[Annotation]) -> list[Annotation]:
-        if not found:
+    def _some(self, annotations: list[Annotation]) -> list[Annotation]:
+        if not annotations:
             raise InputError(f"data must hold pictures with annotations, got none in {str(self.root)!r}")
-        shuffled = list(found)
+        shuffled = list(annotations)
         random.Random(self.seed).shuffle(shuffled)
         return shuffled[: self.count]
 

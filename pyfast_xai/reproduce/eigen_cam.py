@@ -12,7 +12,7 @@ from pyfast_xai.reproduce.protocol import Make, fitting, like, measured, placed
 NETWORKS = ("alexnet", "vgg16", "densenet121", "googlenet", "resnet101")
 # Table I: localisation error by overlap alone, percent, in the order of NETWORKS.
 TABLE_1 = {"Eigen-CAM": (53.02, 47.67, 55.07, 46.28, 55.26)}
-# What CNN-Fixations' published boxes give by the same measure; the paper sets its own figures beside top-1 errors.
+# Figures of CNN-Fixations' published boxes by the same measure; the paper sets its own beside top-1 errors.
 CLASS_AGNOSTIC = {"CNN-Fixations": (48.03, 43.66, None, 43.80, 44.74)}
 
 METHODS: dict[str, Make] = {
@@ -20,28 +20,28 @@ METHODS: dict[str, Make] = {
     "Grad-CAM": GradCAM,
     "CNN-Fixations": CNNFixations,
     "Eigen-CAM": EigenCAM,
-    "Eigen-CAM, 5 %": partial(EigenCAM, threshold=0.05),
-    "Eigen-CAM, 10 %": partial(EigenCAM, threshold=0.10),
+    "Eigen-CAM, 5 %": partial(EigenCAM, box_rule="segment:0.05"),
+    "Eigen-CAM, 10 %": partial(EigenCAM, box_rule="segment:0.1"),
     "Eigen-CAM, centred": partial(EigenCAM, center=True),
 }
 
 
 def table_1(data: Data) -> Outcome:
-    """Table I, both methods by one protocol: a box of the predicted class, right if it overlaps."""
+    """Measures Table I, both methods by one protocol: a box of the predicted class, right if it overlaps."""
     pictures = data.imagenet()
-    measures = ["box-error", "best-box-error", "pointing"]
+    metrics = ["box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
     differs: list[str] = []
-    for loaded, result in measured(data, NETWORKS, METHODS, measures, pictures, differs):
+    for loaded, result in measured(data, NETWORKS, METHODS, metrics, pictures, differs):
         column = like(loaded.name, NETWORKS)
         for method in result.cost:
             known = {**TABLE_1, **CLASS_AGNOSTIC}.get(method)
             paper = None if known is None or column is None else known[column]
             published = "-" if paper is None else f"{paper:.2f}"
-            rows.append([loaded.name, method, published, *placed(measures, result, method)])
+            rows.append([loaded.name, method, published, *placed(metrics, result, method)])
     heads = ["network", "method", "published, its family's network"]
-    for measure in ("box error", "box error at the best threshold", "pointing"):
-        heads += [measure, f"{measure}, small"]
+    for metric in ("box error", "box error at the best threshold", "pointing"):
+        heads += [metric, f"{metric}, small"]
     differs += [
         f"{len(pictures)} pictures of ILSVRC's validation set instead of 50,000, by other trainings.",
         "The paper's lead over CNN-Fixations compares its errors by overlap alone with top-1 errors, for which the "
@@ -67,11 +67,11 @@ def adversarial(data: Data) -> Outcome:
             lines.append([before[:4], after[:4]])
             alike = metrics.cosine_similarity(before.heatmap, after.heatmap)
             overlap = metrics.iou(before.boxes(), after.boxes())
-            data.telling(f"{loaded.name}, {name} under noise")(len(images))
+            data.advance(f"{loaded.name}, {name} under noise", len(images))
             rows.append([loaded.name, name, f"{alike.mean():.3f}", f"{overlap.mean():.3f}"])
         ground = data.shown(pictures[:4], loaded.preprocess)
         shown[loaded.name] = render.montage(
-            [list(own.overlay(ground)) for pair in lines for own in pair],
+            [list(explanation.overlay(ground)) for pair in lines for explanation in pair],
             labels=[f"{name}{when}" for name in able for when in ("", ", attacked")],
         )
     heads = ["network", "method", "cosine of maps", "overlap of boxes"]
@@ -80,14 +80,14 @@ def adversarial(data: Data) -> Outcome:
 
 
 def components(data: Data) -> Outcome:
-    """Fig. 1: the first principal components."""
+    """Draws Fig. 1: the first principal components."""
     pictures = data.at_most(6).imagenet()
     shown = {}
     for loaded in data.networks(("vgg16",)):
         images = data.inputs(pictures, loaded.preprocess)
         ground = data.shown(pictures, loaded.preprocess)
         maps = [EigenCAM(loaded.model, component=k)(images).overlay(ground) for k in (1, 2, 3)]
-        shown[loaded.name] = render.montage([list(own) for own in maps], labels=["first", "second", "third"])
+        shown[loaded.name] = render.montage([list(sheet) for sheet in maps], labels=["first", "second", "third"])
     return Outcome("Eigen-CAM, Fig. 1: principal components", [], [], pictures=shown)
 
 

@@ -35,19 +35,19 @@ TABLE_2 = {
 
 
 def _family(name: str, known: Sequence[str]) -> str | None:
-    return next((own for own in known if name.startswith(own)), None)
+    return next((family for family in known if name.startswith(family)), None)
 
 
 def _sure(loaded: LoadedModel, data: Data, count: int, least: float = 0.995) -> Tensor:
-    """Pictures that the network classifies correctly with at least this probability."""
+    """Returns the pictures that the network classifies correctly with at least this probability."""
     kept: list[Tensor] = []
     pictures = replace(data, count=None).imagenet()
-    for start in range(0, len(pictures), data.batch):
-        part = pictures[start : start + data.batch]
+    for start in range(0, len(pictures), data.batch_size):
+        part = pictures[start : start + data.batch_size]
         images = data.inputs(part, loaded.preprocess)
-        with torch.inference_mode():
+        with torch.no_grad():
             shares = loaded.model(images).softmax(1)
-        labels = torch.tensor([int(own.label or 0) for own in part], device=images.device)
+        labels = torch.tensor([int(entry.label or 0) for entry in part], device=images.device)
         kept += list(images[shares.gather(1, labels[:, None])[:, 0] >= least])
         if len(kept) >= count:
             break
@@ -57,17 +57,17 @@ def _sure(loaded: LoadedModel, data: Data, count: int, least: float = 0.995) -> 
 
 
 def table_1(data: Data) -> Outcome:
-    """Table 1: can an explanation be generated of a class that is not in the picture?"""
+    """Measures Table 1: the rate at which explanations of absent classes can be generated."""
     rows, count = [], data.at_most(32).count or 32
     for loaded in data.networks(NETWORKS):
         images = _sure(loaded, data, count)
         for defence in ("none", "gradient"):
-            game: dict[str, Any] = {"game": "generation", "sparsity": 0.0, "until": "class", "patience": 0}
-            explain = FGVis(loaded.model, defence=defence, iterations=100, **game)
+            game: dict[str, Any] = {"game": "generation", "sparsity": 0.0, "stop_at": "class", "patience": 0}
+            explain = FGVis(loaded.model, defence=defence, n_iterations=100, **game)
             shares = []
-            for part in images.split(data.batch):
+            for part in images.split(data.batch_size):
                 shares.append(metrics.adversarial_evidence(loaded.model, explain, part).generated)
-                data.telling(f"{loaded.name}, {defence} defence")(len(part))
+                data.advance(f"{loaded.name}, {defence} defence", len(part))
             generated = torch.cat(shares).float().mean()
             family = _family(loaded.name, NETWORKS)
             paper = "-" if family is None else f"{TABLE_1[family][defence == 'gradient']:.1f}"
@@ -81,25 +81,25 @@ def table_1(data: Data) -> Outcome:
 
 
 def table_2(data: Data) -> Outcome:
-    """Table 2: area under the deletion curve."""
+    """Measures Table 2: the area under the deletion curve."""
     pictures = data.at_most(24).imagenet()
     methods: dict[str, Make] = {
         "centre": Centre,
         "Grad-CAM": GradCAM,
         "sliding window": Occlusion,
         "LIME": LIME,
-        "RISE": partial(RISE, masks=2000),
+        "RISE": partial(RISE, n_masks=2000),
         "FGVis": partial(FGVis, game="deletion"),
     }
     rows: list[list[str]] = []
     differs: list[str] = []
-    networks, measures = ("resnet50", "vgg16"), ("deletion", "insertion")
-    for loaded, result in measured(data, networks, methods, measures, pictures, differs, resamples=1000):
+    networks, metrics = ("resnet50", "vgg16"), ("deletion", "insertion")
+    for loaded, result in measured(data, networks, methods, metrics, pictures, differs, resamples=1000):
         family = _family(loaded.name, networks)
         for method in result.cost:
             paper = "-" if family is None or method not in TABLE_2 else f"{TABLE_2[method][family == 'vgg16']:.4f}"
-            own = result.figure(method, "deletion")
-            cells = [f"{own.value:.4f}", f"{own.low:.4f} to {own.high:.4f}"]
+            figure = result.figure(method, "deletion")
+            cells = [f"{figure.value:.4f}", f"{figure.low:.4f} to {figure.high:.4f}"]
             cells += [f"{result.figure(method, 'insertion').value:.4f}", f"{result.cost[method]:.0f}"]
             rows.append([loaded.name, method, paper, *cells])
     heads = ["network", "method", "paper", "deletion AUC", "95 % interval", "insertion AUC", "cost, forwards"]
@@ -111,7 +111,7 @@ def table_2(data: Data) -> Outcome:
 
 
 def table_3(data: Data) -> Outcome:
-    """Table 3: lesions of diabetic retinopathy; needs a classifier of fundus pictures."""
+    """Measures Table 3, lesions of diabetic retinopathy; needs a classifier of fundus pictures."""
     raise InputError(
         "experiment table-3 needs a network trained on fundus pictures (the paper's: EyePACS), got none; with one, "
         "metrics.LesionSensitivity() scores FGVis(model, game='deletion')(images).heatmap > threshold"
@@ -119,21 +119,24 @@ def table_3(data: Data) -> Outcome:
 
 
 def color_swap(data: Data) -> Outcome:
-    """Section 4.3: which classes are known by their colour?"""
+    """Measures section 4.3: the classes that the model knows by their colour."""
     pictures = data.imagenet()
     rows = []
     for loaded in data.networks(("vgg16",)):
         kept: dict[int, list[bool]] = defaultdict(list)
-        for start in range(0, len(pictures), data.batch):
-            part = pictures[start : start + data.batch]
-            shown = [load_image(own.path) for own in part]
-            found = [_seen(loaded, data, shown), *(_seen(loaded, data, [_swapped(i, s) for i in shown]) for s in SWAPS)]
-            for i, own in enumerate(part):
-                if found[0][i] == own.label:
-                    kept[own.label] += [answers[i] == own.label for answers in found[1:]]
-            data.telling(f"{loaded.name}, colour swap")(len(part))
-        every = [stays for own in kept.values() for stays in own]
-        lost = sum(sum(own) <= 0.25 * len(own) for own in kept.values())
+        for start in range(0, len(pictures), data.batch_size):
+            part = pictures[start : start + data.batch_size]
+            shown = [load_image(entry.path) for entry in part]
+            classes = [
+                _seen(loaded, data, shown),
+                *(_seen(loaded, data, [_swapped(i, s) for i in shown]) for s in SWAPS),
+            ]
+            for i, entry in enumerate(part):
+                if classes[0][i] == entry.label:
+                    kept[entry.label] += [answers[i] == entry.label for answers in classes[1:]]
+            data.advance(f"{loaded.name}, colour swap", len(part))
+        every = [stays for answers in kept.values() for stays in answers]
+        lost = sum(sum(answers) <= 0.25 * len(answers) for answers in kept.values())
         share = sum(every) / max(1, len(every))
         rows.append([loaded.name, str(len(every) // len(SWAPS)), percent(share), f"{lost} of {len(kept)}"])
     heads = ["network", "pictures that are right", "keep their label", "classes that lose 75 % of theirs"]
@@ -146,7 +149,7 @@ def color_swap(data: Data) -> Outcome:
 
 def _seen(loaded: LoadedModel, data: Data, shown: Sequence[Any]) -> list[int]:
     images = torch.stack([loaded.preprocess(image)[0] for image in shown]).to(data.device)
-    with torch.inference_mode():
+    with torch.no_grad():
         return loaded.model(images).argmax(1).tolist()
 
 
@@ -158,7 +161,7 @@ def _swapped(image: Any, swap: Sequence[int]) -> Any:
 
 
 def games(data: Data) -> Outcome:
-    """Figs. 1 and 5: the four games, with and without defence."""
+    """Draws Figs. 1 and 5: the four games, with and without defence."""
     pictures = data.at_most(3).imagenet()
     shown = {}
     for loaded in data.networks(("resnet50",)):
@@ -167,10 +170,10 @@ def games(data: Data) -> Outcome:
         for defence in ("gradient", "none"):
             for game in GAMES:
                 settings: dict[str, Any] = {"game": game, "defence": defence}
-                found = FGVis(loaded.model, iterations=200, **settings)(images)
-                rows.append(list(found.rgb()))
+                explanation = FGVis(loaded.model, n_iterations=200, **settings)(images)
+                rows.append(list(explanation.rgb()))
                 names.append(f"{game}{', undefended' if defence == 'none' else ''}")
-                data.telling(f"{loaded.name}, {game}")(len(images))
+                data.advance(f"{loaded.name}, {game}", len(images))
         shown[loaded.name] = render.montage(rows, labels=names)
     return Outcome("FGVis: the four games", [], [], pictures=shown)
 

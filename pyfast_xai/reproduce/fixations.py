@@ -46,19 +46,19 @@ TABLE_3 = {
 
 
 def table_1(data: Data) -> Outcome:
-    """Table I: does the box lie on the object? Top-1 localisation error on ILSVRC."""
+    """Measures Table I: whether the box lies on the object, as the top-1 localisation error on ILSVRC."""
     pictures = data.imagenet()
-    measures = ["top1-box-error", "box-error", "best-box-error", "pointing"]
+    metrics = ["top1-box-error", "box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
     differs = [f"{len(pictures)} pictures of ILSVRC's validation set instead of 50,000, and one crop of each."]
-    for loaded, result in measured(data, NETWORKS, METHODS, measures, pictures, differs):
+    for loaded, result in measured(data, NETWORKS, METHODS, metrics, pictures, differs):
         column = like(loaded.name, NETWORKS)
         for method in result.cost:
             paper = "-" if column is None or method not in TABLE_1 else f"{TABLE_1[method][column]:.1f}"
-            rows.append([loaded.name, method, paper, *placed(measures, result, method)])
+            rows.append([loaded.name, method, paper, *placed(metrics, result, method)])
     heads = ["network", "method", "paper, top-1 box error of its family's network"]
-    for measure in ("top-1 box error", "box error", "box error at the best threshold", "pointing"):
-        heads += [measure, f"{measure}, small"]
+    for metric in ("top-1 box error", "box error", "box error at the best threshold", "pointing"):
+        heads += [metric, f"{metric}, small"]
     differs += [
         "Networks are other trainings, some pruned; compare methods, not columns.",
         "Boxes of maps are cut at each explainer's default; the paper takes each method's own recommendation.",
@@ -69,32 +69,32 @@ def table_1(data: Data) -> Outcome:
 
 
 def table_1_boxes(data: Data) -> Outcome:
-    """Table I from the boxes the authors published: checks the evaluator."""
+    """Measures Table I from the boxes the authors published, which checks the evaluator."""
     boxes, truth = data.published_boxes()
     labels = torch.from_numpy(truth["label"]).long()
     objects = (torch.from_numpy(truth["box_xyxy"]).float(), torch.from_numpy(truth["box_offset"]).long())
     paper = {"alexNet": 65.70, "vgg16": 55.22, "googleNet": 57.53, "resNet152": 54.31}
     rows = []
     for name, figure in paper.items():
-        own = torch.from_numpy(boxes[f"{name}_box_xyxy"]).float()
+        published = torch.from_numpy(boxes[f"{name}_box_xyxy"]).float()
         predicted = torch.from_numpy(boxes[f"{name}_label"]).long()
-        top = float(metrics.localization_error(own, objects, predicted, labels))
-        known = float(metrics.localization_error(own, objects))
+        top = float(metrics.localization_error(published, objects, predicted, labels))
+        known = float(metrics.localization_error(published, objects))
         rows.append([name, f"{figure:.2f}", f"{100 * top:.2f}", f"{100 * known:.2f}"])
-        data.telling("Table I from published boxes")(len(own))
+        data.advance("Table I from published boxes", len(published))
     heads = ["network", "paper, top-1", "top-1", "class-agnostic"]
     return Outcome("CNN-Fixations, Table I from the authors' published boxes, percent", heads, rows)
 
 
 def table_2(data: Data) -> Outcome:
-    """Table II: pixel precision at equal error rate, Graz-02."""
-    pictures = [own for own in data.masked() if own.shapes]
+    """Measures Table II: pixel precision at equal error rate, Graz-02."""
+    pictures = [entry for entry in data.masked() if entry.shapes]
     graz = (data.root / "graz02").is_dir()
     rows: list[list[str]] = []
     differs: list[str] = []
     for loaded, result in measured(data, ("vgg16",), METHODS, ["eer-precision", "pxap"], pictures, differs):
         for method in result.cost:
-            values = [result.figure(method, measure).value for measure in ("eer-precision", "pxap")]
+            values = [result.figure(method, metric).value for metric in ("eer-precision", "pxap")]
             rows.append([loaded.name, method, TABLE_2.get(method, "-"), *map(percent, values)])
     where = "Graz-02" if graz else "COCO"
     differs.append(
@@ -106,23 +106,23 @@ def table_2(data: Data) -> Outcome:
 
 
 def table_3(data: Data) -> Outcome:
-    """Table III: one proposal an image, PASCAL VOC 2007."""
+    """Measures Table III: one proposal an image, PASCAL VOC 2007."""
     voc = (data.root / "VOC2007").is_dir()
-    pictures = [own for own in (data.voc() if voc else data.coco()) if len(own.boxes)]
-    kinds = sorted({str(kind) for own in pictures for kind in own.kinds})
+    pictures = [entry for entry in (data.voc() if voc else data.coco()) if len(entry.boxes)]
+    kinds = sorted({str(kind) for entry in pictures for kind in entry.kinds})
     rows, differs = [], []
     for loaded in data.networks(("googlenet",)):
         able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
         differs += why
         for method, make in able.items():
             explainer, metric = make(loaded.model), metrics.SingleProposal(len(kinds))
-            for own in pictures:
-                box = explainer(data.inputs([own], loaded.preprocess)).boxes()
-                placed = loaded.preprocess.boxes_in(box, load_image(own.path).size)
-                metric.update(placed, [own.boxes], [torch.tensor([kinds.index(str(kind)) for kind in own.kinds])])
-                data.telling(f"{loaded.name}, Table III")(1)
-            found = metric.compute()
-            measured = f"{float(found.recall):.2f}/{float(found.precision):.2f}"
+            for entry in pictures:
+                box = explainer(data.inputs([entry], loaded.preprocess)).boxes()
+                placed = loaded.preprocess.boxes_in(box, load_image(entry.path).size)
+                metric.update(placed, [entry.boxes], [torch.tensor([kinds.index(str(kind)) for kind in entry.kinds])])
+                data.advance(f"{loaded.name}, Table III", 1)
+            score = metric.compute()
+            measured = f"{float(score.recall):.2f}/{float(score.precision):.2f}"
             rows.append([loaded.name, method, TABLE_3.get(method, "-"), measured])
     where = "PASCAL VOC 2007" if voc else "COCO, whose scenes are fuller,"
     differs.append(f"{len(pictures)} pictures of {where} and networks trained on ImageNet, as in the paper.")
@@ -132,13 +132,14 @@ def table_3(data: Data) -> Outcome:
 
 CHOICES: dict[str, Make] = {
     "centre": Centre,
-    "default (activation)": CNNFixations,
+    "default (center)": CNNFixations,
     "location product": partial(CNNFixations, location="product"),
-    "location center": partial(CNNFixations, location="center"),
+    "location activation": partial(CNNFixations, location="activation"),
+    "hull of the points": partial(CNNFixations, box_rule="hull"),
     "unsigned": partial(CNNFixations, signed=False),
     "first_fc argmax": partial(CNNFixations, first_fc="argmax"),
-    "outliers 0.10, 0.05": partial(CNNFixations, radius=0.10, share=0.05),
-    "no outliers removed": partial(CNNFixations, share=0.0),
+    "outliers 0.10, 0.05": partial(CNNFixations, radius_share=0.10, min_neighbour_share=0.05),
+    "no outliers removed": partial(CNNFixations, min_neighbour_share=0.0),
     "five crops": partial(CNNFixations, crops=192),
     "variant paper": partial(CNNFixations, variant="paper"),
     "variant authors": partial(CNNFixations, variant="authors"),
@@ -146,22 +147,22 @@ CHOICES: dict[str, Make] = {
 
 
 def ablation(data: Data) -> Outcome:
-    """What each choice that the paper leaves open costs."""
+    """Measures the cost of each choice that the paper leaves open."""
     pictures = data.imagenet()
-    measures = ["box-error", "best-box-error", "pointing"]
+    metrics = ["box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
     differs: list[str] = []
-    for loaded, result in measured(data, NETWORKS, CHOICES, measures, pictures, differs):
-        rows += [[loaded.name, name, *placed(measures, result, name)] for name in result.cost]
+    for loaded, result in measured(data, NETWORKS, CHOICES, metrics, pictures, differs):
+        rows += [[loaded.name, name, *placed(metrics, result, name)] for name in result.cost]
     heads = ["network", "choice"]
-    for measure in ("box error", "map's box error at the best threshold", "pointing"):
-        heads += [measure, f"{measure}, small"]
+    for metric in ("box error", "map's box error at the best threshold", "pointing"):
+        heads += [metric, f"{metric}, small"]
     differs.append(f"The paper has no such table. {len(pictures)} pictures.")
     return Outcome("CNN-Fixations: what the open choices cost, percent", heads, rows, differs)
 
 
 def layers(data: Data) -> Outcome:
-    """Fig. 5: fixations at layers in between."""
+    """Draws Fig. 5: fixations at layers in between."""
     pictures = data.at_most(4).imagenet()
     shown: dict[str, Any] = {}
     for loaded in data.networks(("vgg16",)):
@@ -171,17 +172,17 @@ def layers(data: Data) -> Outcome:
         rectified = [node for node in tape if "relu" in node.name.rsplit(".", 1)[-1]]
         maps = [n.name for n in rectified if n.outputs[0] is not None and len(n.outputs[0].shape) == 4]
         chosen = [maps[round(i * (len(maps) - 1) / 4)] for i in range(4, -1, -1)] if maps else []
-        explained = [CNNFixations(loaded.model, at=name)(images) for name in chosen] + [explainer(images)]
+        explained = [CNNFixations(loaded.model, stop_layer=name)(images) for name in chosen] + [explainer(images)]
         ground = data.shown(pictures, loaded.preprocess)
-        overlays = [own.overlay(ground) for own in explained]
-        rows = [[own[i] for own in overlays] for i in range(len(images))]
+        overlays = [explanation.overlay(ground) for explanation in explained]
+        rows = [[column[i] for column in overlays] for i in range(len(images))]
         titles = [[*chosen, "image"]] + [[] for _ in rows[1:]]
         shown[loaded.name] = render.montage(rows, titles=titles)
     return Outcome("CNN-Fixations, Fig. 5: from the last layer down to the image", [], [], pictures=shown)
 
 
 def adversarial(data: Data) -> Outcome:
-    """Adversarial examples: where does the new class look?"""
+    """Draws adversarial examples: where the evidence of the new class lies."""
     pictures = data.at_most(40).imagenet()
     rows, shown = [], {}
     for loaded in data.networks(NETWORKS):
@@ -192,7 +193,7 @@ def adversarial(data: Data) -> Outcome:
         assert before.target is not None
         assert after.target is not None
         changed = before.target != after.target
-        data.telling(f"{loaded.name}, DeepFool")(len(pictures))
+        data.advance(f"{loaded.name}, DeepFool", len(pictures))
         count = f"{int(changed.sum())} of {len(images)}"
         if not bool(changed.any()):
             rows.append([loaded.name, count, "-", "-"])
@@ -211,26 +212,26 @@ def adversarial(data: Data) -> Outcome:
 
 
 def sketches(data: Data) -> Outcome:
-    """Section IV-F: another modality, human sketches."""
+    """Draws section IV-F: another modality, human sketches."""
     folder = data.folder_of("sketches", "the sketches of TU-Berlin, a folder a class,")
     pictures = [Annotation(path, path.parent.name) for path in find_images([folder])][: data.at_most(12).count]
     shown = {}
     for loaded in data.networks(("alexnet",)):
-        found = CNNFixations(loaded.model)(data.inputs(pictures, loaded.preprocess))
-        data.telling(f"{loaded.name}, sketches")(len(pictures))
-        overlays = list(found.overlay(data.shown(pictures, loaded.preprocess)))
+        explanation = CNNFixations(loaded.model)(data.inputs(pictures, loaded.preprocess))
+        data.advance(f"{loaded.name}, sketches", len(pictures))
+        overlays = list(explanation.overlay(data.shown(pictures, loaded.preprocess)))
         rows = [overlays[i : i + 6] for i in range(0, len(overlays), 6)]
-        titles = [[str(own.label) for own in pictures[i : i + 6]] for i in range(0, len(pictures), 6)]
+        titles = [[str(entry.label) for entry in pictures[i : i + 6]] for i in range(0, len(pictures), 6)]
         shown[loaded.name] = render.montage(rows, titles=titles)
     differs = ["Networks trained on photographs; the paper's was trained on sketches."]
     return Outcome("CNN-Fixations on sketches", [], [], differs, shown)
 
 
 def captions(data: Data) -> Outcome:
-    """Section IV-E: words of a caption; needs a trained captioner."""
+    """Draws section IV-E, the words of a caption; needs a trained captioner."""
     raise InputError(
         "experiment captions needs a captioner trained on COCO (the paper's: Show and Tell), got none; with one, "
-        "CNNFixations(captioner, start=(word layer, index))(images) grounds a word"
+        "CNNFixations(captioner, neuron=(word layer, index))(images) grounds a word"
     )
 
 

@@ -1,4 +1,4 @@
-"""What an experiment found, beside what its paper says."""
+"""The outcome of an experiment, beside the figures of its paper."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -29,17 +29,17 @@ class Outcome:
     pictures: dict[str, Any] = field(default_factory=dict)
 
     def markdown(self) -> str:
-        """The table for a document, with what differs below."""
+        """Returns the table for a document, with what differs below."""
         lines = [self.title, ""]
         if self.rows:
             lines += [f"| {' | '.join(cells)} |" for cells in (self.heads, ["---"] * len(self.heads), *self.rows)]
             lines.append("")
         if self.differs:
-            lines += ["Not as in the paper:", "", *(f"- {own}" for own in self.differs), ""]
+            lines += ["Not as in the paper:", "", *(f"- {difference}" for difference in self.differs), ""]
         return "\n".join(lines)
 
     def write(self, folder: str | Path, name: str) -> list[Path]:
-        """`<name>.md`, `<name>.csv` where there is a table, and a PNG for each picture.
+        """Writes `<name>.md`, `<name>.csv` if there is a table, and a PNG for each picture.
 
         Args:
             folder: made if it is not there.
@@ -66,5 +66,5 @@ Experiment = Callable[[Data], Outcome]
 
 
 def percent(share: float) -> str:
-    """A share as tables have it; a dash for none."""
+    """Returns a share as tables have it; a dash for none."""
     return "-" if share != share else f"{100 * share:.1f}"

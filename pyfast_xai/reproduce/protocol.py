@@ -18,7 +18,7 @@ def measured(
     data: Data,
     networks: Sequence[str],
     methods: Mapping[str, Make],
-    measures: Sequence[str],
+    metrics: Sequence[str],
     pictures: Sequence[Annotation],
     differs: list[str],
     resamples: int = 0,
@@ -29,7 +29,7 @@ def measured(
         data: where networks come from.
         networks: of the paper.
         methods: by the names that tables have; `Evaluation.cost` holds those that can explain the network.
-        measures: names of `evaluation.MEASURES`.
+        metrics: names of `evaluation.METRICS`.
         pictures: annotated.
         differs: takes a sentence for each method that is left out.
         resamples: for intervals.
@@ -37,21 +37,21 @@ def measured(
     for loaded in data.networks(networks):
         able, why = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
         differs += why
-        doing = f"{loaded.name}, {', '.join(measures)}"
+        doing = f"{loaded.name}, {', '.join(metrics)}"
         yield (
             loaded,
             evaluate(
-                *(loaded.model, pictures, loaded.preprocess, able, measures),
-                batch=data.batch,
+                *(loaded.model, pictures, loaded.preprocess, able, metrics),
+                batch_size=data.batch_size,
                 device=data.device,
                 resamples=resamples,
-                progress=data.telling(doing),
+                progress=data.progress_of(doing),
             ),
         )
 
 
 def fitting(methods: Mapping[str, Make], loaded: LoadedModel, images: Tensor) -> tuple[dict[str, Make], list[str]]:
-    """The methods that can explain a network, and why others cannot."""
+    """Returns the methods that can explain a network, and why others cannot."""
     able, why = {}, []
     for name, make in methods.items():
         try:
@@ -63,17 +63,17 @@ def fitting(methods: Mapping[str, Make], loaded: LoadedModel, images: Tensor) ->
     return able, why
 
 
-def placed(measures: Sequence[str], result: Evaluation, method: str) -> list[str]:
-    """Cells of a method: each measure on all pictures and on those with small objects."""
+def placed(metrics: Sequence[str], result: Evaluation, method: str) -> list[str]:
+    """Returns the cells of a method: each metric on all pictures and on those with small objects."""
     cells = []
-    for measure in measures:
+    for metric in metrics:
         for subset in ("all", "small"):
-            own = [f for f in result.figures if (f.method, f.measure, f.subset) == (method, measure, subset)]
-            cells.append(percent(own[0].value) if own else "-")
+            matching = [f for f in result.figures if (f.method, f.metric, f.subset) == (method, metric, subset)]
+            cells.append(percent(matching[0].value) if matching else "-")
     return cells
 
 
 def like(name: str, networks: Sequence[str]) -> int | None:
-    """Which of a paper's networks is of the same family."""
+    """Returns the index of that network of a paper that is of the same family."""
     families = [network.rstrip("0123456789_") for network in networks]
     return next((i for i, family in enumerate(families) if name.startswith(family)), None)

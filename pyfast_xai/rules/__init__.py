@@ -1,1 +1,1 @@
-"""How to read a tape backwards: one rule an ATen op, nothing specific to a method."""
+"""Rules for walking a tape backwards: one rule an ATen op, nothing specific to a method."""

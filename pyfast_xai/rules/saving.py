@@ -1,17 +1,20 @@
-"""What rules of every reading keep: arguments of the op, by their names in its schema."""
+"""Arguments of an op to save, by their names in its schema."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
 from pyfast_xai.tape import Node
-from pyfast_xai.tape.record import Keep
+from pyfast_xai.tape.record import SaveTensor
+
+# Names of arguments, or a function of a node that gives them.
+Saves = Iterable[str] | Callable[[Node], Iterable[str]]
 
 
-def keep_arguments(node: Node, names: Iterable[str], keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keep the tensors among the named arguments; those of a list as `name.0`, `name.1` and so on."""
-    wanted = set(names)
+def keep_arguments(node: Node, saves: Saves, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Keeps the tensors among the named arguments; those of a list as `name.0`, `name.1` and so on."""
+    wanted = set(saves(node) if callable(saves) else saves)
     if not wanted:
         return
     for position, argument in enumerate(node.op._schema.arguments):

@@ -1,7 +1,7 @@
 """A forward pass written down: record it once, read it many ways, run it again without Python's overhead."""
 
-from pyfast_xai.tape.nodes import Node, Saved, Tape, Value, key
-from pyfast_xai.tape.record import Reading, record
+from pyfast_xai.tape.graph import Node, Saved, Tape, Value, key
+from pyfast_xai.tape.record import RecordingPolicy, record
 from pyfast_xai.tape.replay import replay
 
-__all__ = ["Node", "Reading", "Saved", "Tape", "Value", "key", "record", "replay"]
+__all__ = ["Node", "RecordingPolicy", "Saved", "Tape", "Value", "key", "record", "replay"]

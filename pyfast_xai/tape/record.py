@@ -1,69 +1,94 @@
 """Write down the ATen operations of one forward pass.
 
-The model runs once, as it is, under `inference_mode`, so that composite operations (linear, conv2d, lstm, attention)
-arrive whole instead of in pieces. A reading says which of them it understands; the others are taken apart.
+The model runs once, as it is, below autograd, so that composite operations (linear, conv2d, lstm, attention) arrive
+whole instead of in pieces. A reading says which of them it understands; the others are taken apart.
 """
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.tape import alias, watch
-from pyfast_xai.tape.alias import Geometry
-from pyfast_xai.tape.nodes import Node, Saved, Tape, Value, find, substitute, unknown_name
+from pyfast_xai.tape import aliasing, module_hooks
+from pyfast_xai.tape.aliasing import Geometry
+from pyfast_xai.tape.graph import Node, Saved, Tape, Value, find, substitute, unknown_name
+from pyfast_xai.tape.isolation import isolated
+from pyfast_xai.tape.shared_state import SharedState, address
 
-Keep = Callable[[str, Tensor], None]
+SaveTensor = Callable[[str, Tensor], None]
 
 
-class Reading(Protocol):
-    """What a recording must know about the reading it is made for."""
+class RecordingPolicy(Protocol):
+    """The decisions that a recording leaves to the rules it is made for.
 
-    def understands(self, op: OpOverload) -> bool:
-        """Whether the reading has a rule for this op as a whole."""
+    A policy whose `compares` is true keeps numbers that are compared, bit by bit, with those of other recordings: where
+    a model is replayed, all of them must be replays.
+    """
 
-    def save(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def handles(self, op: OpOverload) -> bool:
+        """Returns whether the policy has a rule for this op as a whole."""
+
+    def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the rule of `node` will need; called just before it runs, with the real tensors."""
 
-    def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what `node(*args, **kwargs)` does and return its result; may keep of the result, too."""
 
 
 def record(
-    model: nn.Module, *args: Any, reading: Reading | None = None, until: str | None = None, **kwargs: Any
+    model: nn.Module, *args: Any, policy: RecordingPolicy | None = None, until: str | None = None, **kwargs: Any
 ) -> Tape:
     """Run `model(*args, **kwargs)` once and return its tape.
 
-    The model's state, the inputs and the random number generators are as before when this returns or raises.
+    The model receives copies of the tensors. What it writes to in place, and the random number generators, are as
+    before when this returns or raises; what it assigns to attributes of its own stays, as after any forward.
 
     Args:
         model: any module; compiled and data-parallel wrappers are looked through.
-        *args: what the model is called with. Every tensor among them, at any depth, is an input of the tape.
-        reading: what to save for reading the tape later; None to write down the operations only.
-        until: module path or operation name at which the forward stops; `tape.reached` is what it returned.
+        *args: what the model is called with. Every tensor among them, at any depth, is an input of the tape; one that
+            is there twice is two inputs of the same numbers.
+        policy: what to save for reading the tape later; None to write down the operations only.
+        until: module path or operation name at which the forward stops the first time, "path@1" for the second call
+            of a module; `tape.reached` is what it returned.
         **kwargs: keyword arguments of the model.
 
     Raises:
-        InputError: `until` is no module or operation that ran, or there is no tensor among the inputs.
+        InputError: `until` is no module or operation that ran, there is no tensor among the inputs, or lazy modules
+            of the model have not run yet.
         Exception: whatever the model raises.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, record
+        >>> tape = record(demo.load(), torch.rand(2, 3, 96, 96))
+        >>> tape.result.shape, len(tape.nodes)
+        (torch.Size([2, 10]), 29)
+        >>> tape.find("block").shape
+        (2, 80, 12, 12)
     """
-    model = watch.unwrap(model)
-    recorder = _Recorder(reading, until)
-    recorder.begin(args, kwargs)
-    modules = watch.modules_of(model)
-    for module in modules:
-        recorder.protect(tensor for tensor in module._parameters.values() if tensor is not None)
-        recorder.protect(tensor for tensor in module._buffers.values() if tensor is not None)
+    model = module_hooks.unwrap(model)
+    modules = module_hooks.modules_of(model)
+    inference = _made_in_inference_mode(modules)
+    with torch.inference_mode(inference), torch.no_grad():
+        args, kwargs = copies((args, kwargs))
+    recorder = _Recorder(policy, until, modules)
     try:
-        with watch.watching(modules, recorder.returned) as recorder.paths, torch.inference_mode(), recorder:
+        recorder.begin(args, kwargs)
+        recorder.paths = paths = module_hooks.Paths(modules, recorder.returned)
+        with (
+            module_hooks.following(paths.enter, paths.leave),
+            isolated(recorder.read, inference=inference),
+            recorder,
+        ):
             result = model(*args, **kwargs)
         if until is not None:
             raise InputError(unknown_name(until, recorder.tape.names(), "layer"))
@@ -75,32 +100,71 @@ def record(
     return recorder.tape
 
 
+def _made_in_inference_mode(modules: dict[nn.Module, str]) -> bool:
+    """Returns whether a model has tensors that may be written to in inference mode only.
+
+    Raises:
+        InputError: a parameter or buffer that has no shape yet.
+    """
+    inside = torch.is_inference_mode_enabled()
+    for module, path in modules.items():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if is_lazy(tensor):
+                    where = f"{path}.{name}" if path else name
+                    raise InputError(
+                        "model must have run before it is explained (call model(images)), "
+                        f"got {where!r} without a shape"
+                    )
+                if tensor.is_inference():
+                    return True
+        if inside and any(isinstance(value, Tensor) and value.is_inference() for value in vars(module).values()):
+            return True
+    return False
+
+
+def copies(tree: Any) -> Any:
+    """Returns the same tree with copies of the tensors at any depth, which require no gradient."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
+
+
 class _Reached(BaseException):
     """Leaves the forward early; not an Exception, so that no model catches it by accident."""
 
 
 class _Facts(NamedTuple):
-    """What the schema of an op says."""
+    """The facts that the schema of an op states."""
 
     name: str
     composite: bool
     written: tuple[tuple[int, str], ...]
+    statistics: tuple[tuple[int, str], ...]
+    training: tuple[tuple[int, str, Any], ...]
     constant: bool
     data_dependent: bool
     random: bool
 
 
-_DATA_DEPENDENT = {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclose", "tolist"}
+HANDS_OUT = "the model hands data to other code, such as NumPy"
+_DATA_DEPENDENT = {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclose"}
+_STATISTICS = ("running_mean", "running_var")
+# Arguments by which an op draws random numbers, or updates statistics, in training only.
+_TRAINING = ("train", "training", "use_input_stats", "dropout_p", "p")
 
 
 @functools.cache
 def _facts(op: OpOverload) -> _Facts:
     name = op._schema.name.split("::")[1]
-    arguments = enumerate(op._schema.arguments)
+    arguments = list(enumerate(op._schema.arguments))
     return _Facts(
         name=name.strip("_"),
         composite=torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"),
         written=tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write),
+        # Old schemas do not say that running statistics are written to.
+        statistics=tuple((i, a.name) for i, a in arguments if a.name in _STATISTICS and a.alias_info is None),
+        training=tuple((i, a.name, a.default_value) for i, a in arguments if a.name in _TRAINING),
         # The shape of these depends on a tensor, the contents do not.
         constant=name.endswith("_like") or name.startswith(("new_", "sym_")),
         data_dependent=name in _DATA_DEPENDENT
@@ -111,31 +175,37 @@ def _facts(op: OpOverload) -> _Facts:
 
 
 def written_by(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The arguments that an op writes to."""
+    """Returns the arguments that an op writes to."""
     written = (args[i] if i < len(args) else kwargs.get(name) for i, name in _facts(op).written)
     return [tensor for tensor in written if isinstance(tensor, Tensor)]
 
 
-def _draws(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a random op really draws: not dropout and its kind outside training."""
-    for position, argument in enumerate(op._schema.arguments):
-        if argument.name in ("train", "training", "dropout_p", "p"):
-            given = kwargs.get(argument.name, args[position] if position < len(args) else argument.default_value)
-            if not given:
-                return False
-    return True
+def _statistics_written(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Returns the running statistics that an op writes to, though its schema does not say so."""
+    if not _trains(op, args, kwargs):
+        return []
+    written = (args[i] if i < len(args) else kwargs.get(name) for i, name in _facts(op).statistics)
+    return [tensor for tensor in written if isinstance(tensor, Tensor)]
 
 
-def address(tensor: Tensor) -> int:
-    """The address by which the memory of a tensor is known, while it lives."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except NotImplementedError:  # sparse tensors have none
-        return id(tensor)
+def _trains(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Returns whether an op does what it does in training: draws numbers for dropout, updates statistics."""
+    training = _facts(op).training
+    return all(kwargs.get(name, args[i] if i < len(args) else default) for i, name, default in training)
+
+
+def not_repeatable(node: Node) -> str | None:
+    """Returns why an operation would not do the same on other numbers; None where it would."""
+    if not isinstance(node.op, OpOverload):
+        return None
+    facts = _facts(node.op)
+    if facts.random and _trains(node.op, node.args, node.kwargs):
+        return f"{node.op} draws random numbers"
+    return f"{node.op} takes a decision from the data" if facts.data_dependent else None
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors at any depth."""
+    """Returns the tensors at any depth of a tree."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
@@ -156,16 +226,16 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # PyTorch would import its compiler, a second and more, to keep it away from this mode; `watch` has it stand
-        # aside where it is there.
+        # PyTorch would import its compiler, which takes over a second, to keep it away from this mode; `isolated` does.
         return False
 
-    def __init__(self, reading: Reading | None, until: str | None) -> None:
+    def __init__(self, policy: RecordingPolicy | None, until: str | None, modules: dict[nn.Module, str]) -> None:
         super().__init__()
         self.tape = Tape()
-        self.paths: watch.Paths | None = None
-        self._reading = reading
+        self.paths: module_hooks.Paths | None = None
+        self._reading = policy
         self._until = until
+        self._shared = SharedState(modules)
         # By id of the tensor: what it is, how often its memory had been written to then, and the address of that.
         # An id that is used again is told by the address, which is not.
         self._values: dict[int, tuple[Value, int, int]] = {}
@@ -173,49 +243,58 @@ class _Recorder(TorchDispatchMode):
         self._memory: dict[int, _Memory] = {}
         self._kept: dict[int, list[Saved]] = {}
         self._constants: set[int] = set()
-        self._protected: dict[int, Tensor] = {}
-        self._before: dict[int, tuple[Tensor, Tensor]] = {}
-        self._generators: list[tuple[torch.Generator, Tensor]] | None = None
-        self._names: Counter[str] = Counter()
+        self._created: set[int] = set()  # by this forward; all else was there before
+        # No operation has the name of a module, which `until` and `Tape.find` take, too.
+        self._names: Counter[str] = Counter(modules.values())
         self._count = 0
 
+    # PyTorch's own context managers also set flags of the process, which other threads would leave behind.
+
+    def __enter__(self) -> "_Recorder":
+        _push_mode(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _pop_mode()
+
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take copies of the inputs."""
         tensors = tensors_in((args, kwargs))
         if not tensors:
             raise InputError("the inputs must hold at least one tensor, got none")
-        self.tape.input_structure = (args, kwargs)
         for tensor in tensors:
             self.tape.inputs.append(self._fresh(tensor, None))
         self.tape.input_structure = pytree.tree_map_only(Tensor, self._known, (args, kwargs))
-        self.protect(tensors)
 
-    def protect(self, tensors: Iterable[Tensor]) -> None:
-        """Remember tensors that a forward must not change, so that `restore` can put them back."""
-        for tensor in tensors:
-            self._protected[address(tensor)] = tensor
+    def read(self, tensor: Tensor) -> None:
+        """Records that the numbers of a tensor were taken past PyTorch."""
+        if address(tensor) in self._memory:
+            self.tape.not_replayable = HANDS_OUT
 
     def finish(self, result: Any) -> None:
         self.tape.outputs = pytree.tree_map_only(Tensor, lambda t: self._known(t) or t, result)
         with torch.inference_mode(False):
-            self.tape.result = pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, result)
+            self.tape.result = copies(result)
 
     def restore(self) -> None:
         """Put back what the forward changed, and let go of everything but the tape."""
         self.paths = None  # it knows `returned`, and so this recorder
+        written = self._shared.written
+        for storage in written:
+            self._preserve(storage)
+        reached = self.tape.reached
+        if reached is not None and address(reached) in written:
+            self.tape.reached = reached.clone()
         self._kept.clear()
-        with torch.inference_mode():
-            for tensor, copy in self._before.values():
-                tensor.copy_(copy)
-            for generator, state in self._generators or ():
-                generator.set_state(state)
+        self._shared.restore()
 
     def returned(self, path: str, output: Any) -> None:
-        """Called as each module returns."""
+        """Records the outputs of each module as it returns."""
         tensors = [output] if isinstance(output, Tensor) else tensors_in(output)
         pairs = [(tensor, value) for tensor in tensors if (value := self._known(tensor)) is not None]
         if pairs:
             self.tape.modules.setdefault(path, []).append([value for _, value in pairs])
-            if path == self._until:
+            if path == self._until or f"{path}@{len(self.tape.modules[path]) - 1}" == self._until:
                 self._stop(pairs[0][0])
 
     def _stop(self, tensor: Tensor) -> None:
@@ -223,7 +302,10 @@ class _Recorder(TorchDispatchMode):
         raise _Reached
 
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what is done here with tensors is none of the model's
+            return self._written_down(op, args, kwargs or {})
+
+    def _written_down(self, op: OpOverload, args: Any, kwargs: Any) -> Any:
         facts = _facts(op)
         tensors = find(Tensor, args, kwargs)
         values: dict[int, Value] = {}
@@ -234,18 +316,22 @@ class _Recorder(TorchDispatchMode):
             if value is not None:
                 values[id(tensor)] = value
                 sources.add(storage)
-        if values and facts.composite and self._reading is not None and not self._reading.understands(op):
+        if values and facts.composite and self._reading is not None and not self._reading.handles(op):
             with self:
                 return op.decompose(*args, **kwargs)
-        if facts.random and _draws(op, args, kwargs):
-            self._keep_generators(tensors)
+        if facts.random and _trains(op, args, kwargs):
+            self._shared.before_draw(tensors)
             self.tape.not_replayable = f"{op} draws random numbers"
         if values and facts.data_dependent:
             self.tape.not_replayable = f"{op} takes a decision from the data"
         written = written_by(op, args, kwargs) if facts.written else []
+        if facts.statistics:
+            self._about_to_write(_statistics_written(op, args, kwargs))
         if not values or facts.constant:
             self._about_to_write(written)
-            return op(*args, **kwargs)
+            result = op(*args, **kwargs)
+            self._note_created(result, tensors, facts.name)
+            return result
         for tensor in written:
             if id(tensor) not in values:
                 values[id(tensor)] = self._adopt(tensor)
@@ -306,19 +392,27 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def _fresh(self, tensor: Tensor, producer: Node | None) -> Value:
-        """A value with memory of its own."""
+        """Returns a value with memory of its own."""
         value = self._new(tensor, producer)
         storage = address(tensor)
         self._memory[storage] = _Memory(value, tensor)
         self._values[id(tensor)] = (value, 0, storage)
+        self._created.add(storage)
         return value
 
+    def _note_created(self, result: Any, sources: list[Tensor], op: str) -> None:
+        """Know what does not depend on the inputs, but was made by this forward."""
+        outputs = find(Tensor, (result,), {})
+        if outputs:
+            before = {address(tensor) for tensor in sources} if op != "lift_fresh" else ()
+            self._created.update(storage for output in outputs if (storage := address(output)) not in before)
+
     def _known(self, tensor: Tensor) -> Value | None:
-        """What a tensor is on the tape now; None where it does not depend on the inputs."""
+        """Returns the present value of a tensor on the tape; None if it does not depend on the inputs."""
         return self._value(tensor, address(tensor))
 
     def _value(self, tensor: Tensor, storage: int) -> Value | None:
-        """The same of a tensor whose address is known."""
+        """Returns the same of a tensor whose address is known."""
         memory = self._memory.get(storage)
         if memory is None:
             return None
@@ -327,7 +421,7 @@ class _Recorder(TorchDispatchMode):
         if entry is not None and known and entry[1] == memory.writes:
             return entry[0]
         # Another view of this memory was written to since, or the view was made out of sight (`x.data`).
-        node = self._node(alias.refresh, "refresh", (memory.owner, _geometry(tensor, memory.owner)), {}, {})
+        node = self._node(aliasing.regenerate_view, "refresh", (memory.owner, _geometry(tensor, memory.owner)), {}, {})
         value = self._new(tensor, node)
         node.outputs.append(value)
         self._values[id(tensor)] = (value, memory.writes, storage)
@@ -348,7 +442,7 @@ class _Recorder(TorchDispatchMode):
         if (geometry.size, geometry.stride, geometry.offset) == (owner.shape, owner.stride, 0):
             memory.owner = value
         else:
-            spread = self._node(alias.overwrite, "overwrite", (owner, value, geometry), {}, {})
+            spread = self._node(aliasing.scatter_view, "overwrite", (owner, value, geometry), {}, {})
             memory.owner = Value(
                 self._count, owner.shape, owner.stride, owner.offset, owner.dtype, owner.device, spread.index
             )
@@ -373,22 +467,27 @@ class _Recorder(TorchDispatchMode):
     def _about_to_write(self, tensors: list[Tensor]) -> None:
         for tensor in tensors:
             storage = address(tensor)
-            for saved in self._kept.pop(storage, ()):
-                saved.tensor = saved.tensor.clone()
             if storage in self._constants:
                 self.tape.not_replayable = "a constant was written to after it was used"
-            if storage in self._protected and storage not in self._before:
-                self._before[storage] = (self._protected[storage], self._protected[storage].clone())
+            self._preserve(storage)
+            if storage not in self._created:
+                self.tape.writes = True
+                self._shared.before_write(tensor, self.paths.running if self.paths is not None else None)
                 if storage not in self._memory:
                     self.tape.not_replayable = "the model writes to its own state"
 
-    def _keep_generators(self, tensors: list[Tensor]) -> None:
-        if self._generators is None:
-            self._generators = [(torch.default_generator, torch.default_generator.get_state())]
-            if torch.cuda.is_available():
-                for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-                    generator = torch.cuda.default_generators[device.index]
-                    self._generators.append((generator, generator.get_state()))
+    def _preserve(self, storage: int) -> None:
+        """Copy what the tape holds of a memory, before other numbers come there."""
+        for saved in self._kept.pop(storage, ()):
+            saved.tensor = saved.tensor.clone()
+        if storage in self._constants:
+            self._constants.remove(storage)
+
+            def preserved(tensor: Tensor) -> Tensor:
+                return tensor.clone() if address(tensor) == storage else tensor
+
+            for node in self.tape.nodes:
+                node.args, node.kwargs = substitute(Tensor, preserved, node.args, node.kwargs)
 
 
 def _geometry(tensor: Tensor, owner: Value) -> Geometry:

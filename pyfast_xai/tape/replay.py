@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.tape import alias
-from pyfast_xai.tape.nodes import Node, Saved, Tape, Value, substitute
-from pyfast_xai.tape.record import Reading, address, written_by
+from pyfast_xai.tape import aliasing
+from pyfast_xai.tape.graph import Node, Saved, Tape, Value, substitute
+from pyfast_xai.tape.record import RecordingPolicy, address, written_by
 
 
 def replay(tape: Tape, *inputs: Tensor) -> Any:
-    """The operations of `tape` on other inputs; the same numbers, bit for bit, as the model itself gives.
+    """Runs the operations of `tape` on other inputs; returns the same numbers, bit for bit, as the model itself.
 
     Args:
         tape: a recording of a whole forward pass.
@@ -26,17 +26,27 @@ def replay(tape: Tape, *inputs: Tensor) -> Any:
     Raises:
         InputError: other inputs, or a tape that cannot be replayed (it says why: a decision taken from the data, a
             random op, a forward stopped early).
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo, record, replay
+        >>> model, images = demo.load(), torch.rand(2, 3, 96, 96)
+        >>> tape = record(model, torch.rand(2, 3, 96, 96))
+        >>> torch.equal(replay(tape, images), model(images))
+        True
     """
     if tape.reached is not None:
         raise InputError("tape must be of a whole forward to be replayed, got one that was stopped early")
-    return record_again(tape, *inputs).result
+    return replay_recording(tape, *inputs).result
 
 
-def record_again(tape: Tape, *inputs: Tensor, reading: Reading | None = None, until: Value | None = None) -> Tape:
-    """A recording of the operations of `tape` on other inputs: as the model's own, without its Python.
+def replay_recording(
+    tape: Tape, *inputs: Tensor, policy: RecordingPolicy | None = None, until: Value | None = None
+) -> Tape:
+    """Records the operations of `tape` on other inputs, without running the model's Python.
 
     Args:
-        tape: a recording that understood its composite operations as `reading` does.
+        tape: a recording that understood its composite operations as `policy` does.
         *inputs: one tensor for each of `tape.inputs`, of the same shape, dtype and device. None is written to.
         reading: what to save for reading the new tape; None to run the operations only.
         until: the value that `tape` was stopped at, None for a whole forward.
@@ -48,7 +58,7 @@ def record_again(tape: Tape, *inputs: Tensor, reading: Reading | None = None, un
         InputError: as `replay`.
     """
     _check(tape, inputs)
-    again = dataclasses.replace(tape, nodes=[], result=None, reached=None)
+    replayed = dataclasses.replace(tape, nodes=[], result=None, reached=None)
     environment: dict[Value, Tensor] = {}
     for value, tensor in zip(tape.inputs, inputs, strict=True):
         # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
@@ -58,20 +68,20 @@ def record_again(tape: Tape, *inputs: Tensor, reading: Reading | None = None, un
     kept: dict[int, list[Saved]] = {}
     with torch.inference_mode():
         for recorded in tape.nodes:
-            node = dataclasses.replace(recorded, saved={})
-            again.nodes.append(node)
-            results = _run(node, environment, reading, kept)
+            node = recorded.fresh()
+            replayed.nodes.append(node)
+            results = _run(node, environment, policy, kept)
             for output, result in zip(node.outputs, results, strict=True):
                 if output is not None:
                     environment[output] = result
             for value in unused[node.index]:
                 environment.pop(value, None)
     if until is not None:
-        again.reached = environment[until]
-        return again
+        replayed.reached = environment[until]
+        return replayed
     with torch.inference_mode(False):
-        again.result = pytree.tree_map_only(Value, lambda value: environment[value].clone(), tape.outputs)
-    return again
+        replayed.result = pytree.tree_map_only(Value, lambda value: environment[value].clone(), tape.outputs)
+    return replayed
 
 
 def _check(tape: Tape, inputs: tuple[Tensor, ...]) -> None:
@@ -87,36 +97,36 @@ def _check(tape: Tape, inputs: tuple[Tensor, ...]) -> None:
             )
 
 
-def _unused_after(tape: Tape, wanted: set[Value]) -> list[list[Value]]:
-    """For each node the values that nobody needs after it."""
+def _unused_after(tape: Tape, ends: set[Value]) -> list[list[Value]]:
+    """Returns, for each node, the values that no later node needs."""
     last = {output: node.index for node in tape.nodes for output in node.outputs if output is not None}
     last.update({value: node.index for node in tape.nodes for value in node.inputs})
     unused: list[list[Value]] = [[] for _ in tape.nodes]
     for value, index in last.items():
-        if value not in wanted:
+        if value not in ends:
             unused[index].append(value)
     return unused
 
 
 def _run(
-    node: Node, environment: dict[Value, Tensor], reading: Reading | None, kept: dict[int, list[Saved]]
+    node: Node, environment: dict[Value, Tensor], policy: RecordingPolicy | None, kept: dict[int, list[Saved]]
 ) -> list[Any]:
-    """What a node makes, and what the reading keeps of it."""
-    if node.op is alias.overwrite:
+    """Runs a node and returns its results; saves what the policy needs of it."""
+    if node.op is aliasing.scatter_view:
         # The write itself has happened to the memory that both share.
         return [environment[node.args[0]]]
     args, kwargs = substitute(Value, environment.__getitem__, node.args, node.kwargs)
-    if node.op is alias.refresh:
+    if node.op is aliasing.regenerate_view:
         return [node.op(*args, **kwargs)]
 
     def keep(name: str, tensor: Tensor) -> None:
         node.saved[name] = saved = Saved(tensor)
         kept.setdefault(address(tensor), []).append(saved)
 
-    if reading is not None:
-        reading.save(node, keep, args, kwargs)
+    if policy is not None:
+        policy.save(node, keep, args, kwargs)
     for tensor in written_by(node.op, args, kwargs):
         for saved in kept.pop(address(tensor), ()):
             saved.tensor = saved.tensor.clone()
-    result = node(*args, **kwargs) if reading is None else reading.run(node, keep, args, kwargs)
+    result = node(*args, **kwargs) if policy is None else policy.run(node, keep, args, kwargs)
     return list(result) if isinstance(result, (list, tuple)) else [result]

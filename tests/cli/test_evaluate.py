@@ -21,7 +21,7 @@ def test_evaluate(run, folder, annotations, tmp_path):
     assert "eigen-cam" in shown.output
     assert "5 pictures" in shown.output
     found = json.loads((out / "evaluation.json").read_text())
-    values = {(f["method"], f["measure"], f["subset"]): f["value"] for f in found["figures"]}
+    values = {(f["method"], f["metric"], f["subset"]): f["value"] for f in found["figures"]}
     # The demo's digits are anywhere: the network's own map finds them.
     assert values["eigen-cam", "pointing", "all"] > values["centre", "pointing", "all"]
 
@@ -41,8 +41,9 @@ def test_a_bad_picture_is_told(run, folder, annotations, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--methods", "grad"), "methods must be one of"),
-        (("--metrics", "iou"), "metrics must be one of"),
+        (("--methods", "magic"), "method must be one of"),
+        (("--metrics", "iou"), "metric must be one of"),
+        (("--metric", "box_error"), "did you mean 'box-error'?"),
         (("--metrics", "pxap"), "annotations must have a mask"),
         (("--target", "best"), "target must be one of"),
         (("--annotations", "nowhere"), "annotations must be"),
@@ -51,7 +52,7 @@ def test_a_bad_picture_is_told(run, folder, annotations, tmp_path):
 )
 def test_refusals(run, folder, annotations, tmp_path, change, message):
     given = ["evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", tmp_path / "out"]
-    assert message in " ".join(run(*given, "--methods", "eigen-cam", *change, code=2).output.split())
+    assert message in " ".join(run(*given, "--method", "eigen-cam", *change, code=2).output.split())
 
 
 def test_annotations_of_other_pictures(run, folder, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from pyfast_xai import CNNFixations, EigenCAM, demo
 from pyfast_xai.cli import arguments
 from pyfast_xai.explainers import METHODS
+from pyfast_xai.progress import Progress
 
 
 def opened(path):
@@ -25,7 +26,7 @@ def inputs(folder, names):
 
 def test_explain_writes_what_the_explainers_find(run, folder, tmp_path):
     out = tmp_path / "results"
-    run("explain", folder, "--model", "digits", "--out", out, "--batch", 2)
+    run("explain", folder, "--model", "digits", "--out", out, "--batch-size", 2)
     results = json.loads((out / "explanations.json").read_text())
     assert json.loads((out / "errors.json").read_text()) == {"errors": []}
     assert results["model"] == "digits"
@@ -78,7 +79,7 @@ def test_bad_files_are_reported_and_the_others_done(run, folder, tmp_path):
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("no picture")
     out, missing = tmp_path / "out", tmp_path / "missing.png"
-    result = run("explain", folder, missing, "--model", "digits", "--out", out, "--batch", 3, code=3)
+    result = run("explain", folder, missing, "--model", "digits", "--out", out, "--batch-size", 3, code=3)
     errors = json.loads((out / "errors.json").read_text())["errors"]
     assert [e["file"] for e in errors] == [
         *(str(folder / n) for n in ("broken.png", "empty.png", "text.jpg")),
@@ -95,7 +96,8 @@ def test_bad_files_are_reported_and_the_others_done(run, folder, tmp_path):
 
 def test_no_image_can_be_read(run, tmp_path):
     (tmp_path / "a.png").touch()
-    run("explain", tmp_path / "a.png", "--model", "digits", "--out", tmp_path / "out", code=3)
+    result = run("explain", tmp_path / "a.png", "--model", "digits", "--out", tmp_path / "out", code=1)
+    assert result.output.strip().splitlines()[-1] == "No image was explained, 1 failed."
     assert json.loads((tmp_path / "out/explanations.json").read_text())["images"] == []
 
 
@@ -202,7 +204,7 @@ def test_slow_method_tells_how_far_it_is(run, folder, tmp_path, monkeypatch):
 
         def __call__(self, images, target=None):
             for iteration in range(1, 4):
-                self.progress(iteration, 3, 0.5, len(images))
+                self.progress(Progress(iteration, 3, {"score": 0.5}))
             return super().__call__(images)
 
     monkeypatch.setitem(METHODS, "slow", Slow)
@@ -240,22 +242,29 @@ def test_target_by_the_name_of_a_class():
     assert arguments.target("1", ["1", "0"]) == 0
 
 
-def test_layer_and_threshold_reach_the_explainer(run, folder, tmp_path):
+def test_layer_and_box_rule_reach_the_explainer(run, folder, tmp_path):
     layer = next(name for name, module in demo.load().named_modules() if isinstance(module, torch.nn.MaxPool2d))
-    arguments = ("--method", "eigen-cam", "--layer", layer, "--threshold", 0.6, "--colormap", "viridis")
+    arguments = ("--method", "eigen-cam", "--layer", layer, "--box-rule", "segment:0.6", "--colormap", "viridis")
     run("explain", folder / "1.png", "--model", "digits", *arguments, "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out/explanations.json").read_text())["images"][0]["eigen-cam"]
     expected = EigenCAM(demo.load(), layer=layer)(inputs(folder, ["1.png"]))
-    assert found["box"]["input"] == expected.boxes(0.6)[0].int().tolist()
+    assert found["box"]["input"] == expected.boxes("segment:0.6")[0].int().tolist()
     assert found["box"]["input"] != EigenCAM(demo.load())(inputs(folder, ["1.png"])).boxes()[0].int().tolist()
 
 
 def test_settings_reach_the_explainer(run, folder, tmp_path):
-    settings = ("--set", "fixations.variant=paper", "--set", "fixations.radius=0.3", "--set", "eigen-cam.center=true")
+    settings = (
+        "--set",
+        "fixations.variant=paper",
+        "--set",
+        "fixations.radius_share=0.3",
+        "--set",
+        "eigen-cam.center=true",
+    )
     run("explain", folder / "1.png", "--model", "digits", *settings, "--out", tmp_path / "out")
     record = json.loads((tmp_path / "out/explanations.json").read_text())["images"][0]
     images = inputs(folder, ["1.png"])
-    fixations = CNNFixations(demo.load(), variant="paper", radius=0.3)(images)
+    fixations = CNNFixations(demo.load(), variant="paper", radius_share=0.3)(images)
     assert record["fixations"]["points"]["input"] == fixations.points[0].tolist()
     assert record["eigen-cam"]["box"]["input"] == EigenCAM(demo.load(), center=True)(images).boxes()[0].int().tolist()
 
@@ -279,22 +288,24 @@ def test_own_module_and_weights(run, folder, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--method", "magic"], f"method must be one of {', '.join(METHODS)}, got 'magic'"),
+        (["--method", "gradcam"], "method 'gradcam' does not exist; did you mean 'grad-cam'?"),
+        (["--method", "grad-cam", "--method", "Grad_CAM++"], "'Grad_CAM++' does not exist; did you mean 'grad-cam++'?"),
         (["--method", ","], "method must be one of"),
         (["--target", "zebra"], "target must be none, an index or a class of the model, got 'zebra'"),
         (["--target", "10"], "target must lie in [0, 10), got 10"),
         (["--target", "-1"], "target must lie in [0, 10), got -1"),
-        (["--colormap", "pink"], "colormap must be one of turbo"),
+        (["--colormap", "pink"], "colormap must be one of plasma"),
         (["--device", "abacus"], "device must be one that is here"),
-        (["--threshold", "15"], "threshold must lie between 0 and 1, got 15"),
+        (["--box-rule", "segment:15"], "threshold must lie between 0 and 1, got 15"),
         (["--alpha", "3"], "alpha must lie in 0 to 1, got 3"),
         (["--mean", "a,b"], "mean must be numbers separated by commas, got 'a,b'"),
         (["--std", "1"], "mean and std must have 3 values each"),
         (["--weights", "missing.pt"], "weights must be a file, got 'missing.pt'"),
         (["--layer", "nowhere"], "nowhere"),
-        (["--set", "fixations.radius=2"], "radius must"),
+        (["--set", "fixations.radius_share=2"], "radius_share must"),
         (["--set", "fixations"], "set must look like METHOD.NAME=VALUE, got 'fixations'"),
         (["--method", "fixations", "--layer", "conv1"], "layer must be left out for fixations"),
-        (["--batch", "0"], "--batch"),
+        (["--batch-size", "0"], "--batch-size"),
         (["--model", "nonsense"], "model must be 'digits'"),
     ],
 )
@@ -303,7 +314,7 @@ def test_wrong_usage_is_one_sentence(run, folder, tmp_path, arguments, message):
     result = run("explain", folder, *model, *arguments, "--out", tmp_path / "out", code=2)
     assert message in result.stderr
     assert "Traceback" not in result.output
-    if "--batch" not in arguments:
+    if "--batch-size" not in arguments:
         assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
 
@@ -327,7 +338,7 @@ def test_model_without_a_rule_fails(run, folder, tmp_path, monkeypatch):
     (tmp_path / "cli_odd_network.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     result = run("explain", folder, "--model", "cli_odd_network:Net", "--method", "fixations", code=1)
-    assert "fft" in result.stderr
+    assert "no rule for complex numbers" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     sys.modules.pop("cli_odd_network")
 
@@ -347,3 +358,22 @@ def test_one_image_that_spoils_a_batch_is_named(run, folder, tmp_path, monkeypat
     assert "finite" in errors[0]["error"]
     assert len(json.loads((tmp_path / "out/explanations.json").read_text())["images"]) == 5
     sys.modules.pop("cli_fragile")
+
+
+def test_an_option_is_repeated_or_holds_several(run, folder, tmp_path):
+    methods = ("--method", "eigen-cam", "--method", "grad-cam,saliency")
+    run("explain", folder / "0.png", "--model", "digits", *methods, "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out/explanations.json").read_text())["methods"] == [
+        "eigen-cam",
+        "grad-cam",
+        "saliency",
+    ]
+
+
+def test_names_of_pictures_are_never_broken(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    deep = tmp_path / ("a-folder-with-a-long-name-" * 3)
+    deep.mkdir()
+    (folder / "0.png").rename(deep / "picture.png")
+    result = run("explain", deep, "--model", "digits", "--method", "eigen-cam", "--out", tmp_path / "out")
+    assert any(line.split()[:1] == ["picture.png"] for line in result.stdout.splitlines())

@@ -13,7 +13,7 @@ def experiments(monkeypatch, tmp_path):
     """Two experiments of a paper: one that runs and one whose data is not there."""
 
     def works(data):
-        data.telling("squares")(3)
+        data.advance("squares", 3)
         seen.append(data)
         return Outcome("A table", ["a", "paper"], [["1.5", "2.0"]], ["Smaller."], {"map": _picture()})
 

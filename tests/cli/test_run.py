@@ -10,6 +10,10 @@ from safetensors.torch import save_file
 pytest.importorskip("pyarrow")
 
 from pyfast_xai import datasets, demo
+from pyfast_xai.datasets.attachments import attached
+from pyfast_xai.datasets.folders import run_folder
+from pyfast_xai.datasets.manifest import NAME, read_document
+from pyfast_xai.datasets.schema import COLUMNS
 
 
 @pytest.fixture
@@ -70,12 +74,11 @@ def test_exit_codes(go, run, folder, tmp_path):
     assert go("--max-errors", "1%", code=3).output
     result = go("--max-errors", 1, code=3)
     assert result.stderr.strip().splitlines()[-1].startswith("Rows:")
-    for wrong in ("--max-errors", "many"), ("--batch", "0"), ("--set", "fixations.none=1"), ("--target", "cat"):
+    for wrong in ("--max-errors", "many"), ("--batch-size", "0"), ("--set", "fixations.none=1"), ("--target", "cat"):
         go(*wrong, code=2)
-    assert (
-        "must be continued as it was begun, with method.settings.variant"
-        in go("--set", "fixations.variant=paper", code=2).output
-    )
+    changed = go("--set", "fixations.variant=paper", code=2).output
+    assert "must be continued as it was begun, with method.box_rule" in changed
+    assert "method.settings.variant differs, too" in changed
     assert (
         "method must be one of"
         in run("run", folder, "--model", "digits", "--out", tmp_path / "x", "--method", "no", code=2).output
@@ -117,14 +120,18 @@ def test_a_full_disk_fails_and_tells_how_it_goes_on(go, monkeypatch, tmp_path):
     lines = result.stderr.strip().splitlines()
     assert "No space left on device" in lines[-2]
     assert lines[-1].startswith("resume  pyfast-xai run")
-    assert sorted(os.listdir(tmp_path / "out")) == [".lock", "_run.json", "part-00000000.parquet"]
+    assert [name for name in sorted(os.listdir(tmp_path / "out")) if not name.startswith("_listing")] == [
+        ".lock",
+        "_run.parquet",
+        "part-00000000.parquet",
+    ]
     monkeypatch.undo()
     go()
 
 
 def test_out_must_not_be_among_the_pictures(run, folder):
     run("run", folder, "--model", "digits", "--out", folder, code=2)
-    assert "_run.json" not in os.listdir(folder)
+    assert sorted(os.listdir(folder)) == [f"{n}.png" for n in range(5)]
 
 
 def test_faults_have_an_exit_code(go, run, tmp_path):
@@ -168,19 +175,20 @@ def test_retry_imports_nothing_that_was_not_named(run, folder, tmp_path, monkeyp
     assert "must be named again" in run("retry", tmp_path / "out", code=2).output
     assert not (tmp_path / "imported").exists()
     run("retry", tmp_path / "out", "--model", "own_net:net", code=3)
-    told = json.loads((tmp_path / "out" / "_run.json").read_text())
-    asked = told["made"]["asked"]
+    document = read_document(run_folder(tmp_path / "out"))
+    request = document["made"]["request"]
     for wrong in (
         {},
         None,
         [],
-        {**asked, "more": 1},
-        {**asked, "size": "96"},
-        {**asked, "source": [1]},
-        {**asked, "source": ["hf:x"]},
+        {**request, "more": 1},
+        {**request, "size": "96"},
+        {**request, "source": [1]},
+        {**request, "source": ["hf:x"]},
+        {**request, "source": ["memory://x"]},
     ):
-        told["made"]["asked"] = wrong
-        (tmp_path / "out" / "_run.json").write_text(json.dumps(told))
+        document["made"]["request"] = wrong
+        (tmp_path / "out" / NAME).write_bytes(attached(json.dumps(document).encode(), COLUMNS))
         run("retry", tmp_path / "out", "--model", "own_net:net", code=2)
 
 

@@ -17,6 +17,10 @@ from PIL import Image
 pytest.importorskip("pyarrow")
 
 from pyfast_xai import datasets, demo
+from pyfast_xai.datasets.attachments import attached
+from pyfast_xai.datasets.folders import run_folder
+from pyfast_xai.datasets.manifest import NAME, read_document
+from pyfast_xai.datasets.schema import COLUMNS
 
 INPUT = ("--size", 96, "--mean", "0,0,0", "--std", "1,1,1")
 
@@ -147,15 +151,15 @@ def test_rows_are_those_of_the_network(run, folder, saved, tmp_path, name):
 
 @pytest.fixture
 def begun(run, folder, saved, tmp_path):
-    """A run by a trusted model, with a row to try again; and what changes its `_run.json`."""
+    """A run by a trusted model, with a row to try again; and a function that changes its manifest."""
     (folder / "1.png").write_bytes(b"")
     out = tmp_path / "out"
     run("run", folder, "--model", saved / "whole.pt", *INPUT, "--trust-model", "--out", out)
 
-    def change(**asked):
-        noted = json.loads((out / "_run.json").read_text())
-        noted["made"]["asked"].update(asked)
-        (out / "_run.json").write_text(json.dumps(noted))
+    def change(**request):
+        noted = read_document(run_folder(out))
+        noted["made"]["request"].update(request)
+        (out / NAME).write_bytes(attached(json.dumps(noted).encode(), COLUMNS))
 
     return out, change
 
@@ -163,8 +167,8 @@ def begun(run, folder, saved, tmp_path):
 def test_trust_is_asked_for_each_time(run, folder, saved, begun):
     out, change = begun
     whole = saved / "whole.pt"
-    noted = json.loads((out / "_run.json").read_text())
-    assert not [key for part in (noted, noted["made"], noted["made"]["asked"]) for key in part if "trust" in key]
+    noted = read_document(run_folder(out))
+    assert not [key for part in (noted, noted["made"], noted["made"]["request"]) for key in part if "trust" in key]
     given = ("run", folder, "--model", whole, *INPUT, "--out", out)
     assert "must be trusted by --trust-model" in told(run(*given, code=2))
     run(*given, "--trust-model")
@@ -181,20 +185,21 @@ def test_trust_is_asked_for_each_time(run, folder, saved, begun):
 @pytest.mark.parametrize("name", EVIL)
 def test_a_manifest_is_not_believed(run, begun, saved, mark, name):
     out, change = begun
-    written, whole = (out / "_run.json").read_text(), saved / "whole.pt"
+    written, whole = (out / NAME).read_bytes(), saved / "whole.pt"
     for asked in ({"model": str(saved / name)}, {"model": "digits", "weights": str(saved / name)}):
         change(**asked)
         for more in ((), ("--trust-model",), ("--model", whole), ("--model", "digits")):
             run("retry", out, *more, code=2)
-        (out / "_run.json").write_text(written)
+        (out / NAME).write_bytes(written)
     change(model=str(saved / name), trust_model=True)
     run("retry", out, code=2)
     for place in (lambda told: told["made"], lambda told: told, lambda told: told["model"]):
-        noted = json.loads(written)
+        noted = read_document(run_folder(out))
         place(noted).update(trust=True, trust_model=True)
-        noted["made"]["asked"]["model"] = str(saved / name)
-        (out / "_run.json").write_text(json.dumps(noted))
+        noted["made"]["request"]["model"] = str(saved / name)
+        (out / NAME).write_bytes(attached(json.dumps(noted).encode(), COLUMNS))
         run("retry", out, code=2)
+        (out / NAME).write_bytes(written)
     assert not mark.exists()
 
 

@@ -77,7 +77,7 @@ def torchcam():
 def zennit():
     """Rules that are put on a module: its forward is recorded, its backward is a walk."""
     from pyfast_xai.compat.recording import record_call
-    from pyfast_xai.rules.response import DECONVNET, GUIDED
+    from pyfast_xai.rules.gradient import DECONVNET, GUIDED
 
     class Walk(torch.autograd.Function):
         @staticmethod

@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 from torch import nn
 from torch.nn import functional
 
@@ -48,7 +49,7 @@ def by_class(library, classes):
 
 @pytest.mark.parametrize("method", ["GradCAM", "GradCAMPlusPlus"])
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("chosen", [None, [1, 4, 0]], ids=str)
+@pytest.mark.parametrize("chosen", [None, [1, 4, 0]], ids=case_id)
 @pytest.mark.parametrize("aug_smooth", [False, True])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_gradient_methods(method, layers, chosen, aug_smooth, inplace, theirs, targets, build, unchanged):
@@ -80,7 +81,7 @@ def test_float64_in_and_float32_out(theirs, targets, build):
             same(own, cam(images, by_class(targets, [1, 4, 0])))
 
 
-@pytest.mark.parametrize("size", [(9, 9), (40, 33), (7, 50)], ids=str)
+@pytest.mark.parametrize("size", [(9, 9), (40, 33), (7, 50)], ids=case_id)
 def test_maps_are_resized_as_opencv_does(size, theirs, targets, build):
     model, images = build("Plain", torch.float32), torch.randn(2, 3, *size)
     own = ours.GradCAM(model, [model.pool])(images, by_class(ours, [1, 4]))
@@ -251,7 +252,7 @@ OUTPUT_TARGETS = {
 
 
 @pytest.mark.parametrize("name", OUTPUT_TARGETS)
-@pytest.mark.parametrize("shape", [(5,), (3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (3, 5)], ids=case_id)
 def test_targets(name, shape, targets):
     output, arguments = torch.randn(*shape, dtype=torch.float64), OUTPUT_TARGETS[name]
     own, expected = (getattr(library, name)(*arguments)(output) for library in (ours, targets))
@@ -300,7 +301,7 @@ def test_targets_of_a_model_that_returns_a_list(theirs, targets, build):
         ours.GradCAM(model, [inside.relu2])(images, None)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=case_id)
 @pytest.mark.parametrize("method", ["GradCAM", "GradCAMPlusPlus", "EigenCAM"])
 def test_half_precision(method, dtype, build):
     """All of these raise TypeError there, in one dtype or both."""

@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 from PIL import Image
 from torch import nn
 
@@ -36,8 +37,8 @@ def same(own, expected):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("layers", ["relu2", ["relu1", "relu2"]], ids=str)
-@pytest.mark.parametrize("class_idx", [2, [1, 4, 0]], ids=str)
+@pytest.mark.parametrize("layers", ["relu2", ["relu1", "relu2"]], ids=case_id)
+@pytest.mark.parametrize("class_idx", [2, [1, 4, 0]], ids=case_id)
 @pytest.mark.parametrize("normalized", [False, True])
 def test_grad_cam(layers, class_idx, normalized, theirs, build, unchanged):
     model, images = build("Plain"), torch.randn(3, 3, 10, 8, dtype=DOUBLE)
@@ -46,7 +47,7 @@ def test_grad_cam(layers, class_idx, normalized, theirs, build, unchanged):
     same(own, ask(theirs.GradCAM, model, images, layers, class_idx, normalized))
 
 
-@pytest.mark.parametrize("class_idx", [2, [1, 4, 0]], ids=str)
+@pytest.mark.parametrize("class_idx", [2, [1, 4, 0]], ids=case_id)
 @pytest.mark.parametrize("normalized", [False, True])
 def test_cam(class_idx, normalized, theirs, build, unchanged):
     model, images = build("Plain"), torch.randn(3, 3, 10, 8, dtype=DOUBLE)

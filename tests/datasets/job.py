@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pyfast_xai import datasets
-from pyfast_xai.datasets.store import read
+from pyfast_xai.datasets.store import PartStore
 from pyfast_xai.explainers import METHODS as EXPLAINERS
 from pyfast_xai.images import Preprocess
 from pyfast_xai.models import LoadedModel
@@ -31,7 +31,7 @@ def network():
 
 
 def explain(folder, out, method):
-    datasets.explain(str(folder), network(), method=method, out=out, shard_size=3, batch=2, workers=2)
+    datasets.explain(str(folder), network(), method=method, out=out, shard_size=3, batch_size=2, workers=2)
 
 
 def started(folder, out, method):
@@ -83,14 +83,16 @@ def main(folder, kills, seed):
         expected[method] = rows(folder / method)
     while done["kills"] < kills:
         method, out = chance.choice(METHODS), folder / f"job-{done['runs']}"
-        while not finished(started(folder / "pictures", out, method), chance.uniform(0, 1.2 * seconds[method])):
+        longest = 1.2 * seconds[method]
+        while not finished(started(folder / "pictures", out, method), chance.uniform(0, longest)):
             done["kills"] += 1
+            longest *= 1.05  # the machine may have become slower since
             names = os.listdir(out) if out.is_dir() else []
             done["unfinished"] += sum(name.endswith(".tmp") for name in names)
             for name in names:
                 if name.startswith("part-"):
                     done["parts"] += 1
-                    read(out / name)
+                    PartStore(out).read(int(name[5:13]))
         done["runs"] += 1
         if rows(out) != expected[method]:
             faults.append(f"{out.name} ({method}): other rows than in a run that was not stopped")

@@ -1,6 +1,11 @@
-"""A run on Ray, for test_ray.py: `python ray_job.py PICTURES OUT`; slow enough to be killed in its middle."""
+"""A run on Ray, for test_ray.py: `python ray_job.py PICTURES OUT`; slow enough to be killed in its middle.
+
+With `slow` for PICTURES, tensors of which the first can be read once two other shards are done.
+"""
 
 import sys
+import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,7 +14,7 @@ from pyfast_xai.datasets.on_ray import explain_on_ray
 from pyfast_xai.images import Preprocess
 from pyfast_xai.models import LoadedModel
 
-RUN = {"method": "integrated-gradients", "method_settings": {"steps": 60}, "shard_size": 4}
+RUN = {"method": "integrated-gradients", "method_settings": {"n_steps": 60}, "shard_size": 4}
 
 
 def network():
@@ -18,6 +23,23 @@ def network():
     return LoadedModel(nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 5)).eval(), Preprocess(24), None, "tiny")
 
 
+class SlowAtFirst:
+    def __init__(self, out):
+        self.out = out
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        end = time.monotonic() + 120
+        while index == 0 and len(list(Path(self.out).glob("part-*.parquet"))) < 2:
+            if time.monotonic() > end:
+                raise TimeoutError("no other shard was done while this one was read")
+            time.sleep(0.05)
+        return torch.full((3, 24, 24), index / 24)
+
+
 if __name__ == "__main__":
-    done = explain_on_ray(sys.argv[1], network(), out=sys.argv[2], actors=2, cpus=0.5, **RUN)
-    print(done.rows, done.before)
+    source = SlowAtFirst(sys.argv[2]) if sys.argv[1] == "slow" else sys.argv[1]
+    done = explain_on_ray(source, network(), out=sys.argv[2], actors=2, cpus=0.5, **RUN)
+    print(done.progress.seconds, done.rows, done.before)

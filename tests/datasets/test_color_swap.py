@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from pyfast_xai import datasets
-from pyfast_xai.datasets.swapping import SWAPS
+from pyfast_xai.datasets.color_swap import SWAPS
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import Preprocess
 from pyfast_xai.metrics import color_swap
@@ -32,7 +32,7 @@ def loaded():
 
 
 def run(folder, loaded, out, **how):
-    settings = {"method": "saliency", "shard_size": 6, "batch": 4, "color_swap": True, **how}
+    settings = {"method": "saliency", "shard_size": 6, "batch_size": 4, "color_swap": True, **how}
     return datasets.explain(str(folder), loaded, out=out, **settings)
 
 
@@ -93,7 +93,7 @@ def test_error_rows_have_none_and_retry_makes_them(folder, loaded, tmp_path, pic
     assert row["status"] == "error"
     assert row["swapped_index"] is row["swapped_score"] is None
     (folder / "04.png").write_bytes(whole)
-    how = {"method": "saliency", "shard_size": 6, "batch": 4, "color_swap": True, "pictures": pictures_too}
+    how = {"method": "saliency", "shard_size": 6, "batch_size": 4, "color_swap": True, "pictures": pictures_too}
     datasets.retry(datasets.prepare(str(folder), loaded, out=tmp_path / "out", **how))
     row = datasets.open(tmp_path / "out")[4]
     assert row["status"] == "ok"
@@ -103,14 +103,14 @@ def test_error_rows_have_none_and_retry_makes_them(folder, loaded, tmp_path, pic
 
 def test_inputs_without_colours(tmp_path, loaded):
     shades = torch.rand(3, 1, 24, 24)
-    grey = LoadedModel(network(1), Preprocess(24, mean=(0.5,), std=(0.5,)), loaded.classes, "grey")
+    grey = LoadedModel(network(1), Preprocess(24, mean=(0.5,), std=(0.5,)), loaded.labels, "grey")
     with pytest.raises(InputError, match=r"^color_swap must be left out for a model of grey pictures"):
         run_on(shades, grey, tmp_path / "a")
     with pytest.raises(InputError, match=r"^top_k must be at least 1 for color_swap"):
         run_on(shades, loaded, tmp_path / "b", top_k=0)
     assert not list(tmp_path.iterdir())
     # The source gives what it likes, the preprocessing is the usual one.
-    plain = LoadedModel(network(1), Preprocess(24), loaded.classes, "grey")
+    plain = LoadedModel(network(1), Preprocess(24), loaded.labels, "grey")
     run_on(shades, plain, tmp_path / "c")
     assert [(row["status"], row["swapped_index"]) for row in datasets.open(tmp_path / "c")] == [("ok", None)] * 3
 

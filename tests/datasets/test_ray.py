@@ -12,8 +12,8 @@ import pytest
 
 from pyfast_xai import datasets
 
-if importlib.util.find_spec("ray") is None:
-    pytest.skip("needs ray", allow_module_level=True)
+pytestmark = pytest.mark.slow
+pytest.importorskip("ray")
 
 JOB = Path(__file__).with_name("ray_job.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
@@ -46,8 +46,26 @@ def wait_for_parts(process, out, count):
     assert process.poll() is None, process.communicate()
 
 
-def workers():
-    """Processes of Ray's actors."""
+def is_below(process, ancestor):
+    """Whether a process was started by another, or by one that this started."""
+    while process > 1 and process != ancestor:
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return process == ancestor
+
+
+def lives(process):
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def workers(driver):
+    """Processes of the actors of a driver."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -55,7 +73,7 @@ def workers():
                 name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if name.startswith("ray::MapWorker"):
+            if name.startswith("ray::MapWorker") and is_below(int(entry.name), driver.pid):
                 found.append(int(entry.name))
     return found
 
@@ -79,18 +97,19 @@ def ended(process):
     return [int(number) for number in told.split()[-2:]]
 
 
-@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_driver_cost_no_row(many, tmp_path, expected):
     out = tmp_path / "out"
     driver = start(many, out)
     wait_for_parts(driver, out, 2)
-    os.kill(workers()[0], signal.SIGKILL)
+    os.kill(workers(driver)[0], signal.SIGKILL)
     there = parts(out)
     wait_for_parts(driver, out, there + 2)
+    left = workers(driver)
     driver.kill()
     driver.communicate()
     assert 0 < parts(out) < 26
-    time.sleep(5)  # what is left of its workers goes
+    while any(map(lives, left)):  # they go once they notice
+        time.sleep(0.1)
     before = sum(1 for _ in datasets.open(out))
     total, found = ended(start(many, out))
     assert total == 102
@@ -99,13 +118,30 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_row(many, tmp_path, expecte
     assert datasets.verify(out).faults == []
 
 
-@pytest.mark.slow
+def test_other_shards_go_on_beside_a_slow_one(tmp_path):
+    out = tmp_path / "out"
+    assert ended(start("slow", out)) == [24, 0]
+    assert parts(out) == 6
+    assert {row["status"] for row in datasets.open(out)} == {"ok"}
+    assert datasets.verify(out).faults == []
+
+
+def test_the_same_rows_as_here(many, tmp_path, expected, record_property):
+    driver = start(many, tmp_path / "out")
+    told, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 0, errors
+    seconds, total, before = told.split()[-3:]
+    record_property("seconds_on_ray", float(seconds))
+    assert (total, before) == ("102", "0")
+    assert rows(tmp_path / "out") == expected
+
+
 def test_a_fault_of_the_method_is_raised_as_it_is(many, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(JOB.parent)!r})\n"
         "from ray_job import *\n"
         f"try: explain_on_ray({str(many)!r}, network(), out={str(tmp_path / 'out')!r}, method='fixations',\n"
-        "    method_settings={'at': 'nowhere'}, shard_size=50, actors=1)\n"
+        "    method_settings={'stop_layer': 'nowhere'}, shard_size=50, actors=1)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
@@ -113,7 +149,6 @@ def test_a_fault_of_the_method_is_raised_as_it_is(many, tmp_path):
     assert "nowhere" in done.stdout
 
 
-@pytest.mark.slow
 def test_whole_models_on_ray(many, tmp_path):
     """Workers get the network from the driver, not its file; what cannot be sent is told in a sentence."""
     code = (

@@ -14,10 +14,16 @@ import torch
 from PIL import Image
 
 from pyfast_xai import datasets
+from pyfast_xai.datasets.attachments import attached
 from pyfast_xai.datasets.columns import unpacked
+from pyfast_xai.datasets.export_fiftyone import _in_picture
+from pyfast_xai.datasets.folders import run_folder
+from pyfast_xai.datasets.manifest import NAME, read_document
 from pyfast_xai.datasets.schema import COLUMNS
-from pyfast_xai.datasets.store import read
+from pyfast_xai.datasets.store import PartStore
 from pyfast_xai.errors import InputError
+from pyfast_xai.images import MAX_PIXELS, Preprocess
+from pyfast_xai.models import LoadedModel
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def done(folder, loaded, tmp_path):
     (folder / "05.jpg").write_bytes(b"no picture")
     (folder / "14.png").write_bytes(b"")
     out = tmp_path / "out"
-    datasets.explain(str(folder), loaded, method="eigen-cam", out=out, shard_size=6, batch=4)
+    datasets.explain(str(folder), loaded, method="eigen-cam", out=out, shard_size=6, batch_size=4)
     return out
 
 
@@ -93,13 +99,15 @@ def test_rows_that_lie_about_their_maps_are_refused(done):
 
 def test_sound_runs_are_found_sound(done, folder):
     seen = []
-    found = datasets.verify(done, datasets.open_source(str(folder)), lambda *told: seen.append(told))
+    found = datasets.verify(
+        done, datasets.open_source(str(folder)), lambda progress: seen.append((progress.done, progress.total))
+    )
     assert (found.rows, found.missing, found.faults) == (20, 0, [])
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def changed(path, change):
-    table = read(path)
+    table = PartStore(path.parent).read(int(path.name[5:13]))
     metadata = table.schema.metadata
     pq.write_table(change(table).replace_schema_metadata(metadata), path, write_page_checksum=True)
 
@@ -156,14 +164,14 @@ def test_damaged_missing_and_foreign_parts_are_found(done, folder, loaded, tmp_p
     assert "a part of another" in datasets.verify(done).faults[0]
     # And once it is gone, the same call makes it again.
     os.remove(path)
-    datasets.explain(str(folder), loaded, method="eigen-cam", out=done, shard_size=6, batch=4)
+    datasets.explain(str(folder), loaded, method="eigen-cam", out=done, shard_size=6, batch_size=4)
     assert datasets.verify(done).faults == []
 
 
 def test_another_try_takes_error_rows_only(done, folder, loaded, make_picture):
     before = [dict(row) for row in datasets.open(done)]
     (folder / "05.jpg").write_bytes(make_picture(5, "JPEG"))
-    job = datasets.prepare(str(folder), loaded, method="eigen-cam", out=done, shard_size=6, batch=4)
+    job = datasets.prepare(str(folder), loaded, method="eigen-cam", out=done, shard_size=6, batch_size=4)
     summary = datasets.retry(job)
     assert (summary.rows, summary.errors, summary.progress.images) == (20, 1, 2)
     after = [dict(row) for row in datasets.open(done)]
@@ -174,7 +182,7 @@ def test_another_try_takes_error_rows_only(done, folder, loaded, make_picture):
     assert datasets.verify(done, job.source).faults == []
     assert datasets.status(done).errors == 1
     # The repaired pictures are those of the run from now on.
-    datasets.explain(str(folder), loaded, method="eigen-cam", out=done, shard_size=6, batch=4)
+    datasets.explain(str(folder), loaded, method="eigen-cam", out=done, shard_size=6, batch_size=4)
     (folder / "more.png").touch()
     with pytest.raises(InputError, match="must be continued as it was begun"):
         datasets.retry(datasets.prepare(str(folder), loaded, method="eigen-cam", out=done, shard_size=6))
@@ -187,9 +195,9 @@ def test_pandas_opens_the_folder(done):
 
 
 def test_csv(done, tmp_path):
-    told = []
-    assert datasets.export(done, "csv", tmp_path / "a.csv", lambda *args: told.append(args)) == 20
-    assert told[-1] == (20, 20)
+    reports = []
+    assert datasets.export(done, "csv", tmp_path / "a.csv", reports.append) == 20
+    assert (reports[-1].done, reports[-1].total) == (20, 20)
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [row["id"] for row in datasets.open(done)]
@@ -260,9 +268,13 @@ class Boom:
 def test_a_malicious_folder_runs_nothing(done, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("open('was_here', 'w')\ndef net(): return 1\n")
-    told = json.loads((done / "_run.json").read_text())
-    told["made"] |= {"source": ["hf:evil/evil"], "classes": ["\x1b[2J", "<script>"], "asked": {"model": "evil:net"}}
-    (done / "_run.json").write_text(json.dumps(told))
+    document = read_document(run_folder(done))
+    document["made"] |= {
+        "source": ["hf:evil/evil"],
+        "labels": ["\x1b[2J", "<script>"],
+        "request": {"model": "evil:net"},
+    }
+    (done / NAME).write_bytes(attached(json.dumps(document).encode(), COLUMNS))
     (done / "part-00000099.parquet").write_bytes(pickle.dumps(Boom()))
     datasets.open(done)[0].explanation().overlay(torch.rand(1, 3, 24, 24))
     datasets.verify(done)
@@ -278,3 +290,123 @@ def test_the_package_itself_needs_no_arrow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "pyfast_xai.datasets needs pyarrow: pip install 'pyfast-xai[datasets]'"
+
+
+def test_a_folder_for_the_hub(folder, loaded, tmp_path):
+    hugging = pytest.importorskip("datasets")
+    (folder / "05.jpg").write_bytes(b"no picture")
+    loaded = LoadedModel(loaded.model, loaded.preprocess, loaded.labels, "odd | name\n---\nlicense: none")
+    datasets.explain(folder, loaded, method="saliency", out=tmp_path / "out", shard_size=6)
+    assert datasets.export(tmp_path / "out", "huggingface", tmp_path / "hub") == 20
+    names = [f"train-{n:05d}-of-00004.parquet" for n in range(4)]
+    assert sorted(os.listdir(tmp_path / "hub" / "data")) == names
+    data = hugging.load_dataset(str(tmp_path / "hub"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert list(data["id"]) == [row["id"] for row in datasets.open(tmp_path / "out")]
+    heatmap = datasets.open(tmp_path / "out")[3].explanation().heatmap[0].numpy()
+    grey = np.asarray(data[3]["heatmap"]) / 255
+    assert np.abs(grey - (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())).max() < 1 / 255
+    assert data[3]["image"].size == (32, 28)
+    assert data[5]["image"] is data[5]["heatmap"] is None
+    assert data[5]["status"] == "error"
+    card = hugging_face_card(tmp_path / "hub" / "README.md")
+    assert card["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert "license" not in card
+    assert "20, 1 of them errors" in (tmp_path / "hub" / "README.md").read_text()
+
+
+def hugging_face_card(path):
+    """The header of a card, as YAML reads it."""
+    yaml = pytest.importorskip("yaml")
+    _, header, text = path.read_text().split("---\n", 2)
+    assert text.startswith("\n# Explanations by saliency")
+    return yaml.safe_load(header)
+
+
+def test_tensors_have_no_image_on_the_hub(loaded, tmp_path):
+    hugging = pytest.importorskip("datasets")
+    datasets.explain(
+        datasets.TorchDataset([torch.rand(3, 24, 24)] * 2), loaded, method="saliency", out=tmp_path / "out"
+    )
+    datasets.export(tmp_path / "out", "huggingface", tmp_path / "hub")
+    data = hugging.load_dataset(str(tmp_path / "hub"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert data[0]["image"] is None
+    assert data[0]["heatmap"].size == (24, 24)
+
+
+def test_a_folder_for_fiftyone(folder, loaded, tmp_path):
+    """In the layout of `fiftyone.types.FiftyOneDataset`, as its documentation and its importer have it."""
+    (folder / "05.jpg").write_bytes(b"no picture")
+    size = (50, 24)  # twice as wide as what the network sees
+    wide = np.zeros((24, 50, 3), np.uint8)
+    wide[4:20, 17:30] = 255
+    Image.fromarray(wide).save(folder / "04.png")
+    listed = tmp_path / "list.csv"
+    rows = "".join(f"{path},{n % 3}\n" for n, path in enumerate(sorted(folder.iterdir())))
+    listed.write_text("path,label\n" + rows)
+    datasets.explain(str(listed), loaded, method="grad-cam", out=tmp_path / "out", shard_size=6)
+    assert datasets.export(tmp_path / "out", "fiftyone", tmp_path / "fo") == 20
+    made = tmp_path / "fo"
+    metadata = json.loads((made / "metadata.json").read_text())
+    assert "version" not in metadata
+    assert (metadata["media_type"], metadata["info"]["method"]) == ("image", "grad-cam")
+    samples = json.loads((made / "samples.json").read_text())["samples"]
+    results = list(datasets.open(tmp_path / "out"))
+    assert [sample["row_id"] for sample in samples] == [row["id"] for row in results]
+    for n, (sample, row) in enumerate(zip(samples, results, strict=True)):
+        assert sample["ground_truth"] == {
+            "_cls": "Classification", "tags": [], "label": loaded.labels[n % 3], "index": n % 3
+        }  # fmt: skip
+        if n == 5:
+            assert sample["tags"] == ["error", "no picture"]
+            assert "heatmap" not in sample
+            assert not (made / sample["filepath"]).exists()
+            continue
+        assert sample["tags"] == ["ok"]
+        assert (made / sample["filepath"]).read_bytes() == (folder / row["id"].rpartition("/")[2]).read_bytes()
+        assert sample["prediction"]["label"] == row["topk_name"][0]
+        assert sample["prediction"]["confidence"] == row["topk_score"][0]
+        assert sample["target"]["label"] == row["class_name"]
+        assert sample["heatmap"]["_cls"] == "Heatmap"
+        width, height = size if n == 4 else (32, 28)
+        if row["box_in_picture"]:
+            (detection,) = sample["evidence"]["detections"]
+            left, top, across, down = np.array(detection["bounding_box"]) * [width, height, width, height]
+            place = [left, top, left + across - 1, top + down - 1]
+            assert np.allclose(place, row["box_in_picture"], atol=1e-4)
+            assert detection["label"] == row["class_name"]
+    # Over the whole picture, of which the network saw the middle.
+    heatmap = np.asarray(Image.open(made / samples[4]["heatmap"]["map_path"]))
+    assert heatmap.shape == (24, 50)
+    assert not heatmap[:, :13].any()
+    assert not heatmap[:, 37:].any()
+    seen = results[4].explanation().heatmap[0].numpy()
+    seen = (seen - seen.min()) / max(float(seen.max() - seen.min()), 1e-12)
+    assert np.abs(heatmap[:, 13:37] / 255 - seen).max() < 1 / 255
+    assert "FiftyOneDataset" in (made / "README.md").read_text()
+
+
+def test_samples_open_in_fiftyone(done, tmp_path):
+    """Its importer makes samples of them; no data base is needed for these."""
+    fiftyone = pytest.importorskip("fiftyone")
+    importers = pytest.importorskip("fiftyone.utils.data")
+    datasets.export(done, "fiftyone", tmp_path / "fo")
+    importer = importers.FiftyOneDatasetImporter(str(tmp_path / "fo"))
+    assert importer._is_legacy_format_data()
+    with importer._to_legacy_importer() as opened:
+        samples = list(opened)
+    assert [sample["row_id"] for sample in samples] == [row["id"] for row in datasets.open(done)]
+    sample = samples[0]
+    assert sample.media_type == "image"
+    assert sample.heatmap.map_path == str(tmp_path / "fo" / "fields" / "heatmap" / "0000000000-00_png.png")
+    assert sample.heatmap.get_map().ndim == 2
+    assert isinstance(sample.evidence.detections[0], fiftyone.Detection)
+    assert isinstance(sample.prediction, fiftyone.Classification)
+    assert 0 < sample.prediction.confidence <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1), (1, 1)], ids=["tall", "wide", "single"])
+def test_heat_maps_over_pictures_of_any_shape_stay_small(size):
+    heatmap = Image.new("L", (24, 24), 255)
+    placed = _in_picture(heatmap, Preprocess(24, 27), size)
+    assert placed.width * placed.height <= MAX_PIXELS
+    assert placed.getextrema()[1] == 255

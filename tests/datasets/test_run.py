@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,19 +13,25 @@ from PIL import Image
 from torch import nn
 
 from pyfast_xai import CLEAR, CNNFixations, EigenCAM, Saliency, UnsupportedOpError, datasets
-from pyfast_xai.datasets.answering import Asker, out_of_memory
-from pyfast_xai.datasets.engine import Engine
-from pyfast_xai.datasets.manifest import weights_digest
+from pyfast_xai.datasets.attachments import attached
+from pyfast_xai.datasets.batching import BatchExplainer, out_of_memory
+from pyfast_xai.datasets.folders import run_folder
+from pyfast_xai.datasets.manifest import NAME, read_document, weights_digest
+from pyfast_xai.datasets.run_worker import RunWorker
+from pyfast_xai.datasets.schema import columns
 from pyfast_xai.datasets.sources import Item, Source
-from pyfast_xai.datasets.store import Store
+from pyfast_xai.datasets.store import PartStore
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import Explainer
+from pyfast_xai.explainers.clear import ClassExplanation
+from pyfast_xai.explainers.common.explainer import Explainer
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.models import LoadedModel
 
 
 def run(folder, loaded, out, **how):
-    return datasets.explain(folder, loaded, **{"method": "saliency", "out": out, "shard_size": 6, "batch": 4, **how})
+    return datasets.explain(
+        folder, loaded, **{"method": "saliency", "out": out, "shard_size": 6, "batch_size": 4, **how}
+    )
 
 
 def rows(out):
@@ -75,12 +82,12 @@ def test_rows_say_what_the_explainer_says(folder, loaded, tmp_path, method):
         assert row["source"] == str(folder / names[n])
         assert row["topk_index"] == logits.argsort(descending=True).tolist()
         assert row["topk_score"] == pytest.approx(logits.sort(descending=True).values.tolist(), abs=1e-4)
-        assert row["topk_name"] == [loaded.classes[c] for c in row["topk_index"]]
+        assert row["topk_name"] == [loaded.labels[c] for c in row["topk_index"]]
         if own.target is None:
             assert row["target"] is row["class_name"] is row["score"] is None
         else:
             assert row["target"] == int(own.target)
-            assert row["class_name"] == loaded.classes[row["target"]]
+            assert row["class_name"] == loaded.labels[row["target"]]
             assert row["score"] == pytest.approx(float(own.score), abs=1e-4)
         if names[n].endswith("png"):  # two JPEG decoders may differ by a grey level
             assert row["box"] == (None if own.boxes().isnan().any() else own.boxes()[0].tolist())
@@ -92,8 +99,8 @@ def test_rows_say_what_the_explainer_says(folder, loaded, tmp_path, method):
             scale = float(own.heatmap.max())
             assert torch.allclose(again.heatmap, own.heatmap, rtol=0, atol=scale * 2**-10)
             assert torch.equal(again.images[0], shown)
-            if own.winner is not None:
-                assert torch.equal(again.winner, own.winner)
+            if isinstance(own, ClassExplanation):
+                assert torch.equal(again.dominant_class, own.dominant_class)
             assert again.overlay().shape == (1, 3, 24, 24)
 
 
@@ -130,7 +137,8 @@ def test_bad_inputs_are_rows(folder, loaded, tmp_path, make_picture):
     (folder / "00.png").write_bytes(b"")
     (folder / "03.jpg").write_bytes(make_picture(3, "JPEG")[:300])
     (folder / "04.png").write_text("no picture")
-    source = datasets.open_source(str(folder))
+    names = sorted(os.listdir(folder))
+    source = datasets.Files([folder / name for name in names], names)
     (folder / "09.jpg").unlink()
     run(source, loaded, tmp_path / "out")
     found = rows(tmp_path / "out")
@@ -158,7 +166,7 @@ class Moody(Explainer):
         super().__init__(model)
         self._mood, self.calls = mood, []
 
-    def __call__(self, images, target=None):
+    def _explain(self, images, target, args, kwargs):
         self.calls.append(len(images))
         self._mood(images)
         logits = self.record(images).result
@@ -210,6 +218,60 @@ def test_maps_that_are_not_finite_are_errors(loaded, tmp_path):
     assert "must be finite" in found[2]["error_message"]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(("method", "top_k"), [("grad-cam", 5), ("eigen-cam", 5), ("saliency", 0)])
+def test_a_model_whose_output_is_not_finite_makes_error_rows(folder, loaded, tmp_path, method, top_k, value):
+    class Odd(nn.Module):
+        """Answers with one odd class for some images."""
+
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images):
+            logits = self.network(images)
+            is_odd = images.mean((1, 2, 3)) > 0
+            column = torch.arange(logits.shape[1]) == 2
+            return torch.where(is_odd[:, None] & column, torch.full_like(logits, value), logits)
+
+    model = LoadedModel(Odd(loaded.model).eval(), loaded.preprocess, loaded.labels, "odd")
+    run(str(folder), model, tmp_path / "out", method=method, top_k=top_k)
+    found = datasets.open(tmp_path / "out")
+    odd = []
+    for row in found:
+        with Image.open(folder / row["id"]) as image:
+            odd.append(bool(loaded.preprocess(image.convert("RGB"))[0].mean() > 0))
+    assert True in odd
+    assert False in odd
+    assert [row["status"] == "error" for row in found] == odd
+    for row in found:
+        if row["status"] == "error":
+            assert "the model's output is not finite" in row["error_message"]
+            assert row["target"] is row["topk_index"] is row["score"] is None
+
+
+def test_rows_that_cannot_be_made_are_error_rows(loaded, tmp_path):
+    class Odd(Moody):
+        def __call__(self, images, target=None):
+            explanation = super().__call__(images, target)
+            if bool((images == 3).any()):
+                explanation.target = explanation.target[:, None, None].expand(-1, 2, 2)
+                explanation.dominant_class = torch.zeros(1)
+            return explanation
+
+    class MuteError(Exception):
+        def __str__(self):
+            raise ValueError
+
+    run(tensors(9), loaded, tmp_path / "out", method=Odd(loaded.model, lambda _: None))
+    found = rows(tmp_path / "out")
+    assert len(found) == 9
+    assert found[2]["status"] == "error"
+    assert found[8]["status"] == "ok"
+    run(tensors(9), loaded, tmp_path / "mute", method=Moody(loaded.model, fails_on(4, MuteError())))
+    assert [row["error_message"] for row in rows(tmp_path / "mute") if row["status"] == "error"] == ["MuteError"]
+
+
 def test_a_method_that_always_fails_ends_the_run(folder, loaded, tmp_path):
     with pytest.raises(InputError, match="layer"):
         run(str(folder), loaded, tmp_path / "out", method="eigen-cam", method_settings={"layer": "none such"})
@@ -234,17 +296,17 @@ def test_memory_that_runs_out_halves_the_batch(loaded, tmp_path, error):
 
     method = Moody(loaded.model, mood)
     told = []
-    done = run(tensors(40), loaded, tmp_path / "out", method=method, batch=16, shard_size=20, progress=told.append)
+    done = run(tensors(40), loaded, tmp_path / "out", method=method, batch_size=16, shard_size=20, progress=told.append)
     assert (done.rows, done.errors) == (40, 0)
     # 16, 8 and 4 are too many; two go through, and no larger batch is tried again.
     assert method.calls[:3] == [16, 8, 4]
     assert max(method.calls[3:]) == 2
-    assert told[-1].batch == 2
-    assert Store(tmp_path / "out").finished()[1].batch == 2
+    assert told[-1].batch_size == 2
+    assert PartStore(tmp_path / "out").finished()[1].batch_size == 2
     # A run that goes on begins with what it had.
     os.remove(tmp_path / "out" / parts(tmp_path / "out")[0])
     again = Moody(loaded.model, mood)
-    run(tensors(40), loaded, tmp_path / "out", method=again, batch="auto", shard_size=20)
+    run(tensors(40), loaded, tmp_path / "out", method=again, batch_size="auto", shard_size=20)
     assert set(again.calls) == {2}
 
 
@@ -278,18 +340,19 @@ def test_answers_cost_no_forward_where_the_method_has_them(loaded):
     hook = loaded.model.register_forward_hook(lambda *_: calls.append(1))
     images = torch.rand(3, 3, 24, 24)
     for method, more in ((Saliency, 0), (CNNFixations, 0), (EigenCAM, 1)):
-        asker = Asker(method(loaded.model), 2, 4)
+        batches = BatchExplainer(method(loaded.model), 2, 4)
+        method(loaded.model)(images)  # the first call of a kind is compared with the model in the other memory format
         calls.clear()
         method(loaded.model)(images)
         alone = len(calls)
         calls.clear()
-        (answered,) = asker(images, None)
+        (result,) = batches(images, None)
         assert len(calls) == alone + more
         shares, classes = loaded.model(images).softmax(1).topk(2)
-        assert torch.equal(answered.top[0], classes)
-        assert torch.allclose(answered.top[1], shares, atol=1e-6)
-        (answered,) = Asker(method(loaded.model), 0, 4)(images, None)
-        assert answered.top is None
+        assert torch.equal(result.top[0], classes)
+        assert torch.allclose(result.top[1], shares, atol=1e-6)
+        (result,) = BatchExplainer(method(loaded.model), 0, 4)(images, None)
+        assert result.top is None
     hook.remove()
 
 
@@ -321,6 +384,29 @@ def test_targets(folder, loaded, tmp_path):
     for wrong in (-1, "cat", 1.5, True):
         with pytest.raises(InputError, match="target must be"):
             run(str(folder), loaded, tmp_path / "no", target=wrong)
+
+
+def test_options_come_as_one_object_as_keywords_or_as_both(folder, loaded, tmp_path):
+    options = datasets.RunOptions(method="saliency", out=tmp_path / "out", shard_size=6, batch_size=4)
+    assert datasets.explain(folder, loaded, options).before == 0
+    assert run(folder, loaded, tmp_path / "out").before == 20
+    assert datasets.explain(folder, loaded, options, workers=1).before == 20
+    with pytest.raises(InputError, match=r"with shard_size 6, got 7"):
+        datasets.explain(folder, loaded, options, shard_size=7)
+    with pytest.raises(TypeError, match="shards"):
+        datasets.explain(folder, loaded, options, shards=7)
+    with pytest.raises(AttributeError):
+        options.batch_size = 3
+
+
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_rows_do_not_depend_on_how_many_threads_decode(folder, loaded, tmp_path, threads):
+    run(folder, loaded, tmp_path / "plain", workers=2)
+    seen = []
+    run(folder, loaded, tmp_path / "out", workers=threads, progress=seen.append)
+    assert [steady(row) for row in rows(tmp_path / "out")] == [steady(row) for row in rows(tmp_path / "plain")]
+    most = threads or len(os.sched_getaffinity(0))
+    assert all(1 <= progress.threads <= most for progress in seen if progress.images)
 
 
 def test_the_same_call_goes_on(folder, loaded, tmp_path):
@@ -363,16 +449,16 @@ class Full:
 
 def test_a_full_disk_stops_cleanly_and_goes_on(folder, loaded, tmp_path):
     out = tmp_path / "out"
-    job = datasets.prepare(str(folder), loaded, method="saliency", out=out, shard_size=6, batch=4)
+    job = datasets.prepare(str(folder), loaded, method="saliency", out=out, shard_size=6, batch_size=4)
     out.mkdir()
-    job.manifest.write(out)
-    store = Store(out, Full(45_000))
-    engine = Engine(job.source, job.explainer, store, job.shards, job.manifest.fingerprint, job.settings)
+    store = PartStore(out, Full(45_000))
+    job.manifest.write(PartStore(out).folder, job.settings.stored.schema)
+    worker = RunWorker(replace(job, store=store))
     with pytest.raises(OSError, match="No space left"):
-        engine.run(range(len(job.shards)))
+        worker.run(range(len(job.shards)))
     there = parts(out)
     assert 0 < len(there) < 4
-    assert sorted(os.listdir(out)) == ["_run.json", *there]
+    assert sorted(os.listdir(out)) == [NAME, *there]
     assert not left_over()
     assert run(str(folder), loaded, out).complete
     assert not datasets.verify(out).faults
@@ -429,7 +515,7 @@ def test_another_run_is_refused_with_the_difference(folder, loaded, tmp_path):
     out = tmp_path / "out"
     run(str(folder), loaded, out)
     before = {name: (out / name).read_bytes() for name in os.listdir(out)}
-    other = LoadedModel(copy.deepcopy(loaded.model), loaded.preprocess, loaded.classes, "tiny")
+    other = LoadedModel(copy.deepcopy(loaded.model), loaded.preprocess, loaded.labels, "tiny")
     with torch.no_grad():
         other.model[0].weight[0, 0, 0, 0] += 1e-6
     preprocess = type(loaded.preprocess)(24, mean=(0.5,) * 3)
@@ -460,28 +546,24 @@ def test_what_does_not_decide_what_a_row_says_may_change(folder, loaded, tmp_pat
     out = tmp_path / "out"
     run(str(folder), loaded, out)
     os.remove(out / parts(out)[2])
-    assert run(str(folder), loaded, out, batch=3, workers=1, max_errors=3).complete
+    assert run(str(folder), loaded, out, batch_size=3, workers=1, max_errors=3).complete
 
 
 def test_a_manifest_that_was_touched_is_refused(folder, loaded, tmp_path):
     out = tmp_path / "out"
     run(str(folder), loaded, out)
-    told = json.loads((out / "_run.json").read_text())
-    for wrong in (
-        b"",
-        b"[]",
-        b"{",
-        b"null",
-        b'{"made": 3}',
-        b"[" * 100_000,
-        json.dumps(told | {"shard_size": 7}).encode(),
-    ):
-        (out / "_run.json").write_bytes(wrong)
+    document = read_document(run_folder(out))
+    whole = (out / NAME).read_bytes()
+    contents = [b"", b"[]", b"{", b"null", b'{"made": 3}', b"[" * 100_000]
+    contents.append(json.dumps(document | {"shard_size": 7}).encode())
+    files = [attached(content, columns()) for content in contents]
+    for wrong in (*files, b"", b"{}", b"PAR1", whole[:-1], whole[5:], b"PAR1" + b"\xff" * 8 + b"PAR1"):
+        (out / NAME).write_bytes(wrong)
         for command in (datasets.open, datasets.status, datasets.verify):
-            with pytest.raises(InputError, match=r"_run\.json"):
+            with pytest.raises(InputError, match=r"_run\.parquet"):
                 command(out)
-    os.remove(out / "_run.json")
-    with pytest.raises(InputError, match=r"with parts and no _run\.json"):
+    os.remove(out / NAME)
+    with pytest.raises(InputError, match=r"with parts and no _run\.parquet"):
         run(str(folder), loaded, out)
 
 
@@ -510,11 +592,11 @@ def test_digests_tell_weights_apart(loaded):
     [
         ({"method": "none such"}, "method must be one of"),
         ({"method_settings": {"none": 1}}, "method_settings must be those of saliency"),
-        ({"batch": 0}, "batch must be"),
-        ({"batch": "large"}, "batch must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"batch_size": "large"}, "batch_size must be"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
         ({"workers": 0}, "workers must be at least 1"),
-        ({"top_k": -1}, "top_k at least 0"),
+        ({"top_k": -1}, "top_k must be at least 0"),
         ({"maps": "large"}, "maps must be"),
         ({"map_dtype": "int3"}, "map_dtype must be"),
         ({"max_pixels": 0}, "max_pixels must be"),
@@ -556,7 +638,7 @@ def test_decoding_runs_ahead_of_the_model_and_not_too_far(loaded, tmp_path):
         ahead.append(len(asked) - sum(explained))
         explained.append(len(images))
 
-    run(Counting(), loaded, tmp_path / "out", method=Moody(loaded.model, mood), batch=5, shard_size=50, workers=2)
+    run(Counting(), loaded, tmp_path / "out", method=Moody(loaded.model, mood), batch_size=5, shard_size=50, workers=2)
     # A batch of its own, and room for two more and for two images a worker; and across the border of a part.
     assert max(ahead) <= 3 * 5 + 2 * 2 + 2
     assert max(ahead) > 5
@@ -564,5 +646,4 @@ def test_decoding_runs_ahead_of_the_model_and_not_too_far(loaded, tmp_path):
 
 def test_slow_methods_show_no_bar_a_batch(folder, loaded, tmp_path):
     explainer = datasets.prepare(str(folder), loaded, method="fgvis", out=tmp_path / "out").explainer
-    assert callable(explainer.progress)
-    assert explainer.progress(1, 2) is None
+    assert explainer.progress is False

@@ -46,8 +46,9 @@ def test_a_folder_is_listed_the_same_every_time(folder):
     assert items(source, 18, 99)[-1].index == 19
     assert open_source(folder).listing() == source.listing()
     # From elsewhere, too: ids of one folder do not depend on where it is.
+    ids = source.listing().ids
     moved = folder.rename(folder.parent / "moved")
-    assert open_source(moved).listing().ids == source.listing().ids
+    assert open_source(moved).listing().ids == ids
 
 
 def test_a_listing_tells_changes(folder):
@@ -102,7 +103,6 @@ def test_csv(folder):
     [
         ("a,b\n1,2\n", "must have a column path or file"),
         ("", "must have a column"),
-        ("path,label\nx.png,cat\n", "label of row 1 .* must be a whole number, got 'cat'"),
         (b"path\n\xff\xfe\n", "must be a CSV file"),
     ],
 )
@@ -235,7 +235,7 @@ def test_what_is_no_tar_is_refused(tmp_path, content):
         open_source(tmp_path / "a.tar")
 
 
-@pytest.mark.parametrize("given", ["pipe:cat /etc/passwd", "http://example.org/a.tar", "s3://bucket/a.parquet"])
+@pytest.mark.parametrize("given", ["pipe:cat /etc/passwd", "http://example.org/a.tar", "simplecache::s3://b/a.tar"])
 def test_nothing_is_run_or_fetched(given):
     with pytest.raises(InputError, match="must lie on this machine"):
         open_source(given)
@@ -272,7 +272,7 @@ def test_torch_datasets():
         def __getitem__(self, index):
             return Image.new("RGB", (2, 2)), {"boxes": []}
 
-    assert items(open_source(Plain()))[0].read().label is None
+    assert items(open_source(Plain()))[0].read().label == {"boxes": []}
 
 
 def test_hugging_face(make_picture):

@@ -9,10 +9,11 @@ from PIL import Image
 from torch import nn
 
 from pyfast_xai import Explanation, InputError, Saliency, metrics
-from pyfast_xai.evaluation import MEASURES, Annotation, Centre, Noise, evaluate
+from pyfast_xai.evaluation import METRICS, Annotation, Centre, Noise, evaluate
 from pyfast_xai.evaluation.result import interval
 from pyfast_xai.explainers import Explainer
 from pyfast_xai.images import Preprocess
+from pyfast_xai.localize import Segment
 
 SIDE = 16
 PREPROCESS = Preprocess(size=SIDE, resize=SIDE, mean=(0, 0, 0), std=(1, 1, 1), interpolation="nearest")
@@ -23,13 +24,13 @@ class Oracle(Explainer):
 
     method = paper = "oracle"
 
-    def __call__(self, images, target=None):
-        return Explanation("oracle", images.mean(1), images=images, threshold=0.5)
+    def _explain(self, images, target, args, kwargs):
+        return Explanation("oracle", images.mean(1), images=images, box_rule=Segment(0.5))
 
 
 class Opposite(Oracle):
-    def __call__(self, images, target=None):
-        return Explanation("opposite", 1 - images.mean(1), images=images, threshold=0.5)
+    def _explain(self, images, target, args, kwargs):
+        return Explanation("opposite", 1 - images.mean(1), images=images, box_rule=Segment(0.5))
 
 
 class Quadrants(nn.Module):
@@ -67,10 +68,10 @@ PLACES = ["box-error", "top1-box-error", "max-box-acc", "pointing", "pointing-15
 
 
 def test_a_perfect_map_scores_perfectly_and_its_opposite_does_not(model, annotated):
-    found = evaluate(model, annotated, PREPROCESS, {"oracle": Oracle, "opposite": Opposite}, PLACES, batch=3)
+    found = evaluate(model, annotated, PREPROCESS, {"oracle": Oracle, "opposite": Opposite}, PLACES, batch_size=3)
     for name in PLACES:
         own = found.figure("oracle", name)
-        perfect = 0.0 if MEASURES[name].better == "lower" else 1.0
+        perfect = 0.0 if METRICS[name].better == "lower" else 1.0
         assert (own.value, own.low, own.high, own.pictures) == (perfect, perfect, perfect, 4), name
         if name != "pointing-15":  # wider than these pictures
             assert abs(found.figure("opposite", name).value - perfect) > 0.1, name
@@ -80,7 +81,7 @@ def test_a_perfect_map_scores_perfectly_and_its_opposite_does_not(model, annotat
 
 def test_figures_are_those_of_the_metrics(model, annotated):
     names = ["deletion", "insertion", "average-drop", "increase", "road", "max-sensitivity"]
-    found = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch=2)
+    found = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch_size=2)
     images = torch.stack([PREPROCESS(Image.open(own.path))[0] for own in annotated])
     explain = Saliency(model)
     heat = explain(images, torch.arange(4)).heatmap
@@ -97,7 +98,7 @@ def test_figures_are_those_of_the_metrics(model, annotated):
         assert found.figure("saliency", name).value == pytest.approx(float(rows.mean()), abs=1e-5), name
 
 
-def test_sanity_measures_of_a_method_that_looks_at_nothing(model, annotated):
+def test_sanity_metrics_of_a_method_that_looks_at_nothing(model, annotated):
     names = ["class-sensitivity", "randomization"]
     found = evaluate(model, annotated, PREPROCESS, {"centre": Centre, "saliency": Saliency}, names)
     assert found.figure("centre", "class-sensitivity").value == 0
@@ -116,15 +117,15 @@ def test_noise_is_at_chance(model, annotated):
 
 def test_order_and_batch_change_nothing(model, annotated):
     names = ["box-error", "deletion", "pxap", "max-box-acc", "randomization"]
-    once = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch=4)
-    other = evaluate(model, annotated[::-1], PREPROCESS, {"saliency": Saliency}, names, batch=1)
+    once = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch_size=4)
+    other = evaluate(model, annotated[::-1], PREPROCESS, {"saliency": Saliency}, names, batch_size=1)
     for name in names:
         assert once.figure("saliency", name).value == pytest.approx(other.figure("saliency", name).value, abs=1e-6)
 
 
-def test_pictures_without_what_a_measure_needs_do_not_count(model, annotated):
+def test_pictures_without_what_a_metric_needs_do_not_count(model, annotated):
     bare = [Annotation(annotated[0].path), *annotated[1:]]
-    found = evaluate(model, bare, PREPROCESS, {"oracle": Oracle}, ["box-error", "pxap", "deletion"], batch=1)
+    found = evaluate(model, bare, PREPROCESS, {"oracle": Oracle}, ["box-error", "pxap", "deletion"], batch_size=1)
     assert [found.figure("oracle", name).pictures for name in ("box-error", "pxap", "deletion")] == [3, 3, 4]
     with pytest.raises(InputError, match="annotations must have a boxes and label of a picture for 'top1-box-error'"):
         evaluate(model, bare[:1], PREPROCESS, {"oracle": Oracle}, ["top1-box-error"])
@@ -141,7 +142,7 @@ def test_labels_by_name_and_as_targets(model, annotated):
             return super().__call__(images, target)
 
     wrong = [Annotation(named[0].path, "se", named[0].boxes), *named[1:]]
-    found = evaluate(model, wrong, PREPROCESS, {"spy": Spy}, ["top1-box-error"], classes=names, target="label")
+    found = evaluate(model, wrong, PREPROCESS, {"spy": Spy}, ["top1-box-error"], labels=names, target="label")
     assert seen == [[3, 1, 2, 3]]
     assert found.figure("spy", "top1-box-error").value == 0.25
     with pytest.raises(InputError, match="annotations must have a class of the model where target is 'label', got 'x'"):
@@ -166,14 +167,14 @@ def test_a_picture_that_cannot_be_read_is_listed(model, annotated, tmp_path):
     [
         ({"methods": ["salency"]}, "methods must be one of .*'salency'"),
         ({"methods": []}, "methods must hold at least one"),
-        ({"measures": ["iou"]}, "measures must be one of 'box-error'.*'iou'"),
-        ({"measures": []}, "measures must hold at least one"),
+        ({"metrics": ["iou"]}, "metrics must be one of 'box-error'.*'iou'"),
+        ({"metrics": []}, "metrics must hold at least one"),
         ({"annotations": []}, "annotations must hold at least one"),
         ({"target": "top"}, "target must be one of 'predicted', 'label', got 'top'"),
     ],
 )
 def test_bad_arguments(model, annotated, change, message):
-    given = {"annotations": annotated, "methods": ["saliency"], "measures": ["box-error"], **change}
+    given = {"annotations": annotated, "methods": ["saliency"], "metrics": ["box-error"], **change}
     with pytest.raises(InputError, match=message):
         evaluate(model, preprocess=PREPROCESS, **given)
 
@@ -222,7 +223,7 @@ def test_files(model, annotated, tmp_path):
     paths = found.write(tmp_path / "out")
     assert [path.name for path in paths] == ["evaluation.csv", "evaluation.json", "box-error.png", "deletion.png"]
     table = list(csv.DictReader(paths[0].read_text().splitlines()))
-    assert [(row["method"], row["measure"], row["subset"]) for row in table][:3] == [
+    assert [(row["method"], row["metric"], row["subset"]) for row in table][:3] == [
         ("oracle", "box-error", "all"), ("oracle", "box-error", "small"), ("oracle", "deletion", "all"),
     ]  # fmt: skip
     assert json.loads(paths[1].read_text())["pictures"] == 4

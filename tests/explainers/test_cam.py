@@ -8,9 +8,10 @@ from torch.nn import functional
 
 from pyfast_xai import CAM, GradCAM, GradCAMPlusPlus, GuidedBackprop, GuidedGradCAM
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.layers import Above, LayerRecorder, bottlenecks
-from pyfast_xai.explainers.pooled_tail import pooled_tail
-from pyfast_xai.rules.response import Response
+from pyfast_xai.explainers.common.classifier_head import classifier_head
+from pyfast_xai.explainers.common.layer_recorder import Above, LayerRecorder
+from pyfast_xai.explainers.common.layer_search import Place, bottlenecks
+from pyfast_xai.rules.gradient import GradientRules
 from pyfast_xai.tape import record
 
 DOUBLE = torch.float64
@@ -59,20 +60,22 @@ def test_cam_is_weights_times_features(net, images):
     expected = torch.stack(
         [(net.fc.weight[c].detach()[:, None, None] * features[n]).sum(0) for n, c in [(0, 1), (0, 4), (1, 0), (1, 2)]]
     )
-    torch.testing.assert_close(found.map, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(found.heatmap, shown(expected, (16, 12)), rtol=0, atol=1e-14)
     assert found.target.tolist() == [1, 4, 0, 2]
     # The mean of a map and the bias are the score.
     scores = net(images).detach()[[0, 0, 1, 1], [1, 4, 0, 2]]
-    torch.testing.assert_close(found.map.mean((1, 2)) + net.fc.bias.detach()[found.target], scores, rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        found.signed_map.mean((1, 2)) + net.fc.bias.detach()[found.target], scores, rtol=0, atol=1e-14
+    )
 
 
 def test_cam_weighs_classes_as_the_target_says(net, images):
-    every = CAM(net)(images, [list(range(5))] * 2).map.view(2, 5, 8, 6)
+    every = CAM(net)(images, [list(range(5))] * 2).signed_map.view(2, 5, 8, 6)
     weights = torch.randn(2, 5, dtype=DOUBLE)
     expected = torch.einsum("nc,nchw->nhw", weights, every)
-    torch.testing.assert_close(CAM(net)(images, weights).map, expected, rtol=0, atol=1e-14)
-    difference = CAM(net)(images, lambda y: y[:, 1] - y[:, 0]).map
+    torch.testing.assert_close(CAM(net)(images, weights).signed_map, expected, rtol=0, atol=1e-14)
+    difference = CAM(net)(images, lambda y: y[:, 1] - y[:, 0]).signed_map
     torch.testing.assert_close(difference, every[:, 1] - every[:, 0], rtol=0, atol=1e-14)
 
 
@@ -122,7 +125,7 @@ def test_cam_finds_the_end_of_a_network(name):
         else:
             expected = functional.conv2d(features, weight.view(5, 6, 1, 1))
     found = CAM(model)(images, [list(range(5))] * 2)
-    torch.testing.assert_close(found.map.view(expected.shape), expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(found.signed_map.view(expected.shape), expected, rtol=0, atol=1e-13)
 
 
 ENDS = {
@@ -146,14 +149,14 @@ def test_cam_says_that_a_network_ends_otherwise(name):
     model = Tail(ENDS[name], **_head(), **linear).eval()
     with pytest.raises(InputError, match=r"model must end in an average .* got one whose scores come from '.*linear'"):
         CAM(model)(torch.randn(2, 3, 8, 8))
-    assert pooled_tail(record(model, torch.randn(2, 3, 8, 8), reading=Response())) is None
+    assert classifier_head(record(model, torch.randn(2, 3, 8, 8), policy=GradientRules())) is None
     assert GradCAM(model)(torch.randn(2, 3, 8, 8)).heatmap.isfinite().all()
 
 
 @pytest.mark.parametrize("method", [GradCAM, CAM])
 def test_cam_and_grad_cam_are_one_up_to_the_number_of_positions(net, images, method):
     one, other = CAM(net)(images, 3), GradCAM(net)(images, 3)
-    torch.testing.assert_close(one.map, other.map * 48, rtol=0, atol=1e-13)
+    torch.testing.assert_close(one.signed_map, other.signed_map * 48, rtol=0, atol=1e-13)
 
 
 # Grad-CAM and its peers
@@ -183,7 +186,7 @@ def test_grad_cam_is_the_paper(net, images):
         for k in range(6):
             expected[n] += grad[n, k].sum() / 48 * activation[n, k]
     found = GradCAM(net, layer="conv2")(images, target)
-    torch.testing.assert_close(found.map, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(found.heatmap, shown(expected, (16, 12)), rtol=0, atol=1e-14)
 
 
@@ -200,7 +203,7 @@ def test_grad_cam_plus_plus_is_the_paper(net, images, epsilon):
                     weight += g * g**2 / (2 * g**2 + activation[n, k].sum() * g**3 + epsilon)
             expected[n] += weight * activation[n, k]
     found = GradCAMPlusPlus(net, layer="conv1", epsilon=epsilon)(images, target)
-    torch.testing.assert_close(found.map, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.signed_map, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_formula_of_grad_cam_plus_plus_has_no_scale_without_epsilon():
@@ -235,7 +238,7 @@ def test_grad_cam_equals_captum(network):
     model, layer, images, target = network
     theirs = captum.LayerGradCam(model, model.get_submodule(layer)).attribute(images, target)[:, 0].detach()
     found = GradCAM(model, layer=layer)(images, target)
-    torch.testing.assert_close(found.map, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+    torch.testing.assert_close(found.signed_map, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
 
 
 def scaled(maps):
@@ -253,7 +256,7 @@ def test_equals_pytorch_grad_cam(network, method):
         theirs = cam(images, targets=[ClassifierOutputTarget(int(c)) for c in target])
     found = method(model, layer=layer)(images, target)
     # It scales before it resizes, in float32, and after.
-    ours = scaled(shown(scaled(found.map.clamp_min(0)), images.shape[2:]))
+    ours = scaled(shown(scaled(found.signed_map.clamp_min(0)), images.shape[2:]))
     assert np.abs(ours.numpy() - theirs).max() < 1e-6
 
 
@@ -284,7 +287,7 @@ def test_guided_grad_cam_is_both_in_one(rectifier):
     images, targets = torch.randn(2, 3, 11, 11, dtype=DOUBLE), [[1, 3], [0, 4]]
     found = GuidedGradCAM(model, layer="0")(images, targets)
     cam, guided = GradCAM(model, layer="0")(images, targets), GuidedBackprop(model)(images, targets)
-    assert torch.equal(found.map, cam.map)
+    assert torch.equal(found.signed_map, cam.signed_map)
     assert torch.equal(found.attribution, guided.attribution * cam.heatmap[:, None])
     assert found.target.tolist() == [1, 3, 0, 4]
 
@@ -295,7 +298,7 @@ def test_guided_grad_cam_says_that_nothing_is_guided(caplog):
     with caplog.at_level(logging.WARNING, "pyfast_xai"):
         explain(torch.randn(1, 3, 5, 5))
         explain(torch.randn(1, 3, 5, 5))
-    assert caplog.text.count("found no rectifier") == 1
+    assert caplog.text.count("the model has no rectifier") == 1
 
 
 # What all share
@@ -307,7 +310,7 @@ def test_several_layers_are_averaged_at_equal_scale(net, images, method):
     both = method(net, layer=["conv2", "conv1"])(images, 1)
     expected = (one / one.amax((1, 2), keepdim=True) + two / two.amax((1, 2), keepdim=True)) / 2
     torch.testing.assert_close(both.heatmap, expected, rtol=0, atol=1e-14)
-    assert both.map is None
+    assert both.signed_map is None
 
 
 @pytest.mark.parametrize("method", FAMILY)
@@ -316,7 +319,7 @@ def test_rows_and_targets(net, images, method):
     together = explain(images, [[1, 4], [0, 2]])
     for row, (n, c) in enumerate([(0, 1), (0, 4), (1, 0), (1, 2)]):
         alone = explain(images[n : n + 1], c)
-        for name in ("heatmap", "map", "score"):
+        for name in ("heatmap", "signed_map", "score"):
             torch.testing.assert_close(getattr(together[row], name), getattr(alone, name), rtol=1e-9, atol=1e-14)
     top = net(images).argmax(1)
     assert torch.equal(explain(images).target, top)
@@ -350,7 +353,9 @@ def test_other_layouts(layout):
     other.load_state_dict(first.state_dict())
     for method in (GradCAM, GradCAMPlusPlus):
         expected = method(first, layer="layer")(images, 2)
-        torch.testing.assert_close(method(other, layer="layer")(images, 2).map, expected.map, rtol=0, atol=1e-14)
+        torch.testing.assert_close(
+            method(other, layer="layer")(images, 2).signed_map, expected.signed_map, rtol=0, atol=1e-14
+        )
 
 
 @pytest.mark.parametrize("reads", ["class token", "mean"])
@@ -372,12 +377,12 @@ def test_the_automatic_layer_of_a_transformer_sees_every_patch(reads):
 
     model, images = Transformer().to(DOUBLE).eval(), torch.randn(2, 3, 16, 16, dtype=DOUBLE)
     explain = GradCAM(model)
-    tape = record(model, images, reading=Response())
+    tape = record(model, images, policy=GradientRules())
     expected = "encoder.layers.0.add_1" if reads == "class token" else "norm.native_layer_norm"
     assert explain.names(tape) == [expected]
     found = explain(images, 1)
-    assert found.map.shape == (2, 4, 4)
-    assert (found.map != 0).all()
+    assert found.signed_map.shape == (2, 4, 4)
+    assert (found.signed_map != 0).all()
 
 
 def test_nothing_is_kept_below_the_layer(net, images):
@@ -387,7 +392,7 @@ def test_nothing_is_kept_below_the_layer(net, images):
     assert maker.name == "conv2.conv2d"
     kept = {node.name for node in recorded.tape if node.saved}
     assert kept == {"conv2.conv2d", "relu.relu"}
-    assert {node.name for node in record(net, images, reading=Response()) if node.saved} == {"relu", "relu.relu"}
+    assert {node.name for node in record(net, images, policy=GradientRules()) if node.saved} == {"relu_1", "relu.relu"}
 
 
 def test_an_activation_that_is_overwritten_later_is_kept(images):
@@ -402,7 +407,7 @@ def test_an_activation_that_is_overwritten_later_is_kept(images):
     model = Overwrites().to(DOUBLE).eval()
     activation, grad = gradients(model, "norm", images, torch.tensor([1, 4]))
     expected = (grad.mean((2, 3), keepdim=True) * activation).sum(1)
-    torch.testing.assert_close(GradCAM(model, layer="norm")(images, [1, 4]).map, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(GradCAM(model, layer="norm")(images, [1, 4]).signed_map, expected, rtol=0, atol=1e-14)
 
 
 def test_a_layer_that_is_the_image(images):
@@ -412,7 +417,7 @@ def test_a_layer_that_is_the_image(images):
     leaf = images.clone().requires_grad_()
     grad = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0]
     found = GradCAM(model, layer="0")(images, 1)
-    torch.testing.assert_close(found.map, (grad.mean((2, 3), keepdim=True) * images).sum(1), rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.signed_map, (grad.mean((2, 3), keepdim=True) * images).sum(1), rtol=0, atol=1e-14)
 
 
 def test_a_model_that_runs_otherwise_on_a_batch(images):
@@ -424,8 +429,8 @@ def test_a_model_that_runs_otherwise_on_a_batch(images):
     explain = GradCAM(model, layer="relu")
     plain = GradCAM(Averages().to(DOUBLE).eval(), layer="relu")
     plain.model.load_state_dict(model.state_dict())
-    torch.testing.assert_close(explain(images, 2).map, plain(images, 2).map, rtol=0, atol=1e-14)
-    torch.testing.assert_close(explain(images + 9, 2).map, plain(images + 9, 2).map, rtol=0, atol=1e-14)
+    torch.testing.assert_close(explain(images, 2).signed_map, plain(images, 2).signed_map, rtol=0, atol=1e-14)
+    torch.testing.assert_close(explain(images + 9, 2).signed_map, plain(images + 9, 2).signed_map, rtol=0, atol=1e-14)
 
 
 def test_further_arguments_go_with_the_whole_batch(images):
@@ -438,7 +443,7 @@ def test_further_arguments_go_with_the_whole_batch(images):
     plain.model.load_state_dict(model.state_dict())
     scale = torch.tensor([2.0, 0.5], dtype=DOUBLE)
     expected = plain(images * scale.view(2, 1, 1, 1), 2)
-    torch.testing.assert_close(GradCAM(model)(images, 2, scale).map, expected.map, rtol=0, atol=1e-14)
+    torch.testing.assert_close(GradCAM(model)(images, 2, scale).signed_map, expected.signed_map, rtol=0, atol=1e-14)
 
 
 def test_a_layer_that_does_not_lead_to_the_answer(images):
@@ -472,22 +477,23 @@ def test_a_layer_written_to_through_a_view(images):
 
 
 def test_reading_from_a_layer_on_is_for_one_recording(net, images):
-    reading = Above({}, {"conv2.conv2d"})
-    tape = record(net, images, reading=reading)
+    policy = Above({}, {"conv2.conv2d"}, set())
+    tape = record(net, images, policy=policy)
     assert set(tape.find("conv2") and tape.nodes[tape.find("conv2").producer].saved) == {"activation.0"}
-    assert LayerRecorder(GradCAM(net), {}, lambda t: [t.find("relu")])(images, (), {}).activations[0].shape[1] == 6
+    recorder = LayerRecorder(GradCAM(net), {}, lambda tape, ends: [Place("relu")])
+    assert recorder(images, (), {}).activations[0].shape[1] == 6
 
 
 def test_bottlenecks(net, images):
-    names = [node.name for node in bottlenecks(record(net, images, reading=Response()))]
-    assert names == ["conv1.conv2d", "relu", "add", "relu.relu", "mean", "dropout", "fc.linear"]
+    names = [node.name for node in bottlenecks(record(net, images, policy=GradientRules()))]
+    assert names == ["conv1.conv2d", "relu_1", "add", "relu.relu", "mean", "clone", "fc.linear"]
 
 
 @pytest.mark.parametrize(
     ("method", "settings", "word"),
     [
         (GradCAM, {"layer": []}, "layer must name"),
-        (GradCAM, {"channels": "middle"}, "channels must be"),
+        (GradCAM, {"layout": "middle"}, "layout must be"),
         (GradCAMPlusPlus, {"epsilon": -1}, "epsilon must not be negative"),
         (GuidedGradCAM, {"interpolation": "cubic"}, "interpolation must be one of"),
         (GuidedGradCAM, {"reduction": "median"}, "reduction must be one of"),

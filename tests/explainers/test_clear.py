@@ -1,21 +1,15 @@
-import colorsys
 import copy
-import dataclasses
-import importlib.util
 import itertools
 import logging
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from oracles import clear as slow_clear
 from torch import nn
 
 from pyfast_xai import CLEAR, EigenCAM, render
 from pyfast_xai.errors import InputError
-
-_spec = importlib.util.spec_from_file_location("slow_clear", Path(__file__).with_name("slow_clear.py"))
-slow_clear = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(slow_clear)
 
 DOUBLE, CLASSES = torch.float64, 6
 
@@ -62,13 +56,13 @@ def slow(net, images, variant="guided", nearest=False):
 @pytest.mark.parametrize("variant", ["linear", "deconvnet", "guided"])
 def test_responses_are_those_of_the_paper(net, images, variant, unpooling):
     expected = slow(net, images, variant, unpooling == "nearest")
-    explain = CLEAR(net, None, variant=variant, unpooling=unpooling)
+    explain = CLEAR(net, candidates=None, variant=variant, unpooling=unpooling)
     torch.testing.assert_close(explain.responses(images, range(CLASSES)), expected.sum(2), rtol=0, atol=1e-12)
     found = explain(images, 4)
-    assert torch.equal(found.winner, expected.sum(2).argmax(1))
-    torch.testing.assert_close(found.map, expected.sum(2).amax(1), rtol=0, atol=1e-12)
+    assert torch.equal(found.dominant_class, expected.sum(2).argmax(1))
+    torch.testing.assert_close(found.signed_map, expected.sum(2).amax(1), rtol=0, atol=1e-12)
     torch.testing.assert_close(found.attribution, expected[:, 4], rtol=0, atol=1e-12)
-    assert torch.equal(found.heatmap, found.map.clamp(min=0))
+    assert torch.equal(found.heatmap, found.signed_map.clamp(min=0))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "norm", "max"])
@@ -78,9 +72,9 @@ def test_how_responses_compete(net, images, reduction, scale):
     expected = one[reduction](slow(net, images))
     if scale == "class":
         expected = expected / expected.abs().amax((2, 3), keepdim=True)
-    found = CLEAR(net, None, reduction=reduction, scale=scale)(images)
-    torch.testing.assert_close(found.map, expected.amax(1), rtol=0, atol=1e-12)
-    assert torch.equal(found.winner, expected.argmax(1))
+    found = CLEAR(net, candidates=None, reduction=reduction, scale=scale)(images)
+    torch.testing.assert_close(found.signed_map, expected.amax(1), rtol=0, atol=1e-12)
+    assert torch.equal(found.dominant_class, expected.argmax(1))
 
 
 @pytest.mark.parametrize(("kept", "walks"), [(False, [2, 2, 2]), (True, [3, 3])])
@@ -88,40 +82,43 @@ def test_more_classes_at_once_where_freed_memory_is_kept(net, images, monkeypatc
     monkeypatch.setattr("pyfast_xai.memory._kept", kept)
     found = []
     monkeypatch.setattr(CLEAR, "_reduced", lambda self, response: found.append(len(response)) or response)
-    CLEAR(net, None)(torch.cat([images] * 4))
+    CLEAR(net, candidates=None)(torch.cat([images] * 4))
     assert found == walks
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 99])
 def test_classes_stream_through(net, images, chunk):
-    together, streamed = CLEAR(net, None, chunk=99)(images), CLEAR(net, None, chunk=chunk)(images)
-    assert torch.equal(together.winner, streamed.winner)
-    torch.testing.assert_close(together.map, streamed.map, rtol=0, atol=1e-13)
+    together, streamed = (
+        CLEAR(net, candidates=None, chunk_size=99)(images),
+        CLEAR(net, candidates=None, chunk_size=chunk)(images),
+    )
+    assert torch.equal(together.dominant_class, streamed.dominant_class)
+    torch.testing.assert_close(together.signed_map, streamed.signed_map, rtol=0, atol=1e-13)
 
 
 def test_the_top_classes_compete(net, images):
     top = net(images).topk(2).indices
-    found, every = CLEAR(net, 2)(images), slow(net, images).sum(2)
+    found, every = CLEAR(net, candidates=2)(images), slow(net, images).sum(2)
     for n in range(2):
         own = every[n, top[n]]
-        assert torch.equal(found.winner[n], top[n][own.argmax(0)])
-        torch.testing.assert_close(found.map[n], own.amax(0), rtol=0, atol=1e-12)
+        assert torch.equal(found.dominant_class[n], top[n][own.argmax(0)])
+        torch.testing.assert_close(found.signed_map[n], own.amax(0), rtol=0, atol=1e-12)
 
 
 def test_chosen_classes_compete(net, images):
-    found, every = CLEAR(net, [5, 1])(images), slow(net, images).sum(2)
+    found, every = CLEAR(net, candidates=[5, 1])(images), slow(net, images).sum(2)
     expected = torch.tensor([1, 5])[every[:, [1, 5]].argmax(1)]
-    assert torch.equal(found.winner, expected)
-    assert (CLEAR(net, [3])(images).winner == 3).all()
+    assert torch.equal(found.dominant_class, expected)
+    assert (CLEAR(net, candidates=[3])(images).dominant_class == 3).all()
 
 
 def test_a_target_that_does_not_compete_has_its_response(net, images):
-    found = CLEAR(net, [0, 1])(images, [[1, 5], [4, 0]])
+    found = CLEAR(net, candidates=[0, 1])(images, [[1, 5], [4, 0]])
     expected = slow(net, images)
     for row, (n, c) in enumerate([(0, 1), (0, 5), (1, 4), (1, 0)]):
         torch.testing.assert_close(found.attribution[row], expected[n, c], rtol=0, atol=1e-12)
     assert found.target.tolist() == [1, 5, 4, 0]
-    assert found.winner.unique().tolist() == [0, 1]
+    assert found.dominant_class.unique().tolist() == [0, 1]
 
 
 def test_classes_have_no_order(net, images):
@@ -130,9 +127,9 @@ def test_classes_have_no_order(net, images):
     other = AllConvolutional().to(DOUBLE).eval()
     state = net.state_dict()
     other.load_state_dict(state | {"last.weight": state["last.weight"][order], "last.bias": state["last.bias"][order]})
-    one, two = CLEAR(net, None)(images), CLEAR(other, None)(images)
-    torch.testing.assert_close(one.map, two.map, rtol=0, atol=1e-13)
-    assert torch.equal(one.winner, order[two.winner])
+    one, two = CLEAR(net, candidates=None)(images), CLEAR(other, candidates=None)(images)
+    torch.testing.assert_close(one.signed_map, two.signed_map, rtol=0, atol=1e-13)
+    assert torch.equal(one.dominant_class, order[two.dominant_class])
 
 
 def strongest(own):
@@ -147,9 +144,9 @@ def test_what_of_a_map_is_projected(net, images, activations, take):
         slow_clear.respond(net.layers(), image, c, "linear", False, take).sum(0)
         for image, c in itertools.product(images, range(CLASSES))
     ]
-    found = CLEAR(net, None, variant="linear", activations=activations).responses(images, range(CLASSES))
+    found = CLEAR(net, candidates=None, variant="linear", activations=activations).responses(images, range(CLASSES))
     torch.testing.assert_close(found.flatten(0, 1), torch.stack(expected), rtol=0, atol=1e-12)
-    assert not torch.allclose(found, CLEAR(net, None, variant="linear").responses(images, range(CLASSES)))
+    assert not torch.allclose(found, CLEAR(net, candidates=None, variant="linear").responses(images, range(CLASSES)))
 
 
 def test_the_first_of_equals_wins(net, images):
@@ -161,17 +158,20 @@ def test_the_first_of_equals_wins(net, images):
             net.last.weight[c], net.last.bias[c] = net.last.weight[0], net.last.bias[0]
     images = (4 * images).round()
     for chunk in (1, 2, 3):
-        assert (CLEAR(net, [4, 2, 0], chunk=chunk)(images).winner == 4).all()
-        assert (CLEAR(net, [0, 4], chunk=chunk)(images).winner == 0).all()
+        assert (CLEAR(net, candidates=[4, 2, 0], chunk_size=chunk)(images).dominant_class == 4).all()
+        assert (CLEAR(net, candidates=[0, 4], chunk_size=chunk)(images).dominant_class == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes(net, images, dtype):
-    found, expected = CLEAR(copy.deepcopy(net).to(dtype), None)(images.to(dtype)), CLEAR(net, None)(images)
-    assert found.map.dtype == torch.float32
+    found, expected = (
+        CLEAR(copy.deepcopy(net).to(dtype), candidates=None)(images.to(dtype)),
+        CLEAR(net, candidates=None)(images),
+    )
+    assert found.signed_map.dtype == torch.float32
     assert found.attribution.dtype == dtype
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype] * expected.map.abs().max()
-    assert (found.map - expected.map).abs().max() < tolerance
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype] * expected.signed_map.abs().max()
+    assert (found.signed_map - expected.signed_map).abs().max() < tolerance
 
 
 class Classifier(nn.Module):
@@ -193,7 +193,7 @@ def test_any_classifier_through_its_outputs(images, caplog):
     for n, c in itertools.product(range(2), range(CLASSES)):
         signal = (logits[n, c] * weight[c] / 64)[:, None, None].expand(-1, 8, 8)
         expected.append(nn.functional.conv_transpose2d(signal[None], model.conv.weight, padding=1)[0].sum(0).detach())
-    explain = CLEAR(model, None, variant="linear", start="logit")
+    explain = CLEAR(model, candidates=None, variant="linear", project_from="logit")
     with caplog.at_level(logging.INFO, "pyfast_xai"):
         found = explain.responses(images, range(CLASSES))
         explain(images)
@@ -209,9 +209,9 @@ def test_a_linear_layer_on_averaged_features_has_maps_too(images):
         layer.weight.copy_(model.fc.weight[:, :, None, None])
         layer.bias.copy_(model.fc.bias)
     same = nn.Sequential(model.conv, nn.ReLU(), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    one, two = CLEAR(model, None)(images), CLEAR(same, None)(images)
-    torch.testing.assert_close(one.map, two.map, rtol=0, atol=1e-12)
-    assert torch.equal(one.winner, two.winner)
+    one, two = CLEAR(model, candidates=None)(images), CLEAR(same, candidates=None)(images)
+    torch.testing.assert_close(one.signed_map, two.signed_map, rtol=0, atol=1e-12)
+    assert torch.equal(one.dominant_class, two.dominant_class)
 
 
 def test_the_last_layers_it_knows(images, caplog):
@@ -232,15 +232,17 @@ def test_the_last_layers_it_knows(images, caplog):
         with caplog.at_level(logging.INFO, "pyfast_xai"):
             found = CLEAR(model)(images)
         assert ("class maps" in caplog.text) == (name not in ("hidden layer", "flattened")), name
-        assert found.winner.shape == (2, 8, 8)
-        assert found.map.isfinite().all()
+        assert found.dominant_class.shape == (2, 8, 8)
+        assert found.signed_map.isfinite().all()
 
 
 def test_the_start_is_found_again_on_other_sizes(net, images):
-    explain = CLEAR(net, None)
+    explain = CLEAR(net, candidates=None)
     explain(images)
     larger = torch.randn(1, 3, 12, 10, dtype=DOUBLE)
-    torch.testing.assert_close(explain(larger).map, CLEAR(net, None)(larger).map, rtol=0, atol=0)
+    torch.testing.assert_close(
+        explain(larger).signed_map, CLEAR(net, candidates=None)(larger).signed_map, rtol=0, atol=0
+    )
 
 
 def test_nothing_to_rewrite_is_said(images, caplog):
@@ -250,28 +252,45 @@ def test_nothing_to_rewrite_is_said(images, caplog):
     assert "no max-pool" in caplog.text
 
 
-def test_hue_is_the_class_and_value_the_response():
+def test_colour_is_the_class_and_brightness_the_response():
     winner = torch.tensor([[[3, 7], [3, -1]]])
     best = torch.tensor([[[4.0, 1.0], [-2.0, 9.0]]])
-    shown = render.dominance(winner, best, [{3: 0.2, 7: 0.6}], saturated=0)
-    expected = [colorsys.hsv_to_rgb(*hsv) for hsv in [(0.2, 1, 1), (0.6, 1, 0.25), (0.2, 1, 0), (0, 1, 0)]]
+    shown = render.dominance(winner, best, [{3: (0.2, 1, 0.5), 7: (1, 0.4, 0)}], saturated=0)
+    expected = [[0.2, 1, 0.5], [0.25, 0.1, 0], [0, 0, 0], [0, 0, 0]]
     torch.testing.assert_close(shown[0].flatten(1).T, torch.tensor(expected))
 
 
-def test_classes_get_hues_in_the_order_of_their_responses():
+def test_classes_get_colours_in_the_order_of_their_responses():
     winner = torch.tensor([[[3, 7], [7, 5]], [[3, 3], [7, 9]]])
     best = torch.tensor([[[4.0, 1.0], [2.0, -1.0]], [[0.5, 1.0], [9.0, 0.0]]])
-    expected = {7: render.HUES[0], 3: render.HUES[1]}  # 5 and 9 are seen nowhere
-    assert render.class_hues(winner, best) == [expected, expected]
-    many = torch.arange(2 * len(render.HUES)).view(2, 1, -1)
-    own = render.class_hues(many, torch.ones(many.shape))
+    expected = {7: render.CLASS_COLORS[0], 3: render.CLASS_COLORS[1]}  # 5 and 9 are seen nowhere
+    assert render.class_colors(winner, best) == [expected, expected]
+    many = torch.arange(2 * len(render.CLASS_COLORS)).view(2, 1, -1)
+    own = render.class_colors(many, torch.ones(many.shape))
     assert [list(each) for each in own] == many[:, 0].tolist()
-    assert all(tuple(each.values()) == render.HUES for each in own)
+    assert all(tuple(each.values()) == render.CLASS_COLORS for each in own)
 
 
-def test_hues_lie_apart():
-    turns = sorted(render.HUES)
-    assert min((b - a) % 1 for a, b in zip(turns, [*turns[1:], turns[0]], strict=True)) > 20 / 360
+# What people see who lack one kind of cone, of linear red, green and blue (Machado et al., 2009, table 1).
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_of_classes_lie_apart_for_everybody(sight):
+    color = pytest.importorskip("skimage.color")
+    codes = np.array(render.CLASS_COLORS)
+    linear = np.where(codes <= 0.04045, codes / 12.92, ((codes + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.transpose(SIGHT[sight])).clip(0, 1)
+    seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = color.rgb2lab(seen[None])[0]
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1e3 * np.eye(len(lab))
+    assert apart.min() > 26
+    assert codes.max(1).tolist() == [1] * len(codes)  # the brightness is that of the response alone
 
 
 def test_for_and_against():
@@ -293,39 +312,38 @@ def test_grey_images_show_where_nothing_responds():
 
 
 def test_legend_has_a_patch_for_each_name():
-    picture = render.legend(["zebra", "a name far too long for any legend to hold it in one line"], [0.0, 0.5], 120)
+    names = ["zebra", "a name far too long for any legend to hold it in one line"]
+    picture = render.legend(names, [(1, 0, 0), (0, 1, 1)], 120)
     assert picture.width == 120
     line = picture.height // 2
     assert [picture.getpixel((3, line // 2 + i * line)) for i in range(2)] == [(255, 0, 0), (0, 255, 255)]
 
 
 def test_pictures(net, images):
-    found = CLEAR(net, None, labels=list("abcdef"))(images)
+    found = CLEAR(net, candidates=None, labels=list("abcdef"))(images)
     assert found.overlay().shape == (2, 3, 8, 8)
     assert found.binary().shape == found.binary(constant=True).shape == (2, 3, 8, 8)
     assert len(found.legends()) == 2
-    assert found[1].winner.shape == (1, 8, 8)
-    plain = dataclasses.replace(found, winner=None)
-    assert found.plot().height > plain.plot().height
+    assert found[1].dominant_class.shape == (1, 8, 8)
+    without = EigenCAM(net)(images)
+    assert found.plot().height > without.plot().height
     constant = found.binary(constant=True)
     assert ((constant[:, 0] == 0) | (constant[:, 2] == 0)).all()
-    without = EigenCAM(net)(images)
-    with pytest.raises(InputError, match="winner must be there to be shown"):
-        without.binary()
+    assert not hasattr(without, "binary")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": 0}, "classes must be at least 1, got 0"),
-        ({"classes": "cat"}, "classes must be None, an int or a sequence of ints"),
-        ({"classes": []}, "classes must be None, an int or a sequence of ints"),
+        ({"candidates": 0}, "candidates must be at least 1, got 0"),
+        ({"candidates": "cat"}, "candidates must be None, an int or a sequence of ints"),
+        ({"candidates": []}, "candidates must be None, an int or a sequence of ints"),
         ({"variant": "lrp"}, "variant must be one of"),
         ({"unpooling": "zero"}, "unpooling must be one of"),
-        ({"start": "end"}, "start must be one of"),
+        ({"project_from": "end"}, "project_from must be one of"),
         ({"reduction": "mean"}, "reduction must be one of"),
         ({"scale": "none"}, "scale must be one of"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
     ],
 )
 def test_bad_settings(net, settings, message):
@@ -334,8 +352,8 @@ def test_bad_settings(net, settings, message):
 
 
 def test_settings_that_do_not_fit_the_model(net, images):
-    with pytest.raises(InputError, match=r"classes must lie in \[0, 6\), got 6"):
-        CLEAR(net, [0, 6])(images)
+    with pytest.raises(InputError, match=r"candidates must lie in \[0, 6\), got 6"):
+        CLEAR(net, candidates=[0, 6])(images)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).to(DOUBLE).eval()
-    with pytest.raises(InputError, match="start must be 'logit' or None"):
-        CLEAR(model, start="map")(images)
+    with pytest.raises(InputError, match="project_from must be 'logit' or None"):
+        CLEAR(model, project_from="map")(images)

@@ -55,7 +55,7 @@ def photograph_like(images, channels, side):
 @pytest.mark.parametrize(("channels", "side"), [(64, 7), (20, 14), (33, 9), (512, 7)])
 def test_equals_the_singular_vectors_of_numpy(method, center, channels, side):
     activation = photograph_like(3, channels, side)
-    maps = explain(activation, method=method, center=center, iterations=12).map
+    maps = explain(activation, solver=method, center=center, power_iterations=12).signed_map
     for own, theirs in zip(maps, activation, strict=True):
         assert up_to_sign(own, slow_map(theirs, center=center)) < 1e-5
 
@@ -64,15 +64,15 @@ def test_equals_the_singular_vectors_of_numpy(method, center, channels, side):
 def test_components_are_rows_image_by_image():
     activation = photograph_like(2, 16, 6)
     explanation = explain(activation, component=[2, 1])
-    assert explanation.map.shape == (4, 6, 6)
+    assert explanation.signed_map.shape == (4, 6, 6)
     assert explanation.heatmap.shape == (4, 32, 32)
     for row, (image, component) in enumerate([(0, 2), (0, 1), (1, 2), (1, 1)]):
-        assert up_to_sign(explanation.map[row], slow_map(activation[image], component)) < 1e-4
-    torch.testing.assert_close(explain(activation, component=2).map, explanation.map[::2])
+        assert up_to_sign(explanation.signed_map[row], slow_map(activation[image], component)) < 1e-4
+    torch.testing.assert_close(explain(activation, component=2).signed_map, explanation.signed_map[::2])
 
 
 def test_uncentred_map_of_rectified_features_is_nowhere_negative():
-    maps = explain(photograph_like(4, 32, 7)).map
+    maps = explain(photograph_like(4, 32, 7)).signed_map
     assert (maps >= -1e-5 * maps.amax()).all()
     assert (maps.amax((1, 2)) > 0).all()
 
@@ -81,7 +81,7 @@ def test_uncentred_map_of_rectified_features_is_nowhere_negative():
 @pytest.mark.parametrize("flip", [1, -1])
 def test_the_object_is_bright_whatever_the_sign_of_the_features(center, flip):
     activation = flip * photograph_like(8, 32, 9)
-    maps = explain(activation, center=center).map
+    maps = explain(activation, center=center).signed_map
     strong = activation.square().sum(1) > activation.square().sum(1).mean((1, 2), keepdim=True)
     for own, where in zip(maps, strong, strict=True):
         assert own[where].mean() > own[~where].mean()
@@ -99,14 +99,14 @@ def test_dtypes_of_activations(dtype, tolerance):
     activation = photograph_like(2, 24, 7).to(dtype)
     model = Features(activation).eval()
     explanation = EigenCAM(model, layer="layer")(torch.randn(2, 3, 32, 32, dtype=dtype))
-    assert up_to_sign(explanation.map[0], slow_map(activation[0].double())) < tolerance
+    assert up_to_sign(explanation.signed_map[0], slow_map(activation[0].double())) < tolerance
     assert explanation.heatmap.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.parametrize("layout", ["first", "last", "tokens", "class token", "grid"])
 def test_layouts(layout):
     activation = photograph_like(2, 24, 6)
-    expected = explain(activation).map
+    expected = explain(activation).signed_map
     tokens = activation.flatten(2).mT
     given, settings = {
         "first": (activation.contiguous(memory_format=torch.channels_last), {}),
@@ -115,18 +115,18 @@ def test_layouts(layout):
         "class token": (torch.cat([torch.randn(2, 1, 24), tokens], 1), {}),
         "grid": (torch.cat([torch.randn(2, 1, 24), tokens[:, :12]], 1), {"tokens": (2, 6)}),
     }[layout]
-    maps = explain(given, **settings).map
+    maps = explain(given, **settings).signed_map
     if layout == "grid":
-        expected = explain(activation[:, :, :2]).map
+        expected = explain(activation[:, :, :2]).signed_map
     torch.testing.assert_close(maps, expected)
 
 
 def test_smallest_maps():
     one_cell = explain(torch.rand(2, 5, 1, 1) + 0.1)
-    torch.testing.assert_close(one_cell.map.flatten(), one_cell.heatmap[:, 0, 0])
+    torch.testing.assert_close(one_cell.signed_map.flatten(), one_cell.heatmap[:, 0, 0])
     assert (one_cell.heatmap > 0).all()
     one_channel = torch.rand(2, 1, 4, 4)
-    torch.testing.assert_close(explain(one_channel).map, one_channel[:, 0])
+    torch.testing.assert_close(explain(one_channel).signed_map, one_channel[:, 0])
 
 
 def test_constant_and_zero_maps():
@@ -154,8 +154,8 @@ def test_more_components_than_there_are():
 def test_unresolved_components_are_said(caplog):
     activation = torch.randn(1, 1100, 40, 40)
     with caplog.at_level(logging.WARNING, "pyfast_xai"):
-        explain(activation, component=3, method="subspace", iterations=0)
-    assert "raise iterations" in caplog.text
+        explain(activation, component=3, solver="subspace", power_iterations=0)
+    assert "raise power_iterations" in caplog.text
 
 
 def test_several_layers_are_averaged_at_equal_scale():
@@ -166,7 +166,7 @@ def test_several_layers_are_averaged_at_equal_scale():
     both = EigenCAM(model, layer=["1", "4"])(images)
     expected = (one / one.amax((1, 2), keepdim=True) + two / two.amax((1, 2), keepdim=True)) / 2
     torch.testing.assert_close(both.heatmap, expected)
-    assert both.map is None
+    assert both.signed_map is None
 
 
 def test_the_classifier_never_runs():
@@ -189,13 +189,13 @@ def test_the_classifier_never_runs():
     ],
 )
 def test_the_automatic_layer(head, expected):
-    from pyfast_xai.explainers.layers import last_features
+    from pyfast_xai.explainers.common.layer_search import last_features
     from pyfast_xai.tape import record
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head).eval()
     images = torch.randn(2, 3, 12, 12)
     assert last_features(record(model, images)) == expected
-    torch.testing.assert_close(EigenCAM(model)(images).map, EigenCAM(model, layer="1")(images).map)
+    torch.testing.assert_close(EigenCAM(model)(images).signed_map, EigenCAM(model, layer="1")(images).signed_map)
 
 
 def test_no_automatic_layer():
@@ -225,7 +225,9 @@ def test_a_row_does_not_depend_on_the_batch():
     activation = photograph_like(5, 40, 8)
     together = explain(activation)
     for i in range(5):
-        torch.testing.assert_close(explain(activation[i : i + 1]).map[0], together.map[i], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            explain(activation[i : i + 1]).signed_map[0], together.signed_map[i], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_equals_grad_cam_where_its_sign_is_right():
@@ -239,7 +241,7 @@ def test_equals_grad_cam_where_its_sign_is_right():
     with grad_cam.EigenCAM(model, [model[3]]) as peer:
         theirs = peer(images, targets=None)
     explanation = EigenCAM(model, layer="3", center=True)(images)
-    ours = explanation.map
+    ours = explanation.signed_map
     agreed = 0
     for own, their in zip(ours, theirs, strict=True):
         for sign in (1, -1):
@@ -252,7 +254,7 @@ def test_equals_grad_cam_where_its_sign_is_right():
     assert agreed == 4
 
 
-@pytest.mark.parametrize("settings", [{"component": 0}, {"method": "svd"}, {"channels": "middle"}, {"layer": []}])
+@pytest.mark.parametrize("settings", [{"component": 0}, {"solver": "svd"}, {"layout": "middle"}, {"layer": []}])
 def test_settings_that_do_not_exist(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         EigenCAM(nn.Identity(), **settings)
@@ -266,4 +268,4 @@ def test_layers_are_judged_together(caplog):
         with pytest.raises(InputError, match=r"activations of layer 'three' must be finite, got .* for image 2"):
             eigen_cam._look(["one", "two", "three"], [fine, doubtful, spoiled])
     assert caplog.messages == ["eigen-cam: the components of layer 'two' are known to 5e-01 of the largest only; raise "
-                               "iterations"]  # fmt: skip
+                               "power_iterations"]  # fmt: skip

@@ -1,22 +1,17 @@
 import copy
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from oracles import excitation as slow
 from torch import nn
 from torch.nn import functional
 
 from pyfast_xai import ExcitationBackprop
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.layers import bottlenecks
-from pyfast_xai.rules.response import EXCITATION, Contrastive, Response, last_weighted, walk
+from pyfast_xai.explainers.common.layer_search import bottlenecks
+from pyfast_xai.rules.gradient import EXCITATION, Contrastive, GradientRules, backward_pass, last_weighted
 from pyfast_xai.tape import record
-
-_spec = importlib.util.spec_from_file_location("slow_excitation", Path(__file__).with_name("slow_excitation.py"))
-slow = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(slow)
 
 DOUBLE = torch.float64
 
@@ -89,17 +84,17 @@ def test_equals_the_paper_neuron_by_neuron(net, images, contrastive):
         found = ExcitationBackprop(model, contrastive=contrastive, layer=layer)(images, [[1, 4], [0, 2]])
         for row, (n, c) in enumerate([(0, 1), (0, 4), (1, 0), (1, 2)]):
             expected = net.slow(images[n], c, contrastive)[i].sum(0)
-            np.testing.assert_allclose(found.map[row].numpy(), expected, rtol=0, atol=1e-14)
+            np.testing.assert_allclose(found.signed_map[row].numpy(), expected, rtol=0, atol=1e-14)
 
 
 def test_what_wins_is_a_probability_at_every_layer(net, images):
     unbiased(net)
-    tape = record(net, images, reading=Response(EXCITATION))
+    tape = record(net, images, policy=GradientRules(EXCITATION))
     start = torch.zeros(1, 2, 5, dtype=DOUBLE)
     start[0, :, 3] = 1
     seen = 0
     for node in bottlenecks(tape):
-        arrived = walk(Response(EXCITATION), tape, {tape.outputs: start}, node.outputs, retain=True)[0]
+        arrived = backward_pass(GradientRules(EXCITATION), tape, {tape.outputs: start}, node.outputs, retain=True)[0]
         assert (arrived >= 0).all()
         torch.testing.assert_close(arrived.flatten(2).sum(2), torch.ones(1, 2, dtype=DOUBLE), rtol=0, atol=1e-13)
         seen += 1
@@ -108,8 +103,8 @@ def test_what_wins_is_a_probability_at_every_layer(net, images):
 
 def test_a_contrast_cancels_in_the_sum_and_points_apart(net, images):
     found = ExcitationBackprop(net, contrastive=True, layer="max_pool2d")(images, [[1, 4], [0, 2]])
-    torch.testing.assert_close(found.map.sum((1, 2)), torch.zeros(4, dtype=DOUBLE), rtol=0, atol=1e-14)
-    assert (found.map.amin((1, 2)) < 0).all()
+    torch.testing.assert_close(found.signed_map.sum((1, 2)), torch.zeros(4, dtype=DOUBLE), rtol=0, atol=1e-14)
+    assert (found.signed_map.amin((1, 2)) < 0).all()
     assert (found.heatmap >= 0).all()
 
 
@@ -118,7 +113,7 @@ def test_a_contrast_is_the_difference_to_the_negated_layer(net, images):
     with torch.no_grad():
         other.fc2.weight.neg_()
     one, two, both = (
-        ExcitationBackprop(model, contrastive=contrastive, layer="max_pool2d")(images, 1).map
+        ExcitationBackprop(model, contrastive=contrastive, layer="max_pool2d")(images, 1).signed_map
         for model, contrastive in ((net, False), (other, False), (net, True))
     )
     torch.testing.assert_close(both, one - two, rtol=0, atol=1e-14)
@@ -144,7 +139,7 @@ def test_equals_zennit_on_a_plain_network(groups):
     activation, target = torch.rand(3, 4, 15, 14, dtype=DOUBLE), torch.tensor([2, 0, 1])
     explain = ExcitationBackprop(Identity(model).eval(), layer="images")
     expected = zennit_excitation(model, activation, target).sum(1)
-    torch.testing.assert_close(explain(activation, target).map, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(explain(activation, target).signed_map, expected, rtol=0, atol=1e-12)
 
 
 OPS = {
@@ -167,8 +162,10 @@ class Applies(nn.Module):
 
 
 def excite(function, p, *values):
-    tape = record(Applies(function).eval(), *values, reading=Response(EXCITATION))
-    return [arrived[0] for arrived in walk(Response(EXCITATION), tape, {tape.outputs: p[None]}, tape.inputs)]
+    tape = record(Applies(function).eval(), *values, policy=GradientRules(EXCITATION))
+    return [
+        arrived[0] for arrived in backward_pass(GradientRules(EXCITATION), tape, {tape.outputs: p[None]}, tape.inputs)
+    ]
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -208,6 +205,22 @@ def test_attention_shares_by_attention_and_value():
         assert not any(other.any() for other in others)
 
 
+def test_attention_by_a_mask_that_depends_on_the_images():
+    """As relative positions make it of the queries (SAM's encoder)."""
+    query, key, mask = (torch.randn(1, 1, 3, 4, dtype=DOUBLE) for _ in range(3))
+    value, p = torch.rand(1, 1, 3, 4, dtype=DOUBLE), torch.rand(1, 1, 3, 4, dtype=DOUBLE)
+
+    def fused(q, k, v, m):
+        return functional.scaled_dot_product_attention(q, k, v, m @ m.mT)
+
+    def spelled_out(q, k, v, m):
+        return (q @ k.mT / 2 + m @ m.mT).softmax(-1) @ v
+
+    found, expected = (excite(function, p, query, key, value, mask)[2] for function in (fused, spelled_out))
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
 def test_products_with_constants_on_either_side():
     x, weight = torch.rand(3, 4, dtype=DOUBLE), torch.randn(4, 5, dtype=DOUBLE)
     p = torch.rand(3, 5, dtype=DOUBLE)
@@ -222,15 +235,15 @@ def test_products_with_constants_on_either_side():
 def test_nothing_that_excites_gets_nothing():
     model = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(27, 4)).eval()
     found = ExcitationBackprop(model, layer="0")(-torch.rand(1, 2, 3, 3))
-    assert not found.map.any()
+    assert not found.signed_map.any()
     assert found.heatmap.isfinite().all()
 
 
 def test_the_last_layer_with_weights(net, images):
-    tape = record(net, images, reading=Response(EXCITATION))
+    tape = record(net, images, policy=GradientRules(EXCITATION))
     assert last_weighted(tape, [tape.outputs]) == "fc2.linear"
     averaged = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    tape = record(averaged, images.float(), reading=Response(EXCITATION))
+    tape = record(averaged, images.float(), policy=GradientRules(EXCITATION))
     assert last_weighted(tape, [tape.outputs]) == "0.conv2d"
     assert Contrastive("0.conv2d").rule_of(tape.nodes[0]) != Contrastive("another").rule_of(tape.nodes[0])
 
@@ -280,16 +293,16 @@ def test_residual_networks_of_torchvision_keep_a_probability():
     models = pytest.importorskip("torchvision.models")
     model = models.resnet18(weights=None, num_classes=10).to(DOUBLE).eval()
     found = ExcitationBackprop(model, layer=["layer2", "layer4"])(torch.randn(2, 3, 64, 48, dtype=DOUBLE), [[1, 2]] * 2)
-    assert found.map is None
+    assert found.signed_map is None
     for layer in ("layer2", "layer4"):
-        sums = ExcitationBackprop(model, layer=layer)(torch.randn(1, 3, 64, 48, dtype=DOUBLE)).map.sum((1, 2))
+        sums = ExcitationBackprop(model, layer=layer)(torch.randn(1, 3, 64, 48, dtype=DOUBLE)).signed_map.sum((1, 2))
         torch.testing.assert_close(sums, torch.ones(1, dtype=DOUBLE), rtol=0, atol=1e-12)
 
 
 def test_starts_other_than_a_class(net, images):
     explain = ExcitationBackprop(net, layer="max_pool2d")
-    one, two = (explain(images, c).map for c in (0, 3))
+    one, two = (explain(images, c).signed_map for c in (0, 3))
     mixed = torch.zeros(2, 5, dtype=DOUBLE)
     mixed[:, 0], mixed[:, 3] = 0.25, 0.75
-    torch.testing.assert_close(explain(images, mixed).map, 0.25 * one + 0.75 * two, rtol=0, atol=1e-14)
-    torch.testing.assert_close(explain(images, lambda y: y[:, 3]).map, two, rtol=0, atol=1e-14)
+    torch.testing.assert_close(explain(images, mixed).signed_map, 0.25 * one + 0.75 * two, rtol=0, atol=1e-14)
+    torch.testing.assert_close(explain(images, lambda y: y[:, 3]).signed_map, two, rtol=0, atol=1e-14)

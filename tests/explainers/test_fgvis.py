@@ -1,20 +1,15 @@
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
+from oracles import fgvis as slow_fgvis
 from torch import nn
 from torch.nn import functional as F
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.fgvis import GAMES, FGVis
-from pyfast_xai.rules.response.bounds import Bounding, Clipped, bounds_of
+from pyfast_xai.rules.gradient.bounds import Bounding, Clipped, bounds_of
 from pyfast_xai.tape import record
-
-_spec = importlib.util.spec_from_file_location("slow_fgvis", Path(__file__).with_name("slow_fgvis.py"))
-slow_fgvis = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(slow_fgvis)
 
 DOUBLE = torch.float64
 SCORE = 0.5
@@ -73,13 +68,13 @@ def slow(net, images, target, reference, **settings):
 def test_masks_are_those_of_the_paper(net, images, game, defence, similarity):
     seen = []
     explainer = FGVis(
-        net, game=game, defence=defence, similarity=similarity, iterations=6, sparsity=0.05, rate=0.2, patience=99,
-        until="class", progress=False,
+        net, game=game, defence=defence, similarity=similarity, n_iterations=6, sparsity=0.05, lr=0.2, patience=99,
+        stop_at="class", progress=False,
     )  # fmt: skip
     evaluate = explainer._evaluate
 
-    def watched(reading, match, *rest):
-        result = evaluate(reading, match, *rest)
+    def watched(policy, match, *rest):
+        result = evaluate(policy, match, *rest)
         seen.append((match.mask.clone(), result[1]))
         return result
 
@@ -99,31 +94,33 @@ def test_masks_are_those_of_the_paper(net, images, game, defence, similarity):
 
 def test_bounds_are_held_at_every_call(net, images):
     """Without the forward changed, a gradient stops where an activation goes further than on the image."""
-    bounds = bounds_of(record(net, images, reading=Bounding()))
+    bounds = bounds_of(record(net, images, policy=Bounding()))
     assert len(bounds) == 6  # the module that runs twice has two
-    tape = record(net, images * 1.5, reading=(reading := Clipped(bounds)))
+    tape = record(net, images * 1.5, policy=(policy := Clipped(bounds)))
     assert torch.equal(tape.result, net(images * 1.5))
     stopped = 0
     for node in tape:
         if node.name in bounds:
             stopped += "within" in node.saved or "bits" in node.saved
     assert stopped == 6
-    assert reading.rule_of(tape.nodes[1]) is not None
+    assert policy.rule_of(tape.nodes[1]) is not None
 
 
 def test_the_answer_itself_has_no_bound(images):
     model = nn.Sequential(nn.Conv2d(3, 5, 8, dtype=DOUBLE), nn.ReLU(), nn.Flatten(), nn.ReLU()).eval()
-    bounds = bounds_of(record(model, images, reading=Bounding()))
+    bounds = bounds_of(record(model, images, policy=Bounding()))
     assert list(bounds) == ["1.relu"]
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=case_id)
 def test_at_the_image_every_gradient_passes(net, memory_format):
     """At m = 1 each activation lies on its bound, and a tie passes: defended and not, the first step is the same."""
     images = torch.randn(6, 3, 8, 8, dtype=DOUBLE).contiguous(memory_format=memory_format)
     masks = []
     for defence in ("gradient", "none"):
-        explainer = FGVis(net, defence=defence, iterations=2, sparsity=0.0, until="class", progress=False, patience=9)
+        explainer = FGVis(
+            net, defence=defence, n_iterations=2, sparsity=0.0, stop_at="class", progress=False, patience=9
+        )
         seen = []
         explainer._evaluate = watch(explainer._evaluate, seen)
         explainer(images)
@@ -133,8 +130,8 @@ def test_at_the_image_every_gradient_passes(net, memory_format):
 
 
 def watch(evaluate, seen):
-    def watched(reading, match, *rest):
-        result = evaluate(reading, match, *rest)
+    def watched(policy, match, *rest):
+        result = evaluate(policy, match, *rest)
         seen.append(match.mask.clone())
         return result
 
@@ -144,10 +141,10 @@ def watch(evaluate, seen):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_holds_in_a_batch_whose_images_leave(net, images, dtype):
     net, images = net.to(dtype), images.to(dtype)
-    together = FGVis(net, iterations=60, score=SCORE, patience=4, progress=False)(images)
+    together = FGVis(net, n_iterations=60, score_ratio=SCORE, patience=4, progress=False)(images)
     assert together.iterations.unique().numel() > 1
     for n in range(3):
-        alone = FGVis(net, iterations=60, score=SCORE, patience=4, progress=False)(images[n : n + 1])
+        alone = FGVis(net, n_iterations=60, score_ratio=SCORE, patience=4, progress=False)(images[n : n + 1])
         # In float32 another batch rounds otherwise.
         torch.testing.assert_close(
             alone.mask[0], together.mask[n], rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-9
@@ -157,7 +154,7 @@ def test_the_same_holds_in_a_batch_whose_images_leave(net, images, dtype):
 
 @pytest.mark.parametrize("game", GAMES)
 def test_a_game_that_is_won_has_the_score_that_was_asked_for(net, images, game):
-    found = FGVis(net, game=game, iterations=150, score=SCORE, progress=False)(images)
+    found = FGVis(net, game=game, n_iterations=150, score_ratio=SCORE, progress=False)(images)
     again = net(found.perturbed).softmax(1).gather(1, found.target[:, None])[:, 0]
     torch.testing.assert_close(found.after, again.float(), rtol=0, atol=1e-5)
     kept = GAMES[game].keeps
@@ -171,7 +168,7 @@ def test_a_game_that_is_won_has_the_score_that_was_asked_for(net, images, game):
 
 def test_games_that_are_over_change_no_more(net, images):
     """Whatever else is played: nothing that is handed back, and not the mask."""
-    game = FGVis(net, iterations=60, score=SCORE, patience=2, progress=False)
+    game = FGVis(net, n_iterations=60, score_ratio=SCORE, patience=2, progress=False)
     iterate, seen = game._iterate, []
 
     def watched(match, *rest):
@@ -196,13 +193,13 @@ def test_how_outputs_are_read_is_decided_on_the_images(images):
         def forward(self, x):
             return 8 * x[:, :, 0, 0] + torch.tensor([0.3, 0.3, 0.4], dtype=x.dtype)  # a distribution where x is zero
 
-    found = FGVis(Model().eval(), game="generation", iterations=1, progress=False)(images.abs() + 1, 0)
+    found = FGVis(Model().eval(), game="generation", n_iterations=1, progress=False)(images.abs() + 1, 0)
     expected = torch.tensor([0.3, 0.3, 0.4]).softmax(0)[0]
     torch.testing.assert_close(found.after, expected.expand(3))
 
 
 def test_a_game_that_is_lost_is_said_once(net, images, caplog):
-    lost = FGVis(net, iterations=1, progress=False)
+    lost = FGVis(net, n_iterations=1, progress=False)
     with caplog.at_level("WARNING", "pyfast_xai"):
         assert not lost(images).reached.any()
         lost(images)
@@ -210,12 +207,12 @@ def test_a_game_that_is_lost_is_said_once(net, images, caplog):
     assert told.startswith(f"fgvis: {len(images)} of {len(images)} games were not won in 1 iterations")
     caplog.clear()
     with caplog.at_level("WARNING", "pyfast_xai"):
-        assert FGVis(net, iterations=150, score=0.01, progress=False)(images).reached.all()
+        assert FGVis(net, n_iterations=150, score_ratio=0.01, progress=False)(images).reached.all()
     assert not caplog.messages
 
 
 def test_what_comes_out(net, images):
-    found = FGVis(net, iterations=5, reference="blur", progress=False)(images, [[0, 1], [2, 3], [4, 0]])
+    found = FGVis(net, n_iterations=5, baseline="blur", progress=False)(images, [[0, 1], [2, 3], [4, 0]])
     assert found.target.tolist() == [0, 1, 2, 3, 4, 0]
     assert found.mask.shape == (6, 3, 8, 8)
     assert found.heatmap.shape == (6, 8, 8)
@@ -228,7 +225,7 @@ def test_what_comes_out(net, images):
 
 
 def blurred(images):
-    from pyfast_xai.explainers.baseline import blurred
+    from pyfast_xai.explainers.common.baselines import blurred
 
     return blurred(images, 10.0).repeat_interleave(2, 0)
 
@@ -236,7 +233,7 @@ def blurred(images):
 def test_blur_is_a_gaussian():
     from scipy.ndimage import gaussian_filter
 
-    from pyfast_xai.explainers.baseline import blurred
+    from pyfast_xai.explainers.common.baselines import blurred
 
     image = torch.randn(1, 2, 40, 50, dtype=DOUBLE)
     expected = [gaussian_filter(channel.numpy(), 2, mode="mirror", truncate=3) for channel in image[0]]
@@ -245,22 +242,22 @@ def test_blur_is_a_gaussian():
 
 @pytest.mark.parametrize("reference", ["zero", "blur", "noise", torch.full((3, 1, 1), 0.3)])
 def test_reference(net, images, reference):
-    found = FGVis(net, game="generation", iterations=1, reference=reference, progress=False)(images)
+    found = FGVis(net, game="generation", n_iterations=1, baseline=reference, progress=False)(images)
     assert (found.mask == 0).all()
-    again = FGVis(net, game="generation", iterations=1, reference=reference, progress=False)(images)
+    again = FGVis(net, game="generation", n_iterations=1, baseline=reference, progress=False)(images)
     assert torch.equal(found.perturbed, again.perturbed)
     assert not torch.equal(found.perturbed, images)
 
 
 def test_progress_is_told(net, images):
     told = []
-    FGVis(net, iterations=4, patience=99, progress=lambda *step: told.append(step))(images)
-    assert [step[:2] for step in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert all(0 <= score <= 1 and left == 3 for _, _, score, left in told)
+    FGVis(net, n_iterations=4, patience=99, progress=told.append)(images)
+    assert [(progress.done, progress.total) for progress in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(0 <= progress.details["score"] <= 1 and progress.details["images"] == 3 for progress in told)
 
 
 def test_a_bar_on_stderr(net, images, capsys):
-    FGVis(net, iterations=2, progress=True)(images)
+    FGVis(net, n_iterations=2, progress=True)(images)
     assert capsys.readouterr().out == ""
 
 
@@ -269,14 +266,14 @@ def test_a_bar_on_stderr(net, images, capsys):
     [
         ({"game": "chess"}, "game must be one of"),
         ({"similarity": "l2"}, "similarity must be one of"),
-        ({"reference": "black"}, "reference must be one of"),
+        ({"baseline": "black"}, "baseline must be one of"),
         ({"defence": None}, "defence must be one of"),
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"rate": 0}, "rate must be positive, got 0"),
+        ({"n_iterations": 0}, "n_iterations must be at least 1, got 0"),
+        ({"lr": 0}, "lr must be positive, got 0"),
         ({"sparsity": -1}, "sparsity must not be negative, got -1"),
-        ({"growth": 1}, "growth must be larger than 1, got 1"),
-        ({"score": 1.5}, "score must lie between 0 and 1, got 1.5"),
-        ({"until": "never"}, "until must be one of"),
+        ({"sparsity_growth": 1}, "sparsity_growth must be larger than 1, got 1"),
+        ({"score_ratio": 1.5}, "score_ratio must lie between 0 and 1, got 1.5"),
+        ({"stop_at": "never"}, "stop_at must be one of"),
     ],
 )
 def test_bad_settings(net, settings, message):
@@ -284,14 +281,14 @@ def test_bad_settings(net, settings, message):
         FGVis(net, **settings)
 
 
-def test_a_reference_that_does_not_fit(net, images):
-    with pytest.raises(InputError, match=r"reference must broadcast to the images, \[3, 3, 8, 8\], got \[2, 1, 1\]"):
-        FGVis(net, reference=torch.zeros(2, 1, 1))(images)
+def test_a_baseline_that_does_not_fit(net, images):
+    with pytest.raises(InputError, match=r"baseline must broadcast to the images, \[3, 3, 8, 8\], got \[2, 1, 1\]"):
+        FGVis(net, baseline=torch.zeros(2, 1, 1))(images)
 
 
 def test_probabilities_are_taken_as_they_are(net, images):
     """A model that ends in a softmax plays the same game; only the rounding of the logarithm differs."""
     with_softmax = nn.Sequential(net, nn.Softmax(1)).eval()
-    one = FGVis(net, iterations=5, progress=False)(images)
-    other = FGVis(with_softmax, iterations=5, progress=False)(images)
+    one = FGVis(net, n_iterations=5, progress=False)(images)
+    other = FGVis(with_softmax, n_iterations=5, progress=False)(images)
     torch.testing.assert_close(one.mask, other.mask, rtol=0, atol=1e-9)

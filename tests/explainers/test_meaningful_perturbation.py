@@ -1,22 +1,17 @@
 """Meaningful perturbation against the paper written slowly; what perturbations share is in test_occlusion."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from case_ids import case_id
+from oracles import meaningful_perturbation as slow
 from torch import nn
 from torch.nn import functional
 
 from pyfast_xai import MeaningfulPerturbation
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.meaningful_perturbation import _variation
-
-_NAME = "slow_meaningful_perturbation"
-_spec = importlib.util.spec_from_file_location(_NAME, Path(__file__).with_name(f"{_NAME}.py"))
-slow = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(slow)
 
 DOUBLE = torch.float64
 SIZE = (17, 22)
@@ -44,28 +39,28 @@ def images():
     return torch.randn(2, 3, *SIZE, dtype=DOUBLE)
 
 
-DEFAULTS = {"rate": 0.1, "l1": 1e-4, "tv": 1e-2, "beta": 3.0, "scale": 8, "smooth": 5.0, "jitter": 4, "noise": 0.0}
+DEFAULTS = {"lr": 0.1, "l1": 1e-4, "tv": 1e-2, "beta": 3.0, "scale": 8, "smooth": 5.0, "jitter": 4, "noise": 0.0}
 
 
-def slowly(net, image, target, start, iterations, seed, score="probability", **settings):
+def slowly(net, image, target, initial_mask, n_iterations, seed, score="probability", **settings):
     """The enlarged mask after some iterations and its score."""
     settings = {**DEFAULTS, **settings}
     scale, generator = settings["scale"], torch.Generator().manual_seed(seed)
     null = slow.blur(image, 10.0)
     grid = [math.ceil(side / scale) for side in SIZE]
-    if start == "circle":
+    if initial_mask == "circle":
         with torch.no_grad():
             mask = slow.circle(net, image, null, target, scale)
-    elif start == "random":
+    elif initial_mask == "random":
         mask = torch.rand(1, 1, *grid, dtype=DOUBLE, generator=generator)[0, 0]
     else:
-        mask = torch.full(grid, start, dtype=DOUBLE)
+        mask = torch.full(grid, initial_mask, dtype=DOUBLE)
 
     def own(logits):
         return logits.softmax(0)[target] if score == "probability" else logits[target]
 
     masks = slow.optimise(
-        net, image, null, target, mask, iterations=iterations, generator=generator, score=own, **settings
+        net, image, null, target, mask, iterations=n_iterations, generator=generator, score=own, **settings
     )
     whole = slow.enlarge(masks[-1], scale, SIZE, settings["smooth"])
     with torch.no_grad():
@@ -76,20 +71,20 @@ def slowly(net, image, target, start, iterations, seed, score="probability", **s
     "settings",
     [
         {},
-        {"start": "random"},
-        {"start": 0.4, "score": "logit"},
-        {"start": "random", "scale": 3, "smooth": 2.0, "jitter": 7},
-        {"start": "random", "scale": 1, "smooth": 0, "jitter": 0},
-        {"start": "random", "noise": 0.2, "beta": 2.0, "l1": 0.01, "tv": 0.3},
-        {"start": "random", "beta": 1.0, "tv": 0.1, "rate": 0.02},
+        {"initial_mask": "random"},
+        {"initial_mask": 0.4, "score": "logit"},
+        {"initial_mask": "random", "scale": 3, "smooth": 2.0, "jitter": 7},
+        {"initial_mask": "random", "scale": 1, "smooth": 0, "jitter": 0},
+        {"initial_mask": "random", "noise": 0.2, "beta": 2.0, "l1": 0.01, "tv": 0.3},
+        {"initial_mask": "random", "beta": 1.0, "tv": 0.1, "lr": 0.02},
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_equals_the_paper_written_slowly(net, images, settings):
-    found = MeaningfulPerturbation(net, iterations=12, seed=3, **settings)(images, [[0, 4], [2, 1]])
+    found = MeaningfulPerturbation(net, n_iterations=12, seed=3, **settings)(images, [[0, 4], [2, 1]])
     for row, target in enumerate([0, 4, 2, 1]):
-        given = {"start": "circle", **settings}
-        mask, after = slowly(net, images[row // 2], target, iterations=12, seed=3, **given)
+        given = {"initial_mask": "circle", **settings}
+        mask, after = slowly(net, images[row // 2], target, n_iterations=12, seed=3, **given)
         # Weights of the Gaussian sum to one but for rounding, and masks are cut at one.
         torch.testing.assert_close(found.mask[row, 0], mask, rtol=0, atol=1e-8)
         torch.testing.assert_close(found.after[row], after.float(), rtol=0, atol=1e-6)
@@ -135,7 +130,7 @@ def test_it_deletes_what_matters_and_little_else():
     images[:, :, 20:26, 28:34] = 4
     images[1, :, 50:56, 8:14] = 4  # as bright, but nobody looks there
     # The size weighs more than by default: it is summed over a grid a third as large as that of 224 pixels.
-    found = MeaningfulPerturbation(Spot().eval(), scale=4, smooth=2, l1=1e-3, iterations=150)(images, 0)
+    found = MeaningfulPerturbation(Spot().eval(), scale=4, smooth=2, l1=1e-3, n_iterations=150)(images, 0)
     assert (found.score > 0.99).all()
     assert (found.after < 0.05).all()
     peaks = found.peak()
@@ -145,7 +140,7 @@ def test_it_deletes_what_matters_and_little_else():
 
 
 def test_what_comes_out(net, images):
-    found = MeaningfulPerturbation(net, iterations=3)(images, [[0, 1], [2, 3]])
+    found = MeaningfulPerturbation(net, n_iterations=3)(images, [[0, 1], [2, 3]])
     assert found.method == "meaningful-perturbation"
     assert found.target.tolist() == [0, 1, 2, 3]
     assert found.mask.shape == (4, 1, *SIZE)
@@ -165,7 +160,7 @@ def test_what_comes_out(net, images):
 def test_a_class_that_blurring_does_not_take_away_starts_from_the_whole_image(net, images):
     null = torch.randn(1, 3, *SIZE, dtype=DOUBLE)
     worst = (net(null).softmax(1) - net(images[:1]).softmax(1)).argmax().item()
-    found = MeaningfulPerturbation(net, iterations=1, rate=1e-9, smooth=0, baseline=null)(images[:1], worst)
+    found = MeaningfulPerturbation(net, n_iterations=1, lr=1e-9, smooth=0, baseline=null)(images[:1], worst)
     # The least of all circles, a pixel.
     assert found.heatmap.mean() < 0.1
 
@@ -173,15 +168,15 @@ def test_a_class_that_blurring_does_not_take_away_starts_from_the_whole_image(ne
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
+        ({"n_iterations": 0}, "n_iterations must be at least 1, got 0"),
         ({"scale": 0}, "scale must be at least 1, got 0"),
-        ({"rate": 0}, "rate must be positive, got 0"),
+        ({"lr": 0}, "lr must be positive, got 0"),
         ({"beta": -1}, "beta must be positive, got -1"),
         ({"l1": -1}, "l1 must not be negative, got -1"),
         ({"tv": math.nan}, "tv must not be negative, got nan"),
         ({"jitter": -4}, "jitter must not be negative, got -4"),
-        ({"start": "square"}, "start must be one of 'circle', 'random', got 'square'"),
-        ({"start": 1.5}, "start must be 'circle', 'random' or lie in 0..1, got 1.5"),
+        ({"initial_mask": "square"}, "initial_mask must be one of 'circle', 'random', got 'square'"),
+        ({"initial_mask": 1.5}, "initial_mask must be 'circle', 'random' or lie in 0..1, got 1.5"),
         ({"baseline": "noise"}, "baseline must be one of 'blur', 'mean', got 'noise'"),
         ({"blur": 0}, "blur must be positive, got 0"),
     ],

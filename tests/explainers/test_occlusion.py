@@ -17,9 +17,9 @@ DOUBLE = torch.float64
 BLOCKS = torch.arange(9).view(3, 3).repeat_interleave(4, 0).repeat_interleave(4, 1)[:, :11]  # of 12 x 11 pixels
 QUICK = {
     Occlusion: {"window": (5, 4), "stride": (3, 2)},
-    RISE: {"masks": 13, "cells": 3},
-    LIME: {"samples": 13, "segments": BLOCKS},
-    MeaningfulPerturbation: {"iterations": 3, "scale": 4, "smooth": 2, "blur": 3},
+    RISE: {"n_masks": 13, "cells": 3},
+    LIME: {"n_samples": 13, "segments": BLOCKS},
+    MeaningfulPerturbation: {"n_iterations": 3, "scale": 4, "smooth": 2, "blur": 3},
 }
 every_method = pytest.mark.parametrize("method", QUICK, ids=lambda method: method.method)
 
@@ -61,12 +61,12 @@ GEOMETRIES = [
 @pytest.mark.parametrize(("window", "stride"), GEOMETRIES)
 @pytest.mark.parametrize("score", ["probability", "logit"])
 def test_equals_captum(net, images, window, stride, score):
-    own = Occlusion(net, window=window, stride=stride, score=score, batch=5)(images, [0, 3, 4])
+    own = Occlusion(net, window=window, stride=stride, score=score, batch_size=5)(images, [0, 3, 4])
     expected = captum(net, images, torch.tensor([0, 3, 4]), window, stride, softmax=score == "probability")
     torch.testing.assert_close(own.attribution, expected, rtol=0, atol=1e-13)
     if window[0] == 3:
-        torch.testing.assert_close(own.map, expected[:, 0], rtol=0, atol=1e-13)
-    torch.testing.assert_close(own.heatmap, own.map.clamp_min(0).float())
+        torch.testing.assert_close(own.signed_map, expected[:, 0], rtol=0, atol=1e-13)
+    torch.testing.assert_close(own.heatmap, own.signed_map.clamp_min(0).float())
 
 
 def test_baselines(net, images):
@@ -80,7 +80,7 @@ def test_baselines(net, images):
     against(whole, whole)
     against(torch.tensor([[[1.0]], [[2.0]], [[3.0]]]), torch.tensor([1.0, 2, 3])[:, None, None].expand(1, 3, 12, 11))
     against("mean", images.mean((2, 3), keepdim=True).expand_as(images))
-    from pyfast_xai.explainers.baseline import blurred
+    from pyfast_xai.explainers.common.baselines import blurred
 
     against("blur", blurred(images, 2))
 
@@ -88,7 +88,7 @@ def test_baselines(net, images):
 def test_blur_is_a_gaussian():
     from scipy.ndimage import gaussian_filter
 
-    from pyfast_xai.explainers.baseline import blurred
+    from pyfast_xai.explainers.common.baselines import blurred
 
     image = torch.randn(1, 2, 40, 50, dtype=DOUBLE)
     expected = [torch.from_numpy(gaussian_filter(one.numpy(), 2, mode="mirror", truncate=3)) for one in image[0]]
@@ -97,7 +97,7 @@ def test_blur_is_a_gaussian():
 
 def test_where_a_window_falls_alone_is_its_drop_to_the_letter(net, images):
     """A pixel that one window covers has its drop; one that two cover the mean of both."""
-    own = Occlusion(net, window=(6, 11), stride=(5, 11))(images, 2).map
+    own = Occlusion(net, window=(6, 11), stride=(5, 11))(images, 2).signed_map
 
     def drop(top):
         hidden = images.clone()
@@ -112,7 +112,9 @@ def test_where_a_window_falls_alone_is_its_drop_to_the_letter(net, images):
 def test_default_windows_follow_the_size(size, windows):
     told = []
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
-    Occlusion(net, batch=625, progress=lambda done, total: told.append((done, total)))(torch.randn(1, 1, size, size))
+    Occlusion(net, batch_size=625, progress=lambda progress: told.append((progress.done, progress.total)))(
+        torch.randn(1, 1, size, size)
+    )
     assert told == [(windows, windows)]
 
 
@@ -121,17 +123,17 @@ def test_default_windows_follow_the_size(size, windows):
 
 @every_method
 def test_does_not_depend_on_the_batch(net, images, method):
-    make = [method(net, **QUICK[method], batch=batch) for batch in (1, 4, 64)]
+    make = [method(net, **QUICK[method], batch_size=batch) for batch in (1, 4, 64)]
     first, *others = [explain(images, [[0, 1], [2, 2], [4, 3]]) for explain in make]
     alone = [make[1](images[n : n + 1], [pair]) for n, pair in enumerate([[0, 1], [2, 2], [4, 3]])]
     for other in others:
         torch.testing.assert_close(other.heatmap, first.heatmap, rtol=1e-5, atol=1e-6)
-        if first.map is not None:
-            torch.testing.assert_close(other.map, first.map, rtol=0, atol=1e-12)
+        if first.signed_map is not None:
+            torch.testing.assert_close(other.signed_map, first.signed_map, rtol=0, atol=1e-12)
     for n, own in enumerate(alone):
         torch.testing.assert_close(own.heatmap, first.heatmap[2 * n : 2 * n + 2], rtol=1e-5, atol=1e-6)
-        if first.map is not None:
-            torch.testing.assert_close(own.map, first.map[2 * n : 2 * n + 2], rtol=0, atol=1e-12)
+        if first.signed_map is not None:
+            torch.testing.assert_close(own.signed_map, first.signed_map[2 * n : 2 * n + 2], rtol=0, atol=1e-12)
 
 
 @every_method
@@ -153,7 +155,7 @@ def test_several_targets_share_their_forwards(net, images, method):
     """All but those that optimise something for each."""
     seen = []
     handle = net.register_forward_hook(lambda own, inputs, output: seen.append(len(output)))
-    explain = method(net, **{**QUICK[method], **({"start": 1.0} if method is MeaningfulPerturbation else {})})
+    explain = method(net, **{**QUICK[method], **({"initial_mask": 1.0} if method is MeaningfulPerturbation else {})})
     explain(images, 1)
     one, seen[:] = sum(seen), []
     explain(images, [[0, 1, 2, 3]] * 3)
@@ -175,15 +177,18 @@ def test_a_model_that_looks_at_one_quadrant(method, score):
 
     settings = {
         Occlusion: {"window": 4, "stride": 4},
-        RISE: {"masks": 4000, "cells": 4, "batch": 500},
-        LIME: {"samples": 200, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
+        RISE: {"n_masks": 4000, "cells": 4, "batch_size": 500},
+        LIME: {
+            "n_samples": 200,
+            "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1),
+        },
         MeaningfulPerturbation: {
-            "iterations": 60,
+            "n_iterations": 60,
             "scale": 4,
             "smooth": 0,
             "jitter": 0,
             "baseline": 0.0,
-            "start": 0.9,
+            "initial_mask": 0.9,
             "tv": 0,
         },
     }[method]
@@ -207,7 +212,7 @@ def test_a_model_that_looks_at_one_quadrant(method, score):
 @every_method
 def test_a_seed_repeats_and_the_random_numbers_of_the_process_are_left_alone(net, images, method):
     state = torch.get_rng_state()
-    settings = {"start": "random", "noise": 0.1} if method is MeaningfulPerturbation else {}
+    settings = {"initial_mask": "random", "noise": 0.1} if method is MeaningfulPerturbation else {}
     explain = method(net, **QUICK[method], **settings)
     first = explain(images).heatmap
     assert torch.equal(torch.get_rng_state(), state)
@@ -225,10 +230,10 @@ def test_a_function_of_the_output(net, images, method):
     assert margin.score is None
     if method is not MeaningfulPerturbation:
         # Linear in the scores, each of them.
-        zero, one = (method(net, score="logit", **settings)(images, k).map for k in (0, 1))
-        torch.testing.assert_close(margin.map, zero - one, rtol=0, atol=1e-12)
+        zero, one = (method(net, score="logit", **settings)(images, k).signed_map for k in (0, 1))
+        torch.testing.assert_close(margin.signed_map, zero - one, rtol=0, atol=1e-12)
     else:
-        plain = method(net, score="logit", **{**settings, "start": 1.0})
+        plain = method(net, score="logit", **{**settings, "initial_mask": 1.0})
         torch.testing.assert_close(plain(images, lambda output: output[:, 2]).mask, plain(images, 2).mask)
     for wrong, came in ((lambda output: output, r"\[3, 5\]"), (lambda output: output.sum(), r"\[\]"), (len, "int")):
         with pytest.raises(InputError, match=rf"one number an image, \[3\], got {came}"):
@@ -284,15 +289,17 @@ def test_half_precision(method):
     single.load_state_dict(net.state_dict())
     one, other = method(net, **QUICK[method])(images, 1), method(single, **QUICK[method])(images.float(), 1)
     assert one.heatmap.dtype == torch.float32
-    if one.map is not None:
+    if one.signed_map is not None:
         # Scores of half a precision, 2**-11, which RISE adds up.
-        torch.testing.assert_close(one.map, other.map, rtol=0, atol=4e-3)
+        torch.testing.assert_close(one.signed_map, other.signed_map, rtol=0, atol=4e-3)
 
 
 @every_method
 def test_progress_is_told_and_a_bar_leaves_the_output_alone(net, images, method, capsys):
     told = []
-    method(net, **QUICK[method], batch=4, progress=lambda done, total: told.append((done, total)))(images)
+    method(net, **QUICK[method], batch_size=4, progress=lambda progress: told.append((progress.done, progress.total)))(
+        images
+    )
     total = told[-1][1]
     assert {total for _, total in told} == {total}
     assert told[-1][0] == total
@@ -306,7 +313,7 @@ def test_progress_is_told_and_a_bar_leaves_the_output_alone(net, images, method,
     ("settings", "message"),
     [
         ({"score": "loss"}, "score must be one of 'probability', 'logit', got 'loss'"),
-        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_bad_settings_of_all(net, method, settings, message):
@@ -360,11 +367,11 @@ def test_memory_does_not_grow_with_the_perturbations(net, images):
             return result
 
     sizes = []
-    for few, many in ((RISE, "masks"), (LIME, "samples")):
+    for few, many in ((RISE, "n_masks"), (LIME, "n_samples")):
         for count in (8, 80):
             with Largest() as largest:
                 largest.size = 0
-                few(net, **{**QUICK[few], many: count}, batch=8)(images)
+                few(net, **{**QUICK[few], many: count}, batch_size=8)(images)
             sizes.append(largest.size)
     assert sizes[0] == sizes[1]
     assert sizes[2] == sizes[3]

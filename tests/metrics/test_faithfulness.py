@@ -52,14 +52,14 @@ class Brightness(nn.Module):
         return torch.stack([1 - share, share], 1)
 
 
-def rise_evaluator(model, images, maps, mode, step, substrate, target=None):
+def rise_evaluator(model, images, maps, mode, step, baseline, target=None):
     """RISE's `CausalMetric`, one image at a time in NumPy."""
     curves = []
     for i, (image, explanation) in enumerate(zip(images.numpy(), maps.numpy(), strict=True)):
         channels, pixels = image.shape[0], image[0].size
         predict = lambda x: model(torch.from_numpy(x)[None]).softmax(1).detach().numpy()[0]  # noqa: E731
         c = int(predict(image).argmax()) if target is None else target[i]
-        other = substrate(image)
+        other = baseline(image)
         start, finish = (image.copy(), other) if mode == "del" else (other.copy(), image)
         order = np.flip(np.argsort(explanation.reshape(-1)))
         scores = []
@@ -90,9 +90,9 @@ def rise_blur(image):
 @pytest.mark.parametrize("mode", ["del", "ins"])
 def test_curves_equal_the_evaluator_of_rise(size, step, mode):
     model, images, maps = network(), torch.randn(3, 3, *size), torch.rand(3, *size)
-    game, substrate = (deletion, np.zeros_like) if mode == "del" else (insertion, rise_blur)
-    expected, area = rise_evaluator(model, images, maps, mode, step, substrate)
-    curve = game(model, images, maps, step=step, batch=7)
+    game, baseline = (deletion, np.zeros_like) if mode == "del" else (insertion, rise_blur)
+    expected, area = rise_evaluator(model, images, maps, mode, step, baseline)
+    curve = game(model, images, maps, step=step, batch_size=7)
     assert curve.scores.shape == (3, math.ceil(size[0] * size[1] / step) + 1)
     np.testing.assert_allclose(curve.scores, expected, atol=1e-5)
     np.testing.assert_allclose(curve.auc, area, atol=1e-5)
@@ -115,16 +115,16 @@ def test_blur_is_that_of_rise():
     np.testing.assert_allclose(blur(images), expected, atol=1e-6)
 
 
-def test_any_target_and_any_substrate():
+def test_any_target_and_any_baseline_for():
     model, images, maps = network(), torch.randn(4, 3, 16, 16), torch.rand(4, 16, 16)
     target = torch.tensor([1, 2, 3, 0])
     grey = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
     expected, _ = rise_evaluator(model, images, maps, "del", 50, lambda x: np.zeros_like(x) + grey.numpy(), target)
-    for substrate in (grey, lambda x: torch.zeros_like(x) + grey):
-        curve = deletion(model, images, maps, target, step=50, substrate=substrate)
+    for baseline in (grey, lambda x: torch.zeros_like(x) + grey):
+        curve = deletion(model, images, maps, target, step=50, baseline=baseline)
         np.testing.assert_allclose(curve.scores, expected, atol=1e-5)
     expected, _ = rise_evaluator(model, images, maps, "ins", 50, np.zeros_like, [2] * 4)
-    np.testing.assert_allclose(insertion(model, images, maps, 2, step=50, substrate="zero").scores, expected, atol=1e-5)
+    np.testing.assert_allclose(insertion(model, images, maps, 2, step=50, baseline="zero").scores, expected, atol=1e-5)
 
 
 def test_deletion_of_a_case_worked_by_hand():
@@ -136,7 +136,7 @@ def test_deletion_of_a_case_worked_by_hand():
     assert float(curve.auc) == pytest.approx((0.5 + 0.6 + 0.3 + 0.1) / 20)
     worst = deletion(Brightness().eval(), images, -images[:, 0], 1, step=1)
     assert worst.scores[0, -5:].tolist() == pytest.approx([1, 0.9, 0.7, 0.4, 0], abs=1e-6)
-    inserted = insertion(Brightness().eval(), images, images[:, 0], 1, step=1, substrate="zero")
+    inserted = insertion(Brightness().eval(), images, images[:, 0], 1, step=1, baseline="zero")
     assert float(inserted.auc) == pytest.approx(1 - float(curve.auc))
 
 
@@ -157,7 +157,7 @@ def test_random_maps_fall_along_the_diagonal_and_the_best_map_falls_faster():
     perfect = deletion(Brightness().eval(), images, images[:, 0], 1, step=4)
     assert float(random.auc.mean()) == pytest.approx(0.5, abs=0.05)
     assert float(perfect.auc.mean()) == pytest.approx(2.5 / 100, abs=1e-6)
-    assert float(insertion(Brightness().eval(), images, images[:, 0], 1, step=4, substrate="zero").auc.mean()) > 0.95
+    assert float(insertion(Brightness().eval(), images, images[:, 0], 1, step=4, baseline="zero").auc.mean()) > 0.95
 
 
 def test_auc_is_the_trapezoid_rule():
@@ -169,7 +169,7 @@ def test_auc_is_the_trapezoid_rule():
 
 def test_models_are_asked_in_batches_of_the_size_that_was_given():
     model = network()
-    deletion(model, torch.randn(5, 3, 12, 12), torch.rand(5, 12, 12), step=20, batch=6)
+    deletion(model, torch.randn(5, 3, 12, 12), torch.rand(5, 12, 12), step=20, batch_size=6)
     assert max(model.sizes) <= 6
     assert sum(model.sizes) == 5 + 5 * 9
 
@@ -263,7 +263,7 @@ def test_steps_of_the_imputation_hardly_depend_on_the_size_of_the_hole(hole, mon
     monkeypatch.setattr(imputation, "_preconditioned", counted)
     made = noisy_linear_imputation(images, missing, noise=0)
     assert sizes.count(224) <= 30
-    # What is left is the mean of its neighbours.
+    # The filled pixel is the mean of its neighbours.
     spread = torch.tensor([[1, 2, 1], [2, 0, 2], [1, 2, 1.0]])[None, None] / 12
     inside = slice(max(hole[0], 1), min(hole[1], 223))
     expected = nn.functional.conv2d(made, spread, padding=1)
@@ -323,7 +323,7 @@ def test_road_equals_pytorch_grad_cam(monkeypatch):
     # Multiples of 1/512 and their differences from one are exact, so the peer orders them alike both ways.
     maps = torch.stack([torch.randperm(480) for _ in range(3)]).view(3, 20, 24) / 512
     classes = [targets.ClassifierOutputSoftmaxTarget(i) for i in (4, 0, 2)]
-    result = road(model, images, maps, [4, 0, 2], noise=0, batch=5)
+    result = road(model, images, maps, [4, 0, 2], noise=0, batch_size=5)
     for column, percentile in enumerate((10, 20, 30, 40, 50, 60, 70, 80, 90)):
         for found, kind in ((result.most, peer.ROADMostRelevantFirst), (result.least, peer.ROADLeastRelevantFirst)):
             expected = kind(percentile)(images, maps.numpy(), classes, model)
@@ -408,7 +408,7 @@ def test_strong_features_are_kept_and_removed():
     result = strong_features(Halves().eval(), images, responses, torch.tensor([0, 0, 1, 0]))
     assert result.full.tolist() == [True, True, False, True]
     assert result.only.tolist() == [True, True, False, True]
-    # Where nothing is strong, nothing is removed.
+    # Nothing is removed where nothing is strong.
     assert result.without.tolist() == [False, False, True, True]
     wide = strong_features(Halves().eval(), images, responses, torch.tensor([1] * 4), dilation=4)
     assert wide.without.tolist() == [False, False, False, False]
@@ -433,7 +433,8 @@ IMAGES, MAPS = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)
         ({"images": IMAGES[0]}, r"images must have shape \[N, C, H, W\], got \[3, 8, 8\]"),
         ({"target": 7}, r"target must lie in \[0, 7\), got 7"),
         ({"target": [[0, 1], [1, 2]]}, r"target must be one class an image, got shape \[2, 2\]"),
-        ({"batch": 0}, r"batch must be at least 1, got 0"),
+        ({"target": lambda output: output[:, 0]}, r"target must be None, an int or N ints, got function"),
+        ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
         ({"model": network().train()}, r"model must be in evaluation mode"),
         ({"model": print}, r"model must be a torch.nn.Module, got builtin_function_or_method"),
         ({"model": nn.Conv2d(3, 4, 3).eval()}, r"model must return \[N, classes\], got \[2, 4, 6, 6\]"),
@@ -449,8 +450,8 @@ def test_bad_input_is_told_in_a_sentence(call, change, message):
     ("call", "message"),
     [
         (lambda: deletion(network(), IMAGES, MAPS, step=0), "step must be at least 1 pixel, got 0"),
-        (lambda: deletion(network(), IMAGES, MAPS, substrate="noise"), "substrate must be 'zero', 'blur', a tensor or"),
-        (lambda: deletion(network(), IMAGES, MAPS, substrate=torch.ones(5)), r"substrate must broadcast to \[2, 3, 8,"),
+        (lambda: deletion(network(), IMAGES, MAPS, baseline="noise"), "baseline must be 'zero', 'blur', a tensor or"),
+        (lambda: deletion(network(), IMAGES, MAPS, baseline=torch.ones(5)), r"baseline must broadcast to \[2, 3, 8,"),
         (lambda: auc(torch.ones(1)), "scores must hold at least two points, got 1"),
         (lambda: road(network(), IMAGES, MAPS, percentiles=[100]), "percentiles must lie between 0 and 100, got 100"),
         (lambda: road(network(), IMAGES, MAPS, percentiles=[]), "percentiles must hold at least one, got none"),

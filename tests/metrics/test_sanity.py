@@ -116,7 +116,7 @@ def test_a_method_without_classes_is_not_sensitive_to_them():
     assert saliency.mean() > guided.mean()  # Nie et al., Fig. 7
 
 
-# What was learned
+# Parameter randomisation
 
 
 def test_randomization_of_all_layers_makes_gradients_unlike_and_leaves_the_model():
@@ -138,17 +138,17 @@ def test_randomization_of_all_layers_makes_gradients_unlike_and_leaves_the_model
 
 def test_maps_of_what_was_not_randomised_stay():
     model, images = network(), torch.randn(2, 3, 20, 20)
-    blind = parameter_randomization(model, lambda _: lambda x, __: x[:, 0], images, measures=["rank"])
+    blind = parameter_randomization(model, lambda _: lambda x, __: x[:, 0], images, similarities=["rank"])
     assert blind.similarity["rank"].flatten().tolist() == pytest.approx([1] * 8)
     # The first layer's activations do not see the layers above.
-    below = parameter_randomization(model, lambda m: EigenCAM(m, layer="0"), images, measures=["cosine"])
+    below = parameter_randomization(model, lambda m: EigenCAM(m, layer="0"), images, similarities=["cosine"])
     assert below.similarity["cosine"][:-1].flatten().tolist() == pytest.approx([1] * 6)
     assert (below.similarity["cosine"][-1] < 0.999).all()
 
 
 def test_independent_randomization_puts_layers_back():
     model, images = network(), torch.randn(2, 3, 20, 20)
-    chosen = {"layers": ["2", "0"], "measures": ["rank"]}
+    chosen = {"layers": ["2", "0"], "similarities": ["rank"]}
     cascading = parameter_randomization(model, Saliency, images, **chosen).similarity["rank"]
     independent = parameter_randomization(model, Saliency, images, order="independent", **chosen).similarity["rank"]
     assert torch.equal(cascading[0], independent[0])
@@ -182,7 +182,7 @@ def test_layers_follow_the_calls_and_take_along_what_is_not_called():
         seen.append(copy.deepcopy(copied.state_dict()))
         return lambda x, _: x[:, 0]
 
-    result = parameter_randomization(model, method, images, measures=["rank"])
+    result = parameter_randomization(model, method, images, similarities=["rank"])
     assert result.layers == ["", "head", "attention", "stem"]
     changed = [[name for name in b if not torch.equal(a[name], b[name])] for a, b in itertools.pairwise(seen)]
     # A parameter that is the same everywhere has no spread to draw from.
@@ -287,7 +287,7 @@ def test_stability_compares_maps_of_images_and_adversaries():
     torch.testing.assert_close(found["rank"], rank_correlation(*maps))
     torch.testing.assert_close(found["ssim"], ssim(*map(render.normalize, maps)))
     torch.testing.assert_close(found["cosine"], cosine_similarity(*maps))
-    same = adversarial_stability(Saliency(model), images, images, measures=["rank"])
+    same = adversarial_stability(Saliency(model), images, images, similarities=["rank"])
     assert same["rank"].tolist() == pytest.approx([1] * 4)
 
 
@@ -314,7 +314,7 @@ def test_adversarial_evidence_by_hand():
 
 def test_fgvis_with_its_defence_generates_less_than_without():
     model, images = network(), torch.randn(6, 3, 12, 12)
-    settings = {"game": "generation", "sparsity": 0, "iterations": 15, "until": "class", "progress": False}
+    settings = {"game": "generation", "sparsity": 0, "n_iterations": 15, "stop_at": "class", "progress": False}
     rate = {
         defence: adversarial_evidence(model, FGVis(model, defence=defence, **settings), images).generated.float().mean()
         for defence in ("none", "gradient")
@@ -365,12 +365,12 @@ IMAGES = torch.rand(2, 3, 12, 12)
             "model must have layers with parameters to randomise, got none",
         ),
         (
-            lambda: parameter_randomization(network(), Saliency, IMAGES, measures=["hog"]),
-            "measures must be among 'cosine', 'rank', 'ssim', got 'hog'",
+            lambda: parameter_randomization(network(), Saliency, IMAGES, similarities=["hog"]),
+            "similarities must be among 'cosine', 'rank', 'ssim', got 'hog'",
         ),
         (
-            lambda: adversarial_stability(Saliency(network()), IMAGES, IMAGES, measures="rank"),
-            "measures must be a list of names, got the string 'rank'",
+            lambda: adversarial_stability(Saliency(network()), IMAGES, IMAGES, similarities="rank"),
+            "similarities must be a list of names, got the string 'rank'",
         ),
         (
             lambda: adversarial_stability(Saliency(network()), IMAGES, IMAGES[:1]),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -158,7 +159,7 @@ def test_first_of_equals_on_whole_numbers(backend, geometry, location, signed):
 
 @every_geometry
 @every_location
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 def test_strongest_up_to_rounding(backend, geometry, location, dtype):
     input, weight = torch.randn(geometry.input).to(dtype), torch.randn(geometry.weight).to(dtype)
     points = torch.randint(0, geometry.places, (40,))
@@ -199,7 +200,7 @@ def test_any_geometry(backend, geometry, location, seed):
 
 @pytest.mark.parametrize("name", ["1d", "2d-uneven", "2d-depthwise", "3d"])
 @every_location
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=case_id)
 @pytest.mark.parametrize("layout", ["channels_last", "every_second", "cut_channels"])
 def test_memory_format_does_not_matter(backend, name, location, dtype, layout):
     g = GEOMETRIES[name]
@@ -407,7 +408,7 @@ def test_error_says_what_was_expected_and_what_came(backend):
 
 
 @pytest.mark.parametrize("name", ["1d", "2d-uneven", "3d"])
-@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 9), (torch.bfloat16, 9), (torch.float64, 0)], ids=str)
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 9), (torch.bfloat16, 9), (torch.float64, 0)], ids=case_id)
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 def test_opcheck(name, dtype, count, signed):
     g = GEOMETRIES[name]

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import ops
-from pyfast_xai.ops import Method
+from pyfast_xai.ops import Solver
 
-METHODS = [Method.AUTO, Method.GRAM, Method.SUBSPACE]
+METHODS = [Solver.AUTO, Solver.GRAM, Solver.SUBSPACE]
 # Wide, tall, square; the last three are large enough that the subspace route is not replaced by a full one.
 SHAPES = [(3, 4, 9), (2, 9, 4), (1, 7, 7), (2, 31, 130), (2, 129, 33), (1, 40, 40)]
 
@@ -46,7 +47,7 @@ def assert_triplets(matrices, result, bound):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=case_id)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_agrees_with_a_full_svd(backend, shape, method, k):
     matrices = decaying(*shape)
@@ -62,7 +63,7 @@ def test_agrees_with_a_full_svd(backend, shape, method, k):
     assert_triplets(matrices, (left, singular, right, residual), 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=case_id)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_dtypes(backend, dtype, method):
     matrices = decaying(2, 30, 50, dtype)
@@ -71,13 +72,13 @@ def test_dtypes(backend, dtype, method):
 
 def test_float64_is_not_computed_in_float32(backend):
     matrices = decaying(2, 20, 30, torch.float64)
-    _, singular, _, residual = ops.leading_singular(matrices, 2, Method.GRAM)
+    _, singular, _, residual = ops.leading_singular(matrices, 2, Solver.GRAM)
     true = np.linalg.svd(matrices.numpy(), compute_uv=False)[:, :2]
     torch.testing.assert_close(singular, torch.from_numpy(true), rtol=1e-12, atol=0)
     assert (residual < 1e-12).all()
 
 
-@pytest.mark.parametrize("shape", [(2, 31, 130), (2, 129, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 31, 130), (2, 129, 33)], ids=case_id)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_strided_matrices(backend, shape, method):
     matrices = decaying(*shape)
@@ -87,7 +88,7 @@ def test_strided_matrices(backend, shape, method):
             torch.testing.assert_close(part, reference, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 31, 130), (2, 129, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 31, 130), (2, 129, 33)], ids=case_id)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_rank_one(backend, shape, method):
     batch, rows, columns = shape
@@ -100,7 +101,7 @@ def test_rank_one(backend, shape, method):
     assert (residual <= 1e-5).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 9), (2, 60, 40)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 4, 9), (2, 60, 40)], ids=case_id)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_zero_matrices(backend, shape, method):
     left, singular, right, residual = ops.leading_singular(torch.zeros(shape), 2, method)
@@ -129,18 +130,18 @@ def test_close_singular_values_keep_their_residual(backend, method):
     assert_triplets(matrices, ops.leading_singular(matrices, 3, method), 1.0)
 
 
-@pytest.mark.parametrize("shape", [(2, 90, 160), (2, 160, 90)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 90, 160), (2, 160, 90)], ids=case_id)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=case_id)
 def test_a_flat_spectrum_too_large_to_iterate_on(backend, shape, dtype):
     # Ninety values within a percent of the first: no small space holds the leading vectors.
     matrices = decaying(*shape, dtype, base=0.9999)
-    result = ops.leading_singular(matrices, 2, Method.GRAM)
+    result = ops.leading_singular(matrices, 2, Solver.GRAM)
     assert_triplets(matrices, result, 1e-5)
     true = np.linalg.svd(matrices.double().numpy(), compute_uv=False)[:, :2]
     torch.testing.assert_close(result[1].double(), torch.from_numpy(true), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(1, 80, 200), (1, 200, 80)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 80, 200), (1, 200, 80)], ids=case_id)
 def test_equal_singular_values_are_all_found(backend, shape):
     # Three values of 10, then a gap: a start of one vector would see one of them.
     rows, columns = shape[1:]
@@ -148,7 +149,7 @@ def test_equal_singular_values_are_all_found(backend, shape):
     right = torch.linalg.qr(torch.randn(columns, 6, dtype=torch.float64)).Q
     values = torch.tensor([10, 10, 10, 5, 2, 1], dtype=torch.float64)
     matrices = ((left * values) @ right.mT)[None].float()
-    result = ops.leading_singular(matrices, 4, Method.GRAM)
+    result = ops.leading_singular(matrices, 4, Solver.GRAM)
     assert_triplets(matrices, result, 1e-5)
     torch.testing.assert_close(result[1], values[None, :4].float(), rtol=1e-5, atol=0)
 
@@ -159,13 +160,13 @@ def test_rows_that_no_block_divides(backend, rows):
     true = np.linalg.svd(matrices.numpy(), compute_uv=False)[:, :1]
     for same in (matrices, matrices.mT, matrices.mT.contiguous().mT, matrices[:, :, 1:].clone()):
         expected = true if same.shape[-1] != 70 else np.linalg.svd(same.numpy(), compute_uv=False)[:, :1]
-        _, singular, _, _ = ops.leading_singular(same, 1, Method.GRAM)
+        _, singular, _, _ = ops.leading_singular(same, 1, Solver.GRAM)
         torch.testing.assert_close(singular, torch.from_numpy(expected), rtol=1e-12, atol=0)
 
 
 def test_passes_of_the_subspace_iteration_help(backend):
     matrices = decaying(2, 60, 90, base=0.9)
-    few, many = (ops.leading_singular(matrices, 1, Method.SUBSPACE, n)[3].max() for n in (0, 30))
+    few, many = (ops.leading_singular(matrices, 1, Solver.SUBSPACE, n)[3].max() for n in (0, 30))
     assert many < 1e-5
     assert many < few
 
@@ -184,7 +185,7 @@ def test_deterministic_for_a_seed(backend, method):
 
 def test_another_seed_is_another_start(backend):
     matrices = torch.randn(1, 50, 70)
-    one, two = (ops.leading_singular(matrices, 1, Method.SUBSPACE, 0, seed)[1] for seed in (1, 2))
+    one, two = (ops.leading_singular(matrices, 1, Solver.SUBSPACE, 0, seed)[1] for seed in (1, 2))
     assert not torch.equal(one, two)
 
 
@@ -208,19 +209,19 @@ def test_no_matrices(backend, method):
         ("matrices", torch.zeros(2, 3, 4, dtype=torch.int64)),
         ("k", 0),
         ("k", 4),
-        ("method", 3),
-        ("method", -1),
+        ("solver", 3),
+        ("solver", -1),
         ("iterations", -1),
     ],
 )
 def test_bad_arguments_are_named(backend, argument, value):
-    arguments = {"matrices": torch.zeros(2, 3, 4), "k": 1, "method": 0, "iterations": 1} | {argument: value}
+    arguments = {"matrices": torch.zeros(2, 3, 4), "k": 1, "solver": 0, "iterations": 1} | {argument: value}
     with pytest.raises(RuntimeError, match=rf"\b{argument}\b"):
         ops.leading_singular(**arguments)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=case_id)
 def test_opcheck(method, dtype):
     arguments = (decaying(2, 20, 30, dtype), 2, int(method), 2, 0)
     torch.library.opcheck(torch.ops.pyfast_xai.leading_singular.default, arguments)

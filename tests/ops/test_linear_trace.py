@@ -2,6 +2,7 @@ import threading
 
 import pytest
 import torch
+from case_ids import case_id
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def layer(rows, features, outputs, count, dtype=torch.float32):
     return input, weight, torch.randint(0, rows * outputs, (count,)), torch.rand(count) < 0.4
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize(
     ("rows", "features", "outputs", "count"),
     [(1, 1, 1, 1), (1, 63, 5, 1), (3, 64, 4, 6), (2, 65, 7, 3), (4, 130, 3, 2), (1, 4200, 11, 2), (5, 257, 1, 3)],
@@ -124,7 +125,7 @@ def test_no_points(backend):
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
-@pytest.mark.parametrize("sizes", [(1, 63, 5, 4), (3, 130, 4, 6), (5, 257, 1, 3), (2, 4200, 11, 8)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 63, 5, 4), (3, 130, 4, 6), (5, 257, 1, 3), (2, 4200, 11, 8)], ids=case_id)
 def test_no_points_among_points(backend, sizes, signed):
     input, weight, points, negative = layer(*sizes)
     bits = ops.sign_bits(weight)
@@ -204,7 +205,7 @@ def test_bad_arguments_are_named(backend, argument, value):
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
-@pytest.mark.parametrize("sizes", [(2, 70, 3, 4), (1, 64, 2, 1), (3, 5, 2, 0)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 70, 3, 4), (1, 64, 2, 1), (3, 5, 2, 0)], ids=case_id)
 def test_opcheck(sizes, signed):
     input, weight, points, negative = layer(*sizes)
     arguments = (input, *ops.sign_bits(weight), points, negative if signed else None)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from case_ids import case_id
 from torch.nn import functional as F
 
 from pyfast_xai import ops
@@ -13,6 +14,7 @@ POOLS = {
     "ceil": ((3, 3), (2, 2), (0, 0), (1, 1), True),
     "dilated": ((3, 2), (2, 1), (1, 1), (2, 3), False),
     "skipping": ((1, 2), (3, 4), (0, 0), (1, 1), False),
+    "largest": ((16, 16), (1, 1), (7, 7), (1, 1), False),
 }
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -23,9 +25,9 @@ def by_autograd(input, grad, kernel, stride, padding, dilation, ceil_mode):
     return torch.stack([torch.autograd.grad(output, leaf, own, retain_graph=True)[0] for own in grad])
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=case_id)
 @pytest.mark.parametrize("targets", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize("pool", POOLS)
 def test_equals_autograd(backend, pool, dtype, targets, memory_format):
     input = torch.randint(-3, 4, (2, 67, 13, 11)).to(dtype).contiguous(memory_format=memory_format)
@@ -56,7 +58,7 @@ def test_gradients_of_another_memory_format(backend):
     torch.testing.assert_close(out, by_autograd(input, grad, *POOLS["overlapping"]))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 5, 1, 1), (3, 1, 4, 4), (1, 64, 2, 1), (0, 3, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 5, 1, 1), (3, 1, 4, 4), (1, 64, 2, 1), (0, 3, 4, 4)], ids=case_id)
 def test_shapes_in_both_formats_at_once(backend, shape):
     input, settings = torch.randn(shape), ((2, 2), (2, 2), (1, 1), (1, 1), False)
     output, offsets = ops.max_pool_forward(input, *settings)
@@ -75,7 +77,7 @@ def test_shapes_in_both_formats_at_once(backend, shape):
         ({"grad": torch.zeros(4, 3, 4, 4, dtype=torch.float64)}, "grad must be"),
         ({"kernel": (2,)}, "kernel must be 2 numbers"),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_errors(backend, change, message):
     given = {
@@ -88,7 +90,7 @@ def test_errors(backend, change, message):
         ops.registry.OPS["max_pool_backward"](*{**given, **change}.values())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 def test_opcheck(dtype):
     output, offsets = ops.max_pool_forward(torch.randn(2, 3, 8, 8).to(dtype), *POOLS["halving"])
     arguments = (output, offsets, [2, 2], [2, 2], [0, 0], [1, 1], torch.zeros(2, 3, 8, 8, dtype=dtype))

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from case_ids import case_id
 from torch.nn import functional as F
 
 from pyfast_xai import ops
@@ -29,8 +30,8 @@ def expected(input, kernel, stride, padding, dilation, ceil_mode):
     return output, row // dilation[0] * kernel[1] + column // dilation[1]
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=case_id)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize("pool", POOLS)
 def test_equals_torch(backend, pool, dtype, memory_format):
     # Few values: windows with several maxima, of which the first wins.
@@ -43,7 +44,9 @@ def test_equals_torch(backend, pool, dtype, memory_format):
     assert offsets.is_contiguous(memory_format=memory_format)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 5, 1, 1), (3, 1, 4, 4), (1, 64, 2, 1), (2, 130, 5, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (1, 5, 1, 1), (3, 1, 4, 4), (1, 64, 2, 1), (2, 130, 5, 3)], ids=case_id
+)
 def test_shapes_in_both_formats_at_once(backend, shape):
     input = torch.randn(shape)
     settings = ((2, 2), (2, 2), (1, 1), (1, 1), False)
@@ -53,7 +56,7 @@ def test_shapes_in_both_formats_at_once(backend, shape):
     assert torch.equal(offsets.long(), torch_offsets)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=case_id)
 def test_special_values(backend, memory_format):
     input = torch.full((1, 2, 4, 4), -math.inf).contiguous(memory_format=memory_format)
     input[0, 1, 1, 0] = math.nan
@@ -93,7 +96,7 @@ def test_no_images(backend):
         ({"padding": (0, -1)}, "padding must be 2 numbers of at least 0"),
         ({"dilation": (1,)}, "dilation must be 2 numbers of at least 1"),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_errors(backend, change, message):
     given = {
@@ -113,8 +116,20 @@ def test_memory_formats_that_differ():
         ops.registry.OPS["max_pool_forward"](torch.zeros(2, 3, 8, 8), (2, 2), (2, 2), (0, 0), (1, 1), output, offsets)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 def test_opcheck(dtype):
     output, offsets = torch.zeros(2, 3, 4, 4, dtype=dtype), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     arguments = (torch.randn(2, 3, 8, 8).to(dtype), [2, 2], [2, 2], [0, 0], [1, 1], output, offsets)
     torch.library.opcheck(torch.ops.pyfast_xai.max_pool_forward.default, arguments)
+
+
+def test_results_have_the_strides_that_pytorch_gives_them():
+    for shape in ((1, 4, 6, 6), (2, 4, 6, 6), (2, 1, 6, 6), (1, 1, 6, 6), (2, 4, 6, 2), (1, 3, 2, 2)):
+        plain = torch.randn(shape)
+        last = plain.to(memory_format=torch.channels_last)
+        for base in (plain, last):
+            for x in (base, base[..., 1:], base[:, :1], base[:, ::2], base.transpose(2, 3), base[:1].expand(shape)):
+                expected = torch.nn.functional.max_pool2d(x, 2, 1, 1)
+                found, offsets = ops.max_pool_forward(x, [2, 2], [1, 1], [1, 1], [1, 1])
+                assert torch.equal(found, expected)
+                assert found.stride() == offsets.stride() == expected.stride(), (x.shape, x.stride())

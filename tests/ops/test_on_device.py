@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import ops
 from pyfast_xai.kernels.reference.sign_bits import sign_bits
@@ -26,9 +27,9 @@ pytestmark = [
 on_a_real_device = pytest.mark.skipif(not REAL or not torch.cuda.is_available(), reason="needs a device")
 BACKENDS = ["cuda", "triton", "reference"] if REAL else ["cpp", "reference"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 FORMATS = [torch.contiguous_format, torch.channels_last]
-every_layout = pytest.mark.parametrize("layout", FORMATS, ids=str)
+every_layout = pytest.mark.parametrize("layout", FORMATS, ids=case_id)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -102,7 +103,9 @@ def test_linear_trace(device_backend, dtype, signed):
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, 1), (100_000, 3_000), (50_000, 12_345_678), (10, 1 << 33)], ids=str)
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 1), (100_000, 3_000), (50_000, 12_345_678), (10, 1 << 33)], ids=case_id
+)
 def test_points_union(device_backend, count, size):
     points = with_gaps(torch.randint(0, size, (count,)))
     for capacity in (None, count, count + 999):
@@ -198,10 +201,10 @@ def test_response_argmax(device_backend, dtype):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("shape", [(40, 49, 512), (8, 196, 256), (4, 700, 130), (2, 1100, 1200)], ids=str)
+@pytest.mark.parametrize("shape", [(40, 49, 512), (8, 196, 256), (4, 700, 130), (2, 1100, 1200)], ids=case_id)
 def test_leading_singular(device_backend, shape):
     count, rows, columns = shape
-    # As maps are after a rectifier: one direction stands out.
+    # Like maps after a rectifier, in which one direction stands out.
     matrices = torch.randn(shape).relu() + 0.5 * torch.rand(count, rows, 1) * torch.rand(count, 1, columns)
     found = both(device_backend, "leading_singular", lambda own: ops.leading_singular(own, 2), matrices)
     left, singular, right, residual = (own.double() for own, _ in found)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import ops
 
@@ -68,7 +69,7 @@ def test_a_large_image_agrees_with_the_reference(backend):
     torch.testing.assert_close(ops.point_density(points, 2, 301, 457, 6.0), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 7), (0, 5, 7), (1, 0, 7), (1, 5, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 7), (0, 5, 7), (1, 0, 7), (1, 5, 0)], ids=case_id)
 def test_no_points(backend, shape):
     density = ops.point_density(torch.empty(0, dtype=torch.int64), *shape, 2.0)
     assert torch.equal(density, torch.zeros(shape))

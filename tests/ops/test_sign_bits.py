@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai import ops
 
@@ -22,13 +23,13 @@ def assert_bits(weight):
     assert torch.equal(negative, packed(values < 0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 63), (2, 64), (5, 65), (7, 127), (4, 1000)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 63), (2, 64), (5, 65), (7, 127), (4, 1000)], ids=case_id)
 def test_bits_of_signs(backend, shape, dtype):
     assert_bits((torch.randn(shape) * (torch.rand(shape) > 0.3)).to(dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 def test_special_values(backend, dtype):
     smallest = math.ldexp(torch.finfo(dtype).tiny, -2)  # subnormal
     values = [0.0, -0.0, math.nan, -math.nan, math.inf, -math.inf, smallest, -smallest]
@@ -50,7 +51,7 @@ def test_strided_weights(backend, view):
     assert_bits(view(torch.randn(70, 90)))
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=case_id)
 def test_empty_weights(backend, shape):
     for bits in ops.sign_bits(torch.zeros(shape)):
         assert bits.shape == (shape[0], -(-shape[1] // 64))
@@ -71,7 +72,7 @@ def test_bad_weight(backend, weight):
         ops.sign_bits(weight)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 70), (1, 64), (0, 3)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", [(3, 70), (1, 64), (0, 3)], ids=case_id)
 def test_opcheck(shape, dtype):
     torch.library.opcheck(torch.ops.pyfast_xai.sign_bits.default, (torch.randn(shape).to(dtype),))

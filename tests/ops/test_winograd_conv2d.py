@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from case_ids import case_id
 from torch.nn import functional as F
 
 from pyfast_xai import ops
@@ -48,7 +49,7 @@ def test_rounds_little_more_than_a_direct_convolution():
     assert ours < 5 * direct
 
 
-@pytest.mark.parametrize("limits", [(0, math.inf), (0, 6), (-1, 1), (-math.inf, 0)], ids=str)
+@pytest.mark.parametrize("limits", [(0, math.inf), (0, 6), (-1, 1), (-math.inf, 0)], ids=case_id)
 def test_limits(backend, limits):
     input, weight, bias = maps(2, 16, 9, 9), torch.randn(32, 16, 3, 3), torch.randn(32)
     expected = F.conv2d(input, weight, bias, padding=1).clamp(*limits)
@@ -103,7 +104,7 @@ def test_threads_do_not_matter(threads):
         ({"padding": [1, -1]}, "padding must be 2 numbers of at least 0"),
         ({"lower": 2.0, "upper": 1.0}, "lower must be at most upper, 1.*, got 2"),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_errors(backend, change, message):
     given = {"input": maps(1, 16, 8, 8), "weight": torch.zeros(36, 2, 16, 16), "bias": None, "padding": [1, 1]}

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 
 from pyfast_xai.kernels.reference.conv_trace import conv_trace as reference_conv_trace
 from pyfast_xai.kernels.reference.leading_singular import leading_singular as reference_leading_singular
@@ -16,6 +17,7 @@ from pyfast_xai.kernels.reference.linear_trace import linear_trace as reference_
 from pyfast_xai.kernels.reference.max_pool_backward import max_pool_backward as reference_max_pool_backward
 from pyfast_xai.kernels.reference.max_pool_forward import max_pool_forward as reference_max_pool_forward
 from pyfast_xai.kernels.reference.point_density import point_density as reference_point_density
+from pyfast_xai.kernels.reference.points_union import points_union as reference_points_union
 from pyfast_xai.kernels.reference.relu_backward import relu_backward as reference_relu_backward
 from pyfast_xai.kernels.reference.relu_forward import relu_forward as reference_relu_forward
 from pyfast_xai.kernels.reference.response_argmax import response_argmax as reference_response_argmax
@@ -27,14 +29,16 @@ from pyfast_xai.kernels.triton.linear_trace import linear_trace
 from pyfast_xai.kernels.triton.max_pool_backward import max_pool_backward
 from pyfast_xai.kernels.triton.max_pool_forward import max_pool_forward
 from pyfast_xai.kernels.triton.point_density import point_density
+from pyfast_xai.kernels.triton.points_union import points_union
 from pyfast_xai.kernels.triton.relu_backward import relu_backward
 from pyfast_xai.kernels.triton.relu_forward import relu_forward
 from pyfast_xai.kernels.triton.response_argmax import response_argmax
-from pyfast_xai.ops import Location, Method, Rectify
+from pyfast_xai.kernels.triton.sign_bits import sign_bits as sign_bits_kernel
+from pyfast_xai.ops import Location, Rectify, Solver
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 every_location = pytest.mark.parametrize("location", Location, ids=lambda location: location.name)
 # The interpreter is NumPy, which remarks on infinities and NaNs; a device does not.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -222,7 +226,7 @@ def layer(rows, features, outputs, count, dtype=torch.float32):
     "sizes",
     # 64 inputs a word, 4 or 16 words and 32 points a step.
     [(1, 1, 1, 1), (3, 64, 4, 6), (4, 130, 3, 2), (1, 1100, 90, 80), (5, 257, 1, 3)],
-    ids=str,
+    ids=case_id,
 )
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("idle", [0, linear_trace_module.IDLE], ids=["wide", "narrow"])
@@ -275,7 +279,7 @@ def test_linear_trace_reads_tiny_float64():
     assert on_device(linear_trace, input, *bits, torch.tensor([0]), None).tolist() == [0]
 
 
-@pytest.mark.parametrize("sizes", [(3, 200, 5, 0), (3, 0, 5, 2), (0, 5, 2, 0)], ids=str)
+@pytest.mark.parametrize("sizes", [(3, 200, 5, 0), (3, 0, 5, 2), (0, 5, 2, 0)], ids=case_id)
 def test_linear_trace_nothing(sizes):
     rows, features, outputs, count = sizes
     bits = sign_bits(torch.ones(outputs, features))
@@ -285,13 +289,60 @@ def test_linear_trace_nothing(sizes):
     assert reached.tolist() == [-1, -1, -1]
 
 
+# points_union, sign_bits
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(1, 1), (300, 7), (300, 5000), (5000, 5000), (40, 50_000)],
+    ids=["one", "few", "some", "all", "sparse"],
+)
+def test_points_union(count, size):
+    points = torch.randint(-1, size, (count,))
+    for capacity in (None, min(count, size), count + 99):
+        found = on_device(points_union, points, size, capacity)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, reference_points_union(points, size, capacity))
+
+
+def test_points_union_any_strides():
+    points = torch.randint(0, 900, (7, 60))
+    found = on_device(points_union, points.T.reshape(-1)[::3], 900, None)
+    assert torch.equal(found, reference_points_union(points.T.reshape(-1)[::3], 900, None))
+
+
+def test_points_union_nothing():
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert on_device(points_union, nothing, 5, None).tolist() == []
+    assert on_device(points_union, nothing, 5, 3).tolist() == [-1, -1, -1]
+    assert on_device(points_union, torch.full((4,), -1), 5, None).tolist() == []
+    assert on_device(points_union, torch.full((4,), -1), 5, 2).tolist() == [-1, -1]
+
+
+def test_points_union_capacity_that_is_too_small():
+    if DEVICE == "cpu":  # an assertion of a device ends its process
+        with pytest.raises(RuntimeError, match="capacity must be at least 3, the points found, got 2"):
+            points_union(torch.tensor([1, 5, 3]), 9, 2)
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(1, 1), (3, 64), (5, 65), (2, 5000), (0, 7), (4, 0)], ids=case_id)
+def test_sign_bits(dtype, shape):
+    weight = torch.randint(-1, 2, shape).to(dtype)
+    if weight.numel() > 64:
+        weight[-1, -3:] = torch.tensor([math.nan, math.inf, -0.0]).to(dtype)
+    for layout in (weight, weight.T.contiguous().T):
+        for found, expected in zip(on_device(sign_bits_kernel, layout), sign_bits(layout), strict=True):
+            assert torch.equal(found, expected)
+
+
 # point_density
 
 
 @pytest.mark.parametrize(
     ("shape", "sigma"),
     [((1, 1, 1), 1.0), ((2, 17, 31), 2.5), ((3, 33, 8), 0.3), ((1, 24, 50), 20.0), ((1, 5, 100), 7.0)],
-    ids=str,
+    ids=case_id,
 )
 @pytest.mark.parametrize("count", [1, 300])
 def test_point_density(shape, sigma, count):
@@ -307,7 +358,7 @@ def test_point_density_height_one_at_a_lone_point():
     assert density.argmax() == 3 * 9 + 4
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 7), (0, 5, 7), (1, 0, 7), (1, 5, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 7), (0, 5, 7), (1, 0, 7), (1, 5, 0)], ids=case_id)
 def test_point_density_no_points(shape):
     density = on_device(point_density, torch.empty(0, dtype=torch.int64), *shape, 2.0)
     assert density.dtype == torch.float32
@@ -336,7 +387,7 @@ def assert_rectified_as_reference(input, upper, bound, clamp):
 
 @every_dtype
 @pytest.mark.parametrize(("bounded", "clamp"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("upper", [math.inf, 3.0, 0.1], ids=str)
+@pytest.mark.parametrize("upper", [math.inf, 3.0, 0.1], ids=case_id)
 def test_relu_forward(dtype, bounded, clamp, upper):
     for size in (1, 8, 63, 2049, 4096):
         assert_rectified_as_reference(
@@ -367,7 +418,7 @@ def test_relu_forward_in_place_in_the_order_of_memory():
 
 @every_dtype
 @pytest.mark.parametrize("rule", Rectify, ids=lambda rule: rule.name)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 65), (2, 2049), (3, 2, 8, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 65), (2, 2049), (3, 2, 8, 8)], ids=case_id)
 def test_relu_backward(dtype, rule, shape):
     grad = torch.randn(shape).to(dtype)
     grad.view(-1)[:6] = torch.tensor([math.inf, -math.inf, math.nan, -math.nan, 0.0, -0.0])[: grad.numel()]
@@ -381,7 +432,7 @@ def test_relu_backward(dtype, rule, shape):
         assert_same(out, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=case_id)
 def test_relu_backward_slope_in_full(dtype):
     grad, bits = torch.randn(2, 100).to(dtype), torch.randint(0, 256, (13,), dtype=torch.uint8)
     expected = torch.empty_like(grad)
@@ -390,7 +441,7 @@ def test_relu_backward_slope_in_full(dtype):
     assert_same(grad, expected)
 
 
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 0, 5)], ids=case_id)
 def test_relu_nothing(shape):
     empty = torch.zeros(shape)
     assert on_device(relu_forward, empty, 6.0, empty, True, empty).shape == (0,)
@@ -411,7 +462,7 @@ POOLS = {
     "skipping": ((1, 2), (3, 4), (0, 0), (1, 1), False),
     "largest": ((16, 16), (8, 9), (8, 8), (1, 1), False),
 }
-every_layout = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+every_layout = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=case_id)
 
 
 def pooled(input, pool, layout):
@@ -458,7 +509,7 @@ def test_max_pool_dtypes(dtype, layout):
 
 
 @every_layout
-@pytest.mark.parametrize("size", [(1, 700, 3, 4), (1, 3, 3, 700), (2, 40, 5, 33), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(1, 700, 3, 4), (1, 3, 3, 700), (2, 40, 5, 33), (1, 1, 1, 1)], ids=case_id)
 def test_max_pool_more_than_a_tile(size, layout):
     # Up to 512 places a program, 256 of them along the innermost dimension.
     assert_pooled_as_reference(torch.randn(size).contiguous(memory_format=layout), "dense", layout, targets=1)
@@ -519,7 +570,7 @@ def assert_folded_as_reference(responses, classes):
 
 
 @every_dtype
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 2, 3, 4, 7), (4, 3, 6, 17, 19), (2, 1, 0, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 2, 3, 4, 7), (4, 3, 6, 17, 19), (2, 1, 0, 2, 2)], ids=case_id)
 def test_response_argmax(dtype, shape):
     assert_folded_as_reference(torch.randint(-2, 3, shape).to(dtype), torch.randint(-2, 6, shape[:2]))
 
@@ -553,7 +604,7 @@ def test_response_argmax_sums_channels_in_their_order():
 
 # leading_singular
 
-every_method = pytest.mark.parametrize("method", [Method.GRAM, Method.SUBSPACE], ids=lambda method: method.name)
+every_method = pytest.mark.parametrize("method", [Solver.GRAM, Solver.SUBSPACE], ids=lambda method: method.name)
 
 
 def decaying(batch, rows, columns, dtype=torch.float32, base=0.5):
@@ -595,12 +646,12 @@ def assert_orthonormal(vectors):
     ("shape", "method", "k"),
     [
         # A small side this small is never replaced by a subspace.
-        ((2, 4, 9), Method.SUBSPACE, 3),
-        ((1, 7, 7), Method.AUTO, 1),
-        ((1, 31, 70), Method.GRAM, 1),
-        pytest.param((1, 69, 33), Method.GRAM, 3, marks=pytest.mark.extended),
-        ((1, 31, 70), Method.SUBSPACE, 3),
-        pytest.param((1, 69, 33), Method.SUBSPACE, 1, marks=pytest.mark.extended),
+        ((2, 4, 9), Solver.SUBSPACE, 3),
+        ((1, 7, 7), Solver.AUTO, 1),
+        ((1, 31, 70), Solver.GRAM, 1),
+        pytest.param((1, 69, 33), Solver.GRAM, 3, marks=pytest.mark.extended),
+        ((1, 31, 70), Solver.SUBSPACE, 3),
+        pytest.param((1, 69, 33), Solver.SUBSPACE, 1, marks=pytest.mark.extended),
     ],
 )
 def test_leading_singular_agrees_with_a_full_svd(shape, method, k):
@@ -613,31 +664,31 @@ def test_leading_singular_agrees_with_a_full_svd(shape, method, k):
         torch.testing.assert_close(vectors * singular[:, None], same * expected[1][:, None], rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=case_id)
 def test_leading_singular_half_precision(dtype):
-    triplets(decaying(1, 20, 30, dtype), 2, Method.GRAM)
+    triplets(decaying(1, 20, 30, dtype), 2, Solver.GRAM)
 
 
 @pytest.mark.extended
 def test_leading_singular_float64_in_a_subspace():
-    assert (triplets(decaying(1, 20, 30, torch.float64), 1, Method.SUBSPACE)[0][3] < 1e-9).all()
+    assert (triplets(decaying(1, 20, 30, torch.float64), 1, Solver.SUBSPACE)[0][3] < 1e-9).all()
 
 
 def test_leading_singular_float64_is_not_computed_in_float32():
-    (_, singular, _, residual), expected = triplets(decaying(1, 20, 30, torch.float64), 2, Method.GRAM)
+    (_, singular, _, residual), expected = triplets(decaying(1, 20, 30, torch.float64), 2, Solver.GRAM)
     torch.testing.assert_close(singular, expected[1], rtol=1e-12, atol=0)
     assert (residual < 1e-12).all()
 
 
 def test_leading_singular_is_exact_without_a_gap():
     # The gap of random matrices is small, and the iteration long.
-    (_, singular, _, residual), expected = triplets(torch.randn(1, 24, 30), 2, Method.GRAM)
+    (_, singular, _, residual), expected = triplets(torch.randn(1, 24, 30), 2, Solver.GRAM)
     torch.testing.assert_close(singular, expected[1], rtol=1e-5, atol=0)
     assert (residual < 1e-5).all()
 
 
 @pytest.mark.parametrize(
-    ("shape", "method"), [((31, 50), Method.GRAM), ((31, 50), Method.SUBSPACE), ((3, 4), Method.GRAM)]
+    ("shape", "method"), [((31, 50), Solver.GRAM), ((31, 50), Solver.SUBSPACE), ((3, 4), Solver.GRAM)]
 )
 def test_leading_singular_rank_one(shape, method):
     matrices = 5 * torch.rand(1, shape[0], 1) @ torch.rand(1, 1, shape[1])
@@ -662,13 +713,13 @@ def test_leading_singular_a_zero_matrix_leaves_the_others_alone(method):
 def test_leading_singular_any_strides():
     matrices = decaying(1, 20, 30)
     for same in (matrices.mT.contiguous().mT, matrices.repeat_interleave(2, 2)[:, :, ::2]):
-        for part, expected in zip(*triplets(same, 2, Method.GRAM), strict=True):
+        for part, expected in zip(*triplets(same, 2, Solver.GRAM), strict=True):
             torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-38, pytest.param(1e-30, marks=pytest.mark.extended), 1e25], ids=str)
+@pytest.mark.parametrize("scale", [1e-38, pytest.param(1e-30, marks=pytest.mark.extended), 1e25], ids=case_id)
 def test_leading_singular_squares_neither_overflow_nor_vanish(scale):
-    _, singular, _, residual = on_device(leading_singular, decaying(1, 20, 30) * scale, 2, Method.GRAM, 4, 0)
+    _, singular, _, residual = on_device(leading_singular, decaying(1, 20, 30) * scale, 2, Solver.GRAM, 4, 0)
     torch.testing.assert_close(singular, torch.tensor([[10 * scale, 5 * scale]]), rtol=1e-5, atol=0)
     assert (residual < 1e-5).all()
 
@@ -676,21 +727,21 @@ def test_leading_singular_squares_neither_overflow_nor_vanish(scale):
 @pytest.mark.parametrize("k", [pytest.param(10, marks=pytest.mark.extended), 30])
 def test_leading_singular_many_triplets(k):
     # 10 take a basis of 32 vectors; 30 are more than the kernel holds and go to a full decomposition.
-    (_, singular, _, _), expected = triplets(decaying(1, 33, 40, base=0.7), k, Method.GRAM)
+    (_, singular, _, _), expected = triplets(decaying(1, 33, 40, base=0.7), k, Solver.GRAM)
     torch.testing.assert_close(singular, expected[1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.extended
 def test_leading_singular_passes_of_the_subspace_iteration_help():
     matrices = decaying(1, 30, 40, base=0.9)
-    few, many = (on_device(leading_singular, matrices, 1, Method.SUBSPACE, passes, 0)[3].item() for passes in (0, 1))
+    few, many = (on_device(leading_singular, matrices, 1, Solver.SUBSPACE, passes, 0)[3].item() for passes in (0, 1))
     assert many < few
 
 
 def test_leading_singular_deterministic_for_a_seed():
     matrices = torch.randn(1, 20, 30)
     state = torch.get_rng_state()
-    first, second, other = (on_device(leading_singular, matrices, 1, Method.SUBSPACE, 0, seed) for seed in (7, 7, -2))
+    first, second, other = (on_device(leading_singular, matrices, 1, Solver.SUBSPACE, 0, seed) for seed in (7, 7, -2))
     assert torch.equal(torch.get_rng_state(), state)
     for part, same in zip(first, second, strict=True):
         assert torch.equal(part, same)
@@ -698,7 +749,7 @@ def test_leading_singular_deterministic_for_a_seed():
 
 
 def test_leading_singular_no_matrices():
-    left, singular, right, residual = on_device(leading_singular, torch.zeros(0, 20, 30), 2, Method.AUTO, 4, 0)
+    left, singular, right, residual = on_device(leading_singular, torch.zeros(0, 20, 30), 2, Solver.AUTO, 4, 0)
     assert (left.shape, singular.shape, right.shape, residual.shape) == ((0, 20, 2), (0, 2), (0, 30, 2), (0, 2))
 
 

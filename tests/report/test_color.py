@@ -1,12 +1,14 @@
 """How far answers depend on colour: counted slowly, and shown."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 
 from pyfast_xai import datasets, report
+from pyfast_xai.datasets.folders import run_folder
+from pyfast_xai.datasets.manifest import NAME, read_document
+from pyfast_xai.datasets.schema import COLUMNS
 from pyfast_xai.errors import InputError
 
 
@@ -81,7 +83,7 @@ def test_runs_that_were_not_asked_have_no_view(made, swapped, tmp_path, read):
 def test_a_run_without_rows(swapped, tmp_path, read):
     empty = tmp_path / "empty"
     empty.mkdir()
-    shutil.copy(swapped / "_run.json", empty)
+    shutil.copy(swapped / NAME, empty)
     page = read(report.write(empty, tmp_path / "r.html").path)
     assert page.data["runs"][0]["views"]["colors"]["pictures"] == 0
 
@@ -90,17 +92,17 @@ def test_a_run_without_rows(swapped, tmp_path, read):
 def test_odd_manifests_are_refused(swapped, tmp_path, odd):
     out = tmp_path / "odd"
     shutil.copytree(swapped, out)
-    told = json.loads((out / "_run.json").read_text())
+    told = read_document(run_folder(out))
     told["rows"]["color_swap"] = odd
     described = {key: value for key, value in told.items() if key not in ("fingerprint", "made")}
-    type(datasets.open(swapped).manifest)(described, told["made"]).write(out)
-    with pytest.raises(InputError, match=r"^rows.color_swap in _run.json must hold"):
+    type(datasets.open(swapped).manifest)(described, told["made"]).write(run_folder(out), COLUMNS)
+    with pytest.raises(InputError, match=r"^rows.color_swap in _run.parquet must hold"):
         report.write(out, tmp_path / "r.html")
 
 
 def test_a_column_that_is_missing_is_named(swapped, made, tmp_path):
     out = tmp_path / "odd"
     shutil.copytree(made.one, out)
-    shutil.copy(swapped / "_run.json", out)
+    shutil.copy(swapped / NAME, out)
     with pytest.raises(InputError, match=r"must have a column 'swapped_index', got none"):
         report.write(out, tmp_path / "r.html")

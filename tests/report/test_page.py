@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyfast_xai import datasets, render, report
+from pyfast_xai.datasets.manifest import NAME
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, CHROMIUMS)), None)
@@ -160,16 +161,17 @@ def test_boxes_lie_where_the_run_has_them(page, rows):
 
 def test_the_page_colours_a_map_as_the_library_does(page, rows, made):
     heat = render.normalize(rows[0].explanation().heatmap)
-    expected = (render.colorize(heat)[0] * 255).permute(1, 2, 0)
-    rise = (2 * heat[0]).clamp(max=1)
-    opacity = 255 * rise * rise * (3 - 2 * rise)
+    # On black and on white the library's own overlay shows its opacity and its colours.
+    black, white = (render.overlay(torch.full((1, 3, 24, 24), ground), heat, alpha=1)[0] for ground in (0.0, 1.0))
+    share = 1 - (white - black).mean(0)
+    opacity, expected = 255 * share, (255 * black / share.clamp_min(1e-6)).permute(1, 2, 0)
     drawn = page.js(
         "const c = document.querySelector('.stage > canvas');"
         "return [c.width, c.height, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     )
     assert drawn[:2] == [24, 24]
     drawn = torch.tensor(drawn[2:]).view(24, 24, 4).float()
-    assert (drawn[..., 3] - opacity).abs().max() < 6  # 255 levels, of which opacity is up to three times as steep
+    assert (drawn[..., 3] - opacity).abs().max() < 12  # 255 levels, of which opacity is up to six times as steep
     solid = opacity > 200  # where it is thin, the canvas itself rounds colours
     assert (drawn[..., :3] - expected)[solid].abs().max() < 12  # two of the table's steps
 
@@ -268,7 +270,7 @@ def test_names_stay_text(browser, made, tmp_path, evil_name, classes):
 def test_pages_without_rows_without_labels_and_with_errors_alone(browser, loaded, made, tmp_path, paint, explained):
     empty = tmp_path / "empty"
     empty.mkdir()
-    shutil.copy(made.one / "_run.json", empty)
+    shutil.copy(made.one / NAME, empty)
     folder, bad = tmp_path / "pictures", tmp_path / "bad"
     folder.mkdir()
     bad.mkdir()
@@ -425,7 +427,7 @@ def test_ten_thousand_rows_open(browser, loaded, tmp_path, paint):
     paint(folder, 50)
     names = "".join(f"{n % 50:02d}.png,{n:05d}.png,{n % 5}\n" for n in range(10_000))
     (folder / "list.csv").write_text("path,id,label\n" + names)
-    datasets.explain(str(folder / "list.csv"), loaded, method="grad-cam", out=tmp_path / "run", batch=256)
+    datasets.explain(str(folder / "list.csv"), loaded, method="grad-cam", out=tmp_path / "run", batch_size=256)
     written = report.write(tmp_path / "run", tmp_path / "r.html", limit=None)
     began = time.perf_counter()
     opened = Opened(browser, written.path)

@@ -71,7 +71,7 @@ def test_large_pictures_are_not_decoded_in_full(monkeypatch):
     monkeypatch.setattr(thumbnails, "to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
     for size in ((4000, 3000), (1300, 900), (700, 500), (350, 350)):
         thumbnail(item(encoded(photo(size))), Preprocess(224, 256), 112, MAX_PIXELS)
-    # As small as leaves 1.5 pixels for each of the 112 that are shown; in full by the decoder of runs.
+    # Reduced so that 1.5 pixels are left for each of the 112 shown; the decoder of runs reads the full size.
     assert sizes == [(500, 375), (325, 225), (350, 250)]
 
 
@@ -120,11 +120,11 @@ def test_few_pictures_are_held_at_a_time(made, loaded, tmp_path, explained, pain
 
     monkeypatch.setattr("pyfast_xai.report.pictures.thumbnail", counted)
 
-    def told(number, _):
-        done.append(number)
-        most.append(len(asked) - number)
+    def note(progress):
+        done.append(progress.done)
+        most.append(len(asked) - progress.done)
 
-    report.write(run, tmp_path / "r.html", workers=2, told=told)
+    report.write(run, tmp_path / "r.html", workers=2, progress=note)
     assert done == list(range(1, 61))
     assert max(most) <= 8 * 2 + 1
     assert sorted(asked) == list(range(60))
@@ -133,11 +133,11 @@ def test_few_pictures_are_held_at_a_time(made, loaded, tmp_path, explained, pain
 def test_what_stops_a_report_stops_its_threads(made, tmp_path):
     import threading
 
-    def stop(done, _):
+    def stop(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        report.write(made.one, tmp_path / "r.html", workers=3, told=stop)
+        report.write(made.one, tmp_path / "r.html", workers=3, progress=stop)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("draw")]
 
 
@@ -151,10 +151,15 @@ def test_a_row_group_is_read_once(tmp_path, loaded):
     datasets.explain(str(tmp_path / "a.parquet"), loaded, method="saliency", out=tmp_path / "run", shard_size=16)
     with pytest.MonkeyPatch.context() as patch:
         reads = []
-        read = pq.ParquetFile.read_row_group
-        patch.setattr(pq.ParquetFile, "read_row_group", lambda own, *a, **k: reads.append(1) or read(own, *a, **k))
+        read = pq.ParquetFile.iter_batches
+
+        def counted(file, size, groups=None, columns=None, **settings):
+            reads.append(columns)
+            return read(file, size, groups, columns, **settings)
+
+        patch.setattr(pq.ParquetFile, "iter_batches", counted)
         assert report.write(tmp_path / "run", tmp_path / "r.html").pictures == 40
-    assert len(reads) == 1
+    assert reads == [["image"]]
 
 
 @pytest.mark.parametrize("indices", [[], [0], [14], list(range(15)), [0, 1, 2, 13, 14], [0, 3, 6, 9, 12], [2, 11]])

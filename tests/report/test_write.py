@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 
 from pyfast_xai import datasets, render, report
+from pyfast_xai.datasets.folders import run_folder
+from pyfast_xai.datasets.manifest import NAME, read_document
+from pyfast_xai.datasets.schema import COLUMNS
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import Preprocess
 from pyfast_xai.models import LoadedModel
@@ -89,7 +92,7 @@ def test_runs_side_by_side(made, tmp_path, read, classes):
     # The same input, so one picture; then a map of each.
     assert [(run["picture"], run["map"]) for run in page.data["runs"]] == [(0, 1), (0, 2)]
     row = datasets.open(made.runs[1])[0]
-    winner, best = row.explanation().winner, row.explanation().map
+    winner, best = row.explanation().dominant_class, row.explanation().signed_map
     weights = torch.zeros(5).index_add_(0, winner.flatten(), best.clamp_min(0).flatten())
     assert page.fields[0][2][0] == "c"
     assert page.word(page.column("legend", 1)[0][0][0]) == classes[int(weights.argmax())]
@@ -122,7 +125,7 @@ def test_what_a_run_has_not_reached_yet(made, tmp_path, read):
 def test_an_empty_run(made, tmp_path, read):
     empty = tmp_path / "empty"
     empty.mkdir()
-    shutil.copy(made.one / "_run.json", empty)
+    shutil.copy(made.one / NAME, empty)
     written = report.write(empty, tmp_path / "r.html")
     page = read(written.path)
     assert (written.items, page.data["items"]["id"], page.fields) == (0, [], [])
@@ -232,12 +235,12 @@ def evil(folder, tmp_path):
     out = tmp_path / "evil"
     shutil.copytree(folder, out)
     manifest = datasets.open(out).manifest
-    told = json.loads((out / "_run.json").read_text())
+    told = read_document(run_folder(out))
     payload = "</title></script ><script>document.title='owned'</script ><!-- <script \u2028 &lt;"
     told["model"]["name"] = told["method"]["name"] = payload
     told["made"]["classes"] = [payload, None, 7, ["x"], {"a": payload}]
     described = {key: value for key, value in told.items() if key not in ("fingerprint", "made")}
-    type(manifest)(described, told["made"]).write(out)
+    type(manifest)(described, told["made"]).write(run_folder(out), COLUMNS)
     return out, payload
 
 
@@ -272,15 +275,15 @@ def test_the_page_may_run_its_own_script_and_reach_nothing(made, tmp_path, read)
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
-    [("name", 3, "method.name"), ("threshold", "0.5", "method.threshold"), ("sigma", [1], "method.sigma")],
+    [("name", 3, "method.name"), ("box_rule", 0.5, "method.box_rule"), ("sigma", [1], "method.sigma")],
 )
 def test_odd_manifests_are_refused_in_one_sentence(key, value, told, made, tmp_path):
     out = tmp_path / "odd"
     shutil.copytree(made.one, out)
     manifest = datasets.open(out).manifest
     manifest.described["method"][key] = value
-    manifest.write(out)
-    with pytest.raises(InputError, match=f"^{told} in _run.json must be"):
+    manifest.write(run_folder(out), COLUMNS)
+    with pytest.raises(InputError, match=f"^{told} in _run.parquet must be"):
         report.write(out, tmp_path / "r.html")
 
 
@@ -309,13 +312,13 @@ def test_a_failure_leaves_the_old_report(made, tmp_path):
     page = tmp_path / "r.html"
     page.write_text("old")
 
-    def stop(done, total):
-        assert total == 15
-        if done == 4:
+    def stop(progress):
+        assert progress.total == 15
+        if progress.done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        report.write(made.one, page, told=stop)
+        report.write(made.one, page, progress=stop)
     assert page.read_text() == "old"
     assert list(tmp_path.iterdir()) == [page]
 

@@ -82,4 +82,4 @@ def root(tmp_path):
 
 @pytest.fixture
 def data(root):
-    return Data(root, count=4, names=("squeezenet1_1",), batch=3)
+    return Data(root, count=4, names=("squeezenet1_1",), batch_size=3)

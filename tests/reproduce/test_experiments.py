@@ -1,6 +1,7 @@
 """Every experiment runs on a collection that is small enough, and its figures are those of the metrics."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 from pyfast_xai import CLEAR, CNNFixations, Saliency, metrics
 from pyfast_xai.errors import InputError
 from pyfast_xai.reproduce import EXPERIMENTS, Data, backprop, clear, comparison, eigen_cam, fgvis, fixations
+from pyfast_xai.reproduce.data import tuning_pictures
 from pyfast_xai.reproduce.outcome import Outcome, percent
 from pyfast_xai.reproduce.protocol import like
 
@@ -20,9 +22,10 @@ from pyfast_xai.reproduce.protocol import like
 def _short(monkeypatch):
     """Searches of a few iterations and masks."""
     quick = {
-        "integrated-gradients": {"steps": 2}, "smoothgrad": {"samples": 2}, "fgvis": {"iterations": 2},
-        "occlusion": {"window": 16, "stride": 16}, "rise": {"masks": 4}, "lime": {"samples": 8, "segments": "slic"},
-        "meaningful-perturbation": {"iterations": 2},
+        "integrated-gradients": {"n_steps": 2}, "smoothgrad": {"n_samples": 2}, "fgvis": {"n_iterations": 2},
+        "occlusion": {"window": 16, "stride": 16}, "rise": {"n_masks": 4}, "lime": {"n_samples": 8, "segments": "slic"},
+        "meaningful-perturbation": {"n_iterations": 2}, "ss-cam": {"n_samples": 1}, "is-cam": {"n_steps": 1},
+        "smooth-grad-cam++": {"n_samples": 1}, "sess": {"n_scales": 1},
     }  # fmt: skip
 
     def shortened(make):
@@ -33,11 +36,11 @@ def _short(monkeypatch):
             monkeypatch.setattr(module, name, shortened(getattr(module, name)))
     slow = {name: shortened(make) for name, make in comparison.METHODS.items() if make.slow}
     monkeypatch.setattr(comparison, "SLOW", slow)
-    monkeypatch.setattr(fgvis, "RISE", lambda model, masks: comparison.METHODS["rise"](model, masks=4))
+    monkeypatch.setattr(fgvis, "RISE", lambda model, n_masks: comparison.METHODS["rise"](model, n_masks=4))
     monkeypatch.setattr(backprop, "FILTERS", (4, 1024))
 
 
-# Those with data of their own have a test of their own.
+# Experiments that need special data have separate tests.
 RUN = [
     (paper, name)
     for paper, known in EXPERIMENTS.items()
@@ -55,7 +58,7 @@ def test_experiment_runs(data, tmp_path, paper, name, monkeypatch):
     monkeypatch.setattr(fgvis, "_sure", lambda loaded, data, count: sure(loaded, data, count, least=0.0))
     told = []
     data = Data(
-        data.root, data.count, data.names, data.batch, progress=lambda doing, count: told.append((doing, count))
+        data.root, data.count, data.names, data.batch_size, progress=lambda doing, count: told.append((doing, count))
     )
     before = torch.get_rng_state()
     outcome = EXPERIMENTS[paper][name](data)
@@ -92,6 +95,22 @@ def test_table_1_is_the_metric_on_the_same_pictures(data):
     assert cell(outcome, "top-1 box error", **row) == percent(float(top))
     assert cell(outcome, "box error", **row) == percent(float(agnostic))
     assert {r[1] for r in outcome.rows} == set(fixations.METHODS)
+
+
+def test_halves_share_no_picture(data, monkeypatch):
+    data = replace(data, count=None)
+    every = {own.path for own in data.imagenet()}
+    first = sorted(path.stem for path in every)[0]
+    monkeypatch.setattr("pyfast_xai.reproduce.data.tuning_pictures", lambda: frozenset({first}))
+    tuning, rest = ({own.path for own in replace(data, half=half).imagenet()} for half in ("tuning", "held-out"))
+    assert [path.stem for path in tuning] == [first]
+    assert (tuning | rest, tuning & rest) == (every, set())
+
+
+def test_tuning_pictures_are_named():
+    names = tuning_pictures()
+    assert len(names) == 300
+    assert all(re.fullmatch(r"ILSVRC2012_val_\d{8}", name) for name in names)
 
 
 def test_papers_figures_stand_beside_the_family(root):
@@ -176,7 +195,7 @@ def test_dogs(root, picture, boxes, monkeypatch):
             if n % 12 < 10:  # the others are of breeds that are left out
                 picture(folder / "Images" / files[n, 0], boxes[n % 6])
         savemat(folder / f"{part}_list.mat", {"file_list": files, "labels": np.arange(count)[:, None] % 12 + 1})
-    outcome = clear.dogs(Data(root, batch=4))
+    outcome = clear.dogs(Data(root, batch_size=4))
     assert outcome.rows[0][0] == "58.74"
     assert 0 <= float(outcome.rows[0][1]) <= 100
 
@@ -252,7 +271,7 @@ def test_training_learns():
     model = clear.train(clear.all_convolutional(((16,), ((1, 2),)), 1), images, labels, 30, Data(__file__))
     assert float((model(images).argmax(1) == labels).float().mean()) > 0.95
     assert not model.training
-    assert CLEAR(model, classes=None)(images[:2]).winner.shape == (2, 12, 12)
+    assert CLEAR(model, candidates=None)(images[:2]).dominant_class.shape == (2, 12, 12)
 
 
 def test_partial_training_starts_from_the_trained_map(data):

@@ -1,14 +1,21 @@
 """Sets of points: what is absent stays so, and where branches meet there is room for all."""
 
 import contextlib
+import itertools
 
+import numpy as np
 import pytest
 import torch
+from case_ids import case_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
+from pyfast_xai.errors import UnsupportedOpError
+from pyfast_xai.ops import Location
 from pyfast_xai.rules import evidence
+from pyfast_xai.rules.dimensions import per_dimension
 from pyfast_xai.rules.evidence import Options, Points, backward, points
 from pyfast_xai.rules.evidence.points import gather, marking, unravel
 from pyfast_xai.tape import record
@@ -57,7 +64,7 @@ def test_what_is_absent_stays_absent(mode):
         assert len(moved) == (3 if mode is marking else 2)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=case_id)
 def test_an_absent_point_is_read_without_harm(layout):
     tensor = torch.arange(120.0).view(2, 3, 4, 5).contiguous(memory_format=layout)
     index = torch.tensor([-1, 119, -1, 7])
@@ -92,7 +99,6 @@ def test_more_points_than_there_is_room_for_are_an_error():
 @pytest.fixture
 def _own_rules(monkeypatch):
     monkeypatch.setattr(backward, "_rules", dict(backward._rules))
-    monkeypatch.setattr(backward, "_saves", dict(backward._saves))
 
 
 class Sum(nn.Module):
@@ -105,13 +111,13 @@ class Sum(nn.Module):
 @pytest.mark.parametrize("spelling", ["the same to both", "a share to one"])
 def test_a_rule_may_send_the_same_points_both_ways(mode, spelling):
     @evidence.rule("add")
-    def both(step, first, second, **_):
-        left = step.points.to(step.points.index, step.points.index > 1) if "share" in spelling else step.points
-        step.send(first, left)
-        step.send(second, step.points)
+    def both(ctx, first, second, **_):
+        left = ctx.points.to(ctx.points.index, ctx.points.index > 1) if "share" in spelling else ctx.points
+        ctx.propagate(first, left)
+        ctx.propagate(second, ctx.points)
 
     x = torch.randn(1, 8)
-    tape = record(Sum(), x, reading=evidence.reading)
+    tape = record(Sum(), x, policy=evidence.policy)
     with mode():
         starts = {tape.outputs: Points(torch.tensor([1, 2, 5]))}
         found = evidence.walk(tape, starts, tape.inputs[0], Options())
@@ -134,7 +140,7 @@ class Halves(nn.Module):
 
 
 def test_parts_of_one_tensor_that_meet_have_the_room_of_the_whole():
-    tape = record(Halves(20), torch.randn(1, 64, 3), reading=evidence.reading)
+    tape = record(Halves(20), torch.randn(1, 64, 3), policy=evidence.policy)
     with marking():
         starts = {tape.outputs: Points(torch.tensor([5, 100]))}
         found = evidence.walk(tape, starts, tape.inputs[0], Options())
@@ -161,9 +167,204 @@ def test_points_that_passed_a_layer_and_points_that_did_not_are_told_apart(mode)
     with torch.no_grad():
         model.fc.weight[:], model.fc.bias[:] = 2 * torch.eye(3), -3.0
     x += torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)  # the layer gives -1 and 7, the skip 1 and 5
-    tape = record(model, x, reading=evidence.reading)
+    tape = record(model, x, policy=evidence.policy)
     with mode():
         starts = {tape.outputs: Points(torch.tensor([1, 3 + 1]))}
         found = evidence.walk(tape, starts, tape.inputs[0], Options(first_fc="all"))
     strongest = 48 + 16 + int(x[1, 1].argmax())
     assert members(found) == {(i, False) for i in (*range(16, 32), strongest)}
+
+
+@torch.library.custom_op("evidence_tests::scaled", mutates_args=())
+def scaled(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return x * scale
+
+
+@pytest.mark.usefixtures("_own_rules")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_rule_says_whether_its_op_is_a_layer_with_weights(weighted):
+    """The skip path, which wins ties, is the one with fewer layers; points below a layer are none of the start."""
+    seen = []
+
+    class Skipping(nn.Module):
+        def forward(self, x):
+            y = x * 1
+            return scaled(y, torch.ones(())) + y
+
+    @evidence.rule("evidence_tests::scaled", weighted=weighted)
+    def scaled_rule(ctx, x, scale):
+        ctx.propagate(x, ctx.points)
+
+    @evidence.rule("mul")
+    def mul(ctx, x, one):
+        seen.append((ctx.points.start, members(ctx.points)))
+        ctx.propagate(x, ctx.points)
+
+    tape = record(Skipping(), torch.tensor([[1.0, 2, 3]]), policy=evidence.policy)
+    add = next(node for node in tape if node.name == "add")
+    evidence.walk(tape, {tape.outputs: Points(torch.tensor([1]))}, tape.inputs[0], Options())
+    # Equal contributors: to the skip, that is past the layer, where the op is one.
+    assert seen == [(True, {(1, False)})]
+    depth = backward._Walk(tape, tape.inputs[0], Options()).depth
+    assert (depth(add.args[0]), depth(add.args[1])) == (int(weighted), 0)
+    seen.clear()
+    tape = record(Call(lambda x: scaled(x * 1, torch.ones(()))), torch.ones(1, 3), policy=evidence.policy)
+    evidence.walk(tape, {tape.outputs: Points(torch.tensor([1]))}, tape.inputs[0], Options())
+    assert seen == [(not weighted, {(1, False)})]
+
+
+ODD = {
+    "a sum of nothing": (lambda x: x.abs() + x[:0].sum(), (2, 3)),
+    "attention of one head": (lambda x: F.scaled_dot_product_attention(x, x, x), (5, 4)),
+    "shared keys": (lambda x: F.scaled_dot_product_attention(x, x[:1], x[:1, :1]), (2, 3, 5, 4)),
+    "fewer dimensions": (lambda x: F.scaled_dot_product_attention(x[0], x, x), (2, 3, 5, 4)),
+    "a map without a batch": (lambda x: F.conv2d(x, torch.ones(2, 3, 3, 3), None, 1, 1), (3, 5, 5)),
+    "scalars of a stack": (lambda x: torch.stack([(s := x.sum()).permute(()), s * 2, s]), (2, 3)),
+    "a scalar": (lambda x: x.sum().sum(-1).transpose(0, -1).mean(0, keepdim=True), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_points_of_odd_shapes_lie_on_the_input(name):
+    function, shape = ODD[name]
+    tape = record(Call(function), torch.randn(shape), policy=evidence.policy)
+    starts = {tape.outputs: Points(torch.tensor([tape.outputs.numel - 1]))}
+    found = evidence.walk(tape, starts, tape.inputs[0], Options())
+    assert len(found)
+    assert all(0 <= index < tape.inputs[0].numel for index in found.index.tolist())
+
+
+def test_complex_numbers_have_no_largest():
+    tape = record(Call(lambda x: (x * (1 + 2j)).abs()), torch.randn(1, 3), policy=evidence.policy)
+    with pytest.raises(UnsupportedOpError, match="no rule for complex numbers, which aten::"):
+        evidence.walk(tape, {tape.outputs: Points(torch.tensor([1]))}, tape.inputs[0], Options())
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def traced(function, x, points, options=None):
+    """The points of an image that lead to each of some points on the output of a function, as sets of coordinates."""
+    tape = record(Call(function), x, policy=evidence.policy)
+    found = []
+    for point in points:
+        starts = {tape.outputs: Points(torch.tensor([int(np.ravel_multi_index(point, tape.outputs.shape))]))}
+        index = evidence.walk(tape, starts, tape.inputs[0], options or Options()).index
+        found.append({tuple(int(i) for i in np.unravel_index(i, x.shape)) for i in index.tolist()})
+    return found
+
+
+TRANSPOSED = {
+    "a doubling": {"stride": 2},
+    "a doubling of 4x4": {"kernel": (4, 4), "stride": 2, "padding": 1},
+    "odd sizes": {"kernel": (3, 2), "stride": (2, 3), "padding": (1, 0), "output_padding": (1, 2)},
+    "dilated": {"kernel": (3, 3), "stride": 2, "padding": 1, "dilation": 2, "output_padding": 1},
+    "of groups": {"stride": 2, "groups": 2},
+    "cut at the border": {"kernel": (2, 2), "stride": 2, "padding": 2},
+    "of stride one": {"kernel": (3, 3), "padding": 1},
+}
+
+
+@pytest.mark.parametrize("location", ["product", "center", "activation"])
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_a_transposed_convolution_is_traced_to_the_channel_that_contributes_most(case, location):
+    geometry = dict(TRANSPOSED[case])
+    kernel, groups = geometry.pop("kernel", (2, 2)), geometry.get("groups", 1)
+    x = torch.rand(2, 4, 5, 6, dtype=torch.float64)
+    weight = torch.randn(4, 6 // groups, *kernel, dtype=torch.float64)
+    output = F.conv_transpose2d(x, weight, None, **geometry)
+    points = [tuple(int(torch.randint(size, ())) for size in output.shape) for _ in range(40)]
+    options = Options(location=Location[location.upper()])
+    found = traced(lambda x: F.conv_transpose2d(x, weight, None, **geometry), x, points, options)
+    stride, padding, dilation = (per_dimension(geometry.get(n, d), 2) for n, d in _DEFAULTS)
+    for (n, o, *at), places in zip(points, found, strict=True):
+        contributions = {}  # by channel and pixel
+        group, filters = o // (6 // groups), o % (6 // groups)
+        for i in range(group * 4 // groups, (group + 1) * 4 // groups):
+            for tap in itertools.product(*map(range, kernel)):
+                first = [a + p - t * d for a, p, t, d in zip(at, padding, tap, dilation, strict=True)]
+                pixel = tuple(f // s for f, s in zip(first, stride, strict=True))
+                if any(f % s for f, s in zip(first, stride, strict=True)):
+                    continue
+                if all(0 <= p < size for p, size in zip(pixel, x.shape[2:], strict=True)):
+                    contributions[(i, *pixel)] = float(x[(n, i, *pixel)] * weight[(i, filters, *tap)])
+        if not contributions:
+            continue
+        sums = {i: sum(v for k, v in contributions.items() if k[0] == i) for i, *_ in contributions}
+        best = max(sums, key=sums.get)
+        ((image, channel, *pixel),) = places
+        assert (image, channel) == (n, best)
+        if location == "product":
+            inside = {k: v for k, v in contributions.items() if k[0] == best}
+            if max(inside.values()) > 0:
+                assert (channel, *pixel) == max(inside, key=inside.get)
+        elif location == "activation":
+            assert (channel, *pixel) == max((k for k in contributions if k[0] == best), key=lambda k: x[(n, *k)])
+
+
+_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
+
+
+def test_the_extremes_of_a_dimension_are_traced_to_their_elements():
+    x = torch.randn(2, 3, 4, 5)
+    for name, reduce in (("max", torch.amax), ("min", torch.amin)):
+        for function in (lambda x, n=name: getattr(x, n)(2).values, lambda x, r=reduce: r(x, 2)):
+            points = [(n, c, w) for n in range(2) for c in range(3) for w in range(5)]
+            rows = getattr(x, f"arg{name}")(2)
+            assert traced(function, x, points) == [{(n, c, int(rows[n, c, w]), w)} for n, c, w in points]
+    whole = traced(lambda x: x.flatten(1).max(1, keepdim=True).values, x, [(1, 0)])
+    assert whole == [{tuple(int(i) for i in np.unravel_index(60 + int(x[1].argmax()), x.shape))}]
+    other = torch.randn(2, 3, 4, 5)
+    assert traced(lambda x: torch.max(x, other), x, [(0, 0, 0, 0), (1, 2, 3, 4)]) == [
+        {p} if x[p] >= other[p] else set() for p in ((0, 0, 0, 0), (1, 2, 3, 4))
+    ]
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 2, "stride": 2},
+        {"kernel_size": 3, "stride": 1, "padding": 1},
+        {"kernel_size": (3, 2), "stride": (1, 2), "dilation": (2, 1)},
+    ],
+    ids=["apart", "overlapping", "dilated"],
+)
+def test_a_sum_of_patches_is_traced_to_the_largest(geometry):
+    image = torch.randn(2, 3, 8, 8)
+    columns = torch.rand_like(F.unfold(image, **geometry))
+    pixels = torch.arange(image.numel(), dtype=torch.float64).view(image.shape)
+    # Where the elements of the patches lie in the image; what they fold to covers the image, or not everywhere.
+    lies = F.unfold(pixels + 1, **geometry) - 1
+    points = [tuple(int(torch.randint(size, ())) for size in image.shape) for _ in range(60)]
+    found = traced(lambda c: F.fold(c, (8, 8), **geometry), columns, points)
+    for point, places in zip(points, found, strict=True):
+        patches = (lies == float(pixels[point])).nonzero()
+        expected = {max((tuple(p.tolist()) for p in patches), key=lambda p: columns[p])} if len(patches) else set()
+        assert places == expected
+
+
+def test_a_similarity_is_traced_to_what_contributes_on_either_side():
+    x = torch.randn(4, 6)
+    ((first, second), found) = (1, 3), traced(lambda x: (x * 1) @ (x * 1).T, x, [(1, 3)])[0]
+    contributes = {k for k in range(6) if x[first, k] * x[second, k] > 0}
+    assert found == {(row, k) for row in (first, second) for k in contributes}
+
+
+def test_the_side_of_other_inputs_is_left_alone():
+    class Similarity(nn.Module):
+        def forward(self, images, words):
+            text = nn.functional.embedding(words, table).cumsum(1).mean(1)  # no rule is there for cumsum
+            return (images * 1) @ text.T
+
+    table, images = torch.randn(9, 6), torch.randn(2, 6)
+    words = torch.randint(9, (3, 4))
+    tape = record(Similarity(), images, words, policy=evidence.policy)
+    found = evidence.walk(tape, {tape.outputs: Points(torch.tensor([4]))}, tape.inputs[0], Options())
+    text = nn.functional.embedding(words, table).cumsum(1).mean(1)
+    assert {i - 6 for i in found.index.tolist()} == {k for k in range(6) if images[1, k] * text[1, k] > 0}

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from case_ids import case_id
 from torch.nn import functional
 
-from pyfast_xai.rules.response import subpixel
+from pyfast_xai.rules.gradient import subpixel
 
 # Kernel, stride, padding: of AlexNet, ResNet, a vision transformer's patches; unequal sides; windows that do not reach
 # the last rows; strides wider than the kernel.
@@ -19,10 +20,10 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize("size", [(23, 29), (24, 28), (11, 12)], ids=str)
-@pytest.mark.parametrize(("kernel", "stride", "padding"), GEOMETRIES, ids=str)
+@pytest.mark.parametrize("size", [(23, 29), (24, 28), (11, 12)], ids=case_id)
+@pytest.mark.parametrize(("kernel", "stride", "padding"), GEOMETRIES, ids=case_id)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=case_id)
 def test_it_is_autograds(kernel, stride, padding, channels, size, layout):
     images = torch.randn(2, channels, *size, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, channels, *kernel, dtype=torch.float64)

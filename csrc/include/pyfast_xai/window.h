@@ -2,15 +2,13 @@
 
 #include <cstdint>
 
+#include "enums.h"
 #include "pyfast_xai/portable.h"
 
 // The receptive-field geometry of a convolution. Knows neither torch nor Python.
 namespace pyfast_xai {
 
 inline constexpr int kSpatial = 3;
-
-// Where in its receptive field a point lands; `ops.conv_trace.Location` on the Python side.
-enum class Location : int64_t { kProduct = 0, kCenter = 1, kActivation = 2, kSame = 3 };
 
 // One and two dimensional convolutions are padded with leading dimensions of size one.
 struct Convolution {
@@ -40,8 +38,7 @@ PYFAST_XAI_HD inline OutputPoint unravel_output(const Convolution& conv, int64_t
   return point;
 }
 
-PYFAST_XAI_HD inline int64_t ravel_input(const Convolution& conv, int64_t image, int64_t channel,
-                                         const int64_t* at) {
+PYFAST_XAI_HD inline int64_t ravel_input(const Convolution& conv, int64_t image, int64_t channel, const int64_t* at) {
   int64_t flat = image * conv.channels + channel;
   for (int d = 0; d < kSpatial; ++d) flat = flat * conv.spatial[d] + at[d];
   return flat;
@@ -72,8 +69,7 @@ PYFAST_XAI_HD inline TapRange taps_inside(const Convolution& conv, int d, int64_
 
 // The coordinate that CENTER and SAME choose without looking at values.
 PYFAST_XAI_HD inline int64_t fixed_coordinate(const Convolution& conv, int d, int64_t at, Location location) {
-  const int64_t middle =
-      location == Location::kCenter ? conv.dilation[d] * (conv.kernel[d] / 2) - conv.padding[d] : 0;
+  const int64_t middle = location == Location::CENTER ? conv.dilation[d] * (conv.kernel[d] / 2) - conv.padding[d] : 0;
   return clamp_to_input(conv, d, at * conv.stride[d] + middle);
 }
 
@@ -120,7 +116,7 @@ PYFAST_XAI_HD inline int64_t first_channel(const Convolution& conv, int64_t filt
 // Where the point lands if that does not depend on values; false if it does.
 PYFAST_XAI_HD inline bool place_without_values(const Convolution& conv, const OutputPoint& point, const Window& window,
                                                Location location, int64_t* at) {
-  const bool fixed = location == Location::kCenter || location == Location::kSame;
+  const bool fixed = location == Location::CENTER || location == Location::SAME;
   // A window that lies in the padding: its first tap, brought to the border.
   if (!fixed && window.taps() > 0) return false;
   for (int d = 0; d < kSpatial; ++d) {
@@ -132,7 +128,7 @@ PYFAST_XAI_HD inline bool place_without_values(const Convolution& conv, const Ou
 // What competes for the place of a point.
 template <class T>
 PYFAST_XAI_HD inline T tap_value(Location location, T activation, T weight, T sign) {
-  return location == Location::kActivation ? activation : sign * (activation * weight);
+  return location == Location::ACTIVATION ? activation : sign * (activation * weight);
 }
 
 // Steps in memory of a tensor [N, C, d, h, w] or [O, C, d, h, w].

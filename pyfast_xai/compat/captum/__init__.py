@@ -1,20 +1,67 @@
 """Attribution methods with the signatures of Captum 0.9 (`captum.attr`)."""
 
+from pyfast_xai.compat.captum import visualization
+from pyfast_xai.compat.captum.deep_lift import (
+    DeepLift,
+    DeepLiftShap,
+    GradientShap,
+    LayerDeepLift,
+    LayerDeepLiftShap,
+)
 from pyfast_xai.compat.captum.gradients import Deconvolution, GuidedBackprop, InputXGradient, Saliency
 from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients
+from pyfast_xai.compat.captum.layer_methods import (
+    InternalInfluence,
+    LayerActivation,
+    LayerConductance,
+    LayerGradientShap,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+)
 from pyfast_xai.compat.captum.layers import GuidedGradCam, LayerAttribution, LayerGradCam
+from pyfast_xai.compat.captum.lrp import LRP, LayerLRP
+from pyfast_xai.compat.captum.neurons import (
+    NeuronDeconvolution,
+    NeuronDeepLift,
+    NeuronDeepLiftShap,
+    NeuronGradient,
+    NeuronGradientShap,
+    NeuronGuidedBackprop,
+    NeuronIntegratedGradients,
+)
 from pyfast_xai.compat.captum.noise_tunnel import NoiseTunnel
 from pyfast_xai.compat.captum.occlusion import Occlusion
 
 __all__ = [
+    "LRP",
     "Deconvolution",
+    "DeepLift",
+    "DeepLiftShap",
+    "GradientShap",
     "GuidedBackprop",
     "GuidedGradCam",
     "InputXGradient",
     "IntegratedGradients",
+    "InternalInfluence",
+    "LayerActivation",
     "LayerAttribution",
+    "LayerConductance",
+    "LayerDeepLift",
+    "LayerDeepLiftShap",
     "LayerGradCam",
+    "LayerGradientShap",
+    "LayerGradientXActivation",
+    "LayerIntegratedGradients",
+    "LayerLRP",
+    "NeuronDeconvolution",
+    "NeuronDeepLift",
+    "NeuronDeepLiftShap",
+    "NeuronGradient",
+    "NeuronGradientShap",
+    "NeuronGuidedBackprop",
+    "NeuronIntegratedGradients",
     "NoiseTunnel",
     "Occlusion",
     "Saliency",
+    "visualization",
 ]

@@ -1,4 +1,4 @@
-"""What all of Captum's methods take: inputs in tuples, further arguments, baselines, and targets of every kind."""
+"""Arguments of all of Captum's methods: inputs in tuples, further arguments, baselines, and targets of every kind."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
-    """Inputs as a tuple.
+    """Returns the inputs as a tuple.
 
     Raises:
         InputError: neither a tensor nor a tuple of tensors.
@@ -36,19 +36,19 @@ def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def like(inputs: Inputs, results: Sequence[Tensor]) -> Any:
-    """Results in a tuple if the inputs were."""
+    """Returns the results in a tuple if the inputs were."""
     return tuple(results) if isinstance(inputs, tuple) else results[0]
 
 
 def further(additional_forward_args: Any) -> tuple[Any, ...]:
-    """Additional arguments as a tuple."""
+    """Returns the additional arguments as a tuple."""
     if additional_forward_args is None:
         return ()
     return additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
 
 
 def select(output: Any, target: Target) -> Tensor:
-    """The entries of an output that a target means.
+    """Returns the entries of an output that a target means.
 
     Args:
         output: `[N, ...]`.
@@ -92,7 +92,7 @@ def select(output: Any, target: Target) -> Tensor:
 
 
 def one_number_a_row(target: Target) -> Callable[[Any], Tensor]:
-    """The scores that a target means, of which there must be one a row.
+    """Returns the scores that a target means, of which there must be one a row.
 
     Raises:
         InputError: more than one number a row.
@@ -108,7 +108,7 @@ def one_number_a_row(target: Target) -> Callable[[Any], Tensor]:
 
 
 def repeated(argument: Any, times: int, *, each: bool = False) -> Any:
-    """What belongs to each row, for a batch that holds every row several times.
+    """Repeats an argument for a batch that holds every row several times.
 
     Args:
         argument: a tensor `[N, ...]` or a list of N; of others the same serves all rows.
@@ -123,14 +123,14 @@ def repeated(argument: Any, times: int, *, each: bool = False) -> Any:
 
 
 def repeated_further(arguments: tuple[Any, ...], times: int, *, each: bool = False) -> tuple[Any, ...]:
-    """`repeated` for further arguments, of which only tensors belong to rows."""
+    """Returns `repeated` for further arguments, of which only tensors belong to rows."""
     if each:
         return tuple(a.repeat_interleave(times, 0) if isinstance(a, Tensor) and a.dim() else a for a in arguments)
     return tuple(torch.cat([a] * times) if isinstance(a, Tensor) and a.dim() else a for a in arguments)
 
 
 def baselines_for(baselines: Baselines, inputs: tuple[Tensor, ...]) -> tuple[Tensor | float, ...]:
-    """One baseline an input: 0 for None.
+    """Returns one baseline an input: 0 for None.
 
     Raises:
         InputError: another number of them, no number or tensor, or a shape that does not fit.

@@ -1,11 +1,13 @@
-"""What Captum's classes have in common beside `attribute`."""
+"""The base of Captum's classes."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from pyfast_xai.compat.acceleration import Replaying
+from pyfast_xai.compat.called import Forward
 from pyfast_xai.compat.captum.arguments import (
     Baselines,
     Inputs,
@@ -17,16 +19,20 @@ from pyfast_xai.compat.captum.arguments import (
     refuse,
     select,
 )
-from pyfast_xai.compat.recording import Forward, Recording, record_call
-from pyfast_xai.rules.response import Table
+from pyfast_xai.compat.recording import Recording, read_call, record_call
+from pyfast_xai.rules.gradient import Table
+
+T = TypeVar("T")
 
 
-class Attribution:
+class Attribution(Replaying):
     """Base of all methods.
 
     Args:
         forward_func: a module, or any function of the inputs and the additional arguments.
     """
+
+    _multiply_by_inputs = False
 
     def __init__(self, forward_func: Forward) -> None:
         if not callable(forward_func):
@@ -34,25 +40,25 @@ class Attribution:
         self.forward_func = forward_func
 
     def attribute(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Attributions of the shape of the inputs."""
+        """Returns the attributions of the shape of the inputs."""
         raise NotImplementedError(f"attribute is not implemented for {type(self).__name__}")
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> Any:
-        """Nothing here runs elsewhere."""
+        """Raises an error: nothing here runs asynchronously."""
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """Whether attributions are in units of the output, not of the output by input."""
-        return False
+        """Returns whether attributions are in units of the output, not of the output by input."""
+        return self._multiply_by_inputs
 
     def has_convergence_delta(self) -> bool:
-        """Whether `attribute` can tell how far it is off."""
+        """Returns whether `attribute` can return its error of convergence."""
         return False
 
     @classmethod
     def get_name(cls) -> str:
-        """The name of the class in words."""
+        """Returns the name of the class in words."""
         return "".join(c if c.islower() or not i else f" {c}" for i, c in enumerate(cls.__name__))
 
 
@@ -61,14 +67,24 @@ class GradientAttribution(Attribution):
 
     overlay: Table | None = None
 
+    def _read(
+        self,
+        inputs: tuple[Tensor, ...],
+        additional_forward_args: Any,
+        read: Callable[[Recording], T],
+        **settings: Any,
+    ) -> T:
+        """Returns what is read of a recording of the forward function."""
+        args = (*inputs, *further(additional_forward_args))
+        return read_call(self.forward_func, args, read, self._replays, overlay=self.overlay, **settings)
+
     def _record(self, inputs: tuple[Tensor, ...], additional_forward_args: Any, **settings: Any) -> Recording:
-        return record_call(
-            self.forward_func, (*inputs, *further(additional_forward_args)), overlay=self.overlay, **settings
-        )
+        """Returns a recording of the forward function itself, which can be compared with another."""
+        args = (*inputs, *further(additional_forward_args))
+        return record_call(self.forward_func, args, overlay=self.overlay, **settings)
 
     def _gradients(self, inputs: tuple[Tensor, ...], target: Target, additional_forward_args: Any) -> list[Tensor]:
-        recording = self._record(inputs, additional_forward_args)
-        return input_gradients(recording, inputs, target)
+        return self._read(inputs, additional_forward_args, lambda recording: input_gradients(recording, inputs, target))
 
     def compute_convergence_delta(
         self,
@@ -78,7 +94,7 @@ class GradientAttribution(Attribution):
         target: Target = None,
         additional_forward_args: Any = None,
     ) -> Tensor:
-        """By how much attributions miss the change of the output between two points.
+        """Returns the difference between attributions and the change of the output between two points.
 
         Args:
             attributions: `[N, ...]`, one an input.
@@ -109,11 +125,30 @@ class GradientAttribution(Attribution):
             before, after = (_sum_rows(select(self.forward_func(*points, *more), target)) for points in (starts, ends))
             return sum(map(_sum_rows, parts)) - (after - before)
 
+    def _with_delta(
+        self,
+        result: Any,
+        parts: Sequence[Tensor],
+        start_point: Any,
+        end_point: Any,
+        target: Target,
+        additional_forward_args: Any,
+        *,
+        wanted: bool,
+    ) -> Any:
+        """Returns a result, as a pair with the error of convergence of its parts where that is wanted."""
+        if not wanted:
+            return result
+        delta = self.compute_convergence_delta(
+            tuple(parts), start_point, end_point, target=target, additional_forward_args=additional_forward_args
+        )
+        return result, delta
+
 
 def input_gradients(
     recording: Recording, inputs: Sequence[Tensor], target: Target, *, retain: bool = False
 ) -> list[Tensor]:
-    """Gradients of the scores of a target with respect to the first arguments of what was recorded.
+    """Returns the gradients of the scores of a target with respect to the first arguments of what was recorded.
 
     Raises:
         InputError: inputs that have no gradient, or a target that does not fit.

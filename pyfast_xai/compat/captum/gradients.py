@@ -3,12 +3,13 @@
 import logging
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from pyfast_xai.compat.called import Forward
 from pyfast_xai.compat.captum.arguments import Inputs, Target, as_tuple, like, refuse
 from pyfast_xai.compat.captum.attribution import GradientAttribution, input_gradients
-from pyfast_xai.compat.recording import Forward
-from pyfast_xai.rules.response import DECONVNET, GUIDED, rectifies
+from pyfast_xai.compat.recording import Recording
+from pyfast_xai.rules.gradient import DECONVNET, GUIDED, rectifies
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -18,6 +19,13 @@ class Saliency(GradientAttribution):
 
     Args:
         forward_func: a module or a function.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import Saliency
+        >>> Saliency(demo.load()).attribute(torch.rand(2, 3, 96, 96), target=3).shape
+        torch.Size([2, 3, 96, 96])
     """
 
     def attribute(
@@ -47,17 +55,22 @@ class InputXGradient(GradientAttribution):
 
     Args:
         forward_func: a module or a function.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import InputXGradient
+        >>> InputXGradient(demo.load()).attribute(torch.rand(2, 3, 96, 96), target=3).shape
+        torch.Size([2, 3, 96, 96])
     """
+
+    _multiply_by_inputs = True
 
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
         """Attribute the output to the inputs; see `Saliency.attribute`."""
         given = as_tuple(inputs)
         gradients = self._gradients(given, target, additional_forward_args)
         return like(inputs, [gradient * own.detach() for gradient, own in zip(gradients, given, strict=True)])
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return True
 
 
 class _ModifiedRectifier(GradientAttribution):
@@ -71,11 +84,14 @@ class _ModifiedRectifier(GradientAttribution):
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
         """Attribute the output to the inputs; see `Saliency.attribute`."""
         given = as_tuple(inputs)
-        recording = self._record(given, additional_forward_args)
-        if not self._said and not any(map(rectifies, recording.tape)):
-            self._said = True
-            logger.warning("%s found no rectifier in the model: this is its plain gradient", type(self).__name__)
-        return like(inputs, input_gradients(recording, given, target))
+
+        def read(recording: Recording) -> list[Tensor]:
+            if not self._said and not any(map(rectifies, recording.tape)):
+                self._said = True
+                logger.warning("%s found no rectifier in the model: this is its plain gradient", type(self).__name__)
+            return input_gradients(recording, given, target)
+
+        return like(inputs, self._read(given, additional_forward_args, read))
 
 
 class GuidedBackprop(_ModifiedRectifier):
@@ -85,6 +101,13 @@ class GuidedBackprop(_ModifiedRectifier):
 
     Args:
         model: a module.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import GuidedBackprop
+        >>> GuidedBackprop(demo.load()).attribute(torch.rand(2, 3, 96, 96), target=3).shape
+        torch.Size([2, 3, 96, 96])
     """
 
     overlay = GUIDED
@@ -95,6 +118,13 @@ class Deconvolution(_ModifiedRectifier):
 
     Args:
         model: a module.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import Deconvolution
+        >>> Deconvolution(demo.load()).attribute(torch.rand(2, 3, 96, 96), target=3).shape
+        torch.Size([2, 3, 96, 96])
     """
 
     overlay = DECONVNET

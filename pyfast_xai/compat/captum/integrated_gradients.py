@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, cat
 
+from pyfast_xai.compat.called import Forward
 from pyfast_xai.compat.captum.arguments import (
     Baselines,
     Inputs,
@@ -19,11 +20,10 @@ from pyfast_xai.compat.captum.arguments import (
     repeated_further,
 )
 from pyfast_xai.compat.captum.attribution import GradientAttribution
-from pyfast_xai.compat.recording import Forward
 
 
 def places_and_weights(method: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where an integral from 0 to 1 is looked at, and what each place counts.
+    """Returns the nodes and weights of a quadrature of an integral from 0 to 1.
 
     Raises:
         InputError: a rule that does not exist, or too few steps for it.
@@ -56,6 +56,17 @@ class IntegratedGradients(GradientAttribution):
         forward_func: a module or a function.
         multiply_by_inputs: by the difference of input and baseline, so that attributions add up to the change of the
             output; without, they are mean gradients.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import IntegratedGradients
+        >>> method = IntegratedGradients(demo.load())
+        >>> attributions, delta = method.attribute(
+        ...     torch.rand(1, 3, 96, 96), target=3, n_steps=8, return_convergence_delta=True
+        ... )
+        >>> attributions.shape, delta.shape
+        (torch.Size([1, 3, 96, 96]), torch.Size([1]))
     """
 
     def __init__(self, forward_func: Forward, multiply_by_inputs: bool = True) -> None:
@@ -110,13 +121,10 @@ class IntegratedGradients(GradientAttribution):
             totals = [total + own for total, own in zip(totals, found, strict=True)] if totals else found
         if self._multiply_by_inputs:
             totals = [total * (own - start) for total, own, start in zip(totals, given, starts, strict=True)]
-        result = like(inputs, totals)
-        if not return_convergence_delta:
-            return result
-        delta = self.compute_convergence_delta(
-            tuple(totals), baselines, inputs, additional_forward_args=additional_forward_args, target=target
+        return self._with_delta(
+            *(like(inputs, totals), totals, baselines, inputs, target, additional_forward_args),
+            wanted=return_convergence_delta,
         )
-        return result, delta
 
     def _sum(
         self,
@@ -127,7 +135,7 @@ class IntegratedGradients(GradientAttribution):
         target: Target,
         additional_forward_args: Any,
     ) -> list[Tensor]:
-        """Gradients at some places, weighed and added up."""
+        """Returns the gradients at some places, weighed and added up."""
         steps = len(places)
         on_the_way = tuple(
             cat([start + float(place) * (own - start) for place in places])
@@ -139,10 +147,6 @@ class IntegratedGradients(GradientAttribution):
 
     def has_convergence_delta(self) -> bool:
         return True
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return self._multiply_by_inputs
 
 
 def _column(weights: np.ndarray, gradient: Tensor) -> Tensor:

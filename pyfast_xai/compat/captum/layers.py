@@ -7,14 +7,22 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyfast_xai.compat.called import Forward
 from pyfast_xai.compat.captum.arguments import Inputs, Target, as_tuple, like, one_number_a_row, refuse
 from pyfast_xai.compat.captum.attribution import GradientAttribution, input_gradients
-from pyfast_xai.compat.recording import Forward, Recording
-from pyfast_xai.rules.response import GUIDED, Response
+from pyfast_xai.compat.recording import Recording
+from pyfast_xai.rules.gradient import GUIDED, GradientRules
 
 
 class LayerAttribution:
-    """Base of methods whose attribution has the shape of a layer."""
+    """Base of methods whose attribution has the shape of a layer.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.captum import LayerAttribution
+        >>> LayerAttribution.interpolate(torch.rand(2, 1, 12, 12), (96, 96)).shape
+        torch.Size([2, 1, 96, 96])
+    """
 
     @staticmethod
     def interpolate(
@@ -30,24 +38,61 @@ class LayerAttribution:
         return functional.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
 
 
+def checked_layer(layer: Any) -> nn.Module:
+    """Returns a layer that is a module.
+
+    Raises:
+        InputError: another thing.
+    """
+    if not isinstance(layer, nn.Module):
+        refuse(f"layer must be a torch.nn.Module, got {type(layer).__name__}")
+    return layer
+
+
+class LayerOf(LayerAttribution, GradientAttribution):
+    """Base of methods that attribute the output to a layer.
+
+    Args:
+        forward_func: a module or a function.
+        layer: a module that it runs, or several in a list.
+        device_ids: accepted for data-parallel models, which are looked through.
+    """
+
+    def __init__(self, forward_func: Forward, layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func)
+        several = isinstance(layer, (list, tuple))
+        self.layers = [checked_layer(one) for one in (layer if several else [layer])]
+        self.layer, self.device_ids = layer, device_ids
+
+
+def of_layer(tensors: Sequence[Tensor]) -> Any:
+    """Returns the tensors of a layer as a user gets them: one by itself, several as a tuple."""
+    return tuple(tensors) if len(tensors) > 1 else tensors[0]
+
+
 # What `torch.autograd.grad` would do otherwise and a walk does anyway, or does not know.
 _DOES_ANYWAY = {"allow_unused", "materialize_grads", "retain_graph"}
 
 
-class LayerGradCam(LayerAttribution, GradientAttribution):
+class LayerGradCam(LayerOf):
     """Channels of a layer, weighed by their mean gradient (Selvaraju et al., 2017).
 
     Args:
         forward_func: a module or a function.
         layer: a module that it runs; of several calls the last counts.
         device_ids: accepted for data-parallel models, which are looked through.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import LayerGradCam
+        >>> model = demo.load()
+        >>> LayerGradCam(model, model.block).attribute(torch.rand(2, 3, 96, 96), target=3).shape
+        torch.Size([2, 1, 12, 12])
     """
 
     def __init__(self, forward_func: Forward, layer: nn.Module, device_ids: list[int] | None = None) -> None:
-        super().__init__(forward_func)
-        if not isinstance(layer, nn.Module):
-            refuse(f"layer must be a torch.nn.Module, got {type(layer).__name__}")
-        self.layer, self.device_ids = layer, device_ids
+        super().__init__(forward_func, checked_layer(layer), device_ids)
 
     def attribute(
         self,
@@ -80,20 +125,20 @@ class LayerGradCam(LayerAttribution, GradientAttribution):
         asked = {name for name, value in (grad_kwargs or {}).items() if value} - _DOES_ANYWAY
         if asked:
             refuse(f"grad_kwargs must be of {', '.join(sorted(_DOES_ANYWAY))}, got {', '.join(sorted(asked))}")
-        recording = self._record(
+        maps = self._read(
             as_tuple(inputs),
             additional_forward_args,
+            lambda recording: _maps(recording, recording.policy, target, attr_dim_summation),
             layers=[self.layer],
             at_input=attribute_to_layer_input,
             everything=False,
         )
-        maps = _maps(recording, recording.reading, target, attr_dim_summation)
         maps = [own.clamp_min(0) for own in maps] if relu_attributions else maps
-        return tuple(maps) if len(maps) > 1 else maps[0]
+        return of_layer(maps)
 
 
-def _maps(recording: Recording, reading: Response, target: Target, summed: bool) -> list[Tensor]:
-    gradients = recording.gradients(one_number_a_row(target), recording.layers[0], reading, retain=True)
+def _maps(recording: Recording, policy: GradientRules, target: Target, summed: bool) -> list[Tensor]:
+    gradients = recording.gradients(one_number_a_row(target), recording.layers[0], policy, retain=True)
     found = []
     for gradient, activation in zip(gradients, recording.activations[0], strict=True):
         weight = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True) if gradient.dim() > 2 else gradient
@@ -112,6 +157,14 @@ class GuidedGradCam(GradientAttribution):
         model: a module.
         layer: a module of it.
         device_ids: accepted for data-parallel models, which are looked through.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import GuidedGradCam
+        >>> model = demo.load()
+        >>> GuidedGradCam(model, model.block).attribute(torch.rand(2, 3, 96, 96), target=3).shape
+        torch.Size([2, 3, 96, 96])
     """
 
     overlay = GUIDED
@@ -148,12 +201,17 @@ class GuidedGradCam(GradientAttribution):
             UnsupportedOpError: the model has an op that cannot be differentiated.
         """
         given = as_tuple(inputs)
-        recording = self._record(given, additional_forward_args, layers=[self.layer], at_input=attribute_to_layer_input)
-        if len(recording.layers[0]) > 1:
-            refuse(f"layer must have one tensor for guided Grad-CAM, got {len(recording.layers[0])}")
-        # What rectifiers keep for guided backprop serves the plain gradient as well.
-        where = _maps(recording, Response(), target, True)[0].clamp_min(0)
-        guided = input_gradients(recording, given, target)
+
+        def read(recording: Recording) -> tuple[Tensor, list[Tensor]]:
+            if len(recording.layers[0]) > 1:
+                refuse(f"layer must have one tensor for guided Grad-CAM, got {len(recording.layers[0])}")
+            # What rectifiers keep for guided backprop serves the plain gradient as well.
+            where = _maps(recording, GradientRules(), target, True)[0].clamp_min(0)
+            return where, input_gradients(recording, given, target)
+
+        where, guided = self._read(
+            given, additional_forward_args, read, layers=[self.layer], at_input=attribute_to_layer_input
+        )
         return like(inputs, [_times(own, where, given[i].shape[2:], interpolate_mode) for i, own in enumerate(guided)])
 
 

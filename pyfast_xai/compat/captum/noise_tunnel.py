@@ -25,6 +25,14 @@ class NoiseTunnel(Attribution):
 
     Args:
         attribution_method: any method of this module.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NoiseTunnel, Saliency
+        >>> smooth = NoiseTunnel(Saliency(demo.load()))
+        >>> smooth.attribute(torch.rand(2, 3, 96, 96), nt_samples=4, stdevs=0.1, target=3).shape
+        torch.Size([2, 3, 96, 96])
     """
 
     def __init__(self, attribution_method: Attribution) -> None:
@@ -115,7 +123,7 @@ def _noisy(own: Tensor, spread: float, times: int) -> Tensor:
 
 
 def _expanded(kwargs: dict[str, Any], inputs: tuple[Tensor, ...], times: int, draw: bool) -> dict[str, Any]:
-    """Settings of the method for a batch that holds every row several times."""
+    """Returns the settings of the method for a batch that holds every row several times."""
     settings = dict(kwargs)
     if kwargs.get("additional_forward_args") is not None:
         settings["additional_forward_args"] = repeated_further(

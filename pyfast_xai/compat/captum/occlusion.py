@@ -35,6 +35,14 @@ class Occlusion(Attribution):
     Args:
         forward_func: a module or a function that gives a number a row; or some numbers for the whole batch, which are
             then what attributions have in place of rows.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import Occlusion
+        >>> window, strides = (3, 32, 32), (3, 32, 32)
+        >>> Occlusion(demo.load()).attribute(torch.rand(1, 3, 96, 96), window, strides, target=3).shape
+        torch.Size([1, 3, 96, 96])
     """
 
     def attribute(
@@ -116,7 +124,7 @@ class Occlusion(Attribution):
 
 
 def select_or_number(output: Any, target: Target) -> Any:
-    """As `select`; a forward function may also return a plain number for the batch."""
+    """Selects as `select` does; a forward function may also return a plain number for the batch."""
     return output if isinstance(output, (int, float)) and target is None else select(output, target)
 
 
@@ -138,7 +146,7 @@ def _grows(before: Tensor, after: Tensor, times: int) -> bool:
 
 
 def _occluded(inputs: tuple[Tensor, ...], hidden: list[Tensor], windows: list[tuple[int, Box]]) -> list[Tensor]:
-    """The inputs once for each window, `[windows * N, ...]`, each with its window hidden."""
+    """Returns the inputs once for each window, `[windows * N, ...]`, each with its window hidden."""
     touched = {i for i, _ in windows}
     found = []
     for i, (own, gone) in enumerate(zip(inputs, hidden, strict=True)):
@@ -156,7 +164,7 @@ def _occluded(inputs: tuple[Tensor, ...], hidden: list[Tensor], windows: list[tu
 
 
 def _steady(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
-    """The function itself, or for a model that writes to its own state one that puts it back; and its first result."""
+    """Returns the function, or one that restores the state of a model that writes to it; and its first result."""
     if not isinstance(function, nn.Module):
         return function, function(*args)
     tape = record(function, *args)
@@ -189,7 +197,7 @@ def _strides(given: Any, shapes: list[tuple[int, ...]]) -> list[int | tuple[int,
 
 
 def _boxes(shape: tuple[int, ...], window: tuple[int, ...], stride: int | tuple[int, ...]) -> list[Box]:
-    """Every place of a window, the first dimension moving fastest; the last ones are clipped at the edge."""
+    """Returns every place of a window, the first dimension moving fastest; the last ones are clipped at the edge."""
     steps = (stride,) * len(shape) if isinstance(stride, int) else stride
     along = []
     for whole, size, step in zip(shape, window, steps, strict=True):

@@ -1,5 +1,6 @@
-"""Grad-CAM, Grad-CAM++ and Eigen-CAM as pytorch-grad-cam calls them."""
+"""The class activation maps of one gradient or one activation, as pytorch-grad-cam calls them."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -7,16 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyfast_xai.compat.acceleration import Replaying
 from pyfast_xai.compat.grad_cam.pictures import scaled
-from pyfast_xai.compat.grad_cam.projection import Sign, check_sign, project
+from pyfast_xai.compat.grad_cam.projection import Sign, check_sign, project, project_by_kernel, with_the_larger_peak_up
 from pyfast_xai.compat.grad_cam.targets import ClassifierOutputTarget
-from pyfast_xai.compat.recording import Recording, evaluating, record_call
+from pyfast_xai.compat.recording import Recording, evaluating, read_call
 from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.common.cam_rules import RULES, Rule, activation_share, unusual_share
+from pyfast_xai.explainers.common.kernel_component import Kernel
 
 Targets = Sequence[Callable[[Any], Tensor]] | None
 
 
-class BaseCAM:
+class BaseCAM(Replaying):
     """Maps of one or several layers, at the size of the images and from 0 to just below 1.
 
     A subclass says what each channel weighs.
@@ -35,6 +39,17 @@ class BaseCAM:
 
     Raises:
         InputError: a setting that does not exist, or no layer.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import BaseCAM
+        >>> class MeanGradient(BaseCAM):
+        ...     def get_cam_weights(self, input_tensor, target_layer, targets, activations, grads):
+        ...         return grads.mean((2, 3))
+        >>> model = demo.load()
+        >>> MeanGradient(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
     """
 
     def __init__(
@@ -86,7 +101,7 @@ class BaseCAM:
     def maps(
         self, input_tensor: Tensor, targets: Targets = None, aug_smooth: bool = False, eigen_smooth: bool = False
     ) -> Tensor:
-        """As a call, but a tensor on the device of the model."""
+        """Returns the maps of a call as a tensor on the device of the model."""
         if input_tensor.dim() not in (4, 5):
             raise InputError(f"input_tensor must be [N, C, H, W] or [N, C, D, H, W], got {list(input_tensor.shape)}")
         with torch.inference_mode(False), torch.no_grad():
@@ -104,9 +119,9 @@ class BaseCAM:
         target_layer: nn.Module,
         targets: Targets,
         activations: Tensor,
-        grads: Tensor,
+        grads: Tensor | None,
     ) -> Tensor:
-        """What each channel weighs, `[N, C]`.
+        """Returns the weight of each channel, `[N, C]`, or of each position of it, `[N, C, ...]`.
 
         Args:
             input_tensor: the images.
@@ -126,10 +141,10 @@ class BaseCAM:
         grads: Tensor | None,
         eigen_smooth: bool = False,
     ) -> Tensor:
-        """The signed map of a layer, `[N, ...]`; see `get_cam_weights`."""
-        assert grads is not None
+        """Returns the signed map of a layer, `[N, ...]`; see `get_cam_weights`."""
+        # Methods without gradients are given none.
         weights = self.get_cam_weights(input_tensor, target_layer, targets, activations, grads)
-        weighed = activations * weights.view(*weights.shape, *[1] * (activations.dim() - 2))
+        weighed = activations * weights.view(*weights.shape, *[1] * (activations.dim() - weights.dim()))
         summed = weighed.sum(1)
         # A smoothed map points where the map points that it smooths.
         return project(weighed, self.sign, summed) if eigen_smooth else summed
@@ -137,20 +152,33 @@ class BaseCAM:
     def _maps(self, images: Tensor, targets: Targets, eigen_smooth: bool) -> Tensor:
         parameter = next(self.model.parameters(), None)
         images = images.detach() if parameter is None else images.detach().to(parameter.device)
+
+        def read(recording: Recording) -> tuple[Any, Targets, list[Tensor], list[Tensor | None]]:
+            self.outputs = recording.output
+            chosen = self._targets(targets) if self.uses_gradients else targets
+            activations = [self._laid_out(_one_or_dict(recording, i)) for i in range(len(self.target_layers))]
+            grads: list[Tensor | None] = [None] * len(activations)
+            if self.uses_gradients:
+                grads = self._gradients(recording, chosen)
+            return self.outputs, chosen, activations, grads
+
         with evaluating(self.model):
-            recording = record_call(
-                self.model, (images,), layers=self.target_layers, everything=False, stop=not self.uses_gradients
+            self.outputs, targets, activations, grads = read_call(
+                *(self.model, (images,), read, self._replays),
+                layers=self.target_layers,
+                everything=False,
+                stop=not self.uses_gradients,
             )
-        self.outputs = recording.output
-        targets = self._targets(targets) if self.uses_gradients else targets
-        activations = [self._laid_out(_one_or_dict(recording, i)) for i in range(len(self.target_layers))]
-        grads = self._gradients(recording, targets) if self.uses_gradients else [None] * len(activations)
         size = images.shape[2:]
         found = []
         for layer, activation, grad in zip(self.target_layers, activations, grads, strict=True):
             signed = self.get_cam_image(images, layer, targets, activation, grad, eigen_smooth)
             found.append(scaled(signed.clamp_min(0), size))
-        return scaled(torch.stack(found).clamp_min(0).mean(0))
+        return self.fused(found)
+
+    def fused(self, maps: list[Tensor]) -> Tensor:
+        """Returns one map of those of several layers, `[N, *size]` each and from 0 to just below 1: their mean."""
+        return scaled(torch.stack(maps).clamp_min(0).mean(0))
 
     def _targets(self, targets: Targets) -> Targets:
         if targets is None:
@@ -184,7 +212,7 @@ class BaseCAM:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Nothing is left to release; exceptions go on."""
+        """Releases nothing; exceptions propagate."""
 
 
 class GradCAM(BaseCAM):
@@ -195,6 +223,15 @@ class GradCAM(BaseCAM):
         target_layers: see `BaseCAM`.
         reshape_transform: see `BaseCAM`.
         sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import ClassifierOutputTarget, GradCAM
+        >>> model = demo.load()
+        >>> targets = [ClassifierOutputTarget(3), ClassifierOutputTarget(7)]
+        >>> GradCAM(model, [model.block])(torch.rand(2, 3, 96, 96), targets).shape
+        (2, 96, 96)
     """
 
     def __init__(
@@ -208,12 +245,26 @@ class GradCAM(BaseCAM):
         super().__init__(model, target_layers, reshape_transform, sign=sign)
 
     def get_cam_weights(
-        self, input_tensor: Tensor, target_layer: nn.Module, targets: Targets, activations: Tensor, grads: Tensor
+        self, input_tensor: Tensor, target_layer: nn.Module, targets: Targets, activations: Tensor, grads: Tensor | None
     ) -> Tensor:
+        assert grads is not None
         return grads.flatten(2).mean(2)
 
 
-class GradCAMPlusPlus(GradCAM):
+class _ByRule(GradCAM):
+    """Base of methods that differ from Grad-CAM in one rule of `explainers.common.cam_rules`."""
+
+    rule: Rule
+
+    def get_cam_weights(
+        self, input_tensor: Tensor, target_layer: nn.Module, targets: Targets, activations: Tensor, grads: Tensor | None
+    ) -> Tensor:
+        assert grads is not None
+        weights = self.rule.weigh(grads.movedim(1, -1)[None], activations.movedim(1, -1))[0]
+        return weights.movedim(-1, 1)
+
+
+class GradCAMPlusPlus(_ByRule):
     """Channels weighed by positive gradients, positions by higher derivatives (Chattopadhay et al., 2018).
 
     Args:
@@ -221,15 +272,193 @@ class GradCAMPlusPlus(GradCAM):
         target_layers: see `BaseCAM`.
         reshape_transform: see `BaseCAM`.
         sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import GradCAMPlusPlus
+        >>> model = demo.load()
+        >>> GradCAMPlusPlus(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    rule = RULES["grad-cam++"]
+
+
+class HiResCAM(_ByRule):
+    """The gradient times the activation (Draelos and Carin, 2020).
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import HiResCAM
+        >>> model = demo.load()
+        >>> HiResCAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    rule = RULES["hires-cam"]
+
+
+class LayerCAM(_ByRule):
+    """Every position weighed by its own positive gradient (Jiang et al., 2021); layers are averaged.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import LayerCAM
+        >>> model = demo.load()
+        >>> LayerCAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    rule = RULES["layer-cam"]
+
+
+class XGradCAM(_ByRule):
+    """Channels weighed by the gradient where they are active (Fu et al., 2020), with 1e-7 below.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import XGradCAM
+        >>> model = demo.load()
+        >>> XGradCAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    rule = Rule(functools.partial(activation_share, epsilon=1e-7))
+
+
+class GradCAMElementWise(_ByRule):
+    """The positive part of gradient times activation, before channels are summed.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import GradCAMElementWise
+        >>> model = demo.load()
+        >>> GradCAMElementWise(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    rule = RULES["grad-cam-elementwise"]
+
+
+class EigenGradCAM(_ByRule):
+    """The first principal component of gradient times activation, which rises with their sum over channels.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import EigenGradCAM
+        >>> model = demo.load()
+        >>> EigenGradCAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    rule = RULES["eigen-grad-cam"]
+
+    def get_cam_image(
+        self,
+        input_tensor: Tensor,
+        target_layer: nn.Module,
+        targets: Targets,
+        activations: Tensor,
+        grads: Tensor | None,
+        eigen_smooth: bool = False,
+    ) -> Tensor:
+        return super().get_cam_image(input_tensor, target_layer, targets, activations, grads, True)
+
+
+class SegEigenCAM(EigenGradCAM):
+    """The first principal component of the activation times the size of its gradient (Chung and Ying, 2025).
+
+    The map is turned so that its largest value is the larger (Eq. 13), whatever `sign` says.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import SegEigenCAM
+        >>> model = demo.load()
+        >>> SegEigenCAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    rule = RULES["seg-eigen-cam"]
+
+    def get_cam_image(
+        self,
+        input_tensor: Tensor,
+        target_layer: nn.Module,
+        targets: Targets,
+        activations: Tensor,
+        grads: Tensor | None,
+        eigen_smooth: bool = False,
+    ) -> Tensor:
+        return with_the_larger_peak_up(
+            super().get_cam_image(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
+        )
+
+
+class RandomCAM(GradCAM):
+    """Channels weighed at random between -1 and 1 by NumPy's random numbers, for comparison.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        sign: see `BaseCAM`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import RandomCAM
+        >>> model = demo.load()
+        >>> RandomCAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
     """
 
     def get_cam_weights(
-        self, input_tensor: Tensor, target_layer: nn.Module, targets: Targets, activations: Tensor, grads: Tensor
+        self, input_tensor: Tensor, target_layer: nn.Module, targets: Targets, activations: Tensor, grads: Tensor | None
     ) -> Tensor:
-        positive = grads.flatten(2).clamp_min(0)
-        sums = activations.flatten(2).sum(2, keepdim=True)
-        below = 2 * positive**2 + sums * positive**3 + 1e-6
-        return (positive**3 / below).sum(2)
+        return torch.from_numpy(np.random.uniform(-1, 1, size=tuple(activations.shape[:2]))).to(activations)
 
 
 class EigenCAM(BaseCAM):
@@ -242,6 +471,14 @@ class EigenCAM(BaseCAM):
         target_layers: see `BaseCAM`.
         reshape_transform: see `BaseCAM`.
         sign: "fixed" makes maps rise with the strength of the activation; "lapack" leaves the sign to NumPy's SVD.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import EigenCAM
+        >>> model = demo.load()
+        >>> EigenCAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
     """
 
     def __init__(
@@ -264,6 +501,83 @@ class EigenCAM(BaseCAM):
         eigen_smooth: bool = False,
     ) -> Tensor:
         return project(activations, self.sign)
+
+
+class FEM(BaseCAM):
+    """Channels weighed by how often they are unusually strong; knows no target.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        k: from how many standard deviations over the mean a position counts.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import FEM
+        >>> model = demo.load()
+        >>> FEM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Sequence[nn.Module],
+        reshape_transform: Callable[..., Tensor] | None = None,
+        k: float = 2,
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
+        self.k = k
+
+    def get_cam_weights(
+        self, input_tensor: Tensor, target_layer: nn.Module, targets: Targets, activations: Tensor, grads: Tensor | None
+    ) -> Tensor:
+        above, _ = unusual_share(activations.movedim(1, -1), self.k)
+        return above.to(activations.dtype).flatten(1, -2).mean(1)
+
+
+class KPCA_CAM(BaseCAM):  # noqa: N801
+    """The first kernel principal component of the activations, with the sign of scikit-learn; knows no target.
+
+    Args:
+        model: see `BaseCAM`.
+        target_layers: see `BaseCAM`.
+        reshape_transform: see `BaseCAM`.
+        kernel: "sigmoid", "rbf", "poly", "cosine" or "linear".
+        gamma: of the kernel; None for one divided by the number of channels.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import KPCA_CAM
+        >>> model = demo.load()
+        >>> KPCA_CAM(model, [model.block])(torch.rand(2, 3, 96, 96)).shape
+        (2, 96, 96)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layers: Sequence[nn.Module],
+        reshape_transform: Callable[..., Tensor] | None = None,
+        kernel: Kernel = "sigmoid",
+        gamma: float | None = None,
+    ) -> None:
+        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
+        self.kernel, self.gamma = kernel, gamma
+
+    def get_cam_image(
+        self,
+        input_tensor: Tensor,
+        target_layer: nn.Module,
+        targets: Targets,
+        activations: Tensor,
+        grads: Tensor | None,
+        eigen_smooth: bool = False,
+    ) -> Tensor:
+        return project_by_kernel(activations, self.kernel, self.gamma)
 
 
 def _one_or_dict(recording: Recording, layer: int) -> Any:

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyfast_xai.compat.recording import evaluating, record_call
+from pyfast_xai.compat.acceleration import Replaying
+from pyfast_xai.compat.recording import Recording, evaluating, read_call
 from pyfast_xai.errors import InputError
-from pyfast_xai.rules.response import GUIDED
+from pyfast_xai.rules.gradient import GUIDED
 
 
-class GuidedBackpropReLUModel:
+class GuidedBackpropReLUModel(Replaying):
     """Gradient that is negative neither above nor below any rectifier (Springenberg et al., 2015).
 
     Args:
@@ -20,6 +21,13 @@ class GuidedBackpropReLUModel:
 
     Raises:
         InputError: another device than the model's.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.grad_cam import GuidedBackpropReLUModel
+        >>> GuidedBackpropReLUModel(demo.load())(torch.rand(1, 3, 96, 96), target_category=3).shape
+        (96, 96, 3)
     """
 
     def __init__(self, model: nn.Module, device: torch.device | str | None = None) -> None:
@@ -50,20 +58,28 @@ class GuidedBackpropReLUModel:
             raise InputError(f"input_img must be [N, C, H, W], got {list(input_img.shape)}")
         images = input_img.detach().to(self.device)
         with evaluating(self.model):
-            recording = record_call(self.model, (images,), overlay=GUIDED)
-        scores = recording.output
-        if not isinstance(scores, Tensor) or scores.dim() != 2:
-            came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise InputError(f"model must return [N, classes], got {came}")
-        chosen = scores.argmax(1) if target_category is None else torch.as_tensor(target_category).to(scores.device)
-        if chosen.dim() > 1 or (chosen.dim() == 1 and len(chosen) != len(scores)):
-            raise InputError(f"target_category must be an int or one for each of {len(scores)} images")
-        chosen = chosen.expand(len(scores))
-        if bool(((chosen < -scores.shape[1]) | (chosen >= scores.shape[1])).any()):
-            raise InputError(f"target_category must lie below {scores.shape[1]}, got {chosen.tolist()}")
-        place = (chosen % scores.shape[1])[:, None]
-        to = recording.inputs[0]
-        assert to is not None
-        gradient = recording.gradients(lambda output: output.gather(1, place), [to])[0]
+            gradient = read_call(
+                *(self.model, (images,)),
+                lambda recording: _of_classes(recording, target_category),
+                self._replays,
+                overlay=GUIDED,
+            )
         found = gradient.permute(0, 2, 3, 1).to(torch.promote_types(gradient.dtype, torch.float32)).cpu().numpy()
         return found[0] if len(found) == 1 else found
+
+
+def _of_classes(recording: Recording, classes: int | Sequence[int] | None) -> Tensor:
+    scores = recording.output
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(f"model must return [N, classes], got {came}")
+    chosen = scores.argmax(1) if classes is None else torch.as_tensor(classes).to(scores.device)
+    if chosen.dim() > 1 or (chosen.dim() == 1 and len(chosen) != len(scores)):
+        raise InputError(f"target_category must be an int or one for each of {len(scores)} images")
+    chosen = chosen.expand(len(scores))
+    if bool(((chosen < -scores.shape[1]) | (chosen >= scores.shape[1])).any()):
+        raise InputError(f"target_category must lie below {scores.shape[1]}, got {chosen.tolist()}")
+    place = (chosen % scores.shape[1])[:, None]
+    to = recording.inputs[0]
+    assert to is not None
+    return recording.gradients(lambda output: output.gather(1, place), [to])[0]

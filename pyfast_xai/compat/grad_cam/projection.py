@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyfast_xai import ops
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.base import one_of
-from pyfast_xai.ops import Method
+from pyfast_xai.explainers.common.explainer import one_of
+from pyfast_xai.explainers.common.kernel_component import KERNELS, Kernel, first_kernel_component
+from pyfast_xai.explainers.common.principal_component import first_component
 
 Sign = Literal["fixed", "lapack"]
 SIGNS = ("fixed", "lapack")
@@ -21,7 +21,7 @@ def check_sign(sign: Sign) -> Sign:
 
 
 def project(activation: Tensor, sign: Sign = "fixed", along: Tensor | None = None) -> Tensor:
-    """The centred activations on their first principal direction.
+    """Returns the centred activations on their first principal direction.
 
     The direction of a principal component is known but for its sign.
 
@@ -37,21 +37,46 @@ def project(activation: Tensor, sign: Sign = "fixed", along: Tensor | None = Non
     Raises:
         InputError: activations that are infinite.
     """
+    matrices = _finite(activation).flatten(2).mT  # [N, positions, C]
+    if sign == "lapack":
+        centred = matrices - matrices.mean(1, keepdim=True)
+        return torch.stack([_by_lapack(matrix) for matrix in centred]).view(-1, *activation.shape[2:]).float()
+    along = matrices.square().sum(2) if along is None else along.flatten(1)
+    return first_component(matrices, along).view(-1, *activation.shape[2:]).float()
+
+
+def project_by_kernel(activation: Tensor, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Tensor:
+    """Returns the centred activations on their first kernel principal component, with the sign of scikit-learn.
+
+    Args:
+        activation: `[N, C, ...]`; NaN counts as 0.
+        kernel: "sigmoid", "rbf", "poly", "cosine" or "linear".
+        gamma: of the kernel; None for one divided by the number of channels.
+
+    Returns:
+        `[N, ...]`, signed, float32.
+
+    Raises:
+        InputError: activations that are infinite, or a kernel that does not exist.
+    """
+    rows = _finite(activation).flatten(2).mT
+    maps = first_kernel_component(rows, one_of("kernel", kernel, KERNELS), gamma)
+    return maps.view(-1, *activation.shape[2:]).float()
+
+
+def with_the_larger_peak_up(maps: Tensor) -> Tensor:
+    """Maps `[N, ...]`, each turned so that no value is further below zero than the largest is above."""
+    space = tuple(range(1, maps.dim()))
+    down = maps.amin(space, keepdim=True).abs() > maps.amax(space, keepdim=True).abs()
+    return torch.where(down, -maps, maps)
+
+
+def _finite(activation: Tensor) -> Tensor:
     whole = activation.to(torch.promote_types(activation.dtype, torch.float32))
     whole = torch.where(whole.isnan(), 0, whole)
     if bool(whole.isinf().any()):
         raise InputError("activations must not be infinite for principal components, got infinity")
-    matrices = whole.flatten(2).mT  # [N, positions, C]
-    if along is None:
-        along = matrices.square().sum(2)
-    matrices = matrices - matrices.mean(1, keepdim=True)
-    if sign == "lapack":
-        return torch.stack([_by_lapack(matrix) for matrix in matrices]).view(-1, *activation.shape[2:]).float()
-    left, singular, _, _ = ops.leading_singular(matrices.contiguous(), 1, Method.AUTO, 4, 0)
-    maps = (left * singular[:, None])[..., 0]  # [N, positions]
-    along = along.flatten(1).to(maps.dtype)
-    rises = (maps * (along - along.mean(1, keepdim=True))).sum(1, keepdim=True)
-    return torch.where(rises < 0, -maps, maps).view(-1, *activation.shape[2:]).float()
+    return whole
 
 
 def _by_lapack(matrix: Tensor) -> Tensor:
@@ -61,5 +86,38 @@ def _by_lapack(matrix: Tensor) -> Tensor:
 
 
 def get_2d_projection(activation_batch: np.ndarray, sign: Sign = "fixed") -> np.ndarray:
-    """As `project`, on arrays: `[N, C, ...]` to `[N, ...]`, float32."""
+    """Projects arrays as `project` does tensors: `[N, C, ...]` to `[N, ...]`, float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyfast_xai.compat.grad_cam import get_2d_projection
+        >>> get_2d_projection(np.random.default_rng(0).normal(size=(2, 8, 4, 4))).shape
+        (2, 4, 4)
+    """
     return project(torch.from_numpy(np.array(activation_batch)), check_sign(sign)).numpy()
+
+
+def get_2d_projection_kernel(
+    activation_batch: np.ndarray, kernel: Kernel = "sigmoid", gamma: float | None = None
+) -> np.ndarray:
+    """Returns what `project_by_kernel` does, on arrays: `[N, C, ...]` to `[N, ...]`, float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyfast_xai.compat.grad_cam import get_2d_projection_kernel
+        >>> get_2d_projection_kernel(np.random.default_rng(0).random((2, 8, 7, 7))).shape
+        (2, 7, 7)
+    """
+    return project_by_kernel(torch.from_numpy(np.array(activation_batch)), kernel, gamma).numpy()
+
+
+def get_2d_projection_with_sign_correction(activation_batch: np.ndarray) -> np.ndarray:
+    """Returns what `get_2d_projection` does, turned so that the largest value is the larger (Seg-Eigen-CAM, Eq. 13).
+
+    Example:
+        >>> import numpy as np
+        >>> from pyfast_xai.compat.grad_cam import get_2d_projection_with_sign_correction
+        >>> get_2d_projection_with_sign_correction(np.random.default_rng(0).random((2, 8, 7, 7))).shape
+        (2, 7, 7)
+    """
+    return with_the_larger_peak_up(project(torch.from_numpy(np.array(activation_batch)))).numpy()

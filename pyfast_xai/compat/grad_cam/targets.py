@@ -1,4 +1,4 @@
-"""What is explained of the output for one image: the target classes of pytorch-grad-cam."""
+"""The target classes of pytorch-grad-cam: the score to explain of the output for one image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +13,12 @@ class ClassifierOutputTarget:
 
     Args:
         category: its index.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import ClassifierOutputTarget
+        >>> ClassifierOutputTarget(1)(torch.tensor([0.0, 3.0]))
+        tensor(3.)
     """
 
     def __init__(self, category: int) -> None:
@@ -27,6 +33,12 @@ class ClassifierOutputSoftmaxTarget:
 
     Args:
         category: its index.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import ClassifierOutputSoftmaxTarget
+        >>> ClassifierOutputSoftmaxTarget(1)(torch.zeros(4))
+        tensor(0.2500)
     """
 
     def __init__(self, category: int) -> None:
@@ -41,6 +53,12 @@ class ClassifierOutputReST:
 
     Args:
         category: its index.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import ClassifierOutputReST
+        >>> ClassifierOutputReST(1)(torch.zeros(4)).shape
+        torch.Size([])
     """
 
     def __init__(self, category: int) -> None:
@@ -55,6 +73,12 @@ class BinaryClassifierOutputTarget:
 
     Args:
         category: 1, or anything else for the other class.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import BinaryClassifierOutputTarget
+        >>> BinaryClassifierOutputTarget(0)(torch.tensor([2.0]))
+        tensor([-2.])
     """
 
     def __init__(self, category: int) -> None:
@@ -65,14 +89,28 @@ class BinaryClassifierOutputTarget:
 
 
 class SoftmaxOutputTarget:
-    """All probabilities."""
+    """All probabilities.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import SoftmaxOutputTarget
+        >>> SoftmaxOutputTarget()(torch.zeros(4))
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return model_output.softmax(-1)
 
 
 class RawScoresOutputTarget:
-    """The output as it is."""
+    """The output as it is.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import RawScoresOutputTarget
+        >>> RawScoresOutputTarget()(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
 
     def __call__(self, model_output: Tensor) -> Tensor:
         return model_output
@@ -84,6 +122,13 @@ class SemanticSegmentationTarget:
     Args:
         category: its index.
         mask: of the pixels, `[H, W]`.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import SemanticSegmentationTarget
+        >>> SemanticSegmentationTarget(1, np.ones((2, 2), np.float32))(torch.ones(3, 2, 2))
+        tensor(4.)
     """
 
     def __init__(self, category: int, mask: np.ndarray) -> None:
@@ -94,7 +139,7 @@ class SemanticSegmentationTarget:
 
 
 class FasterRCNNBoxScoreTarget:
-    """How well boxes that were found before are found again: overlap and score of the best of the same label.
+    """The agreement with known boxes: overlap and score of the best new box of the same label.
 
     A box that overlaps with none by enough, or with one of another label, counts nothing.
 
@@ -102,6 +147,14 @@ class FasterRCNNBoxScoreTarget:
         labels: of the boxes.
         bounding_boxes: each `[4]`, corners (x0, y0, x1, y1).
         iou_threshold: the overlap from which a box is found.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import FasterRCNNBoxScoreTarget
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10]])
+        >>> output = {"boxes": boxes, "labels": torch.tensor([1]), "scores": torch.tensor([0.75])}
+        >>> float(FasterRCNNBoxScoreTarget([1], [[0, 0, 10, 10]])(output))
+        1.75
     """
 
     def __init__(
@@ -123,7 +176,7 @@ class FasterRCNNBoxScoreTarget:
 
 
 def _overlaps(box: Tensor, boxes: Tensor) -> Tensor:
-    """Intersection over union of a box `[4]` with others `[M, 4]`."""
+    """Returns the intersection over union of a box `[4]` with others `[M, 4]`."""
     sides = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])).clamp_min(0)
     shared = sides.prod(1)
     return shared / ((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared)
@@ -136,6 +189,12 @@ class FinerWeightedTarget:
         main_category: index of the class.
         comparison_categories: indices of the others.
         alpha: how much of theirs is taken off.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai.compat.grad_cam import FinerWeightedTarget
+        >>> FinerWeightedTarget(0, [1, 2], alpha=0.6)(torch.tensor([2.0, 1.0, 1.0])).shape
+        torch.Size([])
     """
 
     def __init__(self, main_category: int, comparison_categories: Sequence[int], alpha: float) -> None:

@@ -1,14 +1,15 @@
-"""Where the inputs of a run come from, one kind a file."""
+"""Sources of the inputs of a run, one kind a file."""
 
-import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pyfast_xai.datasets.sources.entries import Listing
 from pyfast_xai.datasets.sources.files import Files, csv_list, files
+from pyfast_xai.datasets.sources.filesystems import file_system, is_remote
 from pyfast_xai.datasets.sources.huggingface import HuggingFace, load
-from pyfast_xai.datasets.sources.item import Item, Labelled, Listing, Source
+from pyfast_xai.datasets.sources.item import Item, Labelled, Source, StreamedSource
 from pyfast_xai.datasets.sources.parquet import ParquetImages, parquet
 from pyfast_xai.datasets.sources.tars import Tars
 from pyfast_xai.datasets.sources.torch_dataset import TorchDataset
@@ -22,71 +23,90 @@ __all__ = [
     "Listing",
     "ParquetImages",
     "Source",
+    "StreamedSource",
     "Tars",
     "TorchDataset",
     "open_source",
 ]
 
 
-def open_source(given: Any, without: str | Path | None = None) -> Source:
-    """The source that something stands for.
+def open_source(source: Any, without: str | Path | None = None) -> Source:
+    """Returns the source that something stands for.
 
     Args:
-        given: a `Source`; a `datasets.Dataset`; an object with a length and items, such as a torch `Dataset`; or one or
-            several texts: picture files, folders and patterns of them, a `.csv` list, `.parquet` files, `.tar` files
-            (also as patterns), or `hf:NAME[:SPLIT][@REVISION]`.
+        source: a `Source`; a `datasets.Dataset`; an object with a length and items, such as a torch `Dataset`; or one
+            or several texts: picture files, folders and patterns of them, a `.csv` list, `.parquet` files, `.tar`
+            files (also as patterns), each on this machine or as `s3://…`, `gs://…` or `az://…`; or
+            `hf:NAME[:SPLIT][@REVISION]`.
         without: a folder that is passed over where it lies below one of the given.
 
     Raises:
         InputError: nothing of the sort, or several kinds at once.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pyfast_xai import datasets
+        >>> Image.new("RGB", (96, 96)).save("black.png")
+        >>> [item.id for item in datasets.open_source("black.png").items(0, 1)]
+        ['black.png']
     """
-    if isinstance(given, Source):
-        return given
-    if isinstance(given, (str, os.PathLike)):
-        given = [given]
-    if isinstance(given, Sequence) and given and all(isinstance(one, (str, os.PathLike)) for one in given):
-        names = [os.fspath(one) for one in given]
-        source = _named(names, without)
-        source.spec = [name if name.startswith("hf:") else os.path.abspath(name) for name in names]
+    if isinstance(source, Source):
         return source
-    if type(given).__module__.split(".")[0] == "datasets":
-        return HuggingFace(given)
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (str, Sequence)):
-        return TorchDataset(given)
-    raise InputError(f"source must be paths, a data set or a Source, got {type(given).__name__}")
+    if isinstance(source, (str, os.PathLike)):
+        source = [source]
+    if isinstance(source, Sequence) and source and all(isinstance(one, (str, os.PathLike)) for one in source):
+        names = [os.fspath(one) for one in source]
+        opened = _named(names, without)
+        opened.spec = [name if _is_fetched(name) else os.path.abspath(name) for name in names]
+        return opened
+    if type(source).__module__.split(".")[0] == "datasets":
+        return HuggingFace(source)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, (str, Sequence)):
+        return TorchDataset(source)
+    raise InputError(f"source must be paths, a data set or a Source, got {type(source).__name__}")
 
 
 def _named(names: Sequence[str], without: str | Path | None) -> Source:
-    remote = next((name for name in names if "://" in name or name.startswith("pipe:")), None)
-    if remote is not None:
-        raise InputError(f"source must lie on this machine, or be 'hf:NAME', got {remote!r}")
+    if not all(names):
+        raise InputError("source must be paths or names of data sets, got an empty text; `.` is the working folder")
     kinds = {_kind(name) for name in names}
     if len(kinds) > 1:
         raise InputError(f"source must be of one kind, got {' and '.join(sorted(kinds))}")
     (kind,) = kinds
+    if kind == "hf":
+        return load(_only(names, kind).removeprefix("hf:"))
+    if len({name.partition("://")[0] if is_remote(name) else "" for name in names}) > 1:
+        raise InputError("source must lie in one place, got names on this machine and URLs, or URLs of several stores")
     if kind == "pictures":
         return files(names, without)
-    if kind in ("hf", "csv"):
-        if len(names) > 1:
-            raise InputError(f"source must be one where it is {kind}, got {len(names)}")
-        return load(names[0].removeprefix("hf:")) if kind == "hf" else csv_list(names[0])
-    paths = list(dict.fromkeys(path for name in names for path in _expanded(name)))
-    return Tars(paths) if kind == "tar" else parquet(paths)
+    if kind == "csv":
+        return csv_list(_only(names, kind))
+    system = file_system(names[0])
+    paths = list(dict.fromkeys(path for name in names for path in _expanded(system, name)))
+    return Tars(paths, system) if kind == "tar" else parquet(paths, system)
+
+
+def _only(names: Sequence[str], kind: str) -> str:
+    if len(names) > 1:
+        raise InputError(f"source must be one where it is {kind}, got {len(names)}")
+    return names[0]
+
+
+def _is_fetched(name: str) -> bool:
+    """Returns whether a name stands for something on another machine."""
+    return name.startswith("hf:") or is_remote(name)
 
 
 def _kind(name: str) -> str:
     if name.startswith("hf:"):
         return "hf"
     suffix = os.path.splitext(name)[1].lower()
-    plain = suffix in (".csv", ".tar", ".parquet") and not os.path.isdir(name)
-    return suffix[1:] if plain else "pictures"
+    is_file = suffix in (".csv", ".tar", ".parquet") and not file_system(name).is_folder(name)
+    return suffix[1:] if is_file else "pictures"
 
 
-def _expanded(name: str) -> list[Path]:
-    # A file may have brackets in its name.
-    if os.path.lexists(name) or not glob.has_magic(name):
-        return [Path(name)]
-    found = sorted(Path(path) for path in glob.glob(name, recursive=True))
-    if not found:
+def _expanded(system: Any, name: str) -> list[str]:
+    paths = system.matching(name)
+    if not paths:
         raise InputError(f"source must name at least one file, got none for {name!r}")
-    return found
+    return paths

@@ -1,16 +1,22 @@
 """Data sets of Hugging Face's `datasets`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from pyfast_xai.datasets.sources.files import read_file
-from pyfast_xai.datasets.sources.item import Item, Source, unique
+import pyarrow as pa
+
+from pyfast_xai.datasets.sources.entries import entries
+from pyfast_xai.datasets.sources.filesystems import LocalFiles
+from pyfast_xai.datasets.sources.item import Item, StreamedSource, valid
+from pyfast_xai.datasets.sources.labels import label_columns
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import ImageError
 
+_BLOCK = 1000  # entries that are read together, and pictures
 
-class HuggingFace(Source):
+
+class HuggingFace(StreamedSource):
     """The images of a `datasets.Dataset`, taken as bytes and decoded here.
 
     Args:
@@ -21,6 +27,12 @@ class HuggingFace(Source):
 
     Raises:
         InputError: no such column, or several splits.
+
+    Example:
+        >>> from pyfast_xai.datasets import HuggingFace
+        >>> import datasets  # doctest: +SKIP
+        >>> pictures = datasets.load_dataset("beans", split="test")  # doctest: +SKIP
+        >>> source = HuggingFace(pictures, column="image", label="labels")  # doctest: +SKIP
     """
 
     kind = "huggingface"
@@ -37,29 +49,48 @@ class HuggingFace(Source):
             raise InputError(f"column must be one of images, {images}, got {column!r}")
         self._column = column or images[0]
         self._data = dataset.cast_column(self._column, datasets.Image(decode=False))
-        self._stamp = str(dataset._fingerprint)
+        self._fingerprint = str(dataset._fingerprint)
         names = dataset.column_names
-        ids = ids or ("id" if "id" in names else None)
-        label = label or ("label" if "label" in names else None)
-        self.ids = unique(map(str, dataset[ids] if ids else range(len(dataset))))
-        self._labels = list(dataset[label]) if label else [None] * len(dataset)
+        self._ids = ids or ("id" if "id" in names else None)
+        self._label = label or ("label" if "label" in names else None)
+        for name in filter(None, (self._ids, self._label)):
+            if name not in names:
+                raise InputError(f"column must be one of {', '.join(names)}, got {name!r}")
 
-    def items(self, start: int, stop: int) -> Iterator[Item]:
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def entries(self) -> Iterator[pa.RecordBatch]:
+        columns = [name for name in (self._ids, self._label) if name is not None]
+        tables = self._data.select_columns(columns).with_format("arrow") if columns else None
+        for start in range(0, len(self), _BLOCK):
+            rows = range(start, min(start + _BLOCK, len(self)))
+            table = None if tables is None else tables[rows.start : rows.stop]
+            names = rows if self._ids is None or table is None else [value.as_py() for value in table[self._ids]]
+            labels, why = (None, None)
+            if self._label is not None and table is not None:
+                labels, why = label_columns(table[self._label])
+            yield entries([valid(name) for name in names], label=labels, label_error=why)
+
+    def items_at(self, indices: Sequence[int], listed: pa.Table) -> Iterator[Item]:
         pictures = self._data.select_columns([self._column])
-        for index in range(start, min(stop, len(self))):
-            label = self._labels[index]
-            read = partial(_read, pictures[index][self._column], self.ids[index])
-            yield Item(self.ids[index], index, f"#{index}", read, label if isinstance(label, int) else None)
+        known = listed.select(["id", "label", "label_error"]).to_pylist()
+        for index, entry in zip(indices, known, strict=True):
+            read = partial(_bytes_of, pictures[index][self._column], entry["id"])
+            yield Item(entry["id"], index, f"#{index}", read, entry["label"], entry["label_error"])
 
     def stamps(self) -> Iterator[str]:
-        yield self._stamp
+        yield self._fingerprint
+
+    def anchor(self) -> Any:
+        return [self._fingerprint, len(self), self._column, self._label, self._ids]
 
 
 def load(spec: str) -> HuggingFace:
-    """`NAME`, `NAME:SPLIT` or `NAME:SPLIT@REVISION` of the Hub, or a folder that `save_to_disk` wrote.
+    """Returns `NAME`, `NAME:SPLIT` or `NAME:SPLIT@REVISION` of the Hub, or a folder that `save_to_disk` wrote.
 
     Raises:
-        InputError: `datasets` is not installed, or finds nothing.
+        InputError: `datasets` is not installed, or has no such data set.
     """
     try:
         import datasets
@@ -68,16 +99,16 @@ def load(spec: str) -> HuggingFace:
     name, _, revision = spec.partition("@")
     name, _, split = name.partition(":")
     try:
-        found = datasets.load_dataset(name, split=split or "train", revision=revision or None)
+        dataset = datasets.load_dataset(name, split=split or "train", revision=revision or None)
     except Exception as error:  # whatever the Hub and its loaders raise
         raise InputError(f"source 'hf:{spec}' must be a data set, got {type(error).__name__}: {error}") from error
-    return HuggingFace(found)
+    return HuggingFace(dataset)
 
 
-def _read(value: Any, name: str) -> bytes:
-    found = value or {}
-    if found.get("bytes"):
-        return found["bytes"]
-    if found.get("path"):
-        return read_file(found["path"])
+def _bytes_of(value: Any, name: str) -> bytes:
+    value = value or {}
+    if value.get("bytes"):
+        return value["bytes"]
+    if value.get("path"):
+        return LocalFiles().read(value["path"])
     raise ImageError(f"image {name!r} must have bytes or a path, got neither")

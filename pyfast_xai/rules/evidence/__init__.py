@@ -1,19 +1,19 @@
 """Evidence: sets of points walk from an output neuron back to the pixels that excite it (CNN-Fixations)."""
 
 from pyfast_xai.rules.evidence import arithmetic, attention, indexing, layers, pools, recurrent
-from pyfast_xai.rules.evidence.backward import Options, Step, reading, rule, walk
+from pyfast_xai.rules.evidence.backward import Options, TraceContext, policy, rule, walk
 from pyfast_xai.rules.evidence.points import Points
 
 __all__ = [
     "Options",
     "Points",
-    "Step",
+    "TraceContext",
     "arithmetic",
     "attention",
     "indexing",
     "layers",
+    "policy",
     "pools",
-    "reading",
     "recurrent",
     "rule",
     "walk",

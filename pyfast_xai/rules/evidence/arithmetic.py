@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.evidence.backward import TraceContext, rule
 from pyfast_xai.rules.evidence.points import Points, broadcast, gather
 from pyfast_xai.tape import Node, Value, key
 
@@ -23,135 +23,135 @@ _GATES = {f"aten::{name}" for name in ("sigmoid", "hardsigmoid", "softmax", "tan
     *("pow", "sqrt", "square", "exp", "log", "log1p", "abs", "round", "floor", "ceil", "nan_to_num"),
     *("clone", "contiguous", "alias", "detach", "lift_fresh", "to", "_to_copy", "type_as", "float", "half"),
 )
-def identity(step: Step, input: Any, *rest: Any, **_: Any) -> None:
-    """One input element a result element, in the same place."""
-    step.send(input, step.points)
+def identity(ctx: TraceContext, input: Any, *rest: Any, **_: Any) -> None:
+    """Traces each element to the input element in the same place."""
+    ctx.propagate(input, ctx.points)
 
 
 @rule("neg", "rsqrt", "reciprocal")
-def falling(step: Step, input: Any, *rest: Any) -> None:
-    """The lower the input, the higher the output."""
-    step.send(input, step.points.flip())
+def falling(ctx: TraceContext, input: Any, *rest: Any) -> None:
+    """Traces each element to the same place with its sign turned: the lower the input, the higher the output."""
+    ctx.propagate(input, ctx.points.flip())
 
 
 @rule("fill", "zero", "copy", "fill_diagonal")
-def replaced(step: Step, self: Value, source: Any = None, *rest: Any, **_: Any) -> None:
-    """What was there before is gone; a copied tensor may have been broadcast."""
+def replaced(ctx: TraceContext, self: Value, source: Any = None, *rest: Any, **_: Any) -> None:
+    """Ends the trace at overwritten elements; follows a copied tensor, which may have been broadcast."""
     if isinstance(source, Value):
-        step.send(source, step.points.to(broadcast(step.points.index, step.shape, source.shape)))
+        ctx.propagate(source, ctx.points.to(broadcast(ctx.points.index, ctx.shape, source.shape)))
 
 
 def _both(node: Node) -> tuple[str, ...]:
-    """Operands are compared only where both depend on the input."""
+    """Returns the operands are compared only where both depend on the input."""
     return ("self", "other") if all(isinstance(argument, Value) for argument in node.args[:2]) else ()
 
 
-def _send(step: Step, value: Any, points: Points) -> None:
+def _send(ctx: TraceContext, value: Any, points: Points) -> None:
     if isinstance(value, Value):
-        step.send(value, points.to(broadcast(points.index, step.shape, value.shape)))
+        ctx.propagate(value, points.to(broadcast(points.index, ctx.shape, value.shape)))
 
 
-def _constant(step: Step, operand: Any) -> Tensor | float:
-    """A constant operand of the points, broadcast to them."""
+def _constant(ctx: TraceContext, operand: Any) -> Tensor | float:
+    """Returns a constant operand of the points, broadcast to them."""
     # A number that the model keeps on the host, beside activations on a device.
-    if not isinstance(operand, Tensor) or operand.device != step.points.index.device:
+    if not isinstance(operand, Tensor) or operand.device != ctx.points.index.device:
         return float(operand)
-    return gather(operand, broadcast(step.points.index, step.shape, operand.shape))
+    return gather(operand, broadcast(ctx.points.index, ctx.shape, operand.shape))
 
 
-def _sum(step: Step, first: Any, second: Any, scale: float) -> None:
-    """`first + scale * second`: the larger contributor; a tie goes to the skip path."""
-    points = step.points
+def _sum(ctx: TraceContext, first: Any, second: Any, scale: float) -> None:
+    """Traces `first + scale * second` to the larger contributor; a tie goes to the skip path."""
+    points = ctx.points
     turned = points.flip() if scale < 0 else points
     if not (isinstance(first, Value) and isinstance(second, Value)):
-        _send(step, first, points)
-        _send(step, second, turned)
+        _send(ctx, first, points)
+        _send(ctx, second, turned)
         return
-    a, b = step.tensor("self"), step.tensor("other")
-    a = gather(a, broadcast(points.index, step.shape, a.shape))
-    b = gather(b, broadcast(points.index, step.shape, b.shape)) * scale
+    a, b = ctx.tensor("self"), ctx.tensor("other")
+    a = gather(a, broadcast(points.index, ctx.shape, a.shape))
+    b = gather(b, broadcast(points.index, ctx.shape, b.shape)) * scale
     lead = points.signed(a) - points.signed(b)
     # The skip path is the one with fewer layers on it; of equals, the first operand.
-    takes_first = lead > 0 if step.depth(second) < step.depth(first) else lead >= 0
-    _send(step, first, points.to(points.index, takes_first))
-    _send(step, second, turned.to(turned.index, ~takes_first))
+    takes_first = lead > 0 if ctx.depth(second) < ctx.depth(first) else lead >= 0
+    _send(ctx, first, points.to(points.index, takes_first))
+    _send(ctx, second, turned.to(turned.index, ~takes_first))
 
 
 @rule("add", saves=_both)
-def add(step: Step, self: Any, other: Any, *, alpha: float = 1) -> None:
-    _sum(step, self, other, alpha)
+def add(ctx: TraceContext, self: Any, other: Any, *, alpha: float = 1) -> None:
+    _sum(ctx, self, other, alpha)
 
 
 @rule("sub", saves=_both)
-def sub(step: Step, self: Any, other: Any, *, alpha: float = 1) -> None:
-    _sum(step, self, other, -alpha)
+def sub(ctx: TraceContext, self: Any, other: Any, *, alpha: float = 1) -> None:
+    _sum(ctx, self, other, -alpha)
 
 
 @rule("rsub", saves=_both)
-def rsub(step: Step, self: Any, other: Any, alpha: float = 1) -> None:
+def rsub(ctx: TraceContext, self: Any, other: Any, alpha: float = 1) -> None:
     if isinstance(other, Value):
-        raise UnsupportedOpError(f"CNN-Fixations has no rule for rsub of two activations, {step.node.name!r}")
-    _send(step, self, step.points.flip() if alpha > 0 else step.points)
+        raise UnsupportedOpError(f"CNN-Fixations has no rule for rsub of two activations, {ctx.node.name!r}")
+    _send(ctx, self, ctx.points.flip() if alpha > 0 else ctx.points)
 
 
-def _is_gate(step: Step, value: Value) -> bool:
-    producer = step.producer(value)
+def _is_gate(ctx: TraceContext, value: Value) -> bool:
+    producer = ctx.producer(value)
     return producer is not None and key(producer.op) in _GATES
 
 
 @rule("mul")
-def mul(step: Step, self: Any, other: Any) -> None:
-    """A gated feature is traced, its gate is not; a negative constant turns the sign."""
+def mul(ctx: TraceContext, self: Any, other: Any) -> None:
+    """Traces a product to the gated feature, not to its gate; a negative constant turns the sign."""
     for feature, factor in ((self, other), (other, self)):
         if isinstance(feature, Value) and not isinstance(factor, Value):
-            factor = _constant(step, factor)
+            factor = _constant(ctx, factor)
             negative = factor < 0
             if isinstance(negative, Tensor):
-                _send(step, feature, step.points.flip(negative))
+                _send(ctx, feature, ctx.points.flip(negative))
             else:
-                _send(step, feature, step.points.flip() if negative else step.points)
+                _send(ctx, feature, ctx.points.flip() if negative else ctx.points)
             return
-    smaller = other.numel < self.numel or (other.numel == self.numel and not _is_gate(step, self))
-    _send(step, self if smaller else other, step.points)
+    smaller = other.numel < self.numel or (other.numel == self.numel and not _is_gate(ctx, self))
+    _send(ctx, self if smaller else other, ctx.points)
 
 
 @rule("div", "true_divide")
-def div(step: Step, self: Any, other: Any, **_: Any) -> None:
+def div(ctx: TraceContext, self: Any, other: Any, **_: Any) -> None:
     if isinstance(self, Value) and not isinstance(other, Value):
-        mul(step, self, other)
+        mul(ctx, self, other)
     elif isinstance(self, Value):
-        _send(step, self, step.points)  # the denominator normalises (local response normalisation)
+        _send(ctx, self, ctx.points)  # the denominator normalises (local response normalisation)
     else:
-        _send(step, other, step.points.flip())
+        _send(ctx, other, ctx.points.flip())
 
 
 @rule("where", "masked_fill")
-def masked(step: Step, *args: Any) -> None:
-    """`where(mask, a, b)` and `masked_fill(a, mask, number)`: the operand the mask chose."""
-    mask, chosen, other = args if step.node.op._schema.name == "aten::where" else (args[1], args[2], args[0])
+def masked(ctx: TraceContext, *args: Any) -> None:
+    """Traces `where(mask, a, b)` and `masked_fill(a, mask, number)` to the operand that the mask chose."""
+    mask, chosen, other = args if ctx.node.op._schema.name == "aten::where" else (args[1], args[2], args[0])
     if isinstance(mask, Value):
-        raise UnsupportedOpError(f"CNN-Fixations has no rule for a mask that depends on the input, {step.node.name!r}")
-    on = gather(mask, broadcast(step.points.index, step.shape, mask.shape))
-    _send(step, chosen, step.points.to(step.points.index, on))
-    _send(step, other, step.points.to(step.points.index, ~on))
+        raise UnsupportedOpError(f"CNN-Fixations has no rule for a mask that depends on the input, {ctx.node.name!r}")
+    on = gather(mask, broadcast(ctx.points.index, ctx.shape, mask.shape))
+    _send(ctx, chosen, ctx.points.to(ctx.points.index, on))
+    _send(ctx, other, ctx.points.to(ctx.points.index, ~on))
 
 
 @rule("maximum", "minimum", saves=["self", "other"])
-def extremum(step: Step, self: Any, other: Any) -> None:
-    """The operand that the result was taken from."""
-    a, b = (gather(step.tensor(n), broadcast(step.points.index, step.shape, step.tensor(n).shape)) for n in _PAIR)
-    first = a >= b if key(step.node.op) == "aten::maximum" else a <= b
-    _send(step, self, step.points.to(step.points.index, first))
-    _send(step, other, step.points.to(step.points.index, ~first))
+def extremum(ctx: TraceContext, self: Any, other: Any) -> None:
+    """Traces a minimum or maximum to the operand that the result was taken from."""
+    a, b = (gather(ctx.tensor(n), broadcast(ctx.points.index, ctx.shape, ctx.tensor(n).shape)) for n in _PAIR)
+    first = a >= b if "max" in ctx.node.op._schema.name else a <= b
+    _send(ctx, self, ctx.points.to(ctx.points.index, first))
+    _send(ctx, other, ctx.points.to(ctx.points.index, ~first))
 
 
 _PAIR = ("self", "other")
 
 
 @rule("glu", saves=())
-def glu(step: Step, input: Value, dim: int = -1) -> None:
-    """The first half of the channels, which the second half gates."""
-    dim %= len(step.shape)
-    inner = math.prod(step.shape[dim:])
-    outer = torch.div(step.points.index, inner, rounding_mode="floor")
-    step.send(input, step.points.to(outer * 2 * inner + step.points.index % inner))
+def glu(ctx: TraceContext, input: Value, dim: int = -1) -> None:
+    """Traces a GLU to the first half of the channels, which the second half gates."""
+    dim %= len(ctx.shape)
+    inner = math.prod(ctx.shape[dim:])
+    outer = torch.div(ctx.points.index, inner, rounding_mode="floor")
+    ctx.propagate(input, ctx.points.to(outer * 2 * inner + ctx.points.index % inner))

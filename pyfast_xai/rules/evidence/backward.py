@@ -1,6 +1,6 @@
-"""The walk itself: visit the tape backwards and hand the points of each result to the rule of its op."""
+"""The trace: visits the tape from its end and hands the points of each result to the rule of its op."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,14 +12,14 @@ from pyfast_xai import ops
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.ops import Location
 from pyfast_xai.rules.evidence.points import Points, union
-from pyfast_xai.rules.saving import keep_arguments
+from pyfast_xai.rules.saving import Saves, keep_arguments
 from pyfast_xai.tape import Node, Tape, Value, key
-from pyfast_xai.tape.record import Keep
+from pyfast_xai.tape.record import SaveTensor
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the paper leaves open.
+    """Choices that the paper leaves open.
 
     Attributes:
         location: where in a receptive field a point lands.
@@ -34,8 +34,8 @@ class Options:
     signed: bool = False
 
 
-class Step:
-    """One node on the way back: the points of its results, and where they go.
+class TraceContext:
+    """One operation of a trace: the points of its results, and where they go.
 
     Attributes:
         node: the operation.
@@ -56,106 +56,125 @@ class Step:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the result that `points` lie on."""
+        """Returns the shape of the result that `points` lie on."""
         at = next(i for i, points in enumerate(self.results) if points is self.points)
         value = self.node.outputs[at]
         assert value is not None
         return value.shape
 
     def tensor(self, name: str) -> Tensor:
-        """What the rule saved under this name."""
+        """Returns what the rule saved under this name."""
         return self.node.saved[name].tensor
 
     def producer(self, value: Value) -> Node | None:
-        """The node that made a value; None for an input."""
+        """Returns the node that made a value; None for an input."""
         return self._walk.tape.producer(value)
 
     def depth(self, value: Value) -> int:
-        """The most layers with weights between an input and this value."""
+        """Returns the most layers with weights between an input and this value."""
         return self._walk.depth(value)
 
-    def send(self, value: Any, points: Points) -> None:
-        """Continue at an argument of the node; what reaches a constant ends there.
+    def leads(self, value: Any) -> bool:
+        """Returns whether an argument of the node depends on what the points are traced to."""
+        return isinstance(value, Value) and value in self._walk.leading
 
-        Of points that go to several arguments, each should go to one: `points.to(index, keep)`. The same points sent
-        to several count as other points at each.
+    def propagate(self, value: Any, points: Points) -> None:
+        """Continues at an argument of the node; what reaches a constant, or only other inputs, ends there.
+
+        Split points between arguments with `points.to(index, keep)`. Sending the same points to two arguments
+        duplicates them.
         """
-        if not isinstance(value, Value) or not len(points):
+        if not self.leads(value) or not len(points):
             return
         before = [sent for sent in self._sent if sent.origins is points.origins]
         self._sent.append(points)
         if before and not all(sent.share for sent in (*before, points)):
             points = replace(points, origins=frozenset())
-        self._walk.pending.setdefault(value, []).append(replace(points, share=False))
+        start = points.start and not weighted(self.node)
+        self._walk.pending.setdefault(value, []).append(replace(points, share=False, start=start))
 
     def sign_bits(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The packed signs of a weight `[O, I]`, packed once a walk at most."""
+        """Returns the packed signs of a weight `[O, I]`, packed once a trace at most."""
         bits = self._walk.sign_bits.get(weight)
         if bits is None:
             bits = self._walk.sign_bits[weight] = ops.sign_bits(weight)
         return bits
 
 
-Rule = Callable[..., None]
-Saves = Callable[[Node], Iterable[str]]
+Trace = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The rule that traces evidence through one op.
+
+    Attributes:
+        trace: `trace(ctx, *args, **kwargs)`, see `rule`.
+        saves: names of the op's tensor arguments that `trace` reads, or a function of the node that gives them.
+        weighted: the op is a layer with weights that the input does not determine.
+    """
+
+    trace: Trace
+    saves: Saves = ()
+    weighted: bool = False
+
 
 _rules: dict[str, Rule] = {}
-_saves: dict[str, Saves] = {}
-# Ops with weights that the input does not determine.
-_LAYERS = ("conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm", "mm", "lstm", "lstm_cell")
-_WEIGHTED = {f"aten::{name}" for name in _LAYERS}
 
 
-def rule(*names: str, saves: Iterable[str] | Saves = ()) -> Callable[[Rule], Rule]:
-    """Register an evidence rule.
+def rule(*names: str, saves: Saves = (), weighted: bool = False) -> Callable[[Trace], Trace]:
+    """Registers an evidence rule, also for explainers that exist already.
 
     Args:
         *names: ops by schema name, without overload or trailing underscore, e.g. "aten::relu"; `aten::` may be left
             out. The in-place form is meant too.
         saves: names of the op's tensor arguments that the rule reads, or a function of the node that gives them.
+        weighted: the op is a layer with weights. Points below it are told from those that no layer has traced, and of
+            two branches that are added the one with fewer such layers is the skip path.
 
-    The rule is called as `rule(step, *args, **kwargs)` with the arguments of the node, in which a `Value` stands for
-    every tensor that depends on the inputs, and calls `step.send(argument, points)`.
+    The rule is called as `rule(ctx, *args, **kwargs)` with the arguments of the node, in which a `Value` stands for
+    every tensor that depends on the inputs, and calls `ctx.propagate(argument, points)`.
     """
-    given = saves if callable(saves) else (lambda node, fixed=tuple(saves): fixed)
 
-    def register(function: Rule) -> Rule:
+    def register(function: Trace) -> Trace:
         for name in names:
-            qualified = name if "::" in name else f"aten::{name}"
-            _rules[qualified] = function
-            _saves[qualified] = given
+            _rules[name if "::" in name else f"aten::{name}"] = Rule(function, saves, weighted)
         return function
 
     return register
 
 
 def weighted(node: Node) -> bool:
-    """Whether a node is a layer with weights."""
-    return key(node.op) in _WEIGHTED
+    """Returns whether a node is a layer with weights."""
+    entry = _rules.get(key(node.op))
+    return entry is not None and entry.weighted
 
 
 class _Evidence:
     """The reading, as a recording sees it."""
 
-    def understands(self, op: OpOverload) -> bool:
+    def handles(self, op: OpOverload) -> bool:
         return key(op) in _rules
 
-    def save(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name = key(node.op)
-        if name not in _saves:
-            return
-        keep_arguments(node, _saves[name](node), keep, args, kwargs)
+    def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entry = _rules.get(key(node.op))
+        if entry is not None:
+            keep_arguments(node, entry.saves, keep, args, kwargs)
 
-    def run(self, node: Node, keep: Keep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return node(*args, **kwargs)
 
 
-reading = _Evidence()
+policy = _Evidence()
 
 
 class _Walk:
-    def __init__(self, tape: Tape, options: Options) -> None:
+    def __init__(self, tape: Tape, to: Value, options: Options) -> None:
         self.tape = tape
+        self.leading = {to}
+        for node in tape.nodes:
+            if not self.leading.isdisjoint(node.inputs):
+                self.leading.update(value for value in node.outputs if value is not None)
         self.options = options
         self.batch = tape.inputs[0].shape[0]
         self.pending: dict[Value, list[Points]] = {}
@@ -180,10 +199,10 @@ class _Walk:
 
 
 def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -> Points:
-    """Trace points back to a value.
+    """Traces points back to a value.
 
     Args:
-        tape: recorded with `reading`.
+        tape: recorded with `policy`.
         starts: points to explain, by the value they lie on.
         to: where to stop: an input of the tape or any value on the way.
         options: what the paper leaves open.
@@ -195,7 +214,7 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
     Raises:
         UnsupportedOpError: an op on the way has no rule.
     """
-    state = _Walk(tape, options)
+    state = _Walk(tape, to, options)
     for start, points in starts.items():
         state.pending[start] = [Points(points.index, points.negative, start=True)]
     with torch.inference_mode():
@@ -205,20 +224,25 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
             arrived = [[] if value is None else state.pending.pop(value, []) for value in node.outputs]
             if not any(arrived):
                 continue
-            function = _rules.get(key(node.op))
-            if function is None:
+            entry = _rules.get(key(node.op))
+            if entry is None:
                 raise UnsupportedOpError(
                     f"CNN-Fixations has no evidence rule for {key(node.op)}, which ran in {node.path or 'the model'!r} "
                     f"(operation {node.name!r}); register one with pyfast_xai.rules.evidence.rule({key(node.op)!r})"
+                )
+            if any(value is not None and value.dtype.is_complex for value in (*node.inputs, *node.outputs)):
+                raise UnsupportedOpError(
+                    f"CNN-Fixations has no rule for complex numbers, which {key(node.op)} in "
+                    f"{node.path or 'the model'!r} (operation {node.name!r}) works with: there is no larger one of two"
                 )
             # Points that came past a layer and points that did not are traced apart: rules tell them from each other.
             for past_layers in (False, True):
                 results = []
                 for value, parts in zip(node.outputs, arrived, strict=True):
-                    own = [part for part in parts if part.start != past_layers]
-                    results.append(union(own, value.numel) if own and value is not None else None)
+                    chosen = [part for part in parts if part.start != past_layers]
+                    results.append(union(chosen, value.numel) if chosen and value is not None else None)
                 if any(points is not None for points in results):
-                    function(Step(state, node, results), *node.args, **node.kwargs)
+                    entry.trace(TraceContext(state, node, results), *node.args, **node.kwargs)
         reached = state.pending.get(to)
         empty = torch.empty(0, dtype=torch.int64, device=to.device)
         return Points(empty) if reached is None else union(reached, to.numel)

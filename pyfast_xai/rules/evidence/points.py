@@ -1,6 +1,6 @@
 """Sets of positions in a tensor.
 
-How many points are left after a choice only their values tell, and a device would have to be waited for to hear it. On
+The number of points left after a choice depends on their values; reading it would synchronise with the GPU. On
 the CPU, points that are not chosen are left out. On a device they stay in the list with an index of -1, *absent*: every
 list has the length that shapes alone give it, and nothing is read.
 """
@@ -30,7 +30,7 @@ def marking() -> Iterator[None]:
 
 
 def marks(index: Tensor) -> bool:
-    """Whether absent points stay in this list, as -1."""
+    """Returns whether absent points stay in this list, as -1."""
     return index.device.type != "cpu" or _everywhere.get()
 
 
@@ -75,11 +75,11 @@ class Points:
             object.__setattr__(self, "origins", frozenset((Origin(len(self.index)),)))
 
     def __len__(self) -> int:
-        """How many entries there are, absent ones among them."""
+        """Returns how many entries there are, absent ones among them."""
         return len(self.index)
 
     def to(self, index: Tensor, keep: Tensor | None = None) -> "Points":
-        """The same points at other indices; where `keep` is given, only those of its True entries."""
+        """Returns the same points at other indices; where `keep` is given, only those of its True entries."""
         share, distinct = self.share or keep is not None, self.distinct and index is self.index
         if marks(index):
             absent = self.index < 0 if keep is None else (self.index < 0) | ~keep
@@ -90,7 +90,7 @@ class Points:
         return replace(self, index=index[keep], negative=negative, share=share, distinct=distinct)
 
     def flip(self, where: Tensor | None = None) -> "Points":
-        """The same points with the opposite sign, everywhere or where a bool `[P]` says."""
+        """Returns the same points with the opposite sign, everywhere or where a bool `[P]` says."""
         flipped = torch.ones_like(self.index, dtype=torch.bool) if where is None else where
         # A point that is there with either sign may be turned into one that is there twice.
         distinct = self.distinct and (where is None or self.negative is None)
@@ -99,19 +99,19 @@ class Points:
         return replace(self, negative=noted(flipped), distinct=distinct)
 
     def signed(self, values: Tensor) -> Tensor:
-        """`values` [P] (or [P, K]) with the sign turned for negative points: larger is always better evidence."""
+        """Returns `values` [P] (or [P, K]) with the sign turned for negative points: larger is better evidence."""
         if self.negative is None:
             return values
         return torch.where(self.negative.view(-1, *[1] * (values.dim() - 1)), -values, values)
 
 
 def noted(negative: Tensor) -> Tensor | None:
-    """Signs as points carry them: None where no point is negative, as far as that can be seen without waiting."""
+    """Returns signs as points carry them: None if no point is negative, as far as can be seen without waiting."""
     return negative if marks(negative) or bool(negative.any()) else None
 
 
 def union(parts: Sequence[Points], size: int) -> Points:
-    """The distinct points of several sets on a tensor of `size` elements."""
+    """Returns the distinct points of several sets on a tensor of `size` elements."""
     start = any(part.start for part in parts)
     origins = frozenset().union(*(part.origins for part in parts))
     if len(parts) == 1 and parts[0].distinct:
@@ -137,7 +137,7 @@ def _readable(index: Tensor) -> Tensor:
 
 
 def unravel(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
-    """Coordinates `[P]`, one a dimension, of flat row-major indices; of an absent point those of the first element."""
+    """Returns the coordinates `[P]`, one a dimension, of flat indices; absent points get those of element 0."""
     index = _readable(index)
     coordinates = []
     for size in reversed(shape[1:]):
@@ -148,7 +148,7 @@ def unravel(index: Tensor, shape: Sequence[int]) -> list[Tensor]:
 
 
 def ravel(coordinates: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Flat row-major indices of coordinates."""
+    """Returns the flat row-major indices of coordinates."""
     index = torch.zeros_like(coordinates[0]) if not shape else coordinates[0]
     for coordinate, size in zip(coordinates[1:], shape[1:], strict=True):
         index = index * size + coordinate
@@ -156,13 +156,13 @@ def ravel(coordinates: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """The memory a tensor lies in, as a vector that starts at its first element."""
+    """Returns the memory a tensor lies in, as a vector that starts at its first element."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((extent,), (1,))
 
 
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
-    """Elements of `tensor` at flat row-major indices of its logical shape; the memory format does not matter.
+    """Returns the elements of `tensor` at flat row-major indices of its logical shape, whatever its memory format.
 
     What comes for an absent point is some element.
     """
@@ -176,7 +176,7 @@ def gather(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def broadcast(index: Tensor, shape: Sequence[int], source: Sequence[int]) -> Tensor:
-    """Where elements of a result of `shape` come from in an operand of shape `source` that was broadcast to it."""
+    """Returns the source elements, in an operand of shape `source`, of elements of a broadcast result of `shape`."""
     if math.prod(shape) == math.prod(source):
         return index
     coordinates = unravel(index, shape)[len(shape) - len(source) :]

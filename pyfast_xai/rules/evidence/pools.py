@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.dimensions import per_dimension, reduced
+from pyfast_xai.rules.evidence.arithmetic import extremum
+from pyfast_xai.rules.evidence.backward import TraceContext, rule
 from pyfast_xai.rules.evidence.points import Points, gather, memory, ravel, unravel
-from pyfast_xai.tape import Value
+from pyfast_xai.tape import Node, Value
 
 CHUNK = 1 << 24  # candidates looked at together
 
@@ -32,18 +34,28 @@ class _Along:
     step: int = 1
 
 
-def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[_Along], mean: bool) -> None:
-    """Send each point to the largest activation in its window, the first of equals.
+def _strongest(
+    ctx: TraceContext,
+    input: Value,
+    activation: Tensor,
+    windows: Sequence[_Along],
+    mean: bool,
+    least: bool = False,
+) -> None:
+    """Sends each point to the largest activation in its window, the first of equals.
 
     Args:
         activation: the input of the pool.
         windows: for every input dimension.
         mean: the pool averages, so a negative point looks for the least activation instead.
+        least: the pool takes the least activation.
     """
-    points = step.points
+    points = ctx.points
     device = points.index.device
     counts = [window.most for window in windows]
     size = math.prod(counts)
+    if not size:
+        return  # of nothing, nothing is the largest
     taps = torch.cartesian_prod(*[torch.arange(count, device=device) for count in counts]).view(size, len(counts))
     # Flat index and memory offset of a window's first element, and what a tap adds to them.
     first = ravel([window.start for window in windows], activation.shape)
@@ -61,6 +73,8 @@ def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[_
     best = []
     for chunk in torch.arange(len(points), device=device).split(max(1, CHUNK // size)):
         values = cells[(place[chunk, None] + moved).clamp_(max=len(cells) - 1)].to(exact)  # [P, K]
+        if least:
+            values = -values
         if mean and points.negative is not None:
             values = torch.where(points.negative[chunk, None], -values, values)
         for d, window in enumerate(windows):
@@ -68,20 +82,22 @@ def _strongest(step: Step, input: Value, activation: Tensor, windows: Sequence[_
                 outside = window.start[chunk, None] + taps[:, d] * window.step >= window.end[chunk, None]
                 values = values.masked_fill_(outside, -math.inf)
         best.append(values.argmax(1))
-    step.send(input, points.to(first + added[torch.cat(best)]))
+    ctx.propagate(input, points.to(first + added[torch.cat(best)]))
 
 
 def _fixed(coordinates: Sequence[Tensor]) -> list[_Along]:
     return [_Along(c, c + 1, 1) for c in coordinates]
 
 
-def _contributors(step: Step, input: Value, activation: Tensor, reduced: Sequence[int], kept: Sequence[Tensor]) -> None:
-    """The neuron to explain is itself an average over a map: the fully connected layer with equal weights that it is.
+def _contributors(
+    ctx: TraceContext, input: Value, activation: Tensor, reduced: Sequence[int], kept: Sequence[Tensor]
+) -> None:
+    """Traces an explained neuron that is an average over a map, as a fully connected layer with equal weights.
 
     Without this, a classifier that is a convolution and an average (SqueezeNet, all-convolutional nets) would
     leave a single pixel.
     """
-    points = step.points
+    points = ctx.points
     sizes = [activation.shape[d] for d in reduced]
     cells = torch.cartesian_prod(*[torch.arange(s, device=points.index.device) for s in sizes])
     cells = cells.view(-1, len(sizes))
@@ -95,23 +111,20 @@ def _contributors(step: Step, input: Value, activation: Tensor, reduced: Sequenc
     # Other points than these: each becomes as many as there are cells.
     negative = None if points.negative is None else points.negative[:, None].expand_as(positive).flatten()
     everywhere = Points(index.flatten(), negative)
-    step.send(input, everywhere.to(everywhere.index, positive.flatten()))
+    ctx.propagate(input, everywhere.to(everywhere.index, positive.flatten()))
 
 
-def _pool(step: Step, input: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, rank: int, mean: bool):
-    activation = step.tensor("input" if "input" in step.node.saved else "self")
-
-    def expand(given: Any) -> list[int]:
-        given = [given] if isinstance(given, int) else list(given)
-        return given * rank if len(given) == 1 else given
-
-    kernel, padding, dilation = expand(kernel), expand(padding), expand(dilation)
-    stride = expand(stride) if stride else kernel
-    coordinates = unravel(step.points.index, step.shape)
+def _pool(
+    ctx: TraceContext, input: Value, kernel: Any, stride: Any, padding: Any, dilation: Any, rank: int, mean: bool
+) -> None:
+    activation = ctx.tensor("input" if "input" in ctx.node.saved else "self")
+    kernel, padding, dilation = (per_dimension(value, rank) for value in (kernel, padding, dilation))
+    stride = per_dimension(stride, rank) if stride else kernel
+    coordinates = unravel(ctx.points.index, ctx.shape)
     lead = activation.dim() - rank
     spatial = activation.shape[lead:]
-    if mean and step.points.start and math.prod(step.shape[lead:]) == 1 and list(spatial) == kernel:
-        _contributors(step, input, activation, range(lead, activation.dim()), coordinates)
+    if mean and ctx.points.start and math.prod(ctx.shape[lead:]) == 1 and list(spatial) == kernel:
+        _contributors(ctx, input, activation, range(lead, activation.dim()), coordinates)
         return
     windows = _fixed(coordinates[:lead])
     for d in range(rank):
@@ -121,67 +134,93 @@ def _pool(step: Step, input: Value, kernel: Any, stride: Any, padding: Any, dila
         short = torch.div(dilation[d] - 1 - start.clamp(max=0), dilation[d], rounding_mode="floor")
         most = min(kernel[d], -(-spatial[d] // dilation[d]))
         windows.append(_Along(start + short * dilation[d], end, most, dilation[d]))
-    _strongest(step, input, activation, windows, mean)
+    _strongest(ctx, input, activation, windows, mean)
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", saves=["self"])
 @rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", saves=["self"])
 def max_pool(
-    step: Step, self: Value, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    ctx: TraceContext,
+    self: Value,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
 ) -> None:
-    """The index the forward found, negative point or not."""
-    _pool(step, self, kernel, stride, padding, dilation, _rank(step), mean=False)
+    """Traces a max-pool to the index that the forward chose, also for a negative point."""
+    _pool(ctx, self, kernel, stride, padding, dilation, _rank(ctx), mean=False)
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d", saves=["self"])
-def avg_pool(step: Step, self: Value, kernel: Any, stride: Any = (), padding: Any = 0, *rest: Any, **_: Any) -> None:
-    _pool(step, self, kernel, stride, padding, 1, _rank(step), mean=True)
+def avg_pool(
+    ctx: TraceContext, self: Value, kernel: Any, stride: Any = (), padding: Any = 0, *rest: Any, **_: Any
+) -> None:
+    _pool(ctx, self, kernel, stride, padding, 1, _rank(ctx), mean=True)
 
 
-def _rank(step: Step) -> int:
-    return int(step.node.op._schema.name.split("pool")[1][0])
+def _rank(ctx: TraceContext) -> int:
+    return int(ctx.node.op._schema.name.split("pool")[1][0])
 
 
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", saves=["self"])
 @rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", saves=["self"])
 @rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", saves=["self"])
-def adaptive_pool(step: Step, self: Value, output_size: Any) -> None:
-    activation = step.tensor("self")
-    rank = _rank(step)
-    mean = "avg" in step.node.op._schema.name
-    coordinates = unravel(step.points.index, step.shape)
+def adaptive_pool(ctx: TraceContext, self: Value, output_size: Any) -> None:
+    activation = ctx.tensor("self")
+    rank = _rank(ctx)
+    mean = "avg" in ctx.node.op._schema.name
+    coordinates = unravel(ctx.points.index, ctx.shape)
     lead = activation.dim() - rank
-    if mean and step.points.start and math.prod(step.shape[lead:]) == 1:
-        _contributors(step, self, activation, range(lead, activation.dim()), coordinates)
+    if mean and ctx.points.start and math.prod(ctx.shape[lead:]) == 1:
+        _contributors(ctx, self, activation, range(lead, activation.dim()), coordinates)
         return
     windows = _fixed(coordinates[:lead])
     for d in range(lead, activation.dim()):
-        size, out, at = activation.shape[d], step.shape[d], coordinates[d]
+        size, out, at = activation.shape[d], ctx.shape[d], coordinates[d]
         start = torch.div(at * size, out, rounding_mode="floor")
         end = torch.div((at + 1) * size + out - 1, out, rounding_mode="floor")
         most = max(((i + 1) * size + out - 1) // out - i * size // out for i in range(out))
         windows.append(_Along(start, end, most))
-    _strongest(step, self, activation, windows, mean)
+    _strongest(ctx, self, activation, windows, mean)
 
 
-@rule("mean", "sum", "amax", "logsumexp", saves=["self"])
-def reduction(step: Step, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
-    """A pool over whole dimensions."""
-    activation = step.tensor("self")
+def _operands(node: Node) -> tuple[str, ...]:
+    """Returns what a maximum reads: of one tensor, or of two element by element."""
+    return ("self", "other") if node.op._overloadname == "other" else ("self",)
+
+
+@rule("max", "min", saves=_operands)
+def largest(ctx: TraceContext, self: Any, dim: Any = None, keepdim: bool = False) -> None:
+    """Traces the largest or least element of a tensor, along a dimension, or of two tensors."""
+    if ctx.node.op._overloadname == "other":
+        extremum(ctx, self, dim)
+    else:
+        reduction(ctx, self, dim, keepdim)
+
+
+@rule("mean", "sum", "amax", "amin", "logsumexp", saves=["self"])
+def reduction(ctx: TraceContext, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
+    """Traces a pool over whole dimensions."""
+    activation = ctx.tensor("self")
     rank = activation.dim()
-    dims = range(rank) if dim is None or dim == [] else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
-    found = iter(unravel(step.points.index, step.shape))
-    zero = torch.zeros_like(step.points.index)
+    if not rank:
+        ctx.propagate(self, ctx.points)
+        return
+    dims = reduced(dim, rank)
+    left = iter(unravel(ctx.points.index, ctx.shape))
+    zero = torch.zeros_like(ctx.points.index)
     coordinates = []
     for d in range(rank):
         # A reduced dimension is absent from the result, or there with one entry.
-        coordinates.append(next(found) if d not in dims or keepdim else zero)
-    mean = "amax" not in step.node.op._schema.name
-    if mean and step.points.start:
-        _contributors(step, self, activation, list(dims), coordinates)
+        coordinates.append(next(left) if d not in dims or keepdim else zero)
+    least = "min" in ctx.node.op._schema.name
+    mean = not least and "max" not in ctx.node.op._schema.name
+    if mean and ctx.points.start:
+        _contributors(ctx, self, activation, dims, coordinates)
         return
     fixed = _fixed(coordinates)
     windows = [
         _Along(zero, zero + activation.shape[d], activation.shape[d]) if d in dims else fixed[d] for d in range(rank)
     ]
-    _strongest(step, self, activation, windows, mean)
+    _strongest(ctx, self, activation, windows, mean, least)

@@ -7,40 +7,40 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.rules.evidence.backward import Step, rule
+from pyfast_xai.rules.evidence.backward import TraceContext, rule
 from pyfast_xai.rules.evidence.layers import contributions
 from pyfast_xai.rules.evidence.points import Points, ravel, union, unravel
 from pyfast_xai.tape import Value
 
 
-def _through_gates(step: Step, points: Points, read: Tensor, weight: Tensor) -> Points:
-    """Positive contributions of `read` [N, I] to any of the four gates of units given as points on [N, H]."""
+def _through_gates(ctx: TraceContext, points: Points, read: Tensor, weight: Tensor) -> Points:
+    """Returns positive contributions of `read` [N, I] to any of the four gates of units given as points on [N, H]."""
     hidden = weight.shape[0] // 4
     row, unit = unravel(points.index, (len(read), hidden))
     gates = [points.to(row * 4 * hidden + gate * hidden + unit).index for gate in range(4)]
     negative = None if points.negative is None else points.negative.repeat(4)
-    return contributions(step, read, weight, torch.cat(gates), negative)
+    return contributions(ctx, read, weight, torch.cat(gates), negative)
 
 
-def _results(step: Step, *numbers: int) -> Points | None:
-    """Points on any of several results that hold the same units."""
-    parts = [points for i in numbers if (points := step.results[i]) is not None]
-    value = step.node.outputs[numbers[0]]
+def _results(ctx: TraceContext, *numbers: int) -> Points | None:
+    """Returns the points on any of several results that hold the same units."""
+    parts = [points for i in numbers if (points := ctx.results[i]) is not None]
+    value = ctx.node.outputs[numbers[0]]
     return union(parts, value.numel) if parts and value is not None else None
 
 
-@rule("lstm_cell", saves=["input", "hx"])
-def lstm_cell(step: Step, input: Any, hx: list[Any], w_ih: Tensor, w_hh: Tensor, *biases: Any) -> None:
-    """From the new state (h or c) to the previous m and to the input; the memory path c is not traced."""
-    points = _results(step, 0, 1)
+@rule("lstm_cell", saves=["input", "hx"], weighted=True)
+def lstm_cell(ctx: TraceContext, input: Any, hx: list[Any], w_ih: Tensor, w_hh: Tensor, *biases: Any) -> None:
+    """Traces the new state (h or c) to the previous m and to the input; the memory path c is not traced."""
+    points = _results(ctx, 0, 1)
     assert points is not None
-    step.send(input, _through_gates(step, points, step.tensor("input"), w_ih))
-    step.send(hx[0], _through_gates(step, points, step.tensor("hx.0"), w_hh))
+    ctx.propagate(input, _through_gates(ctx, points, ctx.tensor("input"), w_ih))
+    ctx.propagate(hx[0], _through_gates(ctx, points, ctx.tensor("hx.0"), w_hh))
 
 
-@rule("lstm", saves=["input", "hx"])
+@rule("lstm", saves=["input", "hx"], weighted=True)
 def lstm(
-    step: Step,
+    ctx: TraceContext,
     input: Any,
     hx: list[Any],
     params: list[Tensor],
@@ -51,14 +51,14 @@ def lstm(
     bidirectional: bool,
     batch_first: bool,
 ) -> None:
-    """A whole sequence: its hidden states are computed again, then traced from the last step to the first."""
-    sequence = step.tensor("input")
+    """Traces an LSTM over a sequence: recomputes its hidden states and goes from the last step to the first."""
+    sequence = ctx.tensor("input")
     sequence = sequence.transpose(0, 1) if batch_first else sequence  # [T, N, I]
-    initial, memory = step.tensor("hx.0"), step.tensor("hx.1")
+    initial, memory = ctx.tensor("hx.0"), ctx.tensor("hx.1")
     directions = 2 if bidirectional else 1
     each = len(params) // (num_layers * directions)
     if each > 4 or (each == 3 and not has_biases):
-        raise UnsupportedOpError(f"CNN-Fixations has no rule for an LSTM with projections, {step.node.name!r}")
+        raise UnsupportedOpError(f"CNN-Fixations has no rule for an LSTM with projections, {ctx.node.name!r}")
     steps, batch = sequence.shape[:2]
 
     read, states = [sequence], []  # what each layer reads; its hidden states by direction
@@ -76,18 +76,18 @@ def lstm(
     on: list[list[list[list[Points]]]] = [
         [[[] for _ in range(steps)] for _ in range(directions)] for _ in range(num_layers)
     ]
-    output, state = step.node.outputs[:2]
+    output, state = ctx.node.outputs[:2]
     assert output is not None
     assert state is not None
-    if step.results[0] is not None:
-        first, second, unit = unravel(step.results[0].index, output.shape)
+    if ctx.results[0] is not None:
+        first, second, unit = unravel(ctx.results[0].index, output.shape)
         time, row = (second, first) if batch_first else (first, second)
         for direction in range(directions):
             for t in range(steps):
                 here = (time == t) & (torch.div(unit, hidden, rounding_mode="floor") == direction)
                 index = row * hidden + unit % hidden
-                on[-1][direction][t].append(step.results[0].to(index, here))
-    final = _results(step, 1, 2)
+                on[-1][direction][t].append(ctx.results[0].to(index, here))
+    final = _results(ctx, 1, 2)
     if final is not None:
         cell, row, unit = unravel(final.index, state.shape)
         for layer in range(num_layers):
@@ -107,21 +107,31 @@ def lstm(
                 if not any(len(part) for part in on[layer][direction][t]):
                     continue
                 points = union(on[layer][direction][t], batch * hidden)
-                reached[t].append(_through_gates(step, points, below[t], w_ih))
+                reached[t].append(_through_gates(ctx, points, below[t], w_ih))
                 before = t + 1 if direction else t - 1
                 if 0 <= before < steps:
                     previous = states[layer][direction][before]
-                    on[layer][direction][before].append(_through_gates(step, points, previous, w_hh))
+                    on[layer][direction][before].append(_through_gates(ctx, points, previous, w_hh))
                 else:
-                    start = _through_gates(step, points, initial[number], w_hh)
-                    step.send(hx[0], start.to(start.index + number * batch * hidden))
+                    start = _through_gates(ctx, points, initial[number], w_hh)
+                    ctx.propagate(hx[0], start.to(start.index + number * batch * hidden))
         for t, parts in enumerate(reached):
             if parts:
-                _hand_down(step, input, parts, t, layer, on, below, hidden, batch_first)
+                _hand_down(ctx, input, parts, t, layer, on, below, hidden, batch_first)
 
 
-def _hand_down(step, input, parts, t, layer, on, below, hidden, batch_first):
-    """Points on what a layer read at time t: the layer below, or the input of the whole LSTM."""
+def _hand_down(
+    ctx: TraceContext,
+    input: Any,
+    parts: list[Points],
+    t: int,
+    layer: int,
+    on: list[list[list[list[Points]]]],
+    below: Tensor,
+    hidden: int,
+    batch_first: bool,
+) -> None:
+    """Passes points on what a layer read at time t to the layer below, or to the input of the whole LSTM."""
     _, batch, width = below.shape
     points = union(parts, batch * width)
     row, unit = unravel(points.index, (batch, width))
@@ -131,11 +141,11 @@ def _hand_down(step, input, parts, t, layer, on, below, hidden, batch_first):
             at[t].append(points.to(row * hidden + unit % hidden, here))
     elif isinstance(input, Value):
         time = torch.full_like(row, t)
-        step.send(input, points.to(ravel([row, time, unit] if batch_first else [time, row, unit], input.shape)))
+        ctx.propagate(input, points.to(ravel([row, time, unit] if batch_first else [time, row, unit], input.shape)))
 
 
 def _unroll(sequence: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], has_biases: bool, backward: bool) -> Tensor:
-    """Hidden states `[T, N, H]` of one direction of one layer."""
+    """Returns the hidden states `[T, N, H]` of one direction of one layer."""
     w_ih, w_hh = weights[:2]
     b_ih, b_hh = weights[2:4] if has_biases else (None, None)
     states: list[Tensor] = []

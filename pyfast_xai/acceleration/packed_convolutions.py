@@ -1,0 +1,328 @@
+"""The CPU's kernels for convolutions, with weights laid out once as they want them, instead of in every call.
+
+On small maps, re-packing the weights costs more than the convolution. The kernels can also rectify their results before
+they write them. Which kernel serves a convolution, PyTorch's own in either memory format, oneDNN's with
+packed weights or Winograd's, is found out by a contest on the first maps that it is given; likewise for its adjoint.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyfast_xai import onednn, ops, tuning
+from pyfast_xai.acceleration.weight_cache import WeightCache
+from pyfast_xai.tape.graph import Node, Tape, Value, argument, key
+from pyfast_xai.tuning import Candidate, Site
+
+# Activations that a convolution can apply to its own results: the kernel's name, and its parameters.
+_FINISHES: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
+    "aten::relu": lambda node: ("relu", []),
+    "aten::relu6": lambda node: ("hardtanh", [0, 6]),
+    "aten::hardtanh": lambda node: ("hardtanh", [argument(node, "min_val"), argument(node, "max_val")]),
+    "aten::hardswish": lambda node: ("hardswish", []),
+    "aten::silu": lambda node: ("swish", []),
+}
+
+# Output range of fused activations that take no parameters.
+_LIMITS: dict[str, list[float]] = {"none": [-math.inf, math.inf], "relu": [0, math.inf]}
+
+
+# The same, done by PyTorch afterwards.
+_IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "none": lambda maps: maps,
+    "relu": torch.relu_,
+    "hardtanh": F.hardtanh_,
+    "hardswish": torch.ops.aten.hardswish_.default,
+    "swish": torch.ops.aten.silu_.default,
+}
+
+# The largest error of a kernel, in parts of the largest number of PyTorch's own result: direct convolutions in float32
+# have 1e-6 to 2e-6, Winograd's 1e-6 to 5e-6.
+_TOLERANCE = 1e-5
+
+
+class Allowance:
+    """The seconds that contests may take in one call of a model; contests that are left over wait for the next call.
+
+    Attributes:
+        seconds: for each call; unlimited until they are set.
+        count: contests that were held or put off.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = math.inf
+        self.count = 0
+        self.next_call()
+
+    def next_call(self, share: float = 1) -> None:
+        """Says that the model is called, and that contests have a share of the seconds in it; none for zero."""
+        self._left = share * self.seconds if share else 0.0
+
+    def grants(self) -> bool:
+        """Returns whether another contest may begin."""
+        self.count += 1
+        return self._left > 0
+
+    @property
+    def rounds(self) -> float:
+        """Returns the seconds after which a contest begins no further round."""
+        return self.seconds / 100
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Yields the counts the seconds of a contest."""
+        past = tuning.stopwatch("cpu", torch.get_num_threads())
+        try:
+            yield
+        finally:
+            self._left -= past()
+
+
+def pack(
+    tape: Tape,
+    once: WeightCache,
+    *,
+    until: Value | None = None,
+    seen: bool = True,
+    contests: Allowance | None = None,
+) -> None:
+    """Give the 2-D convolutions of a tape on the CPU kernels with packed weights, for themselves and their adjoints.
+
+    The operations and their arguments on the tape stay, for readings of it.
+
+    Args:
+        tape: which is changed.
+        once: keeps the packed weights.
+        until: the value it was stopped at, None for a whole forward.
+        seen: whether a reading may look at what a convolution gave. Where none does, convolutions also do the
+            rectifiers that alone read them.
+        contests: what contests may cost; None for as much as it takes.
+    """
+    contests = contests or Allowance()
+    if not onednn.available():
+        return
+    for node in tape.nodes:
+        if key(node.op) == "aten::linear" and isinstance(argument(node, "weight"), Tensor):
+            node.kernel = onednn.linear
+        if key(node.op) == "aten::conv2d":
+            packed = _packed(once, contests, *node.args, **node.kwargs)
+            if packed is not None:
+                node.kernel, node.adjoint = packed, packed.adjoint
+    if not seen:
+        _finish(tape, until)
+
+
+def _finish(tape: Tape, until: Value | None) -> None:
+    uses = Counter(value for node in tape.nodes for value in node.inputs)
+    uses.update(tape.ends(until))
+    for node in tape.nodes:
+        finish = _FINISHES.get(key(node.op))
+        if finish is None or len(node.inputs) != 1 or uses[node.inputs[0]] != 1:
+            continue
+        convolution = tape.producer(node.inputs[0])
+        if convolution is not None and isinstance(convolution.kernel, _Packed):
+            convolution.kernel, node.kernel = dataclasses.replace(convolution.kernel, finish=finish(node)), _finished
+
+
+def _finished(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return input
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packed:
+    once: WeightCache
+    weight: Tensor
+    bias: Tensor | None
+    padding: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    finish: tuple[str, list[float]] = ("none", [])
+    contests: Allowance = dataclasses.field(default_factory=Allowance)
+    # By the job and what it is done to: the names of the kernels that won, and how the first results lay in memory,
+    # which views on the tape may depend on.
+    _winners: dict[Any, str] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _strides: dict[Any, tuple[int, ...]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kernels: dict[str, _Kernel] = {
+            "pytorch": self._pytorch,
+            "pytorch, other format": functools.partial(_in_other_format, self._pytorch),
+            "onednn": self._onednn,
+        }
+        if self._limits is not None and self._winograd_takes(input, self.padding):
+            kernels["winograd"] = self._winograd
+        name, numbers = self.finish
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return self._fastest("conv2d", kernels, input, *geometry, self.bias is not None, name, *numbers)
+
+    def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
+        rest = tuple(output_padding)
+        pytorch = functools.partial(self._pytorch_adjoint, output_padding=rest)
+        kernels: dict[str, _Kernel] = {
+            "pytorch": pytorch,
+            "pytorch, other format": functools.partial(_in_other_format, pytorch),
+            "onednn": functools.partial(self._onednn_adjoint, output_padding=rest),
+        }
+        if self._winograd_takes(grad, self._around):
+            kernels["winograd"] = self._winograd_adjoint
+        geometry = (self.stride, self.padding, rest, self.groups, self.dilation)
+        return self._fastest("conv_transpose2d", kernels, grad, *geometry)
+
+    def _fastest(self, op: str, kernels: dict[str, "_Kernel"], maps: Tensor, *settings: Any) -> Tensor:
+        """Have the maps done by the winner of a contest; where contests are off, by the last of the kernels.
+
+        While there is no time for its contest oneDNN's serves.
+        """
+        job = (op, maps.shape, maps.stride(), torch.get_num_threads(), *settings, *kernels)
+        if job not in self._winners:
+            if tuning.enabled() and not self.contests.grants():
+                return self._as_before(job, kernels["onednn"](maps, once=self.once))
+            with self.contests.spending():
+                self._winners[job] = self._winner(op, kernels, maps, *settings)
+        return self._as_before(job, kernels[self._winners[job]](maps, once=self.once))
+
+    def _winner(self, op: str, kernels: dict[str, "_Kernel"], maps: Tensor, *settings: Any) -> str:
+        # Each with a cache of its own: what the losers made of the weight is thrown away.
+        caches = {name: WeightCache(parent=self.once) for name in kernels}
+        field = [
+            Candidate(
+                name,
+                functools.partial(run, once=caches[name]),
+                depends_on_data=name == "winograd",
+                prepares=name in ("onednn", "winograd"),
+            )
+            for name, run in kernels.items()
+        ]
+        site = Site.of(op, maps, tuple(self.weight.shape), *settings)
+        rounds, last = self.contests.rounds, field[-1].name
+        winner = tuning.choose(site, field, (maps,), tolerance=_TOLERANCE, untuned=last, seconds=rounds)
+        self.once.take_over(caches[winner.name])
+        return winner.name
+
+    def _as_before(self, job: Any, maps: Tensor) -> Tensor:
+        """Returns results in the memory format that the first of their kind had."""
+        stride = self._strides.setdefault(job, maps.stride())
+        if maps.stride() == stride:
+            return maps
+        return torch.empty_strided(maps.shape, stride, dtype=maps.dtype, device=maps.device).copy_(maps)
+
+    def _pytorch(self, input: Tensor, once: WeightCache) -> Tensor:
+        maps = F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        name, numbers = self.finish
+        return _IN_PLACE[name](maps, *numbers)
+
+    def _onednn(self, input: Tensor, once: WeightCache) -> Tensor:
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        reorder = torch.ops.mkldnn._reorder_convolution_weight.default
+        weight = self._laid_out(once, reorder, *geometry, _maps_like(input))
+        return torch.ops.mkldnn._convolution_pointwise.default(input, weight, self.bias, *geometry, *self.finish, "")
+
+    def _winograd(self, input: Tensor, once: WeightCache) -> Tensor:
+        weight = once(ops.winograd_weight, self.weight, size=_winograd_bytes(self.weight))
+        if weight is None:
+            return self._onednn(input, once)
+        return ops.winograd_conv2d(input, weight, self.bias, self.padding, *(self._limits or ()))
+
+    def _pytorch_adjoint(self, grad: Tensor, once: WeightCache, output_padding: tuple[int, ...]) -> Tensor:
+        geometry = (self.stride, self.padding, output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(grad, self.weight, None, *geometry)
+
+    def _onednn_adjoint(self, grad: Tensor, once: WeightCache, output_padding: tuple[int, ...]) -> Tensor:
+        geometry = (self.padding, output_padding, self.stride, self.dilation, self.groups)
+        reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight.default
+        weight = self._laid_out(once, reorder, *geometry, _maps_like(grad))
+        return onednn.transposed_convolution(grad, weight, *geometry)
+
+    def _winograd_adjoint(self, grad: Tensor, once: WeightCache) -> Tensor:
+        # The adjoint of a convolution without a stride is one, too, with its kernels turned round.
+        weight = once(_winograd_adjoint_weight, self.weight, size=_winograd_bytes(self.weight))
+        if weight is None:
+            return self._onednn_adjoint(grad, once, (0, 0))
+        return ops.winograd_conv2d(grad, weight, None, self._around)
+
+    def _laid_out(self, once: WeightCache, reorder: Callable[..., Tensor], *geometry: Any) -> Tensor:
+        """Returns the weight as a kernel wants it; sizes of maps for which it wants the same share the memory."""
+        packed = once(reorder, self.weight, *geometry, layout=_layout)
+        return self.weight if packed is None else packed
+
+    @property
+    def _limits(self) -> list[float] | None:
+        """Returns the limits of the results, or None if the node ends otherwise."""
+        name, numbers = self.finish
+        return numbers if name == "hardtanh" else _LIMITS.get(name)
+
+    @property
+    def _around(self) -> tuple[int, ...]:
+        return tuple(2 - extent for extent in self.padding)
+
+    def _winograd_takes(self, maps: Tensor, padding: tuple[int, ...]) -> bool:
+        plain = (*self.stride, *self.dilation, self.groups) == (1, 1, 1, 1, 1)
+        return plain and min(padding) >= 0 and ops.winograd_pays(maps, self.weight, padding)
+
+
+# A kernel takes maps, and a cache for what it makes of the weight.
+_Kernel = Callable[..., Tensor]
+
+
+def _in_other_format(kernel: _Kernel, maps: Tensor, once: WeightCache) -> Tensor:
+    """Returns what a kernel gives for maps in the other memory format, in that of the maps."""
+    formats = [torch.contiguous_format, torch.channels_last]
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        formats.reverse()
+    own, other = formats
+    return kernel(maps.contiguous(memory_format=other), once).contiguous(memory_format=own)
+
+
+def _winograd_adjoint_weight(weight: Tensor) -> Tensor:
+    return ops.winograd_weight(weight.transpose(0, 1).flip(2, 3))
+
+
+def _winograd_bytes(weight: Tensor) -> int:
+    """Returns the bytes of a Winograd weight: 36 numbers for every 9."""
+    return 4 * weight.nbytes
+
+
+def _layout(packed: Tensor) -> bytes:
+    """Returns the memory layout that oneDNN chose for a packed tensor."""
+    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md.default(packed).tolist())
+
+
+def _maps_like(maps: Tensor) -> tuple[int, ...]:
+    """Returns the shape to lay out weights for.
+
+    Kernels want them one way for a single image and often another for several, however many. What is laid out
+    otherwise is laid out again in every call, which can take several times as long as the convolution.
+    """
+    return (min(len(maps), 2), *maps.shape[1:])
+
+
+def _packed(
+    once: WeightCache,
+    contests: Allowance,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = (1, 1),
+    padding: Any = (0, 0),
+    dilation: Any = (1, 1),
+    groups: int = 1,
+) -> _Packed | None:
+    if not (isinstance(input, Value) and len(input.shape) == 4 and input.device.type == "cpu"):
+        return None
+    floats = isinstance(weight, Tensor) and input.dtype == weight.dtype == torch.float32
+    if not floats or isinstance(padding, str) or isinstance(bias, Value):
+        return None
+    padding, stride, dilation = (tuple(value) * (3 - len(value)) for value in (padding, stride, dilation))
+    bias = None if bias is None else bias.detach()
+    return _Packed(once, weight, bias, padding, stride, dilation, groups, contests=contests)

@@ -1,0 +1,121 @@
+"""`pyfast-xai tune`."""
+
+from collections import Counter
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pyfast_xai.cli import arguments, options
+from pyfast_xai.cli.messages import one_sentence, printable, refuse
+from pyfast_xai.cli.progress import Bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyfast_xai.explainers import Explainer
+    from pyfast_xai.tuning import Site, Verdict
+
+_MOST_CALLS = 64  # for a verdict
+
+
+def tune(
+    model: options.ModelArgument,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The explainers: repeat the option, or separate names by commas; `pyfast-xai methods` lists them.",
+            show_default="fixations,eigen-cam,grad-cam,saliency",
+        ),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Images at a time, numbers separated by commas.")] = "1,8",
+    size: options.Size = None,
+    weights: options.Weights = None,
+    num_classes: options.NumClasses = None,
+    device: options.Device = None,
+    trust_model: options.TrustModel = False,
+) -> None:
+    """Find out beforehand what serves a network on this machine: kernels, and whether replays are faster.
+
+    The verdicts are kept on disk, where explainers of later processes find them. The images are noise: times do not
+    depend on what they show.
+    """
+    with one_sentence():
+        names = arguments.methods(method or "fixations,eigen-cam,grad-cam,saliency")
+        _tune(options.Network(model, weights, num_classes, size, trust_model=trust_model), names, batch, device)
+
+
+def _tune(network: options.Network, names: list[str], batch: str, device: str | None) -> None:
+    import torch
+
+    from pyfast_xai import tuning
+    from pyfast_xai.explainers import METHODS
+
+    if not tuning.enabled():
+        refuse("PYFAST_XAI_TUNING must be on to tune, got off")
+    batches = _counts(batch)
+    loaded, where = arguments.network(network), arguments.device(device)
+    loaded.model.to(where)
+    before, side = set(tuning.known_verdicts()), loaded.preprocess.size
+    height, width = (side, side) if isinstance(side, int) else side
+    table = _table("method", "images", "recorded, ms", "replayed, ms", "serves")
+    with Bar(len(names) * len(batches), "tuning") as bar:
+        for count in batches:
+            images = torch.randn(count, 3, height, width, device=where)
+            for name in names:
+                winner, verdict = _judged(METHODS[name](loaded.model, accelerate="auto"), images)
+                times = ["", ""] if verdict is None else [_ms(verdict, way) for way in ("recorded", "replayed")]
+                table.add_row(name, str(count), *times, Text(winner, style="bold"))
+                bar.advance(1)
+    console = Console(highlight=False)
+    console.print(table)
+    verdicts = tuning.known_verdicts()
+    console.print(_kernels({site: verdict for site, verdict in verdicts.items() if site not in before}, names))
+    console.print(Text(printable(f"{len(verdicts)} verdicts on this machine, see `pyfast-xai backends`")))
+
+
+def _counts(given: str) -> list[int]:
+    try:
+        counts = [int(part) for part in given.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        refuse(f"batch must be numbers of images separated by commas, got {given!r}")
+    return list(dict.fromkeys(counts))
+
+
+def _judged(explainer: "Explainer", images: "Tensor") -> "tuple[str, Verdict | None]":
+    """Returns which way serves explanations of such images, and the verdict if both could be timed."""
+    trial = explainer._trial
+    assert trial is not None
+    for _ in range(_MOST_CALLS):
+        explainer(images)
+        verdicts = trial.verdicts()
+        if verdicts:
+            return next(iter(verdicts.values()))
+    return "recorded", None
+
+
+def _ms(verdict: "Verdict", way: str) -> str:
+    runs = verdict.seconds.get(way)
+    return f"{1e3 * min(runs):.3g}" if runs else ""
+
+
+def _kernels(verdicts: "dict[Site, Verdict]", methods: Collection[str]) -> Table:
+    """Returns a table of how many contests of an op each kernel won."""
+    won = Counter((site.op, verdict.fastest()) for site, verdict in verdicts.items() if site.op not in methods)
+    table = _table("contests of", "won by", "times")
+    for (op, kernel), times in sorted(won.items()):
+        table.add_row(op, Text(kernel, style="bold"), str(times))
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table

@@ -1,0 +1,361 @@
+"""Attributions of one neuron of a layer to the inputs: each is a method whose output is that neuron."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyfast_xai.compat.called import Forward, modules_behind, tensors_of
+from pyfast_xai.compat.captum.arguments import Baselines, Inputs, refuse
+from pyfast_xai.compat.captum.attribution import GradientAttribution
+from pyfast_xai.compat.captum.deep_lift import DeepLift, DeepLiftShap, GradientShap
+from pyfast_xai.compat.captum.gradients import Deconvolution, GuidedBackprop, Saliency
+from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients
+from pyfast_xai.compat.captum.layers import checked_layer
+from pyfast_xai.tape.module_hooks import following, unwrap
+
+Selector = int | tuple[int | slice, ...] | Callable[..., Tensor]
+
+
+class _Found(BaseException):
+    """Leaves the forward at the layer; not an Exception, so that no model catches it by accident."""
+
+
+class Neuron(nn.Module):
+    """A forward function that goes as far as a layer and returns one neuron of it, `[N]`.
+
+    Args:
+        function: a module or a function.
+        layer: a module that it runs; of several calls the first counts.
+        selector: an index, or a tuple of them behind the first dimension, in which a slice means the sum; or a function
+            of what the layer returned that gives one number a row.
+        at_input: take what goes into the layer.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum.neurons import Neuron
+        >>> model = demo.load()
+        >>> Neuron(model, model.block, (3, 5, 5))(torch.rand(2, 3, 96, 96)).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, function: Forward, layer: nn.Module, selector: Selector, at_input: bool = False) -> None:
+        super().__init__()
+        self._function, self._layer, self._selector, self._at_input = [function], [unwrap(layer)], selector, at_input
+        self.models = nn.ModuleList(modules_behind(function))
+
+    def forward(self, *args: Any) -> Tensor:
+        """Returns the neuron of each row."""
+        seen: list[Any] = []
+
+        def look(module: nn.Module, tensors: Any) -> None:
+            if module is self._layer[0]:
+                seen.append(tensors)
+                raise _Found
+
+        def ignore(module: nn.Module, tensors: Any) -> None:
+            pass
+
+        try:
+            with following(look if self._at_input else ignore, ignore if self._at_input else look):
+                self._function[0](*args)
+        except _Found:
+            pass
+        if not seen:
+            refuse(f"layer must run in the forward pass, got {type(self._layer[0]).__name__}, which did not")
+        return selected(seen[0], self._selector)
+
+
+def selected(output: Any, selector: Selector) -> Tensor:
+    """Returns one number a row of what a layer returned.
+
+    Raises:
+        InputError: a selector that leaves more than one number of a row.
+    """
+    tensors = tensors_of(output)
+    if callable(selector):
+        return selector(tensors[0] if len(tensors) == 1 else tuple(tensors))
+    index = selector if isinstance(selector, tuple) else (selector,)
+    if len(index) != tensors[0].dim() - 1:
+        refuse(f"neuron_selector must index all {tensors[0].dim() - 1} dimensions of a row, got {selector!r}")
+    place: Any = (slice(None), *index)
+    found = tensors[0][place]
+    return found.flatten(1).sum(1) if found.dim() > 1 else found
+
+
+class NeuronAttribution(GradientAttribution):
+    """Base of methods that attribute a neuron.
+
+    Args:
+        forward_func: a module or a function.
+        layer: a module that it runs.
+        device_ids: accepted for data-parallel models, which are looked through.
+    """
+
+    def __init__(self, forward_func: Forward, layer: nn.Module, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func)
+        self.layer, self.device_ids = checked_layer(layer), device_ids
+
+    def _neuron(self, selector: Selector, at_input: bool) -> Neuron:
+        return Neuron(self.forward_func, self.layer, selector, at_input)
+
+
+class NeuronGradient(NeuronAttribution):
+    """The gradient of a neuron with respect to the inputs.
+
+    Args:
+        forward_func: a module or a function.
+        layer: a module that it runs.
+        device_ids: accepted for data-parallel models, which are looked through.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronGradient
+        >>> model = demo.load()
+        >>> NeuronGradient(model, model.block).attribute(torch.rand(2, 3, 96, 96), (3, 5, 5)).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector,
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Any:
+        """Attribute the neuron to the inputs.
+
+        Args:
+            inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
+            neuron_selector: an index or a tuple of them behind the first dimension, in which a slice means the sum, or
+                a function of the activation.
+            additional_forward_args: further arguments of the forward function.
+            attribute_to_neuron_input: take the neuron of what goes into the layer.
+
+        Returns:
+            Of the shape of the inputs.
+
+        Raises:
+            InputError: arguments that do not fit, or a layer that did not run.
+        """
+        neuron = self._neuron(neuron_selector, attribute_to_neuron_input)
+        return Saliency(neuron).attribute(inputs, abs=False, additional_forward_args=additional_forward_args)
+
+
+class NeuronIntegratedGradients(NeuronAttribution):
+    """Integrated gradients of a neuron.
+
+    Args:
+        forward_func: a module or a function.
+        layer: a module that it runs.
+        device_ids: accepted for data-parallel models, which are looked through.
+        multiply_by_inputs: see `IntegratedGradients`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronIntegratedGradients
+        >>> model = demo.load()
+        >>> explain = NeuronIntegratedGradients(model, model.block)
+        >>> explain.attribute(torch.rand(2, 3, 96, 96), (3, 5, 5), n_steps=4).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    def __init__(
+        self,
+        forward_func: Forward,
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids)
+        self._multiply_by_inputs = multiply_by_inputs
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector,
+        baselines: Baselines = None,
+        additional_forward_args: Any = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Any:
+        """Attribute the neuron to the inputs; see `IntegratedGradients.attribute`."""
+        base = IntegratedGradients(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
+        return base.attribute(
+            inputs,
+            baselines,
+            additional_forward_args=additional_forward_args,
+            n_steps=n_steps,
+            method=method,
+            internal_batch_size=internal_batch_size,
+        )
+
+
+class NeuronGradientShap(NeuronIntegratedGradients):
+    """GradientShap of a neuron.
+
+    Args:
+        forward_func: a module or a function.
+        layer: a module that it runs.
+        device_ids: accepted for data-parallel models, which are looked through.
+        multiply_by_inputs: see `GradientShap`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronGradientShap
+        >>> model = demo.load()
+        >>> explain = NeuronGradientShap(model, model.block)
+        >>> explain.attribute(torch.rand(2, 3, 96, 96), (3, 5, 5), torch.rand(2, 3, 96, 96)).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    def attribute(  # type: ignore[override]
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector,
+        baselines: Any,
+        n_samples: int = 5,
+        stdevs: float = 0.0,
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Any:
+        """Attribute the neuron to the inputs; see `GradientShap.attribute`."""
+        base = GradientShap(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
+        return base.attribute(inputs, baselines, n_samples, stdevs, None, additional_forward_args)
+
+
+class NeuronDeepLift(NeuronAttribution):
+    """DeepLift of a neuron.
+
+    Args:
+        model: a module.
+        layer: a module of it.
+        multiply_by_inputs: see `DeepLift`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronDeepLift
+        >>> model = demo.load()
+        >>> NeuronDeepLift(model, model.block).attribute(torch.rand(2, 3, 96, 96), (3, 5, 5)).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module, multiply_by_inputs: bool = True) -> None:
+        super().__init__(model, layer)
+        self._multiply_by_inputs = multiply_by_inputs
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector,
+        baselines: Baselines = None,
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+        custom_attribution_func: Any = None,
+    ) -> Any:
+        """Attribute the neuron to the inputs; see `DeepLift.attribute`."""
+        base = DeepLift(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
+        return base.attribute(
+            inputs,
+            baselines,
+            additional_forward_args=additional_forward_args,
+            custom_attribution_func=custom_attribution_func,
+        )
+
+
+class NeuronDeepLiftShap(NeuronDeepLift):
+    """DeepLiftShap of a neuron.
+
+    Args:
+        model: a module.
+        layer: a module of it.
+        multiply_by_inputs: see `DeepLiftShap`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronDeepLiftShap
+        >>> model = demo.load()
+        >>> explain = NeuronDeepLiftShap(model, model.block)
+        >>> explain.attribute(torch.rand(2, 3, 96, 96), (3, 5, 5), torch.rand(2, 3, 96, 96)).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    def attribute(  # type: ignore[override]
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector,
+        baselines: Any,
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+        custom_attribution_func: Any = None,
+    ) -> Any:
+        """Attribute the neuron to the inputs; see `DeepLiftShap.attribute`."""
+        base = DeepLiftShap(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
+        return base.attribute(
+            inputs,
+            baselines,
+            additional_forward_args=additional_forward_args,
+            custom_attribution_func=custom_attribution_func,
+        )
+
+
+class NeuronGuidedBackprop(NeuronAttribution):
+    """Guided backprop of a neuron.
+
+    Args:
+        model: a module.
+        layer: a module of it.
+        device_ids: accepted for data-parallel models, which are looked through.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronGuidedBackprop
+        >>> model = demo.load()
+        >>> NeuronGuidedBackprop(model, model.block).attribute(torch.rand(2, 3, 96, 96), (3, 5, 5)).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    base: type[GuidedBackprop] | type[Deconvolution] = GuidedBackprop
+
+    def __init__(self, model: nn.Module, layer: nn.Module, device_ids: list[int] | None = None) -> None:
+        super().__init__(model, layer, device_ids)
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector,
+        additional_forward_args: Any = None,
+        attribute_to_neuron_input: bool = False,
+    ) -> Any:
+        """Attribute the neuron to the inputs; see `NeuronGradient.attribute`."""
+        base = self.base(self._neuron(neuron_selector, attribute_to_neuron_input))
+        return base.attribute(inputs, None, additional_forward_args)
+
+
+class NeuronDeconvolution(NeuronGuidedBackprop):
+    """Deconvolution of a neuron.
+
+    Args:
+        model: a module.
+        layer: a module of it.
+        device_ids: accepted for data-parallel models, which are looked through.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronDeconvolution
+        >>> model = demo.load()
+        >>> NeuronDeconvolution(model, model.block).attribute(torch.rand(2, 3, 96, 96), (3, 5, 5)).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    base = Deconvolution

@@ -1,0 +1,228 @@
+"""Attention of vision transformers, read from the recorded forward pass, fused or spelled out.
+
+Rollout multiplies the attention of all layers; relevance weighs it by the gradient of a class first.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.common.attention_maps import Attention, KeepAttention, attention_of, check_whole_images
+from pyfast_xai.explainers.common.axes import Layout
+from pyfast_xai.explainers.common.explainer import Explainer, Settings, one_of
+from pyfast_xai.explainers.common.layer_explainer import resized
+from pyfast_xai.explainers.common.layer_search import LayerSearch
+from pyfast_xai.explainers.common.model_cache import ModelCache
+from pyfast_xai.explainers.common.output_gradients import output_gradients
+from pyfast_xai.explainers.common.targets import Goal, Target
+from pyfast_xai.explainers.common.tensors import outside_inference_mode, repeat_rows, targets_to_rows
+from pyfast_xai.explanation import Explanation
+from pyfast_xai.localize import Mass
+from pyfast_xai.rules.gradient import GradientRules, backward_pass
+from pyfast_xai.tape import Tape
+
+
+@dataclass
+class _Tokens:
+    """The tokens of a model.
+
+    Attributes:
+        layout: where positions of the image lie among them; None before the first call.
+        read: the first token that the head reads, and that after the last.
+    """
+
+    layout: Layout | None = None
+    read: tuple[int, int] = (0, 1)
+
+
+class _AttentionExplainer(Explainer):
+    """Base: maps `[N, T, T]` of how much each token depends on each, and the rows that the head reads."""
+
+    default_box_rule = Mass()
+    needs_attention = True
+
+    def __init__(
+        self, model: nn.Module, *, tokens: tuple[int, int] | None = None, **settings: Unpack[Settings]
+    ) -> None:
+        super().__init__(model, **settings)
+        self.tokens = tokens
+        self._known: ModelCache[_Tokens] = ModelCache(self, _Tokens)
+
+    def _read(self, tape: Tape, images: Tensor, args: Any, kwargs: Any) -> tuple[list[Attention], _Tokens]:
+        """Returns the attention of every layer, and what the tokens are."""
+        layers = attention_of(tape, len(images))
+        with self._known.entry(images, args, kwargs, self.tokens) as known:
+            if known.layout is None:
+                check_whole_images(tape)
+                found = _tokens_of(tape, layers[0].weights.shape[-1], self.tokens)
+                known.layout, known.read = found.layout, found.read
+            return layers, _Tokens(known.layout, known.read)
+
+
+def _maps(mixed: Tensor, tokens: _Tokens) -> Tensor:
+    """Returns the maps `[*, N, h, w]` of what the head reads, from `[*, N, T, T]`."""
+    assert tokens.layout is not None
+    first, end = tokens.read
+    row = mixed[..., first:end, :].mean(-2)
+    cells = replace(tokens.layout, channels=2).cells(row.reshape(-1, row.shape[-1], 1))
+    return outside_inference_mode(cells[..., 0].reshape(*row.shape[:-1], *tokens.layout.grid))
+
+
+def _tokens_of(tape: Tape, count: int, grid: tuple[int, int] | None) -> _Tokens:
+    search = LayerSearch(tape)
+    layers = [
+        layer
+        for layer in search.layers()
+        if len(layer.value.shape) == 3 and layer.value.shape[3 - layer.layout.channels] == count
+    ]
+    if grid is not None:
+        before = count - grid[0] * grid[1]
+        if before < 0:
+            raise InputError(f"tokens must fit the {count} tokens of the model, got {grid}")
+        layout = Layout(2, grid, grid, (0, 1), before)
+        return _Tokens(layout, search.read_range(layers[-1]) if layers else (0, 1 if before else count))
+    if not layers:
+        raise InputError(f"tokens must be the grid (h, w) of the {count} tokens of the model, got None")
+    return _Tokens(layers[-1].layout, search.read_range(layers[-1]))
+
+
+class AttentionRollout(_AttentionExplainer):
+    """Attention rollout: how much of each token flows to those that the head reads (Abnar and Zuidema, 2020).
+
+    With `A_l` the attention of layer l over its heads, `R = prod_l (A_l + I) / 2`, rows brought to a sum of one. The
+    map does not depend on a class. Attention is read from the recorded forward, also where it is fused and no hook
+    sees it. For networks that attend over the whole image; windows (Swin) are refused.
+
+    An explanation has `signed_map`, at the resolution of the tokens, never negative here, and `heatmap`.
+
+    Args:
+        model: in evaluation mode.
+        heads: how the heads of a layer become one: their "mean", "max" or "min".
+        discard: share of the attention of each layer and image that is set to zero, the smallest first (0.9 in a
+            well-known implementation); 0 for the paper's.
+        tokens: grid `(h, w)` of the tokens; None for what the network made them of.
+        **settings: those of `Explainer`.
+
+    Raises:
+        InputError: a setting that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyfast_xai import AttentionRollout
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+        ...         self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        ...
+        ...     def forward(self, x):
+        ...         return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        >>> AttentionRollout(Net().eval())(torch.rand(2, 3, 16, 24)).signed_map.shape
+        torch.Size([2, 4, 6])
+    """
+
+    method = "attention-rollout"
+    paper = "Quantifying attention flow in transformers (Abnar and Zuidema, 2020)"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        heads: Literal["mean", "max", "min"] = "mean",
+        discard: float = 0.0,
+        tokens: tuple[int, int] | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        super().__init__(model, tokens=tokens, **settings)
+        self.heads = one_of("heads", heads, ("mean", "max", "min"))
+        if not 0 <= discard < 1:
+            raise InputError(f"discard must be at least 0 and under 1, got {discard}")
+        self.discard = discard
+
+    def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
+        tape = self.record(images, *args, policy=KeepAttention(), **kwargs)
+        layers, tokens = self._read(tape, images, args, kwargs)
+        rollout = functools.reduce(lambda below, layer: layer @ below, (self._flow(layer.weights) for layer in layers))
+        maps = _maps(rollout, tokens)
+        return Explanation(
+            method=self.method,
+            heatmap=resized(maps[:, None], images.shape[2:])[:, 0].float(),
+            signed_map=maps,
+            images=repeat_rows(images, 1),
+            box_rule=self.box_rule,
+            labels=self.labels,
+        )
+
+    def _flow(self, weights: Tensor) -> Tensor:
+        """Returns what flows from token to token in a layer, `[N, T, T]`, of attention `[N, heads, T, T]`."""
+        fused = weights.mean(1) if self.heads == "mean" else getattr(weights, f"a{self.heads}")(1)
+        if self.discard:
+            flat = fused.flatten(1)
+            least = flat.topk(int(flat.shape[1] * self.discard), largest=False).indices
+            fused = flat.scatter(1, least, 0.0).view_as(fused)
+        flow = fused + torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
+        return flow / flow.sum(-1, keepdim=True)
+
+
+class AttentionRelevance(_AttentionExplainer):
+    """Relevance of tokens for a class, by attention and its gradient (Chefer, Gur and Wolf, 2021).
+
+    With `A_l` the attention of layer l and y the score of the class, `R = I` at first and then, layer by layer,
+    `R += mean_heads max(dy/dA_l * A_l, 0) R` (Eq. 5 and 6, self-attention). Attention and its gradient are read from
+    one recorded forward and one backward walk, also where attention is fused. For networks that attend over the whole
+    image; windows (Swin) are refused.
+
+    An explanation has `signed_map`, at the resolution of the tokens, never negative here, and `heatmap`.
+
+    Args:
+        model: in evaluation mode.
+        tokens: grid `(h, w)` of the tokens; None for what the network made them of.
+        **settings: those of `Explainer`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyfast_xai import AttentionRelevance
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+        ...         self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        ...
+        ...     def forward(self, x):
+        ...         return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        >>> AttentionRelevance(Net().eval())(torch.rand(2, 3, 16, 24), target=[[1, 3]] * 2).heatmap.shape
+        torch.Size([4, 16, 24])
+    """
+
+    method = "attention-relevance"
+    paper = "Generic attention-model explainability for bi-modal and encoder-decoder transformers (Chefer et al., 2021)"
+
+    def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
+        rules = GradientRules(warned=self.warned)
+        tape = self.record(images, *args, policy=KeepAttention(rules), **kwargs)
+        layers, tokens = self._read(tape, images, args, kwargs)
+        seeds = output_gradients(tape, target, self.outputs, self.labels)
+        arrived = backward_pass(rules, tape, seeds.grads, [layer.value for layer in layers])
+        maps = targets_to_rows(_maps(_relevance(layers, arrived), tokens))
+        return Explanation(
+            **self._fields(images, seeds),
+            heatmap=resized(maps[:, None], images.shape[2:])[:, 0].float(),
+            signed_map=maps,
+        )
+
+
+def _relevance(layers: list[Attention], gradients: list[Tensor]) -> Tensor:
+    """Returns the relevance of every token for every other, `[K, N, T, T]`, without that of a token for itself."""
+    identity = torch.eye(layers[0].weights.shape[-1], dtype=layers[0].weights.dtype, device=layers[0].weights.device)
+    relevance = identity.expand(len(gradients[0]), len(layers[0].weights), *identity.shape)
+    for layer, gradient in zip(layers, gradients, strict=True):
+        mean = (layer.gradient(gradient) * layer.weights).clamp_min(0).mean(2)
+        relevance = relevance + mean @ relevance
+    return relevance - identity

@@ -1,0 +1,1 @@
+"""Shared parts of the explainers: arguments, targets, layers, gradient passes and perturbed scores."""

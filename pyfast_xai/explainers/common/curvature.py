@@ -1,0 +1,47 @@
+"""The gradient and the curvature of scores at a layer, by autograd through what depends on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.errors import UnsupportedOpError
+from pyfast_xai.tape import Tape, Value
+from pyfast_xai.tape.suffix import kept_value, replay_suffix
+
+
+def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any], Tensor]) -> Tensor:
+    """Returns `g - H A / 2` for the activation A of a layer, its gradient g and the Hessian H of each score.
+
+    Args:
+        tape: recorded with `KeepSuffix` for the layer.
+        value: the layer.
+        scores: gives `[N, K]` in what the model returned.
+
+    Returns:
+        `[K, *shape]` of the layer, K scores an image.
+
+    Raises:
+        InputError: the model cannot be replayed, see `replay_suffix`.
+        UnsupportedOpError: an operation above the layer has no second derivative.
+    """
+    kept = kept_value(tape, value).detach().clone()
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        start = kept.clone().requires_grad_()
+        totals = scores(replay_suffix(tape, value, start.clone())).sum(0)
+        for k, total in enumerate(totals):
+            (slope,) = torch.autograd.grad(total, start, create_graph=True)
+            bent = None
+            if slope.requires_grad:
+                try:
+                    # The graph below the slope is shared by the scores that follow.
+                    last = k == len(totals) - 1
+                    (bent,) = torch.autograd.grad(slope, start, kept, retain_graph=not last, allow_unused=True)
+                except RuntimeError as error:
+                    raise UnsupportedOpError(
+                        f"an operation above the layer has no second derivative, which the curvature needs ({error})"
+                    ) from error
+            found.append(slope.detach() if bent is None else (slope - bent / 2).detach())
+    return torch.stack(found)

@@ -1,0 +1,89 @@
+"""The gradient pass: one step from images to the gradients of a target, which on a CUDA device may be a graph."""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from pyfast_xai.acceleration.cuda_graphs import device_of
+from pyfast_xai.explainers.common.explainer import Explainer
+from pyfast_xai.explainers.common.output_gradients import (
+    Goal,
+    OutputGradients,
+    output_gradients,
+    output_gradients_without_sync,
+)
+from pyfast_xai.explainers.common.targets import as_class_indices
+from pyfast_xai.tape import Tape
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Start = Callable[[Tape], OutputGradients]
+
+
+class Step(Protocol[T_co]):
+    """Records some images, asks where to start, and walks; hands back the tape and, nested in anything, tensors."""
+
+    def __call__(self, start: Start, images: Tensor, *more: Any) -> tuple[Tape, T_co]: ...
+
+
+def walked(
+    explainer: Explainer, step: Step[T], images: Tensor, target: Goal, *more: Any, key: Hashable | None
+) -> tuple[Tape, OutputGradients, T]:
+    """Run a step for a target.
+
+    What reads numbers, checking the target and the probability of a class, happens around the step, not in it, where
+    the explainer is accelerated, the images lie on a CUDA device and the target is classes: it then is a CUDA graph
+    from the second time on.
+
+    Args:
+        explainer: that is asked.
+        step: a method of the explainer, or of something that is its own.
+        images: `[N, C, H, W]`.
+        target: of the explainer.
+        *more: handed to the step.
+        key: what the step is, and what it depends on besides its arguments; None for one that is never a graph.
+
+    Returns:
+        The tape, with nothing saved on it where it was a graph; what was started from; and what the step found.
+
+    Raises:
+        InputError: a target that does not fit the output.
+    """
+    accelerated = explainer.accelerated_model
+    if accelerated is None or key is None or callable(target) or device_of((images, more)) is None:
+        return _as_it_is(explainer, step, images, target, *more)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return _as_it_is(explainer, step, images, target, *more)
+    classes = (
+        None if target is None else as_class_indices(target, len(images), images.device).long().view(len(images), -1)
+    )
+
+    def captured(images: Tensor, classes: Tensor | None, *more: Any) -> tuple[Tape, Any, T]:
+        tape, found = step(lambda tape: output_gradients_without_sync(tape, classes), images, *more)
+        return _bare(tape), tape.result, found
+
+    tape, result, found = accelerated.run(captured, images.detach(), classes, *more, key=key)
+    tape = dataclasses.replace(tape, result=result)
+    return tape, output_gradients(tape, target, explainer.outputs, explainer.labels), found
+
+
+def _as_it_is(
+    explainer: Explainer, step: Step[T], images: Tensor, target: Goal, *more: Any
+) -> tuple[Tape, OutputGradients, T]:
+    started: list[OutputGradients] = []
+
+    def start(tape: Tape) -> OutputGradients:
+        started.append(output_gradients(tape, target, explainer.outputs, explainer.labels))
+        return started[-1]
+
+    tape, found = step(start, images, *more)
+    return tape, started[-1], found
+
+
+def _bare(tape: Tape) -> Tape:
+    """Returns a tape without numbers, which holds no memory of the graph."""
+    nodes = [dataclasses.replace(node, saved={}) for node in tape.nodes]
+    return dataclasses.replace(tape, nodes=nodes, result=None)

@@ -1,0 +1,424 @@
+"""Trials of replays: a model is replayed where that was seen to be faster than recording it.
+
+The first calls of a signature are recorded. Then the replay is tried, and once nothing is left to prepare it is timed
+beside the recorded call; the faster serves from then on, within noise the recorded one, and is looked at again rarely.
+"""
+
+import functools
+import hashlib
+import logging
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pyfast_xai import tuning
+from pyfast_xai.acceleration.replayed_model import MEMORY_LIMIT, ReplayedModel
+from pyfast_xai.forks import ForkSafeLock
+from pyfast_xai.tape import module_hooks
+from pyfast_xai.tuning import Site, Stopwatch, Verdict
+
+logger = logging.getLogger("pyfast_xai")
+
+T = TypeVar("T")
+
+_FIRST = 3  # the call of a signature that is replayed for the first time
+_MOST_WARM = 16  # replayed calls, after which they are timed although they prepare something in every call
+_ROUNDS = 3
+_CLEAR = 0.8  # one round is enough where one takes at most so much of the other's time
+_MOST_DISTURBED = 24  # calls of which no time could be taken, after which the recorded one serves
+# Calls after which a verdict is looked at again, and doubled each time. A replay that lost is made anew for it, which
+# costs some ten calls; the other way it is two.
+_AGAIN = {"replayed": 256, "recorded": 2048}
+_MOST_SIGNATURES = 64
+
+
+class _State(Enum):
+    RECORDED = 1
+    WARMING = 2
+    TIMED = 3
+    REPLAYED = 4
+
+
+@dataclass
+class _Signature:
+    """Calls that are alike.
+
+    Attributes:
+        calls: how many there were.
+        due: the call at which replays are tried, or times taken anew.
+        state: what the next call is.
+        warm: replayed calls of this trial.
+        disturbed: calls of this trial whose time did not count.
+        compared: whether what a replay led to was compared with what the recording led to.
+        seconds: of the recorded and the replayed calls of this trial.
+        verdicts: trials that ended.
+        verdict: of the last one; None where it ended without times.
+    """
+
+    calls: int = 0
+    due: float = _FIRST
+    state: _State = _State.RECORDED
+    warm: int = 0
+    disturbed: int = 0
+    compared: bool = False
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"recorded": [], "replayed": []})
+    verdicts: int = 0
+    verdict: Verdict | None = None
+
+    def begin(self, state: _State) -> None:
+        """Begin a trial."""
+        self.state, self.warm, self.disturbed = state, 0, 0
+        self.seconds = {"recorded": [], "replayed": []}
+
+
+class ReplayTrial:
+    """Calls functions that record a model, and has the model replayed in them where that is faster.
+
+    A replay serves under the conditions of `ReplayedModel`: what cannot be proven to be as it was is recorded. Beyond
+    that, a model with forward hooks is recorded, so that they run; so is one after it has changed, until there were as
+    many calls as before a first trial, and twice as many after every further change.
+
+    Args:
+        model: that is recorded.
+        fold: fold batch norm into convolutions.
+        memory_limit: bytes that the replay of this model may take. The trials of a process together keep as many at
+            most, and let go what was used longest ago.
+        job: what is done, for verdicts on disk; None to keep none.
+        stopwatch: takes the times, as `tuning.stopwatch` does.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        fold: bool = True,
+        memory_limit: int = MEMORY_LIMIT,
+        job: str | None = None,
+        stopwatch: Callable[[str, int], Stopwatch] = tuning.stopwatch,
+    ) -> None:
+        self.model = module_hooks.unwrap(model)
+        self._settings: dict[str, Any] = {"fold": fold, "memory_limit": memory_limit, "job": job}
+        self._stopwatch = stopwatch
+        self._replayed = ReplayedModel(self.model, fold=fold, memory_limit=memory_limit, tentative=True)
+        self._lock = ForkSafeLock()
+        self._thread = threading.local()
+        self._signatures: OrderedDict[Hashable, _Signature] = OrderedDict()
+        self._first = _FIRST
+        self._keeps = False  # whether there may be a replay that takes memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy belongs to another model, whose calls are counted anew.
+        return functools.partial(ReplayTrial, **self._settings, stopwatch=self._stopwatch), (self.model,)
+
+    @property
+    def current(self) -> ReplayedModel | None:
+        """Returns the model to record with in a call of this thread that is replayed; None in one that is recorded."""
+        return getattr(self._thread, "replayed", None)
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the memory that the replay takes."""
+        return self._replayed.nbytes if self._keeps else 0
+
+    def verdicts(self) -> dict[Hashable, tuple[str, Verdict | None]]:
+        """Returns whether calls are "recorded" or "replayed", by their signature; those of open trials are missing.
+
+        The second of each pair is the verdict that says so, None where none was needed: the model cannot be replayed.
+        """
+        names = {_State.RECORDED: "recorded", _State.REPLAYED: "replayed"}
+        with self._lock:
+            ended = {key: own for key, own in self._signatures.items() if own.verdicts and own.state in names}
+            return {key: (names[own.state], own.verdict) for key, own in ended.items()}
+
+    def forget(self) -> None:
+        """Lets the replay go; calls are recorded until the next trial."""
+        with self._lock:
+            if self._keeps:
+                self._keeps = False
+                self._replayed.forget()
+            for signature in self._signatures.values():
+                if signature.state is not _State.RECORDED:
+                    signature.state, signature.due = _State.RECORDED, signature.calls + _AGAIN["recorded"]
+
+    def __call__(
+        self,
+        run: Callable[[], T],
+        *,
+        signature: Hashable | None,
+        described: str = "",
+        device: torch.device | None = None,
+        agree: Callable[[T, T], bool] | None = None,
+    ) -> T:
+        """Returns `run()`, within which `current` says what records.
+
+        Args:
+            run: does the job. It may be called twice.
+            signature: what calls with the same costs and replays have in common (`acceleration.cache_key`); None for
+                a call that is recorded.
+            described: the same in words, for the verdicts on disk.
+            device: that the work is done on, None for the CPU.
+            agree: says whether what a replay led to is what the recording led to, up to rounding. It decides once a
+                signature; None where a call must not be made twice.
+        """
+        if signature is None or self.current is not None or self._replayed.has_forward_hooks:
+            return run()
+        with _calls:
+            return self._call(run, signature, described, device, agree)
+
+    def _call(
+        self,
+        run: Callable[[], T],
+        signature: Hashable,
+        described: str,
+        device: torch.device | None,
+        agree: Callable[[T, T], bool] | None,
+    ) -> T:
+        place = device or torch.device("cpu")
+        site = Site(*self._words(described), *_hardware(place))
+        with self._lock:
+            own = self._next((signature, site.threads), site)
+            state = own.state
+        if state is _State.RECORDED:
+            return run()
+        try:
+            if state is _State.TIMED:
+                return self._time(own, run, site, place, agree)
+            return self._replay(own, run)[0]
+        finally:
+            _make_room_for(self)
+
+    def _next(self, key: Hashable, site: Site) -> _Signature:
+        """Returns the signature of a call, which is counted."""
+        own = self._signatures.get(key)
+        if own is None:
+            if len(self._signatures) >= _MOST_SIGNATURES:
+                self._signatures.popitem(last=False)
+            own = self._signatures[key] = _Signature(due=self._first)
+            verdict = tuning.known_verdict(site) if self._remembers else None
+            if verdict is not None and verdict.fastest() == "recorded":
+                own.verdicts, own.due, own.verdict = 1, _AGAIN["recorded"], verdict
+        self._signatures.move_to_end(key)
+        own.calls += 1
+        if own.calls >= own.due and own.state in (_State.RECORDED, _State.REPLAYED):
+            if self._replayed.outdated:
+                self._replayed.forget()
+            # A replay that served is prepared.
+            own.begin(_State.WARMING if own.state is _State.RECORDED else _State.TIMED)
+            self._keeps = True
+        return own
+
+    def _decide(self, own: _Signature, winner: str, calls: float | None = None) -> None:
+        """Has the winner serve, for so many calls."""
+        own.verdicts += 1
+        own.state = _State.REPLAYED if winner == "replayed" else _State.RECORDED
+        own.due = own.calls + (_AGAIN[winner] * 2 ** min(own.verdicts - 1, 10) if calls is None else calls)
+        if all(other.state is _State.RECORDED for other in self._signatures.values()):
+            self._keeps = False
+            self._replayed.forget()
+
+    def _refuse(self, own: _Signature) -> None:
+        """Has calls recorded for good: they cannot be replayed."""
+        own.verdict = None
+        self._decide(own, "recorded", float("inf"))
+
+    def _replay(self, own: _Signature, run: Callable[[], T]) -> tuple[T, bool]:
+        """Returns what a replayed call gives, and whether there was nothing to prepare in it."""
+        before, replays = self._replayed.preparations, self._replayed.replays
+        random_state = torch.get_rng_state()
+        self._thread.replayed = self._replayed
+        try:
+            result = run()
+        except Exception as error:
+            self._thread.replayed = None
+            torch.set_rng_state(random_state)
+            result = run()  # raises what the model, or a wrong argument, raises
+            logger.info("a replay failed (%s): such calls are recorded", error)
+            with self._lock:
+                self._refuse(own)
+            return result, False
+        finally:
+            self._thread.replayed = None
+        settled = self._replayed.preparations == before
+        with self._lock:
+            if self._replayed.outdated or self._replayed.refused:
+                self._stop()
+            elif own.state is _State.WARMING:
+                own.warm += 1
+                if settled and self._replayed.replays == replays:
+                    self._refuse(own)
+                elif settled or own.warm >= _MOST_WARM:
+                    own.state = _State.TIMED
+        return result, settled
+
+    def _stop(self) -> None:
+        """Records the model: for good, or after a change for twice as many calls as before."""
+        self._first *= 2
+        self._keeps = False
+        for other in self._signatures.values():
+            other.verdicts, other.verdict = other.verdicts + 1, None
+            other.state, other.due = _State.RECORDED, float("inf")
+        if self._replayed.outdated:
+            self._signatures.clear()
+
+    def _time(
+        self,
+        own: _Signature,
+        run: Callable[[], T],
+        site: Site,
+        device: torch.device,
+        agree: Callable[[T, T], bool] | None,
+    ) -> T:
+        """Returns what a call gives, and takes its time: that of both ways where they are to be compared."""
+        if agree is not None and not own.compared and device.type == "cpu":
+            own.compared = True
+            before = torch.get_rng_state()
+            expected, recorded = self._timed(run, device)
+            after = torch.get_rng_state()
+            torch.set_rng_state(before)
+            (came, settled), replayed = self._timed(lambda: self._replay(own, run), device)
+            torch.set_rng_state(after)
+            same = agree(came, expected)
+            with self._lock:
+                if own.state is _State.TIMED and not same:
+                    logger.info("a replay gives something else: such calls are recorded")
+                    self._refuse(own)
+                elif settled:
+                    self._keep(own, site, recorded=recorded, replayed=replayed)
+            return expected
+        if len(own.seconds["replayed"]) < len(own.seconds["recorded"]):
+            (result, settled), seconds = self._timed(lambda: self._replay(own, run), device)
+            with self._lock:
+                self._keep(own, site, replayed=seconds if settled else None)
+            return result
+        result, seconds = self._timed(run, device)
+        with self._lock:
+            self._keep(own, site, recorded=seconds)
+        return result
+
+    def _timed(self, run: Callable[[], T], device: torch.device) -> tuple[T, float | None]:
+        """Returns what a function gives, and the seconds; None if another call ran at the same time."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        before = _calls.alone()
+        past = self._stopwatch(device.type, torch.get_num_threads())
+        result = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = max(past(), 1e-9)
+        return result, None if before is None or before != _calls.alone() else seconds
+
+    def _keep(self, own: _Signature, site: Site, **seconds: float | None) -> None:
+        """Keeps times, and gives the verdict if they are enough."""
+        if own.state is not _State.TIMED:
+            return
+        if None in seconds.values():
+            own.disturbed += 1
+            if own.disturbed >= _MOST_DISTURBED:
+                self._decide(own, "recorded")
+            return
+        for name, taken in seconds.items():
+            own.seconds[name].append(taken or 0.0)
+        recorded, replayed = own.seconds["recorded"], own.seconds["replayed"]
+        if not recorded or len(recorded) != len(replayed):
+            return
+        shorter, longer = sorted((min(recorded), min(replayed)))
+        if len(recorded) < _ROUNDS and shorter > _CLEAR * longer:
+            return
+        own.verdict = Verdict(own.seconds)
+        self._decide(own, own.verdict.fastest())
+        if self._remembers:
+            tuning.keep_verdict(site, own.verdict)
+
+    @property
+    def _remembers(self) -> bool:
+        return self._settings["job"] is not None and tuning.enabled()
+
+    def _words(self, described: str) -> tuple[str, str]:
+        return self._settings["job"] or "", f"{self._model_in_words}, {described}"
+
+    @functools.cached_property
+    def _model_in_words(self) -> str:
+        parts = [f"{name} {type(module).__name__}" for name, module in self.model.named_modules()]
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        parts += [f"{name} {'' if is_lazy(tensor) else list(tensor.shape)}" for name, tensor in tensors]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        return f"{type(self.model).__name__} {digest}"
+
+
+_SAME = 0.1  # of the norm; rounding turns rectifiers and maxima here and there, a wrong kernel does more
+
+
+def nearly_same(came: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Returns whether results are the same but for rounding, and what it may turn."""
+    if len(came) != len(expected):
+        return False
+    for one, other in zip(came, expected, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        if one.is_floating_point():
+            finite = torch.isfinite(other)
+            size = torch.where(finite, other, 0).norm()
+            if not (torch.where(finite, one - other, 0).norm() <= _SAME * size):
+                return False
+    return True
+
+
+def _hardware(device: torch.device) -> tuple[str, int]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name, torch.get_num_threads()
+
+
+class _Calls:
+    """The calls of all trials, so that times are taken of those that ran alone."""
+
+    def __init__(self) -> None:
+        self._lock = ForkSafeLock()
+        self._running = self._begun = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._running += 1
+            self._begun += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._running -= 1
+
+    def alone(self) -> int | None:
+        """Returns a number that stays for as long as one call runs; None where there are several."""
+        with self._lock:
+            return self._begun if self._running == 1 else None
+
+
+_calls = _Calls()
+
+
+# The memory of all trials together.
+
+_room = ForkSafeLock()
+_keeping: "OrderedDict[int, weakref.ref[ReplayTrial]]" = OrderedDict()
+
+
+def _make_room_for(trial: ReplayTrial) -> None:
+    """Lets go replays of other trials, those used longest ago first, until all take no more than the limit of one."""
+    with _room:
+        _keeping[id(trial)] = weakref.ref(trial)
+        _keeping.move_to_end(id(trial))
+        trials = {place: reference() for place, reference in _keeping.items()}
+        for place in [place for place, other in trials.items() if other is None or not other.nbytes]:
+            del _keeping[place]
+        kept = [other for other in trials.values() if other is not None]
+    total = sum(other.nbytes for other in kept)
+    for other in kept[:-1]:
+        if total <= trial._settings["memory_limit"]:
+            break
+        total -= other.nbytes
+        other.forget()

@@ -1,0 +1,35 @@
+"""`python -m pyfast_xai.proof`: reads a request from standard input and writes messages, a line of JSON each."""
+
+import json
+import os
+import sys
+
+import torch
+
+from pyfast_xai.proof.examine import DeviceLostError, Examination
+
+
+def main() -> None:
+    """Examine the kernels of the request."""
+    request = json.load(sys.stdin)
+    # What kernels print, an assertion on a device for one, goes elsewhere.
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    device = torch.device(request["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    examination = Examination(
+        device,
+        request["rounds"],
+        lambda message: print(json.dumps(message), file=messages, flush=True),  # another process reads it
+        request["small"],
+    )
+    try:
+        with torch.inference_mode():
+            examination.run(request["ops"])
+    except DeviceLostError as error:
+        sys.exit(str(error))  # what failed was said; another process goes on
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The context of a gradient rule: one operation, the gradients of its results, and those still on their way."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from pyfast_xai.tape import Node, Value
+from pyfast_xai.tape.record import address
+
+
+def has_gradient(value: Value) -> bool:
+    """Returns whether a value can have a gradient: it holds real or complex numbers."""
+    return value.dtype.is_floating_point or value.dtype.is_complex
+
+
+class BackwardContext:
+    """One operation of a backward pass: the gradients of its results, and where they go.
+
+    Every gradient has one dimension more than its value, in front: the targets, `[K, *shape]`.
+
+    Attributes:
+        node: the operation.
+        grads: of each result, None where nothing arrived.
+        grad: the first of them (most ops have one result).
+    """
+
+    def __init__(self, pending: "Pending", node: Node, grads: list[Tensor | None]) -> None:
+        self.node = node
+        self.grads = grads
+        self.grad = next(grad for grad in grads if grad is not None)
+        self._pending = pending
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns what was saved under this name."""
+        return self.node.saved[name].tensor
+
+    def replace(self, grad: Tensor) -> None:
+        """Replaces the gradient of the first result."""
+        self.grads[next(i for i, own in enumerate(self.grads) if own is self.grad)] = grad
+        self.grad = grad
+
+    @property
+    def owns_memory(self) -> bool:
+        """Returns whether `grad` may be overwritten: nobody else reads its memory."""
+        return self._pending.owns_memory(self.grad)
+
+    def scaled(self, factor: Tensor) -> Tensor:
+        """Returns `grad` times a factor, in the memory of `grad` where nobody else reads it."""
+        return self.grad.mul_(factor) if self.owns_memory else self.grad * factor
+
+    def wants(self, argument: Any) -> bool:
+        """Returns whether the gradient of an argument is needed."""
+        return isinstance(argument, Value) and argument in self._pending.needed
+
+    def propagate(self, argument: Any, grad: Tensor) -> None:
+        """Adds to the gradient of an argument; a constant has none.
+
+        A gradient of a broadcast argument is summed, one in another dtype converted. Of a complex gradient, a real
+        argument gets the real part, as by autograd's convention.
+        """
+        if not self.wants(argument):
+            return
+        if grad.shape[1:] != argument.shape:
+            grad = _sum_to(grad, argument.shape)
+        if grad.is_complex() and not argument.dtype.is_complex:
+            grad = grad.real
+        if grad.dtype != argument.dtype or grad.device != argument.device:
+            grad = grad.to(argument.device, argument.dtype)
+        self._pending.add(argument, grad)
+
+    def propagate_part(self, argument: Any, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
+        """Adds to a part of the gradient of an argument: the view that `part` takes of it, `[K, *shape]`."""
+        if self.wants(argument):
+            self._pending.add_part(argument, part, grad)
+
+
+def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
+    lead = grad.dim() - 1 - len(shape)
+    dims = [*range(1, 1 + lead)]
+    dims += [1 + lead + i for i, n in enumerate(shape) if n == 1 and grad.shape[1 + lead + i] != 1]
+    if dims:
+        grad = grad.sum(dims, keepdim=True)
+    return grad.reshape(grad.shape[0], *shape)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    strides = tensor.stride()
+    return 0 in strides and any(n > 1 and not stride for n, stride in zip(tensor.shape, strides, strict=True))
+
+
+class Pending:
+    """Gradients on their way, and who shares memory with whom."""
+
+    def __init__(self, needed: set[Value]) -> None:
+        self.needed = needed
+        self._grads: dict[Value, Tensor] = {}
+        self._holders: Counter[int] = Counter()
+        self._lent: list[Tensor] = []
+
+    def lend(self, value: Value, grad: Tensor) -> None:
+        """Adds a gradient that belongs to someone else and is never overwritten."""
+        self._lent.append(grad)
+        self._holders[address(grad)] += 1
+        self.add(value, grad)
+
+    def add(self, value: Value, grad: Tensor) -> None:
+        before = self._grads.get(value)
+        if before is not None:
+            # In the order of arrival, as autograd sums them.
+            self._drop(before)
+            grad = before.add_(grad) if self._may_add(before, grad) else before + grad
+        self._grads[value] = grad
+        self._holders[address(grad)] += 1
+
+    def add_part(self, value: Value, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
+        whole = self.pop(value)
+        if whole is None:
+            whole = grad.new_zeros(len(grad), *value.shape)
+        elif not self._may_add(whole, grad):
+            whole = whole.clone()
+        # Several parts of a whole, as queries, keys and values often are, come to one tensor and no sum of it.
+        part(whole).add_(grad)
+        self.add(value, whole)
+
+    def _may_add(self, before: Tensor, grad: Tensor) -> bool:
+        return self.owns_memory(before) and address(before) != address(grad)
+
+    def pop(self, value: Value | None) -> Tensor | None:
+        grad = None if value is None else self._grads.pop(value, None)
+        if grad is not None:
+            self._drop(grad)
+        return grad
+
+    def owns_memory(self, grad: Tensor) -> bool:
+        return not self._holders[address(grad)] and not _overlaps(grad) and not grad.is_inference()
+
+    def _drop(self, grad: Tensor) -> None:
+        storage = address(grad)
+        self._holders[storage] -= 1
+        if not self._holders[storage]:
+            del self._holders[storage]  # the address may be used again

@@ -1,0 +1,169 @@
+"""Layers with weights: their adjoints need the weight and the geometry, and no activation."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai import onednn
+from pyfast_xai.rules.dimensions import per_dimension
+from pyfast_xai.rules.gradient import subpixel
+from pyfast_xai.rules.gradient.context import BackwardContext
+from pyfast_xai.rules.gradient.strides import canonical
+from pyfast_xai.rules.gradient.table import rule
+from pyfast_xai.tape import Node, Value
+from pyfast_xai.tape.graph import find
+
+aten = torch.ops.aten
+
+
+def _not_only_input(node: Node) -> bool:
+    """Returns whether something besides the first argument depends on the inputs of the model."""
+    return not isinstance(node.args[0], Value) or len(node.inputs) != 1
+
+
+def _unlike_its_adjoint(node: Node) -> bool:
+    """Returns whether the transposed convolution does not take the arguments: maps without a batch, complex numbers."""
+    if _not_only_input(node) or isinstance(_padding(node), str):
+        return True
+    return len(node.args[0].shape) != node.args[1].dim() or node.args[0].dtype.is_complex
+
+
+def _padding(node: Node) -> Any:
+    return node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
+
+
+@rule("conv1d", "conv2d", "conv3d", unless=_unlike_its_adjoint)
+def _conv(
+    ctx: BackwardContext,
+    input: Value,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> None:
+    rank = weight.dim() - 2
+    _convolution(
+        ctx, input, weight, bias, stride, padding, dilation, transposed=False, output_padding=[0] * rank, groups=groups
+    )
+
+
+@rule("convolution", "_convolution", unless=_unlike_its_adjoint)
+def _convolution(
+    ctx: BackwardContext,
+    input: Value,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    *flags: bool,
+) -> None:
+    rank = weight.dim() - 2
+    stride, padding, dilation = (per_dimension(value, rank) for value in (stride, padding, dilation))
+    grad = canonical(ctx.grad.flatten(0, 1))
+    # Rows that the last window did not reach.
+    rest = [0] * rank
+    if not transposed:
+        for d in range(rank):
+            reached = (grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1
+            rest[d] = input.shape[2 + d] - reached
+    weight = weight.detach()
+    # The adjoint of a convolution is the transposed convolution, and the other way round.
+    if not transposed and subpixel.takes(grad, weight, stride, dilation, groups):
+        grad = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
+    elif ctx.node.adjoint is not None:
+        grad = ctx.node.adjoint(grad, rest)
+    elif not transposed and onednn.is_passed_over(grad, weight, stride):
+        grad = onednn.transposed_convolution(grad, weight, padding, rest, stride, dilation, groups)
+    else:
+        grad = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
+    ctx.propagate(input, grad.unflatten(0, (len(ctx.grad), input.shape[0])))
+
+
+@rule("linear", unless=_not_only_input)
+def _linear(ctx: BackwardContext, input: Value, weight: Tensor, bias: Tensor | None = None) -> None:
+    ctx.propagate(input, onednn.linear(ctx.grad, weight.detach().mH))
+
+
+def _no_matrix(node: Node) -> bool:
+    return _not_only_input(node) or node.args[1].dim() != 2
+
+
+@rule("mm", "matmul", unless=_no_matrix)
+def _mm(ctx: BackwardContext, input: Value, weight: Tensor) -> None:
+    ctx.propagate(input, onednn.linear(ctx.grad, weight.detach().conj()))
+
+
+def _weighs(node: Node) -> bool:
+    """Returns whether the second factor of an `addmm` depends on the inputs."""
+    return not isinstance(node.args[1], Value) or isinstance(node.args[2], Value)
+
+
+@rule("addmm", unless=_weighs)
+def _addmm(ctx: BackwardContext, bias: Any, input: Value, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> None:
+    ctx.propagate(bias, ctx.grad if beta == 1 else ctx.grad * conjugate(beta))
+    grad = onednn.linear(ctx.grad, weight.detach().conj())
+    ctx.propagate(input, grad if alpha == 1 else grad * conjugate(alpha))
+
+
+def _factors(node: Node) -> list[str]:
+    """Returns the factors to save: the gradient of one factor needs the other."""
+    names = [argument.name for argument in node.op._schema.arguments]
+    return [names[1 - i] for i in range(2) if isinstance(node.args[i], Value) and isinstance(node.args[1 - i], Value)]
+
+
+def factor(ctx: BackwardContext, argument: Any, name: str) -> Any:
+    """Returns the numbers of a factor: the constant on the tape, otherwise the saved tensor."""
+    if isinstance(argument, Value):
+        return ctx.tensor(name)
+    return argument.detach() if isinstance(argument, Tensor) else argument
+
+
+def conjugate(number: Any) -> Any:
+    """Returns the conjugate of a tensor or number, by which a gradient passes a product; of a real one, itself."""
+    return number.conj() if isinstance(number, Tensor) else number.conjugate()
+
+
+@rule("bmm", saves=_factors)
+def _bmm(ctx: BackwardContext, self: Any, mat2: Any) -> None:
+    if ctx.wants(self):
+        ctx.propagate(self, ctx.grad @ factor(ctx, mat2, "mat2").mH)
+    if ctx.wants(mat2):
+        ctx.propagate(mat2, factor(ctx, self, "self").mH @ ctx.grad)
+
+
+def _in_training(node: Node) -> bool:
+    statistics = node.args[5] if len(node.args) > 5 else True
+    return bool(statistics) or len(find(Value, node.args, node.kwargs)) != 1
+
+
+@rule("batch_norm", unless=_in_training)
+def _batch_norm(
+    ctx: BackwardContext,
+    input: Value,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *flags: bool,
+) -> None:
+    scales = [torch.rsqrt(var + eps)]
+    if weight is not None:
+        scales.append(weight)
+    if input.dtype != torch.float64:  # there, one multiplication rounds otherwise than the two of autograd
+        scales = [math.prod(scales[1:], start=scales[0])]
+    first, *others = [scale.to(ctx.grad.dtype).view(-1, *[1] * (len(input.shape) - 2)) for scale in scales]
+    grad = ctx.scaled(first)
+    for scale in others:
+        grad.mul_(scale)
+    ctx.propagate(input, grad)

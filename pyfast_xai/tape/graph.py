@@ -1,0 +1,252 @@
+"""The data of a tape: values, the nodes that made them, and the tensors that a policy saved."""
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+
+from pyfast_xai.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One version of one tensor that depends on the inputs; the numbers themselves are not kept.
+
+    The node that made it is known by its place on the tape: a reference would close a cycle, and all that a reading
+    saved would wait for the garbage collector.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+    producer: int | None = None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        return f"%{self.index}{list(self.shape)}"
+
+
+@dataclass(eq=False, slots=True)
+class Saved:
+    """A tensor that a reading keeps; replaced by a copy just before an in-place op would overwrite it."""
+
+    tensor: Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One operation of the forward pass.
+
+    Attributes:
+        index: place on the tape.
+        op: the ATen overload, or one of the two operations of `tape.aliasing`.
+        args: positional arguments, with a `Value` for every tensor that depends on the inputs.
+        kwargs: keyword arguments, likewise.
+        outputs: the flattened results, None for one that is no tensor or does not depend on the inputs.
+        path: module the op ran in, "" for the model itself.
+        name: unique on the tape: path, op and a count.
+        saved: what the reading saved, by name.
+        inputs: the values among the arguments.
+        kernel: does what `op` does, faster; None for `op` itself.
+        adjoint: of a convolution, `adjoint(gradient, output_padding)` takes a gradient of its result to one of its
+            input; None where nobody has prepared that.
+    """
+
+    index: int
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Value | None]
+    path: str
+    name: str
+    inputs: list[Value] = field(init=False)
+    saved: dict[str, Saved] = field(default_factory=dict)
+    kernel: Callable[..., Any] | None = None
+    adjoint: Callable[[Tensor, list[int]], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        # Looked at several times a node, in every recording and walk.
+        self.inputs = find(Value, self.args, self.kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the operation on tensors."""
+        return (self.kernel or self.op)(*args, **kwargs)
+
+    def fresh(self) -> "Node":
+        """Returns the same operation on the same values, with nothing saved, as every replay does of each."""
+        other = object.__new__(Node)
+        other.index, other.op, other.args, other.kwargs = self.index, self.op, self.args, self.kwargs
+        other.outputs, other.path, other.name, other.inputs = self.outputs, self.path, self.name, self.inputs
+        other.saved, other.kernel, other.adjoint = {}, self.kernel, self.adjoint
+        return other
+
+    def __repr__(self) -> str:
+        return f"{self.outputs} = {self.name}({', '.join(map(str, self.inputs))})"
+
+
+@dataclass(eq=False, slots=True)
+class Tape:
+    """The operations of one forward pass, in order.
+
+    Attributes:
+        inputs: values of the tensors the model was given, in order of the flattened arguments.
+        input_structure: how they nest in `(args, kwargs)`, other arguments in place.
+        nodes: the operations that depend on the inputs.
+        outputs: what the model returned, with a `Value` for each tensor that depends on the inputs; None where the
+            forward was stopped early.
+        result: what the model returned, as copies of its tensors.
+        modules: the values each module returned, by module path, one list a call.
+        reached: the tensor at which the forward was stopped.
+        not_replayable: why `replay` would not repeat this forward, or None.
+        writes: whether the model wrote to tensors that were there before; they are as they were.
+        folded: names of what ran as part of something else, or led nowhere and did not run.
+    """
+
+    inputs: list[Value] = field(default_factory=list)
+    input_structure: Any = None
+    nodes: list[Node] = field(default_factory=list)
+    outputs: Any = None
+    result: Any = None
+    modules: dict[str, list[list[Value]]] = field(default_factory=dict)
+    reached: Tensor | None = None
+    not_replayable: str | None = None
+    writes: bool = False
+    folded: set[str] = field(default_factory=set)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def copy(self) -> "Tape":
+        """Returns the same operations on values of their own, without results and what was saved."""
+        copies: dict[Value, Value] = {}
+
+        def copied(value: Value) -> Value:
+            return copies.setdefault(value, dataclasses.replace(value))
+
+        def copied_nodes() -> Iterator[Node]:
+            for node in self.nodes:
+                args, kwargs = substitute(Value, copied, node.args, node.kwargs)
+                outputs = [None if value is None else copied(value) for value in node.outputs]
+                yield dataclasses.replace(node, args=args, kwargs=kwargs, outputs=outputs, saved={})
+
+        return dataclasses.replace(
+            self,
+            inputs=[copied(value) for value in self.inputs],
+            input_structure=pytree.tree_map_only(Value, copied, self.input_structure),
+            nodes=list(copied_nodes()),
+            outputs=pytree.tree_map_only(Value, copied, self.outputs),
+            result=None,
+            modules={path: [[*map(copied, call)] for call in calls] for path, calls in self.modules.items()},
+            reached=None,
+            folded=set(self.folded),
+        )
+
+    def producer(self, value: Value) -> Node | None:
+        """Returns the node that made a value; None for an input."""
+        return None if value.producer is None else self.nodes[value.producer]
+
+    def ends(self, until: Value | None) -> set[Value]:
+        """Returns the values that a replay returns: the model's outputs, or the value at which it stopped."""
+        outputs = self.outputs if until is None else until
+        return {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
+
+    def names(self) -> list[str]:
+        """Returns the names accepted by `find`: module paths first, then operations."""
+        return [*filter(None, self.modules), *(node.name for node in self.nodes)]
+
+    def find(self, name: str, argument: str = "layer") -> Value:
+        """Returns the value that a module or an operation returned; the first tensor of several.
+
+        Of a module that runs several times the last call is taken; "name@0" is the first, "name@1" the second, and
+        "name@-1" the last.
+
+        Raises:
+            InputError: no such name or call; the message has the close ones.
+        """
+        path, call = call_of(name)
+        calls: list[Any] = [*self.modules.get(path, []), *(n.outputs for n in self.nodes if n.name == path)]
+        if calls and not -len(calls) <= call < len(calls):
+            raise InputError(f"{argument} must name one of the calls 0 to {len(calls) - 1} of {path!r}, got {name!r}")
+        if calls and path not in self.folded:
+            for value in calls[call]:
+                if value is not None:
+                    return value
+        if path in self.folded:
+            raise InputError(f"{argument} must name what runs on its own in an accelerated model, got {name!r}")
+        raise InputError(unknown_name(name, self.names(), argument))
+
+
+def call_of(name: str) -> tuple[str, int]:
+    """Returns the name before an "@" and the number of the call behind it, -1 without one."""
+    path, at, call = name.rpartition("@")
+    return (path, int(call)) if at and call.lstrip("-").isdecimal() else (name, -1)
+
+
+@functools.cache
+def key(op: Any) -> str:
+    """Returns the name that rules for an op are registered under: of its schema, in-place forms included."""
+    return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"aliasing::{op.__name__}"
+
+
+def argument(node: Node, name: str) -> Any:
+    """Returns an argument of a node by its name in the schema."""
+    for position, declared in enumerate(node.op._schema.arguments):
+        if declared.name == name:
+            return node.args[position] if position < len(node.args) else node.kwargs.get(name, declared.default_value)
+    raise KeyError(name)
+
+
+def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T]:
+    """Returns the arguments of an op that are of a kind.
+
+    Arguments of an op nest no deeper than a list of tensors, and this runs for each op that is recorded: no pytree.
+    """
+    matching: list[T] = []
+    for argument in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(argument, kind):
+            matching.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            matching.extend(part for part in argument if isinstance(part, kind))
+    return matching
+
+
+def substitute(
+    kind: type[T], function: Callable[[T], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the arguments of an op with `function` applied to those of a kind."""
+
+    def changed(argument: Any) -> Any:
+        if isinstance(argument, kind):
+            return function(argument)
+        if isinstance(argument, (list, tuple)) and any(isinstance(part, kind) for part in argument):
+            return type(argument)(function(part) if isinstance(part, kind) else part for part in argument)
+        return argument
+
+    return tuple(map(changed, args)), {name: changed(argument) for name, argument in kwargs.items()}
+
+
+def unknown_name(name: str, names: list[str], argument: str) -> str:
+    """Returns the error message for a layer that does not exist."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = (
+        f" such as {', '.join(map(repr, close))}"
+        if close
+        else " (pyfast_xai.layers(model, images) lists those with a map)"
+    )
+    return f"{argument} must name a module or operation that ran{hint}, got {name!r}"

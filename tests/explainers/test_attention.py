@@ -1,0 +1,184 @@
+"""Attention rollout and relevance against a plain transformer whose attention is written out, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pyfast_xai import AttentionRelevance, AttentionRollout, InputError
+
+DOUBLE = torch.float64
+GRID, WIDTH, HEADS, CLASSES = (2, 3), 8, 2, 4
+
+
+class Block(nn.Module):
+    """Attention in one of the ways in which it is written, and a layer of its own for every token."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.norm = way, nn.LayerNorm(WIDTH)
+        self.qkv, self.out, self.mlp = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.attention = None
+
+    def forward(self, x):
+        size = (len(x), x.shape[1], 3, HEADS, WIDTH // HEADS)
+        q, k, v = self.qkv(self.norm(x)).view(size).permute(2, 0, 3, 1, 4)
+        scale = 1 / math.sqrt(q.shape[-1])
+        if self.way == "fused":
+            out = functional.scaled_dot_product_attention(q, k, v)
+        elif self.way == "heads in the batch":
+            q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+            out = torch.bmm((torch.bmm(q, k.mT) * scale).softmax(-1), v).unflatten(0, (len(x), HEADS))
+        else:
+            self.attention = functional.dropout((q @ k.mT * scale).softmax(-1), 0.1, self.training)
+            if self.attention.requires_grad:
+                self.attention.retain_grad()
+            out = self.attention @ v
+        x = x + self.out(out.transpose(1, 2).flatten(2))
+        return x + torch.tanh(self.mlp(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, way="fused", class_token=True):
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, WIDTH, 4, 4), nn.Linear(WIDTH, CLASSES)
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH)) if class_token else None
+        self.place = nn.Parameter(torch.randn(1, math.prod(GRID) + class_token, WIDTH))
+        self.blocks = nn.ModuleList(Block(way) for _ in range(3))
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        if self.token is not None:
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + self.place
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[:, 0] if self.token is not None else x.mean(1))
+
+
+WAYS = ("fused", "spelled out", "heads in the batch")
+
+
+def case(way, class_token):
+    torch.manual_seed(0)
+    model = Transformer(way, class_token).to(DOUBLE).eval()
+    images = torch.randn(3, 3, 4 * GRID[0], 4 * GRID[1], dtype=DOUBLE)
+    torch.manual_seed(0)
+    plain = Transformer("spelled out", class_token).to(DOUBLE).eval()
+    plain(images)
+    return model, plain, images
+
+
+def grid_of(mixed, class_token):
+    """The map of one image, of how much each token depends on each."""
+    row = mixed[0, 1:] if class_token else mixed.mean(0)
+    return row.view(GRID)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["class token", "mean"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("heads", ["mean", "max", "min"])
+def test_rollout_multiplies_the_attention_of_all_layers(way, class_token, heads):
+    model, plain, images = case(way, class_token)
+    explanation = AttentionRollout(model, heads=heads)(images)
+    for n in range(len(images)):
+        rollout = torch.eye(plain.blocks[0].attention.shape[-1], dtype=DOUBLE)
+        for block in plain.blocks:
+            attention = block.attention[n].detach()
+            fused = attention.mean(0) if heads == "mean" else getattr(attention, heads)(0).values
+            flow = fused + torch.eye(len(fused), dtype=DOUBLE)
+            rollout = flow / flow.sum(1, keepdim=True) @ rollout
+        torch.testing.assert_close(explanation.signed_map[n], grid_of(rollout, class_token), rtol=0, atol=1e-13)
+    assert explanation.heatmap.shape == (3, 8, 12)
+
+
+def test_discarded_attention_is_the_smallest_of_each_image_and_layer():
+    model, plain, images = case("fused", True)
+    explanation = AttentionRollout(model, discard=0.6)(images)
+    for n in range(len(images)):
+        rollout = torch.eye(7, dtype=DOUBLE)
+        for block in plain.blocks:
+            fused = block.attention[n].detach().mean(0)
+            fused[fused < fused.flatten().sort().values[int(0.6 * 49)]] = 0
+            flow = fused + torch.eye(7, dtype=DOUBLE)
+            rollout = flow / flow.sum(1, keepdim=True) @ rollout
+        torch.testing.assert_close(explanation.signed_map[n], grid_of(rollout, True), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["class token", "mean"])
+@pytest.mark.parametrize("way", WAYS)
+def test_relevance_weighs_attention_by_its_gradient(way, class_token):
+    model, plain, images = case(way, class_token)
+    targets = [[2, 0]] * 3
+    explanation = AttentionRelevance(model)(images, targets)
+    assert explanation.target.tolist() == [2, 0] * 3
+    for k, target in enumerate(targets[0]):
+        plain(images)[:, target].sum().backward()
+        for n in range(len(images)):
+            relevance = torch.eye(plain.blocks[0].attention.shape[-1], dtype=DOUBLE)
+            for block in plain.blocks:
+                attention, gradient = block.attention[n].detach(), block.attention.grad[n]
+                relevance = relevance + (attention * gradient).clamp_min(0).mean(0) @ relevance
+            relevance -= torch.eye(len(relevance), dtype=DOUBLE)
+            found = explanation.signed_map[2 * n + k]
+            torch.testing.assert_close(found, grid_of(relevance, class_token), rtol=0, atol=1e-13)
+    assert explanation.heatmap.any()
+
+
+@pytest.mark.parametrize("kind", [AttentionRollout, AttentionRelevance])
+def test_a_mask_and_replays(kind):
+    class Masked(nn.Module):
+        def __init__(self, fused):
+            super().__init__()
+            self.fused, self.patches, self.head = fused, nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            mask = x @ x.mT
+            if self.fused:
+                x = functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+            else:
+                x = (x @ x.mT / 2 + mask).softmax(-1) @ x
+            return self.head(x.mean(1))
+
+    torch.manual_seed(0)
+    fused = Masked(True).to(DOUBLE).eval()
+    spelled_out = Masked(False).to(DOUBLE).eval()
+    spelled_out.load_state_dict(fused.state_dict())
+    images = torch.randn(2, 3, 8, 12, dtype=DOUBLE)
+    expected = kind(spelled_out)(images)
+    explain = kind(fused).accelerate()
+    for _ in range(3):
+        torch.testing.assert_close(explain(images).signed_map, expected.signed_map, rtol=0, atol=1e-12)
+
+
+def test_the_encoder_of_pytorch():
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.head = nn.Conv2d(3, WIDTH, 4, 4), nn.Linear(WIDTH, CLASSES)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x):
+            return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+    model = Encoder().eval()
+    for kind in (AttentionRollout, AttentionRelevance):
+        explanation = kind(model)(torch.randn(2, 3, 8, 12))
+        assert explanation.signed_map.shape == (2, 2, 3)
+        assert bool((explanation.signed_map >= 0).all())
+
+
+def test_networks_without_such_attention():
+    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    with pytest.raises(InputError, match="model must have self-attention over tokens of the images, got none"):
+        AttentionRollout(convolutions)(torch.rand(1, 3, 8, 8))
+    models = pytest.importorskip("torchvision.models")
+    with pytest.raises(InputError, match="model must attend over whole images"):
+        AttentionRelevance(models.swin_t(weights=None, num_classes=3).eval())(torch.rand(1, 3, 64, 64))
+    with pytest.raises(InputError, match="discard must be at least 0 and under 1, got 1"):
+        AttentionRollout(convolutions, discard=1)

@@ -1,0 +1,1 @@
+"""The explainers as their papers write them, slowly and in float64."""
