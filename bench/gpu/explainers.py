@@ -15,9 +15,8 @@ from torch import nn
 
 from gpu.architectures import LAST, SIZE, network
 from gpu.steps import Rows
-from gpu.timing import Clock
 from pyfast_xai import CLEAR, CNNFixations, EigenCAM, FGVis, GuidedBackprop, Saliency, ops
-from pyfast_xai.ops import registry
+from pyfast_xai.proof.clock import Clock
 
 BATCH = 64
 ITERATIONS = 10  # of FGVis; what comes before and behind them is shared among them
@@ -29,16 +28,11 @@ METHODS: dict[str, Callable[[nn.Module], Any]] = {
     "eigen-cam": EigenCAM,
     "saliency": Saliency,
     "guided-backprop": GuidedBackprop,
-    "fgvis": lambda model: FGVis(model, iterations=ITERATIONS, patience=ITERATIONS, progress=False),
+    "fgvis": lambda model: FGVis(model, n_iterations=ITERATIONS, patience=ITERATIONS, progress=False),
     "clear": CLEAR,
 }
 SHARES = {"fgvis": ITERATIONS}
 SHAPES = {"fgvis": "an iteration"}
-
-
-def best_kernels() -> None:
-    """Let Triton's kernels serve wherever no compiled one does, as they will once they are known to be right."""
-    registry.UNPROVEN = ()
 
 
 def paired(clock: Clock, forward: Callable[[], Any], explain: Callable[[], Any], shares: int) -> dict[str, Any]:
@@ -65,7 +59,7 @@ def paired(clock: Clock, forward: Callable[[], Any], explain: Callable[[], Any],
 
 
 def measure(rows: Rows, kind: str, small: bool, name: str) -> None:
-    """A row for each method on one network: by the best kernels, by the reference, and by peers where they are."""
+    """A row for each method on one network: by proven kernels, by the reference, and by peers where they are."""
     clock = Clock(kind)
     batch, size = (1, 32) if small else (BATCH, SIZE)
     dtype = torch.bfloat16
@@ -88,7 +82,6 @@ def measure(rows: Rows, kind: str, small: bool, name: str) -> None:
             if kind == "cuda":
                 torch.cuda.empty_cache()
 
-    best_kernels()
     for method, build in methods.items():
         explainer = build(model)
         row(method, "best", dtype, model, images, lambda explain=explainer: explain(images))

@@ -1,4 +1,4 @@
-"""What the device is, and the two rates that nothing on it exceeds: of copying and of multiplying."""
+"""What the device is, and what runs on it."""
 
 import importlib.metadata
 import platform
@@ -7,9 +7,6 @@ import subprocess
 from typing import Any
 
 import torch
-
-from gpu.steps import Rows
-from gpu.timing import Clock
 
 PACKAGES = ("torch", "triton", "numpy", "cupy-cuda13x", "cupy-cuda12x", "torchvision", "captum", "grad-cam", "scipy")
 
@@ -56,22 +53,3 @@ def device(kind: str) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "l2_mib": round(getattr(properties, "L2_cache_size", 0) / 2**20, 1),
     }
-
-
-def measure(rows: Rows, kind: str) -> None:
-    """Bytes a second of a copy, read and written, and operations a second of a product of matrices."""
-    clock = Clock(kind)
-    size = 2**30 if kind == "cuda" else 2**20
-    source = torch.randint(-99, 99, (size,), dtype=torch.int8, device=kind)
-    there = torch.empty_like(source)
-    time = clock.median(lambda: there.copy_(source), rounds=30)
-    rows.add(kind="ceiling", name="copy", value=2 * size / time.median, unit="B/s", **time.as_dict())
-    # On random numbers: zeros switch fewer transistors and run faster.
-    side = 8192 if kind == "cuda" else 64
-    torch.set_float32_matmul_precision("highest")
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(side, side, device=kind).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        time = clock.median(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), rounds=15)
-        name = str(dtype).removeprefix("torch.")
-        rows.add(kind="ceiling", name=name, value=2 * side**3 / time.median, unit="op/s", **time.as_dict())

@@ -35,9 +35,10 @@ def judge(log: Path, code_detail: str) -> tuple[str, str]:
 
 def small_calls(kind: str) -> None:
     """Run each kernel of each compiled backend once for each dtype."""
-    from gpu.kernels import all_calls, backends  # needs the package, which the rest of this file does not
+    from gpu.kernels import backends
+    from gpu.kernels import small_calls as calls  # needs the package, which the rest of this file does not
 
-    for call in all_calls(kind, small=True):
+    for call in calls(kind):
         for backend in backends(call, kind):
             if backend == "reference":
                 continue

@@ -91,7 +91,7 @@ def run(name: str, command: list[str], limit: float, log: Path, environment: dic
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            # What it started, too: a hanging compiler, a sanitizer.
+            # Its children are killed too: a hanging compiler, a sanitizer.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
