@@ -1,4 +1,4 @@
-# Two commands are all a newcomer needs: `make demo` and `make test`.
+# A newcomer needs `make demo`, a contributor `make check` before each commit and `make test` before a change is sent.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,30 +7,84 @@ TORCH ?= torch==2.13.0
 OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h) \
+  csrc/generate.py kernels/checks.py kernels/enums.py
 
-.PHONY: demo test crash-test lint gallery bench bench-cost bench-ops bench-growth bench-memory bench-cold-start \
-  bench-report bench-throughput bench-peers peer-suites wheel-check cuda-check gpu-check clean
+.PHONY: demo check test docs notebooks crash-test fuzz sanitize sanitize-memory sanitize-threads lint gallery bench \
+  bench-quick bench-quick-avx2 bench-cost bench-ops \
+  bench-growth bench-memory bench-cold-start bench-report bench-throughput bench-peers peer-suites wheel-check \
+  cuda-check aarch64-check gpu-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
 
-test: $(VENV)/test
-	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q $(ARGS)
+# Two workers of one thread each: most tests are small, and threads of several workers would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q -n 2
 
-# Runs on data sets: every point at which a writer can stop, hundreds of real SIGKILLs, ten thousand broken files.
+# What a contributor runs before each commit: a few minutes on two cores. It needs no network, photographs or browser.
+CHECKED := tests/test_import_order.py tests/test_contributing.py tests/test_public_api.py tests/test_explanation.py tests/tape tests/rules \
+  tests/explainers/test_bad_input.py tests/explainers/test_backprop.py tests/explainers/test_cam.py \
+  tests/cli/test_settings.py
+
+check: lint
+	$(PYTEST) $(or $(ARGS),$(CHECKED))
+
+test: $(VENV)/test
+	@echo "All tests, on two workers: this takes far longer than \"make check\", which is for each commit."
+	$(PYTEST) $(ARGS)
+
+# Runs on data sets: every point at which a writer can stop, a thousand SIGKILLs, ten thousand broken files, a thousand
+# hostile names.
 crash-test: $(VENV)/test
 	PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q tests/datasets -m extended $(ARGS)
+
+# The C++ ops under sanitizers, with arguments drawn to do harm: memory and arithmetic, then races of the parallel kernels.
+# Any report ends it.
+sanitize: sanitize-memory sanitize-threads
+
+sanitize-memory: SANITIZERS := address,undefined
+sanitize-memory: RUNTIME := libasan.so
+sanitize-memory: EXAMPLES := 100
+sanitize-threads: SANITIZERS := thread
+sanitize-threads: RUNTIME := libtsan.so
+sanitize-threads: EXAMPLES := 40
+sanitize-memory sanitize-threads: $(VENV)/test
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DPYFAST_XAI_EXT=ON -DPYFAST_XAI_SANITIZE=$(SANITIZERS) \
+	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/$@
+	OMP_NUM_THREADS=2 PYFAST_XAI_EXAMPLES=$(EXAMPLES) PYTHONSAFEPATH=1 $(BIN)/python tests/ops/sanitized.py $(RUNTIME) \
+	  build/$@/_C.so -q -p no:cacheprovider tests/ops/test_checks.py -k "cpp_says or torch_calls_it" $(ARGS)
+
+# Draws random programs for SECONDS seconds and prints those whose gradient is not autograd's.
+fuzz: $(VENV)/test
+	$(BIN)/python tests/fuzz/programs.py --seconds $(or $(SECONDS),60) $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h)
 	$(BIN)/mypy
 
 BENCH = PYTHONPATH=bench $(BIN)/python -m pytest -q -p no:cacheprovider --benchmark-columns=median,iqr,rounds
 
 # All that docs/performance.md shows, some twenty minutes; ARGS="--rows" keeps what was measured.
 bench: bench-cost bench-ops bench-growth bench-memory bench-cold-start
+
+# The goals on this machine and what falls short, in under ten minutes; ARGS="--rows" keeps what was measured.
+bench-quick: $(VENV)/test
+	$(BIN)/python bench/quick.py $(ARGS)
+
+# The same with AVX2 alone, on a machine with AVX-512. Our clones follow the processor, which no setting changes, so that
+# a library with AVX2 alone is built.
+bench-quick-avx2: $(VENV)/test
+	$(BIN)/cmake -S . -B build/avx2 -G Ninja -DPYFAST_XAI_EXT=ON -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_CXX_FLAGS="-march=x86-64-v3 -DPYFAST_XAI_ONE_TARGET" -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/avx2 --target _C
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+	  GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD \
+	  $(BIN)/python bench/quick.py --library build/avx2/_C.so $(ARGS)
 
 bench-cost: $(VENV)/test
 	$(BENCH) bench/test_cost.py $(ARGS)
@@ -61,6 +115,20 @@ bench-peers: $(VENV)/test
 peer-suites: $(VENV)/test
 	$(BIN)/python tests/compat/peer_suites.py --into $(OUT)/peer-suites $(ARGS)
 
+# The site in out/site, with warnings as errors. Its environment has neither torch nor this package; Python >= 3.11.
+docs: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet --site-dir $(abspath $(OUT))/site
+
+$(VENV)-docs/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip --disable-pip-version-check install --quiet $$($(PYTHON) -c \
+	  "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	touch $@
+
+# What the notebooks show on the site.
+notebooks: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/run.py
+
 # The picture of docs/gallery.md.
 gallery: $(VENV)/test
 	$(BIN)/python bench/gallery.py $(ARGS)
@@ -75,19 +143,30 @@ wheel-check: $(VENV)/build
 	cp tests/smoke.py $(VENV)-wheel/smoke.py
 	cd $(VENV)-wheel && bin/python smoke.py && bin/pyfast-xai backends
 
-# Compiles the CUDA library where there is a compiler for it; no GPU is needed.
-cuda-check: $(VENV)/build
+# What the compilers make of the CUDA and Triton kernels, against bench/data/machine_code.csv; no GPU is needed. Where
+# there is no nvcc, Triton's kernels alone.
+cuda-check: $(VENV)/test
 	@if command -v nvcc > /dev/null; then \
 	  $(BIN)/cmake -S . -B build/cuda -G Ninja -DPYFAST_XAI_CUDA=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
-	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) && $(BIN)/cmake --build build/cuda; \
-	else echo "no nvcc on PATH, the CUDA library was not compiled"; fi
+	    -DCMAKE_CUDA_ARCHITECTURES="80-real;90-real;100-real;120-real" \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) && $(BIN)/cmake --build build/cuda --target _C_cuda && \
+	  $(BIN)/python bench/cuda_check.py --library build/cuda/_C_cuda.so $(ARGS); \
+	else echo "no nvcc on PATH, the CUDA library was not compiled"; $(BIN)/python bench/cuda_check.py $(ARGS); fi
+
+# Whether the C++ library compiles for 64-bit ARM; nothing is linked or run. Needs aarch64-linux-gnu-g++.
+aarch64-check: $(VENV)/build
+	$(BIN)/python csrc/generate.py kernels build/$@
+	headers=$$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])")/include; \
+	for file in $(filter-out %/sanitized_threads.cpp,$(wildcard csrc/cpu/*.cpp)); do \
+	  aarch64-linux-gnu-g++ -std=c++20 -O1 -Wall -Wextra -Werror -ffp-contract=fast -fsyntax-only -Icsrc -Icsrc/include \
+	    -Ibuild/$@ -isystem $$headers -DTORCH_TARGET_VERSION=0x020A000000000000 $$file || exit 1; done
 
 # Builds, tests and measures on the GPU of this machine, with the Python that has torch for CUDA: nothing is installed.
 gpu-check:
 	$(PYTHON) bench/gpu_check.py --out $(OUT) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel build dist $(OUT)
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-docs build dist $(OUT)
 
 $(VENV)/build: Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -99,12 +178,12 @@ $(VENV)/demo: $(VENV)/build $(SOURCES)
 	$(PIP) install --quiet --no-build-isolation --editable ".[demo]"
 	touch $@
 
-$(VENV)/test: $(VENV)/build $(SOURCES) tests/oracles.txt
+$(VENV)/test: $(VENV)/build $(SOURCES) tests/requirements-peers.txt
 	$(PIP) install --quiet --no-build-isolation --editable ".[test,bench]"
-	$(PIP) install --quiet --no-deps --requirement tests/oracles.txt
+	$(PIP) install --quiet --no-deps --requirement tests/requirements-peers.txt
 	touch $@
 
 # Types of what the package imports are read, too.
 $(VENV)/lint: $(VENV)/test
-	$(PIP) install --quiet "ruff==0.17.5" "mypy==2.4.1"
+	$(PIP) install --quiet "ruff==0.17.5" "mypy==2.4.1" "clang-format==20.1.8" "pyright[nodejs]==1.1.414"
 	touch $@
