@@ -3,6 +3,13 @@
 What has a value for each image is a function; what has one for a data set only is a class with `update` and `compute`.
 """
 
+from pyfast_xai.metrics.adversarial import (
+    AdversarialEvidence,
+    adversarial_evidence,
+    adversarial_stability,
+    deepfool,
+    fgsm,
+)
 from pyfast_xai.metrics.faithfulness import (
     ColorSwap,
     Curve,
@@ -32,20 +39,9 @@ from pyfast_xai.metrics.localization import (
     localization_error,
     pointing_hit,
 )
-from pyfast_xai.metrics.sanity import (
-    AdversarialEvidence,
-    Randomization,
-    adversarial_evidence,
-    adversarial_stability,
-    class_sensitivity,
-    cosine_similarity,
-    deepfool,
-    fgsm,
-    max_sensitivity,
-    parameter_randomization,
-    rank_correlation,
-    ssim,
-)
+from pyfast_xai.metrics.randomization import Randomization, class_sensitivity, parameter_randomization
+from pyfast_xai.metrics.robustness import max_sensitivity
+from pyfast_xai.metrics.similarity import cosine_similarity, rank_correlation, ssim
 
 __all__ = [
     "AdversarialEvidence",

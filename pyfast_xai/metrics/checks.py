@@ -34,6 +34,22 @@ def check_maps(heatmaps: Tensor, images: Tensor | None = None, name: str = "heat
     return maps
 
 
+def check_attributions(attributions: Tensor, images: Tensor, each: int = 1, name: str = "attributions") -> Tensor:
+    """Checks attributions `[R, H, W]` or `[R, C, H, W]`, one for each image and target; see `check_maps`.
+
+    Raises:
+        InputError: another shape, NaN or infinity.
+    """
+    if isinstance(attributions, Tensor) and attributions.dim() == 4:
+        rows, shape = len(images) * each, images.shape[1:]
+        if attributions.shape != (rows, *shape):
+            expected = [rows, *shape]
+            raise InputError(f"{name} must have shape {expected}, got {list(attributions.shape)}")
+        return check_maps(attributions.flatten(1, 2), None, name).view(attributions.shape).to(images.device)
+    like = images.new_empty(1).expand(len(images) * each, 1, *images.shape[2:])
+    return check_maps(attributions, like, name)
+
+
 def check_masks(masks: Tensor, maps: Tensor, name: str = "masks") -> Tensor:
     """Checks masks and returns them as bool, on the device of the maps.
 

@@ -5,8 +5,8 @@ set is their mean.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from pyfast_xai.explainers.common.outputs import Outputs
 from pyfast_xai.explainers.common.targets import Target
 from pyfast_xai.metrics.checks import check_classes, check_maps, check_share
 from pyfast_xai.metrics.imputation import noisy_linear_imputation
+from pyfast_xai.metrics.perturbation import Baseline, Removal, baseline_for, check_step, ranks_of, versions_of
 from pyfast_xai.metrics.scorer import Scorer
 
-Baseline = Literal["zero", "blur"] | Tensor | Callable[[Tensor], Tensor]
-
-STEPS = 28  # RISE: 224 * 8 of 224 * 224 pixels at a time
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 SWAPS = ((2, 0, 1), (1, 2, 0))
 """The labels that survive other colours.
@@ -30,12 +28,12 @@ permute three channels, and the only ones that leave none as it was."""
 
 
 class Curve(NamedTuple):
-    """Probability of a class while pixels change, hottest first.
+    """Score of a class while features change, in the order of their attributions.
 
     Attributes:
-        scores: float32 `[N, S + 1]`, before any and after each of S steps.
-        auc: area under each curve, float32 `[N]`.
-        changed: share of the pixels that have changed at each score, float32 `[S + 1]`.
+        scores: float32 `[R, S + 1]`, before any and after each of S steps.
+        auc: area under each curve, float32 `[R]`.
+        changed: share of the features that have changed at each score, float32 `[S + 1]`.
 
     Example:
         >>> import torch
@@ -66,11 +64,12 @@ def deletion(
     Args:
         model: in evaluation mode.
         images: `[N, C, H, W]`, as the model takes them.
-        heatmaps: `[N, H, W]`; of equal values the first in reading order is the hotter one.
-        target: None for the class with the largest output, an int for all, or one an image.
+        heatmaps: one for each image and target, image by image, `[R, H, W]`; of equal values the first in reading
+            order is the hotter one. Of attributions `[R, C, H, W]` every number changes by itself.
+        target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         step: pixels that change at a time, in all channels; None for a 28th of them, RISE's 1792 of 224 x 224.
-        baseline: what pixels become: "zero", "blur" (a Gaussian of 11 pixels and sigma 5), a tensor that broadcasts
-            to the images, or a function of them.
+        baseline: what pixels become: "zero", "mean" (of each channel of the image), "blur" (a Gaussian of 11 pixels and
+            sigma 5), a tensor that broadcasts to the images, or a function of them.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 
@@ -84,9 +83,8 @@ def deletion(
         >>> metrics.deletion(model, images, Saliency(model)(images).heatmap, step=2304).auc.shape
         torch.Size([2])
     """
-    scorer = Scorer(model, images, target, batch_size, outputs)
-    order = _order(check_maps(heatmaps, images))
-    return _curve(scorer, order, images, _baseline_for(images, baseline), step, batch_size)
+    removal = Removal(model, images, heatmaps, target, baseline, "probability", batch_size, outputs, name="heatmaps")
+    return _curve(removal, step)
 
 
 def insertion(
@@ -105,8 +103,8 @@ def insertion(
     Args:
         model: in evaluation mode.
         images: `[N, C, H, W]`, as the model takes them.
-        heatmaps: `[N, H, W]`; of equal values the first in reading order is the hotter one.
-        target: None for the class with the largest output for the whole image, an int for all, or one an image.
+        heatmaps: one for each image and target, see `deletion`.
+        target: None for the class with the largest output for the whole image, an int for all, N ints or `[N, K]` ints.
         step: pixels that change at a time, see `deletion`.
         baseline: what the images start as, see `deletion`; RISE blurs them.
         batch_size: images the model is given at once.
@@ -122,9 +120,8 @@ def insertion(
         >>> metrics.insertion(model, images, Saliency(model)(images).heatmap, step=2304).auc.shape
         torch.Size([2])
     """
-    scorer = Scorer(model, images, target, batch_size, outputs)
-    order = _order(check_maps(heatmaps, images))
-    return _curve(scorer, order, _baseline_for(images, baseline), images, step, batch_size)
+    removal = Removal(model, images, heatmaps, target, baseline, "probability", batch_size, outputs, name="heatmaps")
+    return _curve(removal, step, insert=True)
 
 
 def auc(scores: Tensor) -> Tensor:
@@ -143,65 +140,20 @@ def auc(scores: Tensor) -> Tensor:
     return (scores.sum(-1) - scores[..., 0] / 2 - scores[..., -1] / 2) / (scores.shape[-1] - 1)
 
 
-def _order(maps: Tensor) -> Tensor:
-    """Returns the rank of each pixel, hottest first, int64 `[N, H, W]`."""
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.zeros_like(order).scatter_(1, order, ranks).view(maps.shape)
+def _curve(removal: Removal, step: int | None, *, insert: bool = False) -> Curve:
+    """Returns the scores while features are removed, or come back, in the order of their attributions."""
+    features = removal.values.shape[1]
+    step = check_step(step, features)
+    steps = math.ceil(features / step)
+    ranks = removal.ranks()
 
+    def removed(rows: Tensor, done: Tensor) -> Tensor:
+        changed = ranks[rows] < (done * step)[:, None]
+        return ~changed if insert else changed
 
-def _rows(count: int, versions: int, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields every image with each of its versions, in batches."""
-    for part in torch.arange(count * versions, device=device).split(batch_size):
-        yield torch.div(part, versions, rounding_mode="floor"), part % versions
-
-
-def _curve(scorer: Scorer, order: Tensor, start: Tensor, finish: Tensor, step: int | None, batch_size: int) -> Curve:
-    pixels = order[0].numel()
-    step = math.ceil(pixels / STEPS) if step is None else step
-    if step < 1:
-        raise InputError(f"step must be at least 1 pixel, got {step}")
-    steps = math.ceil(pixels / step)
-    start, finish = start.detach(), finish.detach()
-    scores = []
-    for image, done in _rows(len(order), steps + 1, batch_size, order.device):
-        changed = order[image] < (done * step)[:, None, None]
-        scores.append(scorer(torch.where(changed[:, None], finish[image], start[image]), image))
-    curve = torch.cat(scores).view(len(order), steps + 1)
-    share = (torch.arange(steps + 1, device=curve.device) * step).clamp(max=pixels) / pixels
-    return Curve(curve, auc(curve), share)
-
-
-def _baseline_for(images: Tensor, baseline: Baseline, name: str = "baseline") -> Tensor:
-    images = images.detach()
-    if isinstance(baseline, str):
-        if baseline not in ("zero", "blur"):
-            raise InputError(f"baseline must be 'zero', 'blur', a tensor or a function, got {baseline!r}")
-        return blur(images) if baseline == "blur" else torch.zeros_like(images)
-    made = baseline if isinstance(baseline, Tensor) else baseline(images)
-    try:
-        return made.detach().to(images).expand(images.shape)
-    except RuntimeError:
-        raise InputError(f"{name} must broadcast to {list(images.shape)}, got {list(made.shape)}") from None
-
-
-def blur(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:
-    """Returns the images `[N, C, H, W]` as RISE's insertion game starts from them.
-
-    RISE makes its kernel by filtering a dot on a grid of `size` pixels whose edges reflect: what would fall outside
-    folds back in, so the kernel is flatter than a Gaussian. Beyond the image all is zero.
-    """
-    if size < 1 or size % 2 == 0:
-        raise InputError(f"size must be odd, got {size}")
-    reach = int(4 * sigma + 0.5)
-    taps = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (taps / sigma) ** 2)
-    folded = (taps.long() + size // 2) % (2 * size)
-    folded = torch.minimum(folded, 2 * size - 1 - folded)
-    kernel = torch.zeros(size, dtype=torch.float64).index_add_(0, folded, weights / weights.sum()).to(images)
-    flat = images.detach().flatten(0, 1)[:, None]
-    flat = functional.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(size // 2, 0))
-    return functional.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, size // 2)).view(images.shape)
+    scores = removal.by_row(removed, steps + 1)
+    share = (torch.arange(steps + 1, device=scores.device) * step).clamp(max=features) / features
+    return Curve(scores, auc(scores), share)
 
 
 class DropIncrease(NamedTuple):
@@ -325,7 +277,8 @@ def road(
         True
     """
     scorer = Scorer(model, images, target, batch_size, outputs)
-    order = _order(check_maps(heatmaps, images))
+    maps = check_maps(heatmaps, images)
+    order = ranks_of(maps.flatten(1)).view(maps.shape)
     for percentile in percentiles:
         if not 0 < percentile < 100:
             raise InputError(f"percentiles must lie between 0 and 100, got {percentile}")
@@ -336,7 +289,7 @@ def road(
     kept = [max(1, math.ceil(round((pixels - 1) * p / 100, 6))) for p in percentiles]
     limit = torch.tensor([*(pixels - k for k in kept), *kept], device=order.device)
     changes = []
-    for image, version in _rows(len(order), 2 * levels, batch_size, order.device):
+    for image, version in versions_of(len(order), 2 * levels, batch_size, order.device):
         limits, ranks = limit[version][:, None, None], order[image]
         missing = torch.where((version < levels)[:, None, None], ranks < limits, ranks >= limits)
         imputed = noisy_linear_imputation(images[image], missing, noise=noise, seed=seed)
@@ -492,7 +445,7 @@ def strong_features(
         size = 2 * dilation + 1
         strong = functional.max_pool2d(strong[:, None].float(), size, 1, dilation)[:, 0] > 0
     images = images.detach()
-    rest = _baseline_for(images, fill if isinstance(fill, Tensor) else torch.tensor(fill), "fill")
+    rest = baseline_for(images, fill if isinstance(fill, Tensor) else torch.tensor(fill), "fill")
     only = torch.where(strong[:, None], images, rest)
     without = torch.where(strong[:, None], rest, images)
     return StrongFeatures(

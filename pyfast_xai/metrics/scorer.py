@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.checks import check_images
+from pyfast_xai.explainers.common.explainer import one_of
 from pyfast_xai.explainers.common.outputs import Outputs
-from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores, Score
+from pyfast_xai.explainers.common.perturbation_scores import SCORES, PerturbationScores, Score
 from pyfast_xai.explainers.common.targets import Target, class_columns
+from pyfast_xai.explainers.common.tensors import outside_inference_mode
 from pyfast_xai.tape import Tape, record
 from pyfast_xai.tape.module_hooks import unwrap
 
@@ -23,18 +25,28 @@ class Scorer(PerturbationScores):
         target: None for the class with the largest output of each image, an int for all, or one an image.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, see `Explainer`.
+        score: "probability" of the class (or its value, where outputs are no probabilities), or its "logit".
+        several: whether an image may have several targets, `[N, K]`; only `before` and `scores_of` serve these.
 
     Attributes:
         columns: outputs for the images, float32 `[N, classes]`.
-        target: the classes, int64 `[N]`.
-        score: their probabilities, or values, float32 `[N]`.
+        target: the first class of each image, int64 `[N]`.
+        score: its probability, or value, float32 `[N]`.
 
     Raises:
         InputError: images or a target that do not fit, or a model in training mode.
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, target: Target = None, batch_size: int = 64, outputs: Outputs = "auto"
+        self,
+        model: nn.Module,
+        images: Tensor,
+        target: Target = None,
+        batch_size: int = 64,
+        outputs: Outputs = "auto",
+        *,
+        score: Score = "probability",
+        several: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -43,24 +55,34 @@ class Scorer(PerturbationScores):
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if callable(target):
             raise InputError(f"target must be None, an int or N ints, got {type(target).__name__}")
-        super().__init__(_Unchanged(model), images.detach(), target, batch_size=batch_size, outputs=outputs)
+        one_of("score", score, SCORES)
+        runs = _Unchanged(model)
+        super().__init__(runs, images.detach(), target, score, batch_size=batch_size, outputs=outputs)
         targets = self.targets
         assert targets.target is not None
         assert targets.score is not None
         assert targets.logits is not None
-        if targets.each != 1:
+        if targets.each != 1 and not several:
             raise InputError(f"target must be one class an image, got shape {list(targets.target.shape)}")
         self.columns = class_columns(targets.logits).float()
         self.target, self.score = targets.target[:, 0], targets.score[:, 0]
 
     def _on_images(self) -> Tensor:
         # The recorded pass is one like the others: nothing else is run on the images.
-        assert self.targets.score is not None
-        return self.targets.score
+        if self._score == "probability":
+            assert self.targets.score is not None
+            return self.targets.score
+        assert self.targets.logits is not None
+        rows = torch.arange(len(self._images), device=self._images.device)
+        return outside_inference_mode(self.scores(class_columns(self.targets.logits), rows))
 
     def __call__(self, images: Tensor, rows: Tensor, score: Score | None = None) -> Tensor:
         """Returns scores of the classes of some rows, int64 `[M]`, on other images `[M, C, H, W]`: float32 `[M]`."""
         return super().__call__(images, rows, score)[:, 0].float()
+
+    def scores_of(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Returns the scores of all K targets of some rows on other images, `[M, K]`; see a call."""
+        return super().__call__(images, rows)
 
 
 class _Unchanged:

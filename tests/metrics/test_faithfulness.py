@@ -21,7 +21,7 @@ from pyfast_xai.metrics import (
     road,
     strong_features,
 )
-from pyfast_xai.metrics.faithfulness import blur
+from pyfast_xai.metrics.perturbation import blur
 
 
 class Net(nn.Module):
@@ -427,12 +427,10 @@ IMAGES, MAPS = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)
     [
         ({"heatmaps": MAPS[:1]}, r"heatmaps must have the size of the images, \[2, 8, 8\], got \[1, 8, 8\]"),
         ({"heatmaps": torch.rand(2, 4, 4)}, r"heatmaps must have the size of the images, \[2, 8, 8\], got \[2, 4, 4\]"),
-        ({"heatmaps": MAPS[:, None]}, r"heatmaps must have shape \[N, H, W\] and hold at least one map, got \[2, 1,"),
         ({"heatmaps": MAPS * math.nan}, r"heatmaps must be finite, got NaN or infinity in map 0 \(2 of 2\)"),
         ({"images": IMAGES * math.inf}, r"images must be finite, got NaN or infinity in image 0 \(2 of 2\)"),
         ({"images": IMAGES[0]}, r"images must have shape \[N, C, H, W\], got \[3, 8, 8\]"),
         ({"target": 7}, r"target must lie in \[0, 7\), got 7"),
-        ({"target": [[0, 1], [1, 2]]}, r"target must be one class an image, got shape \[2, 2\]"),
         ({"target": lambda output: output[:, 0]}, r"target must be None, an int or N ints, got function"),
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
         ({"model": network().train()}, r"model must be in evaluation mode"),
@@ -446,11 +444,33 @@ def test_bad_input_is_told_in_a_sentence(call, change, message):
         call(**given)
 
 
+@pytest.mark.parametrize("call", [drop_increase, road])
+def test_one_map_and_one_class_an_image(call):
+    with pytest.raises(
+        InputError, match=r"heatmaps must have shape \[N, H, W\] and hold at least one map, got \[2, 1,"
+    ):
+        call(network(), IMAGES, MAPS[:, None])
+    with pytest.raises(InputError, match=r"target must be one class an image, got shape \[2, 2\]"):
+        call(network(), IMAGES, MAPS, [[0, 1], [1, 2]])
+
+
+@pytest.mark.parametrize("call", [deletion, insertion])
+def test_curves_of_several_classes(call):
+    model, maps = network(), torch.rand(4, 8, 8)
+    both = call(model, IMAGES, maps, [[0, 1], [5, 2]], step=9)
+    one = call(model, IMAGES.repeat_interleave(2, 0), maps, [0, 1, 5, 2], step=9)
+    torch.testing.assert_close(both.scores, one.scores)
+    with pytest.raises(InputError, match=r"heatmaps must have the size of the images, \[4, 8, 8\], got \[2, 8, 8\]"):
+        call(model, IMAGES, MAPS, [[0, 1], [5, 2]])
+    with pytest.raises(InputError, match=r"heatmaps must have shape \[2, 3, 8, 8\], got \[2, 1, 8, 8\]"):
+        call(model, IMAGES, MAPS[:, None])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: deletion(network(), IMAGES, MAPS, step=0), "step must be at least 1 pixel, got 0"),
-        (lambda: deletion(network(), IMAGES, MAPS, baseline="noise"), "baseline must be 'zero', 'blur', a tensor or"),
+        (lambda: deletion(network(), IMAGES, MAPS, baseline="noise"), "baseline must be 'zero', 'mean', 'blur', a t"),
         (lambda: deletion(network(), IMAGES, MAPS, baseline=torch.ones(5)), r"baseline must broadcast to \[2, 3, 8,"),
         (lambda: auc(torch.ones(1)), "scores must hold at least two points, got 1"),
         (lambda: road(network(), IMAGES, MAPS, percentiles=[100]), "percentiles must lie between 0 and 100, got 100"),

@@ -1,0 +1,213 @@
+"""Sanity checks by randomisation: a map should depend on the class and on what was learned.
+
+The user's model is never changed, and gradients never reach it.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.common.targets import Target
+from pyfast_xai.metrics.explain import Explain, shown
+from pyfast_xai.metrics.scorer import Scorer
+from pyfast_xai.metrics.similarity import check_similarities, compared, flat, unit
+from pyfast_xai.tape.module_hooks import unwrap
+
+
+def class_sensitivity(explain: Explain, images: Tensor, targets: Tensor) -> Tensor:
+    """Returns the distance between the maps of two classes (Nie et al., 2018, section 4.3, Fig. 7).
+
+    The distance is Euclidean, between attributions (heat maps, where a method has none) scaled to unit length: 0 is a
+    method that does not look at the class, 1.41 one whose maps have nothing in common, 2 is the opposite. The paper
+    draws the two classes at random and takes the mean over images.
+
+    Args:
+        explain: the method.
+        images: `[N, C, H, W]`.
+        targets: two classes an image, int `[N, 2]`.
+
+    Returns:
+        float32 `[N]`; a map that is zero everywhere has length 0.
+
+    Raises:
+        InputError: not two classes an image, or maps that are none.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> images, targets = torch.rand(2, 3, 96, 96), torch.tensor([[3, 7], [1, 2]])
+        >>> metrics.class_sensitivity(Saliency(demo.load()), images, targets).shape
+        torch.Size([2])
+    """
+    if not isinstance(targets, Tensor) or targets.shape != (len(images), 2) or targets.is_floating_point():
+        got = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        raise InputError(f"targets must be integers of shape [{len(images)}, 2], got {got}")
+    first, second = (shown(explain(images, chosen), images, signed=True) for chosen in targets.long().unbind(1))
+    first, second = flat(first, second)
+    return torch.linalg.vector_norm(unit(first) - unit(second), dim=1)
+
+
+class Randomization(NamedTuple):
+    """The similarity between the maps of a model and of a randomised one.
+
+    Attributes:
+        layers: paths of the randomised modules, from the output down.
+        similarity: of each measure, float32 `[L, N]`. A method that shows what was learned comes near 0.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> images = torch.rand(1, 3, 96, 96)
+        >>> result = metrics.parameter_randomization(demo.load(), Saliency, images, layers=["classifier"])
+        >>> result.layers, sorted(result.similarity)
+        (['classifier'], ['cosine', 'rank', 'ssim'])
+    """
+
+    layers: list[str]
+    similarity: dict[str, Tensor]
+
+
+def parameter_randomization(
+    model: nn.Module,
+    method: Callable[[nn.Module], Explain],
+    images: Tensor,
+    target: Target = None,
+    *,
+    order: Literal["cascading", "independent"] = "cascading",
+    layers: Sequence[str] | None = None,
+    similarities: Sequence[str] = ("rank", "ssim", "cosine"),
+    seed: int = 0,
+) -> Randomization:
+    """Do maps change when what was learned is forgotten (Adebayo et al., Sanity checks for saliency maps, 2018)?
+
+    A copy of the model is randomised layer by layer from the output down, and the heat maps of the class are compared
+    with those of the model itself. Layers are initialised anew as their modules do it (`reset_parameters`); parameters
+    of other modules are drawn from a normal distribution with their own mean and deviation.
+
+    Args:
+        model: in evaluation mode; it stays as it is.
+        method: makes an explainer for a model, for example `Saliency`.
+        images: `[N, C, H, W]`.
+        target: None for the class with the largest output of the model, an int for all, or one an image.
+        order: "cascading", all layers down to this one, or "independent", this one alone.
+        layers: paths of the modules to randomise, in this order; None for all that hold parameters, in the reverse
+            order of their last call.
+        similarities: "rank" (Spearman), "ssim" (of maps stretched to 0..1) and "cosine".
+        seed: of the random parameters.
+
+    Raises:
+        InputError: a model without parameters, a layer or measure that does not exist, or maps that are none.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> model, images = demo.load(), torch.rand(2, 3, 96, 96)
+        >>> layers = ["classifier", "hidden"]
+        >>> result = metrics.parameter_randomization(model, Saliency, images, layers=layers, similarities=["ssim"])
+        >>> result.similarity["ssim"].shape
+        torch.Size([2, 2])
+    """
+    check_similarities(similarities)
+    if order not in ("cascading", "independent"):
+        raise InputError(f"order must be 'cascading' or 'independent', got {order!r}")
+    chosen = Scorer(model, images, target).target
+    before = shown(method(model)(images, chosen), images)
+    forgetful = copy.deepcopy(unwrap(model))
+    groups = _layers(forgetful, images[:1], layers)
+    series: dict[str, list[Tensor]] = {name: [] for name in similarities}
+    for depth, group in enumerate(groups.values()):
+        with _randomized(group, seed + depth, keep=order == "cascading"):
+            after = shown(method(forgetful)(images, chosen), images)
+        for name, value in compared(before, after, similarities).items():
+            series[name].append(value)
+    return Randomization(list(groups), {name: torch.stack(values) for name, values in series.items()})
+
+
+def _layers(model: nn.Module, images: Tensor, names: Sequence[str] | None) -> dict[str, list[nn.Module]]:
+    """Returns the paths of layers, the last one called first, each with the modules that are randomised together."""
+    modules = dict(model.named_modules())
+    if names is not None:
+        for name in names:
+            if name not in modules or not any(True for _ in modules[name].parameters()):
+                raise InputError(f"layers must name modules with parameters, got {name!r}")
+        return {name: [m for m in modules[name].modules() if _has_parameters(m)] for name in names}
+    called: dict[str, None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def noted(*_: Any) -> None:
+            called.pop(name, None)
+            called[name] = None
+
+        return noted
+
+    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            model(images.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups: dict[str, list[nn.Module]] = {name: [] for name in reversed(called)}
+    for name, module in modules.items():
+        # A module that its parent reads without calling it (as attention does its projection) goes with the parent.
+        owner = name
+        while owner and owner not in called:
+            owner = owner.rpartition(".")[0]
+        if _has_parameters(module) and (owner or not name):
+            groups[owner].append(module)
+    groups = {name: group for name, group in groups.items() if group}
+    if not groups:
+        raise InputError("model must have layers with parameters to randomise, got none")
+    return groups
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    """Returns whether a module holds parameters itself."""
+    return any(parameter is not None for parameter in module._parameters.values())
+
+
+@contextmanager
+def _randomized(modules: Sequence[nn.Module], seed: int, keep: bool) -> Iterator[None]:
+    """Yields the parameters drawn anew, until the end or for good."""
+    saved = [{name: tensor.detach().clone() for name, tensor in _state(module).items()} for module in modules]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # Drawn on the CPU, the numbers are the same on every device, and no other generator moves.
+        torch.default_generator.manual_seed(seed)
+        _load(modules, [_state(_initialized(module)) for module in modules])
+    try:
+        yield
+    finally:
+        if not keep:
+            _load(modules, saved)
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """Returns the parameters and buffers a module holds itself."""
+    held = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+
+def _load(modules: Sequence[nn.Module], states: Sequence[dict[str, Tensor]]) -> None:
+    with torch.no_grad():
+        for module, state in zip(modules, states, strict=True):
+            for name, tensor in _state(module).items():
+                tensor.copy_(state[name])
+
+
+def _initialized(module: nn.Module) -> nn.Module:
+    """Returns a copy on the CPU as it is before training."""
+    fresh = copy.deepcopy(module).cpu()
+    reset: Any = getattr(fresh, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return fresh
+    for parameter in fresh._parameters.values():
+        if parameter is not None:
+            spread = parameter.float().std(correction=0)
+            parameter.copy_(torch.randn(parameter.shape) * spread + parameter.float().mean())
+    return fresh
