@@ -50,6 +50,63 @@ def is_passed_over(input: Tensor, weight: Tensor, stride: Sequence[int]) -> bool
     return weight.dim() == 4 and weight.shape[2:] == (1, 1) and max(stride) == 1 and takes(input, weight)
 
 
+def serves(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Returns whether PyTorch gives a convolution of maps `[N, C, H, W]` to oneDNN."""
+    geometry = (stride, padding, dilation, False, [0] * len(stride), groups, None)
+    return torch._C._select_conv_backend(input, weight, bias, *geometry) == torch._C._ConvBackend.Mkldnn
+
+
+def serves_transposed(
+    input: Tensor,
+    weight: Tensor,
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Returns whether `adjoint` gives a transposed convolution of maps `[N, O, H, W]` to oneDNN."""
+    if is_passed_over(input, weight, stride):
+        return True
+    geometry = (stride, padding, dilation, True, output_padding, groups, None)
+    # PyTorch has no name for oneDNN's, which is what it takes but for these.
+    others = (torch._C._ConvBackend.SlowTranspose2d, torch._C._ConvBackend.Empty, torch._C._ConvBackend.MkldnnEmpty)
+    return torch._C._select_conv_backend(input, weight, None, *geometry) not in others
+
+
+def shape_to_pack_for(maps: Tensor) -> tuple[int, ...]:
+    """Returns the shape of maps to lay out weights for.
+
+    Kernels want them one way for a single image and often another for several, however many. What is laid out
+    otherwise is laid out again in every call, which can take several times as long as the convolution.
+    """
+    return (min(len(maps), 2), *maps.shape[1:])
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: tuple[str, Sequence[float]] = ("none", ()),
+) -> Tensor:
+    """Computes a convolution of maps `[N, C, H, W]` with a plain weight, or one packed for it, and an activation."""
+    geometry: tuple[Any, ...] = (padding, stride, dilation, groups)
+    name, numbers = activation
+    return torch.ops.mkldnn._convolution_pointwise.default(input, weight, bias, *geometry, name, list(numbers), "")
+
+
 def transposed_convolution(
     input: Tensor,
     weight: Tensor,

@@ -225,8 +225,8 @@ class _Packed:
     def _onednn(self, input: Tensor, once: WeightCache) -> Tensor:
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_weight.default
-        weight = self._laid_out(once, reorder, *geometry, _maps_like(input))
-        return torch.ops.mkldnn._convolution_pointwise.default(input, weight, self.bias, *geometry, *self.finish, "")
+        weight = self._laid_out(once, reorder, *geometry, onednn.shape_to_pack_for(input))
+        return onednn.convolution(input, weight, self.bias, *geometry, self.finish)
 
     def _winograd(self, input: Tensor, once: WeightCache) -> Tensor:
         weight = once(ops.winograd_weight, self.weight, size=_winograd_bytes(self.weight))
@@ -241,7 +241,7 @@ class _Packed:
     def _onednn_adjoint(self, grad: Tensor, once: WeightCache, output_padding: tuple[int, ...]) -> Tensor:
         geometry = (self.padding, output_padding, self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight.default
-        weight = self._laid_out(once, reorder, *geometry, _maps_like(grad))
+        weight = self._laid_out(once, reorder, *geometry, onednn.shape_to_pack_for(grad))
         return onednn.transposed_convolution(grad, weight, *geometry)
 
     def _winograd_adjoint(self, grad: Tensor, once: WeightCache) -> Tensor:
@@ -296,15 +296,6 @@ def _winograd_bytes(weight: Tensor) -> int:
 def _layout(packed: Tensor) -> bytes:
     """Returns the memory layout that oneDNN chose for a packed tensor."""
     return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md.default(packed).tolist())
-
-
-def _maps_like(maps: Tensor) -> tuple[int, ...]:
-    """Returns the shape to lay out weights for.
-
-    Kernels want them one way for a single image and often another for several, however many. What is laid out
-    otherwise is laid out again in every call, which can take several times as long as the convolution.
-    """
-    return (min(len(maps), 2), *maps.shape[1:])
 
 
 def _packed(

@@ -65,7 +65,7 @@ class Node:
         inputs: the values among the arguments.
         kernel: does what `op` does, faster; None for `op` itself.
         adjoint: of a convolution, `adjoint(gradient, output_padding)` takes a gradient of its result to one of its
-            input; None where nobody has prepared that.
+            input, or returns None for PyTorch's own kernel to do so; None where nobody has prepared that.
     """
 
     index: int
@@ -78,7 +78,7 @@ class Node:
     inputs: list[Value] = field(init=False)
     saved: dict[str, Saved] = field(default_factory=dict)
     kernel: Callable[..., Any] | None = None
-    adjoint: Callable[[Tensor, list[int]], Tensor] | None = None
+    adjoint: Callable[[Tensor, list[int]], Tensor | None] | None = None
 
     def __post_init__(self) -> None:
         # Looked at several times a node, in every recording and walk.

@@ -25,6 +25,7 @@ from pyfast_xai.tape.isolation import isolated
 from pyfast_xai.tape.shared_state import SharedState, address
 
 SaveTensor = Callable[[str, Tensor], None]
+Prepare = Callable[[Node, tuple[Any, ...], dict[str, Any]], None]
 
 
 class RecordingPolicy(Protocol):
@@ -45,7 +46,12 @@ class RecordingPolicy(Protocol):
 
 
 def record(
-    model: nn.Module, *args: Any, policy: RecordingPolicy | None = None, until: str | None = None, **kwargs: Any
+    model: nn.Module,
+    *args: Any,
+    policy: RecordingPolicy | None = None,
+    until: str | None = None,
+    prepare: Prepare | None = None,
+    **kwargs: Any,
 ) -> Tape:
     """Run `model(*args, **kwargs)` once and return its tape.
 
@@ -59,6 +65,8 @@ def record(
         policy: what to save for reading the tape later; None to write down the operations only.
         until: module path or operation name at which the forward stops the first time, "path@1" for the second call
             of a module; `tape.reached` is what it returned.
+        prepare: called with each node and its arguments just before it runs; may give it a kernel that gives the same
+            numbers, for this run alone, and an adjoint.
         **kwargs: keyword arguments of the model.
 
     Raises:
@@ -80,7 +88,7 @@ def record(
     inference = _made_in_inference_mode(modules)
     with torch.inference_mode(inference), torch.no_grad():
         args, kwargs = copies((args, kwargs))
-    recorder = _Recorder(policy, until, modules)
+    recorder = _Recorder(policy, until, modules, prepare)
     try:
         recorder.begin(args, kwargs)
         recorder.paths = paths = module_hooks.Paths(modules, recorder.returned)
@@ -229,12 +237,19 @@ class _Recorder(TorchDispatchMode):
         # PyTorch would import its compiler, which takes over a second, to keep it away from this mode; `isolated` does.
         return False
 
-    def __init__(self, policy: RecordingPolicy | None, until: str | None, modules: dict[nn.Module, str]) -> None:
+    def __init__(
+        self,
+        policy: RecordingPolicy | None,
+        until: str | None,
+        modules: dict[nn.Module, str],
+        prepare: Prepare | None,
+    ) -> None:
         super().__init__()
         self.tape = Tape()
         self.paths: module_hooks.Paths | None = None
         self._reading = policy
         self._until = until
+        self._prepare = prepare
         self._shared = SharedState(modules)
         # By id of the tensor: what it is, how often its memory had been written to then, and the address of that.
         # An id that is used again is told by the address, which is not.
@@ -338,14 +353,17 @@ class _Recorder(TorchDispatchMode):
                 sources.add(address(tensor))
 
         node = self._node(op, facts.name, args, kwargs, values)
+        if self._prepare is not None:
+            self._prepare(node, args, kwargs)
         if self._reading is None:
             self._about_to_write(written)
-            result = op(*args, **kwargs)
+            result = node(*args, **kwargs)
         else:
             keep = functools.partial(self._keep, node)
             self._reading.save(node, keep, args, kwargs)
             self._about_to_write(written)
             result = self._reading.run(node, keep, args, kwargs)
+        node.kernel = None  # whoever runs the node later may have other numbers, or want their gradient
         for output in result if isinstance(result, (list, tuple)) else (result,):
             node.outputs.append(self._output(output, node, written, sources) if isinstance(output, Tensor) else None)
         if node.name == self._until:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyfast_xai import localize
+from pyfast_xai.acceleration import weight_layouts
 from pyfast_xai.acceleration.cache_key import cache_key
 from pyfast_xai.acceleration.cuda_graphs import Repeatable
 from pyfast_xai.acceleration.replayed_model import MEMORY_LIMIT, ReplayedModel
@@ -299,7 +300,7 @@ class Explainer(abc.ABC):
 
     def record_itself(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
         """Returns what `record` does of the model itself, also where it is accelerated."""
-        return self._recorded(images, args, kwargs, functools.partial(record, self.model))
+        return self._recorded(images, args, kwargs, self._tape_itself)
 
     def repeating(
         self, function: Callable[..., T], *arguments: Any, key: Hashable
@@ -327,7 +328,10 @@ class Explainer(abc.ABC):
         accelerated = self.accelerated_model
         if accelerated is not None:
             return accelerated.record(*args, **kwargs)
-        return record(self.model, *args, **kwargs)
+        return self._tape_itself(*args, **kwargs)
+
+    def _tape_itself(self, *args: Any, **kwargs: Any) -> Tape:
+        return record(self.model, *args, prepare=weight_layouts.LAYOUTS.begin(), **kwargs)
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Runs the model without gradients and without a tape, by the very kernels that `record` runs.

@@ -77,14 +77,14 @@ def _convolution(
     weight = weight.detach()
     # The adjoint of a convolution is the transposed convolution, and the other way round.
     if not transposed and subpixel.takes(grad, weight, stride, dilation, groups):
-        grad = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
-    elif ctx.node.adjoint is not None:
-        grad = ctx.node.adjoint(grad, rest)
-    elif not transposed and onednn.is_passed_over(grad, weight, stride):
-        grad = onednn.transposed_convolution(grad, weight, padding, rest, stride, dilation, groups)
+        result = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
     else:
-        grad = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
-    ctx.propagate(input, grad.unflatten(0, (len(ctx.grad), input.shape[0])))
+        result = None if ctx.node.adjoint is None else ctx.node.adjoint(grad, rest)
+    if result is None and not transposed and onednn.is_passed_over(grad, weight, stride):
+        result = onednn.transposed_convolution(grad, weight, padding, rest, stride, dilation, groups)
+    if result is None:
+        result = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
+    ctx.propagate(input, result.unflatten(0, (len(ctx.grad), input.shape[0])))
 
 
 @rule("linear", unless=_not_only_input)
