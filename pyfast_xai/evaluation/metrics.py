@@ -188,6 +188,17 @@ def _pixel_reduce(metric: type[metrics.PxAP | metrics.PrecisionAtEER]) -> Reduce
     return reduce
 
 
+def _on_mask(measure: Callable[[Tensor, Tensor], Tensor]) -> Rows:
+    """Returns the rows of a metric of maps and masks; a crop that shows nothing of the object has no value."""
+    return lambda part: measure(part.explanation.heatmap, part.seen_masks.to(part.explanation.heatmap.device))
+
+
+def _attributions(part: Part) -> Tensor:
+    """Returns signed attributions where the method has them, else heat maps."""
+    attribution = part.explanation.attribution
+    return part.explanation.heatmap if attribution is None else attribution
+
+
 def _class_sensitivity(part: Part) -> Tensor:
     classes = metrics.scorer.Scorer(part.model, part.images).columns.shape[1]
     # Any two classes but the one that is seen, the same for every method.
@@ -257,11 +268,53 @@ METRICS: dict[str, Metric] = {
             *("road", "ROAD"),
             lambda part: metrics.road(part.model, part.images, part.explanation.heatmap, part.target).combined,
         ),
+        Metric(
+            *("region-perturbation", "region perturbation, AOPC"),
+            lambda part: (
+                metrics.region_perturbation(
+                    part.model, part.images, part.explanation.heatmap, part.target, patch=16, score="probability"
+                ).aopc
+            ),
+        ),
+        Metric(
+            *("irof", "IROF"),
+            lambda part: metrics.irof(part.model, part.images, part.explanation.heatmap, part.target),
+        ),
+        Metric(
+            *("faithfulness-correlation", "faithfulness correlation"),
+            lambda part: metrics.faithfulness_correlation(part.model, part.images, _attributions(part), part.target),
+        ),
+        Metric(
+            *("mu-fidelity", "MuFidelity"),
+            lambda part: metrics.mu_fidelity(part.model, part.images, _attributions(part), part.target),
+        ),
+        Metric(
+            *("arcc", "ARCC"),
+            lambda part: (
+                metrics.arcc(part.model, part.explainer, part.images, part.explanation.heatmap, part.target).score
+            ),
+        ),
+        Metric("relevance-mass", "relevance mass, %", _on_mask(metrics.relevance_mass), ("mask",), percent=True),
+        Metric("relevance-rank", "relevance rank, %", _on_mask(metrics.relevance_rank), ("mask",), percent=True),
+        Metric("mask-auc", "mask AUC", _on_mask(metrics.mask_auc), ("mask",)),
+        Metric("sparseness", "sparseness", lambda part: metrics.sparseness(part.explanation.heatmap)),
+        Metric("complexity", "complexity", lambda part: metrics.complexity(part.explanation.heatmap), better="lower"),
         Metric("class-sensitivity", "class sensitivity", _class_sensitivity),
+        Metric(
+            *("random-logit", "likeness, another class"),
+            lambda part: metrics.random_logit(part.model, part.explainer, part.images, part.target),
+            better="lower",
+        ),
         Metric("randomization", "likeness, random weights", _randomization, better="lower"),
         Metric(
             *("max-sensitivity", "max-sensitivity"),
             lambda part: metrics.max_sensitivity(part.explainer, part.images, part.target),
+            better="lower",
+            slow=True,
+        ),
+        Metric(
+            *("average-sensitivity", "average sensitivity"),
+            lambda part: metrics.average_sensitivity(part.explainer, part.images, part.target),
             better="lower",
             slow=True,
         ),

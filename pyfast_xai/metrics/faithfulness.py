@@ -84,7 +84,7 @@ def deletion(
         torch.Size([2])
     """
     removal = Removal(model, images, heatmaps, target, baseline, "probability", batch_size, outputs, name="heatmaps")
-    return _curve(removal, step)
+    return curve(removal, step)
 
 
 def insertion(
@@ -121,7 +121,7 @@ def insertion(
         torch.Size([2])
     """
     removal = Removal(model, images, heatmaps, target, baseline, "probability", batch_size, outputs, name="heatmaps")
-    return _curve(removal, step, insert=True)
+    return curve(removal, step, insert=True)
 
 
 def auc(scores: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def auc(scores: Tensor) -> Tensor:
     return (scores.sum(-1) - scores[..., 0] / 2 - scores[..., -1] / 2) / (scores.shape[-1] - 1)
 
 
-def _curve(removal: Removal, step: int | None, *, insert: bool = False) -> Curve:
+def curve(removal: Removal, step: int | None, *, insert: bool = False) -> Curve:
     """Returns the scores while features are removed, or come back, in the order of their attributions."""
     features = removal.values.shape[1]
     step = check_step(step, features)

@@ -128,6 +128,165 @@ def parameter_randomization(
     return Randomization(list(groups), {name: torch.stack(values) for name, values in series.items()})
 
 
+def smooth_parameter_randomization(
+    model: nn.Module,
+    method: Callable[[nn.Module], Explain],
+    images: Tensor,
+    target: Target = None,
+    *,
+    noise: float = 0.1,
+    samples: int = 50,
+    layers: Sequence[str] | None = None,
+    similarities: Sequence[str] = ("rank", "ssim", "cosine"),
+    seed: int = 0,
+) -> Randomization:
+    """Runs `parameter_randomization` on maps that are averaged over noise (sMPRT, Hedström et al., 2023).
+
+    Noise in the gradient alone makes maps of two models differ, which flatters noisy methods; the mean has less of it.
+    As in Quantus the last sample has no noise.
+
+    Args:
+        model: in evaluation mode; it stays as it is.
+        method: makes an explainer for a model, for example `Saliency`.
+        images: `[N, C, H, W]`.
+        target: None for the class with the largest output of the model, an int for all, or one an image.
+        noise: standard deviation, as a share of the range of each image.
+        samples: maps that are averaged.
+        layers: see `parameter_randomization`.
+        similarities: see `parameter_randomization`.
+        seed: of the random parameters and of the noise.
+
+    Raises:
+        InputError: as `parameter_randomization`, or settings that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> model, images, layers = demo.load(), torch.rand(1, 3, 96, 96), ["classifier"]
+        >>> result = metrics.smooth_parameter_randomization(model, Saliency, images, samples=2, layers=layers)
+        >>> result.similarity["rank"].shape
+        torch.Size([1, 1])
+    """
+    if noise <= 0 or samples < 1:
+        raise InputError(f"noise and samples must be positive, got {noise} and {samples}")
+
+    def smooth(model: nn.Module) -> Explain:
+        explain = method(model)
+
+        def mean(images: Tensor, classes: Any) -> Tensor:
+            low, high = (bound.view(-1, 1, 1, 1) for bound in images.flatten(1).aminmax(dim=1))
+            generator = torch.Generator().manual_seed(seed)
+            total = shown(explain(images, classes), images)
+            for _ in range(samples - 1):
+                drawn = torch.randn(images.shape, generator=generator).to(images)
+                total = total + shown(explain(images + noise * (high - low) * drawn, classes), images)
+            return total / samples
+
+        return mean
+
+    return parameter_randomization(model, smooth, images, target, layers=layers, similarities=similarities, seed=seed)
+
+
+def efficient_parameter_randomization(
+    model: nn.Module,
+    method: Callable[[nn.Module], Explain],
+    images: Tensor,
+    target: Target = None,
+    *,
+    bins: int = 100,
+    seed: int = 0,
+) -> Tensor:
+    """Measures the rise of a map's entropy when the whole model is randomised (eMPRT, Hedström et al., 2023).
+
+    The measure is `(after - before) / before` of the entropies of the histograms of the maps' values; a method that
+    shows what was learned rises. One randomisation and two explanations, and no measure of likeness, are all it needs.
+
+    Args:
+        model: in evaluation mode; it stays as it is.
+        method: makes an explainer for a model, for example `Saliency`.
+        images: `[N, C, H, W]`.
+        target: None for the class with the largest output of the model, an int for all, or one an image.
+        bins: of the histogram, between the least and the largest value of a map.
+        seed: of the random parameters.
+
+    Returns:
+        float32 `[N]`; the entropy itself where it was 0.
+
+    Raises:
+        InputError: a model without parameters, maps that are none, or settings that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> images = torch.rand(2, 3, 96, 96)
+        >>> metrics.efficient_parameter_randomization(demo.load(), Saliency, images).shape
+        torch.Size([2])
+    """
+    if bins < 2:
+        raise InputError(f"bins must be at least 2, got {bins}")
+    chosen = Scorer(model, images, target).target
+    before = _entropy(shown(method(model)(images, chosen), images, signed=True), bins)
+    forgetful = copy.deepcopy(unwrap(model))
+    group = next(iter(_layers(forgetful, images[:1], ("",)).values()))
+    with _randomized(group, seed, keep=True):
+        after = _entropy(shown(method(forgetful)(images, chosen), images, signed=True), bins)
+    return ((after - before) / torch.where(before > 0, before, 1)).float()
+
+
+def _entropy(maps: Tensor, bins: int) -> Tensor:
+    """Returns the entropy of the histogram of each row's values, float64 `[N]`, in nats."""
+    flat = maps.flatten(1).double()
+    low, high = flat.aminmax(dim=1, keepdim=True)
+    place = ((flat - low) / torch.where(high > low, high - low, 1) * bins).long().clamp_max(bins - 1)
+    shares = flat.new_zeros(len(flat), bins).scatter_add(1, place, torch.ones_like(flat)) / flat.shape[1]
+    return torch.special.entr(shares).sum(1)
+
+
+def random_logit(
+    model: nn.Module,
+    explain: Explain,
+    images: Tensor,
+    target: Target = None,
+    *,
+    similarity: str = "ssim",
+    seed: int = 0,
+) -> Tensor:
+    """Returns the similarity of the maps of a class and of another one drawn at random (Sixt et al., 2020).
+
+    A method that looks at the class comes near 0; 1 is one that does not. `class_sensitivity` measures distances.
+
+    Args:
+        model: in evaluation mode.
+        explain: the method.
+        images: `[N, C, H, W]`.
+        target: None for the class with the largest output, an int for all, or one an image.
+        similarity: "ssim" (of maps stretched to 0..1), "rank" (Spearman) or "cosine".
+        seed: of the other class.
+
+    Returns:
+        float32 `[N]`.
+
+    Raises:
+        InputError: a model of one class, a measure that does not exist, or maps that are none.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import Saliency, demo, metrics
+        >>> model = demo.load()
+        >>> metrics.random_logit(model, Saliency(model), torch.rand(2, 3, 96, 96)).shape
+        torch.Size([2])
+    """
+    check_similarities((similarity,))
+    scorer = Scorer(model, images, target)
+    classes = scorer.columns.shape[1]
+    if classes < 2:
+        raise InputError(f"model must tell at least two classes apart, got {classes}")
+    step = torch.randint(1, classes, (len(images),), generator=torch.Generator().manual_seed(seed))
+    other = (scorer.target + step.to(scorer.target)) % classes
+    before, after = (shown(explain(images, chosen), images) for chosen in (scorer.target, other))
+    return compared(before, after, (similarity,))[similarity]
+
+
 def _layers(model: nn.Module, images: Tensor, names: Sequence[str] | None) -> dict[str, list[nn.Module]]:
     """Returns the paths of layers, the last one called first, each with the modules that are randomised together."""
     modules = dict(model.named_modules())

@@ -44,10 +44,29 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
         tensor([1.])
     """
     a, b = flat(a, b)
-    return (unit(_ranks(a)) * unit(_ranks(b))).sum(1)
+    return (unit(ranks(a)) * unit(ranks(b))).sum(1)
 
 
-def _ranks(values: Tensor) -> Tensor:
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Returns Pearson's correlation of two batches `[N, ...]`, `[N]`; 0 where one is constant.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import metrics
+        >>> metrics.correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[5.0, 3.0, 1.0]])).round()
+        tensor([-1.])
+    """
+    a, b = (_centered(values) for values in flat(a, b))
+    return (unit(a) * unit(b)).sum(1)
+
+
+def _centered(values: Tensor) -> Tensor:
+    """Returns rows `[N, P]` less their means; constant ones are exactly zero."""
+    low, high = values.aminmax(dim=1, keepdim=True)
+    return torch.where(low == high, 0, values - values.mean(1, keepdim=True))
+
+
+def ranks(values: Tensor) -> Tensor:
     """Ranks in each row of `[N, P]`, around 0 and within -1..1."""
     ordered, order = values.sort(1)
     count = values.shape[1]

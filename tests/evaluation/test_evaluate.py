@@ -98,6 +98,35 @@ def test_figures_are_those_of_the_metrics(model, annotated):
         assert found.figure("saliency", name).value == pytest.approx(float(rows.mean()), abs=1e-5), name
 
 
+def test_figures_of_faithfulness_and_complexity(model, annotated):
+    images = torch.stack([PREPROCESS(Image.open(own.path))[0] for own in annotated])
+    explain, target = Saliency(model), torch.arange(4)
+    made = explain(images, target)
+    heat, masks = made.heatmap, images[:, 0] > 0.5
+    asked = (model, images, made.attribution, target)
+    expected = {
+        "region-perturbation": metrics.region_perturbation(
+            model, images, heat, target, patch=16, score="probability"
+        ).aopc,
+        "irof": metrics.irof(model, images, heat, target),
+        "faithfulness-correlation": metrics.faithfulness_correlation(*asked),
+        "mu-fidelity": metrics.mu_fidelity(*asked),
+        "arcc": metrics.arcc(model, explain, images, heat, target).score,
+        "sparseness": metrics.sparseness(heat),
+        "complexity": metrics.complexity(heat),
+        "random-logit": metrics.random_logit(model, explain, images, target),
+        "average-sensitivity": metrics.average_sensitivity(explain, images, target),
+    }
+    on_masks = {
+        "relevance-mass": metrics.relevance_mass(heat, masks),
+        "relevance-rank": metrics.relevance_rank(heat, masks),
+        "mask-auc": metrics.mask_auc(heat, masks),
+    }
+    found = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, [*expected, *on_masks])
+    for name, rows in {**expected, **on_masks}.items():
+        assert found.figure("saliency", name).value == pytest.approx(float(rows.mean()), abs=1e-5), name
+
+
 def test_sanity_metrics_of_a_method_that_looks_at_nothing(model, annotated):
     names = ["class-sensitivity", "randomization"]
     found = evaluate(model, annotated, PREPROCESS, {"centre": Centre, "saliency": Saliency}, names)
