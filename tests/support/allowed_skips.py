@@ -9,6 +9,7 @@ PACKAGES = {
     "fiftyone": "hundreds of MB, and a database",
     "moto": "a server of S3",
     "s3fs": "as moto",
+    "quantus": "its requirements would replace the pinned ones; its numbers are those of the oracles",
     "ray": "100 MB, and processes of its own",
     "ultralytics": "under the AGPL; a YOLO is tried by hand",
     "timm": "torchvision has networks of these kinds",

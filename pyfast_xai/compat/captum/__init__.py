@@ -1,6 +1,6 @@
 """Attribution methods with the signatures of Captum 0.9 (`captum.attr`)."""
 
-from pyfast_xai.compat.captum import visualization
+from pyfast_xai.compat.captum import metrics, visualization
 from pyfast_xai.compat.captum.deep_lift import (
     DeepLift,
     DeepLiftShap,
@@ -63,5 +63,6 @@ __all__ = [
     "NoiseTunnel",
     "Occlusion",
     "Saliency",
+    "metrics",
     "visualization",
 ]
