@@ -1,6 +1,6 @@
 """Speed and memory of `pyfast_xai.compat` beside the peers whose classes it stands for: `make bench-peers`.
 
-Times are processor seconds of one thread, the least of runs taken in turns in one process, which others that use the
+Times are processor seconds of all threads, the least of runs taken in turns in one process, which others that use the
 machine disturb least; memory is the increment of a process's peak over the loaded model, each in a process of its own.
 Linux counts it.
 """
@@ -57,12 +57,15 @@ CASES = {
         *("Saliency", "GuidedBackprop", "Deconvolution", "LayerGradCam", "GuidedGradCam"),
         *("IntegratedGradients", "Occlusion"),
     ),
-    "grad_cam": ("GradCAM", "GradCAMPlusPlus", "EigenCAM", "GuidedBackpropReLUModel"),
-    "torchcam": ("GradCAM", "GradCAMpp"),
+    "grad_cam": (
+        *("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM", "GradCAMElementWise", "EigenCAM"),
+        *("EigenGradCAM", "FullGrad", "GuidedBackpropReLUModel"),
+    ),
+    "torchcam": ("GradCAM", "GradCAMpp", "LayerCAM", "XGradCAM"),
 }
 
 
-def prepare(peer: str, name: str, who: str, batch: int) -> Run:
+def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run:
     """The call to measure."""
     import importlib
 
@@ -70,7 +73,7 @@ def prepare(peer: str, name: str, who: str, batch: int) -> Run:
 
     importlib.import_module("conftest")  # torchvision beside a CPU build of torch
     models = importlib.import_module("torchvision.models")
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     model = models.resnet50(weights=None).eval()
@@ -87,9 +90,9 @@ def prepare(peer: str, name: str, who: str, batch: int) -> Run:
     return torchcam(library, name, model, images)
 
 
-def seconds(peer: str, name: str, batch: int, rounds: int) -> tuple[float, float]:
+def seconds(peer: str, name: str, batch: int, rounds: int, threads: int) -> tuple[float, float]:
     """Processor time of both, the least of some runs in turns."""
-    runs = [prepare(peer, name, who, batch) for who in ("pyfast_xai", peer)]
+    runs = [prepare(peer, name, who, batch, threads) for who in ("pyfast_xai", peer)]
     taken: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
         for own, run in zip(taken, runs, strict=True):
@@ -115,21 +118,43 @@ def increment(peer: str, name: str, who: str, batch: int) -> float:
     return (peak() - before) / 1024
 
 
+def add_row(path: Path, peer: str, name: str, batch: int, threads: int, own: float, other: float) -> None:
+    """Adds the times of both to a table, with what they depend on."""
+    import torch
+
+    if not path.exists():
+        path.write_text("date,instructions,threads,batch,peer,name,seconds,peer_seconds,ratio\n")
+    what = [time.strftime("%Y-%m-%d"), torch.backends.cpu.get_cpu_capability(), threads, batch, peer, name]
+    row = ",".join(map(str, [*what, f"{own:.2f}", f"{other:.2f}", f"{own / other:.2f}"]))
+    print(row, flush=True)
+    with path.open("a") as file:
+        file.write(row + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", choices=CASES)
+    parser.add_argument("--names", nargs="*", help="some of the peer's classes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--csv", type=Path, help="where rows of the times are added; memory is then left out")
     parser.add_argument("--one", nargs=3, metavar=("PEER", "NAME", "WHO"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(increment(*given.one, given.batch)))
         return
-    print(f"ResNet-50, batch of {given.batch}, 224 x 224, one thread")
-    print("| | seconds here | there | times faster | MiB here | there |\n|---|---|---|---|---|---|")
+    print(f"ResNet-50, batch of {given.batch}, 224 x 224, threads: {given.threads}")
+    if not given.csv:
+        print("| | seconds here | there | times faster | MiB here | there |\n|---|---|---|---|---|---|")
     for peer, names in CASES.items():
         for name in names if given.peer in (None, peer) else ():
-            own, other = seconds(peer, name, given.batch, given.rounds)
+            if given.names and name not in given.names:
+                continue
+            own, other = seconds(peer, name, given.batch, given.rounds, given.threads)
+            if given.csv:
+                add_row(given.csv, peer, name, given.batch, given.threads, own, other)
+                continue
             command = [sys.executable, __file__, "--batch", str(given.batch), "--one", peer, name]
             memory = [
                 json.loads(subprocess.run([*command, who], capture_output=True, text=True, check=True).stdout)
