@@ -15,6 +15,8 @@ _OPS = (
     *("_reorder_convolution_transpose_weight", "_convolution_transpose_pointwise", "_linear_pointwise"),
 )
 
+_BACKENDS: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
+
 # PyTorch's own rule: on one thread, as many images make a pointwise convolution worth oneDNN's while.
 _MANY_IMAGES = 16
 
@@ -61,7 +63,7 @@ def serves(
 ) -> bool:
     """Returns whether PyTorch gives a convolution of maps `[N, C, H, W]` to oneDNN."""
     geometry = (stride, padding, dilation, False, [0] * len(stride), groups, None)
-    return torch._C._select_conv_backend(input, weight, bias, *geometry) == torch._C._ConvBackend.Mkldnn
+    return torch._C._select_conv_backend(input, weight, bias, *geometry) == _BACKENDS.Mkldnn
 
 
 def serves_transposed(
@@ -78,7 +80,7 @@ def serves_transposed(
         return True
     geometry = (stride, padding, dilation, True, output_padding, groups, None)
     # PyTorch has no name for oneDNN's, which is what it takes but for these.
-    others = (torch._C._ConvBackend.SlowTranspose2d, torch._C._ConvBackend.Empty, torch._C._ConvBackend.MkldnnEmpty)
+    others = (_BACKENDS.SlowTranspose2d, _BACKENDS.Empty, _BACKENDS.MkldnnEmpty)
     return torch._C._select_conv_backend(input, weight, None, *geometry) not in others
 
 

@@ -1,8 +1,8 @@
 """Weights of convolutions in oneDNN's order, kept between the recorded calls of a model.
 
-oneDNN brings a weight into an order of its own before it convolves. On small maps that takes longer than the convolution,
-and PyTorch has it done in every call, forward and backward. What is kept here gives the same results to the last bit,
-and serves only where a digest of all bits of the weight shows that it was made of these very numbers.
+oneDNN brings a weight into an order of its own before it convolves. On small maps that takes longer than the
+convolution, and PyTorch has it done in every call, forward and backward. What is kept here gives the same results to
+the last bit, and serves only where a digest of all bits of the weight shows that it was made of these very numbers.
 """
 
 import itertools
@@ -66,7 +66,8 @@ class WeightLayouts:
 
     def begin(self) -> Callable[[Node, tuple[Any, ...], dict[str, Any]], None] | None:
         """Returns what prepares the nodes of one recording, see `tape.record`; None where oneDNN does not serve."""
-        if not onednn.available() or torch.backends.mkldnn.conv.fp32_precision not in ("none", "ieee"):
+        backend: Any = torch.backends.mkldnn  # its stub knows no convolutions
+        if not onednn.available() or backend.conv.fp32_precision not in ("none", "ieee"):
             return None
         recording = next(self._recordings)
 
@@ -149,9 +150,9 @@ class _Convolution:
         return None if packed is None else onednn.transposed_convolution(grad, packed, *geometry)
 
     def _packed(self, reorder: Callable[..., Tensor], *geometry: Any) -> Tensor | None:
-        *geometry, maps = geometry
+        *settings, maps = geometry
         shape = onednn.shape_to_pack_for(maps)
-        return self.layouts.take(self.weight, self.digest, self.recording, reorder, *geometry, shape)
+        return self.layouts.take(self.weight, self.digest, self.recording, reorder, *settings, shape)
 
 
 def _convolution(
@@ -188,8 +189,8 @@ def _digest(weight: Tensor) -> bytes | None:
     memory_format = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
     if not weight.is_contiguous(memory_format=memory_format):
         return None
-    numbers = weight.detach().as_strided((weight.numel(),), (1,))
-    return xxhash.xxh3_128_digest(numbers.numpy()) + bytes([memory_format is torch.channels_last])
+    numbers: Any = weight.detach().as_strided((weight.numel(),), (1,)).numpy()
+    return xxhash.xxh3_128_digest(numbers) + bytes([memory_format is torch.channels_last])
 
 
 LAYOUTS = WeightLayouts()  # of all models that are recorded in this process

@@ -9,7 +9,6 @@ from torch import nn
 from pyfast_xai import EigenCAM, Saliency, onednn
 from pyfast_xai.acceleration import weight_layouts
 from pyfast_xai.acceleration.weight_layouts import WeightLayouts
-from pyfast_xai.rules.gradient import GradientRules
 from pyfast_xai.tape import record
 
 pytestmark = pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")

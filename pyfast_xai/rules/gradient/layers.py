@@ -77,7 +77,7 @@ def _convolution(
     weight = weight.detach()
     # The adjoint of a convolution is the transposed convolution, and the other way round.
     if not transposed and subpixel.takes(grad, weight, stride, dilation, groups):
-        result = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
+        result: Tensor | None = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
     else:
         result = None if ctx.node.adjoint is None else ctx.node.adjoint(grad, rest)
     if result is None and not transposed and onednn.is_passed_over(grad, weight, stride):
