@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--top-k", type=int, default=0, help="more than 0 takes Eigen-CAM a forward pass more")
+    parser.add_argument("--top-k", type=int, default=0, help="classes that come with each image")
     parser.add_argument("--accelerate", action="store_true")
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--method", choices=EXPLAINED_BY)

@@ -104,7 +104,9 @@ class BatchExplainer:
         return results
 
     def _explain(self, rows: list[int], images: Tensor, target: Any) -> BatchResult:
-        explanation = self._explainer(images, target)
+        # Where the method needs a layer alone, the rest of the model tells whether its answer is finite.
+        with self._explainer.to_the_end():
+            explanation = self._explainer(images, target)
         if len(explanation) != len(images):
             raise InputError(f"method must give one row for each of {len(images)} images, got {len(explanation)}")
         targets = self._targets(images, explanation) if self._top_k else None

@@ -32,8 +32,7 @@ class RunOptions:
         preprocess: how the model wants its pictures; needed for a plain module.
         labels: names of the classes.
         target: None for the predicted class, an index for all, or "label" for the class that the source names.
-        top_k: classes that come with each image. They cost nothing where the method runs the whole model, and one
-            forward pass where it does not (Eigen-CAM); 0 for none.
+        top_k: classes that come with each image, read in the method's own forward pass; 0 for none.
         maps: see `columns.StoredColumns`.
         map_dtype: see `columns.StoredColumns`.
         pictures: store each heat map as PNG, too.

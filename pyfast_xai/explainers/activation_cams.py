@@ -16,7 +16,7 @@ from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerNa
 from pyfast_xai.explainers.common.perturbation_explainer import positive
 from pyfast_xai.explainers.common.principal_component import rising
 from pyfast_xai.explainers.common.targets import Target
-from pyfast_xai.explainers.common.tensors import at_least_float32, outside_inference_mode, repeat_rows
+from pyfast_xai.explainers.common.tensors import at_least_float32, outside_inference_mode
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 
@@ -38,16 +38,14 @@ class _ActivationCAM(LayerExplainer):
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         maps = []
-        for place, activation in self._read(images, args, kwargs):
+        read = self._read(images, args, kwargs, to_the_end=self._to_the_end)
+        for place, activation in read.layers:
             cells = self.grid(outside_inference_mode(activation), images.shape[2:], place.name, place.layout)
             maps.append(self._map(at_least_float32(cells)))
         return Explanation(
-            method=self.method,
+            **self._fields(images, read.outputs),
             heatmap=self.heat(maps, images.shape[2:]).float(),
             signed_map=maps[0] if len(maps) == 1 else None,
-            images=repeat_rows(images, 1),
-            box_rule=self.box_rule,
-            labels=self.labels,
         )
 
     @abc.abstractmethod

@@ -15,7 +15,7 @@ from pyfast_xai.explainers.common.explainer import at_least
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings
 from pyfast_xai.explainers.common.nonnegative_factors import nonnegative_factors
 from pyfast_xai.explainers.common.targets import Target
-from pyfast_xai.explainers.common.tensors import at_least_float32, outside_inference_mode, repeat_rows
+from pyfast_xai.explainers.common.tensors import at_least_float32, outside_inference_mode
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 
@@ -141,17 +141,15 @@ class DeepFeatureFactorization(LayerExplainer):
         self._read = ActivationReader(self)
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
-        ((place, activation),) = self._read(images, args, kwargs)
+        read = self._read(images, args, kwargs, to_the_end=self._to_the_end)
+        ((place, activation),) = read.layers
         cells = self.grid(outside_inference_mode(activation), images.shape[2:], place.name, place.layout)
         factors, concepts = self.factorize(cells.movedim(-1, 1))
         chosen = factors[:, self.factor - 1].contiguous()
         return FactorExplanation(
-            method=self.method,
+            **self._fields(images, read.outputs),
             heatmap=self.heat([chosen], images.shape[2:]).float(),
             signed_map=chosen,
-            images=repeat_rows(images, 1),
-            box_rule=self.box_rule,
-            labels=self.labels,
             factors=factors,
             concepts=concepts,
         )

@@ -21,7 +21,7 @@ from pyfast_xai.explainers.common.layer_explainer import (
     resized,
 )
 from pyfast_xai.explainers.common.targets import Target
-from pyfast_xai.explainers.common.tensors import outside_inference_mode, repeat_rows
+from pyfast_xai.explainers.common.tensors import outside_inference_mode
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 from pyfast_xai.ops import Solver
@@ -93,7 +93,8 @@ class EigenCAM(LayerExplainer):
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         size = images.shape[2:]
         names, maps, heatmaps, doubts = [], [], [], []
-        for place, activation in self._read(images, args, kwargs):
+        read = self._read(images, args, kwargs, to_the_end=self._to_the_end)
+        for place, activation in read.layers:
             with torch.inference_mode():
                 projected, doubt = self._project(activation, size, place.name, place.layout)  # [N, K, h, w]
                 heat = resized(projected, size)
@@ -103,12 +104,9 @@ class EigenCAM(LayerExplainer):
             doubts.append(doubt)
         _look(names, doubts)
         return Explanation(
-            method=self.method,
+            **self._fields(images, read.outputs, len(self.components)),
             heatmap=fused(heatmaps),
             signed_map=maps[0] if len(maps) == 1 else None,
-            images=repeat_rows(images, len(self.components)),
-            box_rule=self.box_rule,
-            labels=self.labels,
         )
 
     def project(self, activation: Tensor, size: Sequence[int], name: str = "activation") -> Tensor:

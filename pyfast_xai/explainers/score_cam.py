@@ -92,7 +92,7 @@ class ScoreCAM(LayerExplainer, Perturbation):
     def _perturb(self, images: Tensor, scores: PerturbationScores) -> Explanation:
         args, kwargs = scores.arguments(torch.arange(len(images), device=images.device))
         maps = []
-        for place, activation in self._read(images, args, kwargs):
+        for place, activation in self._read(images, args, kwargs).layers:
             cells = at_least_float32(self.grid(activation, images.shape[2:], place.name, place.layout))
             maps.append(targets_to_rows(weighed_sum(self._weights(images, scores, cells), cells)))
         return self.explanation(images, scores.targets, maps, self.heat(maps, images.shape[2:]))

@@ -219,7 +219,9 @@ def test_maps_that_are_not_finite_are_errors(loaded, tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize(("method", "top_k"), [("grad-cam", 5), ("eigen-cam", 5), ("saliency", 0)])
+@pytest.mark.parametrize(
+    ("method", "top_k"), [("grad-cam", 5), ("eigen-cam", 5), ("eigen-cam", 0), ("dff", 0), ("saliency", 0)]
+)
 def test_a_model_whose_output_is_not_finite_makes_error_rows(folder, loaded, tmp_path, method, top_k, value):
     class Odd(nn.Module):
         """Answers with one odd class for some images."""

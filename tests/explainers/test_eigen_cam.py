@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyfast_xai import EigenCAM
+from pyfast_xai import FEM, DeepFeatureFactorization, EigenCAM
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers import eigen_cam
 
@@ -175,7 +175,46 @@ def test_the_classifier_never_runs():
             raise AssertionError("the forward went on")
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Fails()).eval()
-    assert EigenCAM(model, layer="1")(torch.randn(1, 3, 9, 9)).heatmap.isfinite().all()
+    explainer, images = EigenCAM(model, layer="1"), torch.randn(1, 3, 9, 9)
+    stopped = explainer(images)
+    assert stopped.heatmap.isfinite().all()
+    with explainer.to_the_end():
+        assert torch.equal(explainer(images).heatmap, stopped.heatmap)
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize("method", [EigenCAM, FEM, DeepFeatureFactorization])
+def test_to_the_end_the_outputs_come_from_the_same_forward(method, accelerate):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 9, 3), nn.ReLU(inplace=True)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 5)).eval()
+    explainer, images, forwards = method(model, accelerate=accelerate), torch.randn(4, 3, 12, 12), []
+    stopped = explainer(images)
+    assert stopped.logits is None
+    for _ in range(3):
+        with explainer.to_the_end():
+            whole = explainer(images)
+        torch.testing.assert_close(whole.heatmap, stopped.heatmap)
+        torch.testing.assert_close(whole.logits, model(images).detach())
+        assert whole.outputs == ["logits"] * 4
+        assert whole.target is None
+    assert explainer(images).logits is None
+    record = explainer.record
+    explainer.record = lambda *args, **kwargs: forwards.append(kwargs.get("until")) or record(*args, **kwargs)
+    with explainer.to_the_end():
+        explainer(images)
+    assert forwards == [None]
+
+
+def test_several_layers_and_components_to_the_end():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 9, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 5))
+    explainer = EigenCAM(model.eval(), layer=["1", "3"], component=[1, 2])
+    images = torch.randn(2, 3, 12, 12)
+    stopped = explainer(images)
+    with explainer.to_the_end():
+        whole = explainer(images)
+    torch.testing.assert_close(whole.heatmap, stopped.heatmap)
+    torch.testing.assert_close(whole.logits, model(images).detach().repeat_interleave(2, 0))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
-"""Reading the activations of some layers: the forward stops at each of them, and no gradient is taken."""
+"""Reading the activations of some layers: the forward stops at each of them or runs once to its end, and no gradient is
+taken."""
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 
+from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer
 from pyfast_xai.explainers.common.layer_recorder import first_ends, one_row_an_image
 from pyfast_xai.explainers.common.layer_search import Place
 from pyfast_xai.explainers.common.model_cache import ModelCache, one_of_batch
+from pyfast_xai.explainers.common.targets import Targets, rows_returned, targets_of
+from pyfast_xai.tape import Node, Tape
+from pyfast_xai.tape.record import SaveTensor
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -30,6 +36,19 @@ class Source:
     output: int = 0
 
 
+@dataclass(frozen=True)
+class Activations:
+    """The activations of images at some layers.
+
+    Attributes:
+        layers: each layer with its activation, of as many rows as there are images; to be read through one time.
+        outputs: of the model, without a target; empty where the forward stopped at the layers.
+    """
+
+    layers: Iterable[tuple[Place, Tensor]]
+    outputs: Targets = field(default_factory=Targets)
+
+
 class ActivationReader:
     """Reads what a model makes of images at some layers, and remembers where these are.
 
@@ -41,23 +60,55 @@ class ActivationReader:
         self._explainer = explainer
         self._known: ModelCache[list[Source]] = ModelCache(explainer, list)
 
-    def __call__(self, images: Tensor, args: Any, kwargs: Any) -> Iterator[tuple[Place, Tensor]]:
-        """Yields each layer with its activation, of as many rows as there are images.
+    def __call__(self, images: Tensor, args: Any, kwargs: Any, *, to_the_end: bool = False) -> Activations:
+        """Returns the activations of the layers.
 
         Args:
             images: `[N, C, H, W]`.
             args: further arguments of the model.
             kwargs: further keyword arguments of the model.
+            to_the_end: run the model to its end, where it runs beyond the layers, and return its outputs, too.
 
         Raises:
-            InputError: a layer that is not there, or has not one row an image.
+            InputError: a layer that is not there, or has not one row an image; where the forward stops at the layers,
+                once they are read.
         """
+        whole = self._whole(images, args, kwargs) if to_the_end else None
+        return Activations(self._stopping(images, args, kwargs)) if whole is None else whole
+
+    def _stopping(self, images: Tensor, args: Any, kwargs: Any) -> Iterator[tuple[Place, Tensor]]:
+        """Yields each layer with its activation; the forward stops there."""
         for source in self.sources(images, args, kwargs):
             place = source.place
             tape = self._explainer.record(images, *args, until=place.name, **kwargs)
             assert tape.reached is not None
             one_row_an_image(place.name, tape.reached, images)
             yield place, tape.reached
+
+    def _whole(self, images: Tensor, args: Any, kwargs: Any) -> Activations | None:
+        """Returns the activations and the outputs of one whole forward; None where a layer is no operation's result."""
+        sources = list(self.sources(images, args, kwargs))
+        policy = _KeepResults({source.operation for source in sources})
+        if "" in policy.names:
+            return None
+        tape = self._explainer.record(images, *args, policy=policy, **kwargs)
+        layers = []
+        for source in sources:
+            value = tape.find(source.place.name)
+            maker = tape.producer(value)
+            if maker is None or maker.name != source.operation:
+                return None
+            activation = maker.saved[_result(maker.outputs.index(value))].tensor
+            one_row_an_image(source.place.name, activation, images)
+            layers.append((source.place, activation))
+        return Activations(layers, self._outputs(tape, len(images)))
+
+    def _outputs(self, tape: Tape, count: int) -> Targets:
+        try:
+            found = targets_of(tape, None, self._explainer.outputs)
+        except InputError:  # no scores of classes
+            return Targets(rows_returned(tape, count))
+        return Targets(found.logits, kinds=found.kinds)
 
     def sources(self, images: Tensor, args: Any, kwargs: Any) -> Iterator["Source"]:
         """Yields where the layers are for inputs of a kind, and what makes them; see a call."""
@@ -83,3 +134,34 @@ class ActivationReader:
             made = ("", 0) if maker is None else (maker.name, maker.outputs.index(value))
             sources.append(Source(place, *made))
         return sources
+
+
+class _KeepResults:
+    """A recording policy that keeps what some operations return, and nothing else.
+
+    Args:
+        names: of the operations.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def handles(self, op: OpOverload) -> bool:
+        """Returns True: nothing is taken apart, as without a policy."""
+        return True
+
+    def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps nothing before an operation runs."""
+
+    def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns what the operation returns, and keeps it where it is wanted."""
+        result = node(*args, **kwargs)
+        if node.name in self.names:
+            for number, tensor in enumerate(result if isinstance(result, (list, tuple)) else (result,)):
+                if isinstance(tensor, Tensor):
+                    keep(_result(number), tensor)
+        return result
+
+
+def _result(number: int) -> str:
+    return f"result.{number}"

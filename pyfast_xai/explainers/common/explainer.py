@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import reprlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
@@ -90,6 +90,7 @@ class Explainer(abc.ABC):
     needs_attention: ClassVar[bool] = False  # explains transformers alone
     slow = False  # takes tens of forward passes or more
     folds = True  # reads a convolution with its batch norm folded in as it reads the two
+    _to_the_end = False  # whether the model runs to its end where a layer would do
     _arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     __signature__: ClassVar[inspect.Signature]
 
@@ -223,6 +224,18 @@ class Explainer(abc.ABC):
                 raise
             raise InputError(reason) from error
 
+    @contextlib.contextmanager
+    def to_the_end(self) -> Iterator[None]:
+        """Runs the model to its end in a `with` block, so that the explanation has its `logits`.
+
+        Methods that need no more than a layer (Eigen-CAM and its kin) stop there otherwise.
+        """
+        before, self._to_the_end = self._to_the_end, True
+        try:
+            yield
+        finally:
+            self._to_the_end = before
+
     def _in_batches(self, images: Tensor, target: Any, args: Any, kwargs: Any) -> Explanation:
         """Returns the explanation of all images, `batch_size` of them at a time."""
         if self.batch_size is None or len(images) <= self.batch_size:
@@ -255,9 +268,15 @@ class Explainer(abc.ABC):
     def _explain(self, images: Tensor, target: Any, args: Any, kwargs: Any) -> Explanation:
         """Returns the explanation of images that were checked, without a gradient and outside inference mode."""
 
-    def _fields(self, images: Tensor, targets: Targets) -> dict[str, Any]:
-        """Returns what every explanation of some targets has besides its maps."""
-        each = targets.each
+    def _fields(self, images: Tensor, targets: Targets, each: int | None = None) -> dict[str, Any]:
+        """Returns what every explanation of some targets has besides its maps.
+
+        Args:
+            images: that are explained.
+            targets: of them.
+            each: rows an image; None for one a target.
+        """
+        each = targets.each if each is None else each
         kinds = None if targets.kinds is None else targets.kinds.names(len(images))
         return {
             "method": self.method,
