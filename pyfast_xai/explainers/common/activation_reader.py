@@ -1,5 +1,4 @@
-"""Reading the activations of some layers: the forward stops at each of them or runs once to its end, and no gradient is
-taken."""
+"""Reads the activations of some layers, in forwards that stop there or in one that runs to its end."""
 
 import logging
 from collections.abc import Iterable, Iterator
