@@ -15,12 +15,11 @@ from pyfast_xai.cli.live import Live
 from pyfast_xai.cli.messages import FAILED, SOME_FAILED, count, one_sentence, printable, refuse
 from pyfast_xai.cli.progress import Bar
 
-Folder = Annotated[str, typer.Argument(help="Folder of a run, or its URL.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Folder = Annotated[str, typer.Argument(help="The folder of a run, or its URL in an object store.", show_default=False)]
 
 
-def status(folder: Folder, as_json: Json = False) -> None:
-    """Print how far a run is, also while it works."""
+def status(folder: Folder, as_json: options.Json = False) -> None:
+    """Print how many rows of a run are done and which errors there were; the run may still be working."""
     human = Console(stderr=as_json, highlight=False)
     with one_sentence():
         present = running.imported().status(folder)
@@ -41,11 +40,19 @@ def status(folder: Folder, as_json: Json = False) -> None:
 def verify(
     folder: Folder,
     source: Annotated[
-        list[str] | None, typer.Option(help="Compare ids with this source, given as to `run`.", metavar="SOURCE")
+        list[str] | None,
+        typer.Option(
+            help="The source of the run, as `run` takes it: every input of it must have its row.",
+            metavar="SOURCE",
+            show_default="rows are compared with the run's own list",
+        ),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Read every part, checksums among it: counts, duplicates, gaps. Exit code 1 where something is wrong."""
+    """Read every part of a run and check its checksums, that no row is missing, and that none is there twice.
+
+    Exit code 1 says that something is wrong.
+    """
     human = Console(stderr=as_json, highlight=False)
     with one_sentence():
         datasets = running.imported()
@@ -71,19 +78,45 @@ def retry(
     folder: Folder,
     model: Annotated[
         str | None,
-        typer.Option(help="Name the model; needed for package.module:callable and --trust-model.", metavar="MODEL"),
+        typer.Option(
+            help="The network; it must be named again for package.module:callable and with --trust-model.",
+            metavar="MODEL",
+            show_default="that of the run",
+            rich_help_panel=options.NETWORK,
+        ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Name the weights; needed for --trust-model.", metavar="FILE|NAME")
+        str | None,
+        typer.Option(
+            help="The weights; they must be named again with --trust-model.",
+            metavar="FILE|NAME",
+            show_default="those of the run",
+            rich_help_panel=options.NETWORK,
+        ),
     ] = None,
     trust_model: options.TrustModel = False,
     source: Annotated[
-        list[str] | None, typer.Option(help="Name the source; needed for hf:NAME and URLs.", metavar="SOURCE")
+        list[str] | None,
+        typer.Option(
+            help="The source; it must be named again for hf:NAME and URLs.",
+            metavar="SOURCE",
+            show_default="that of the run",
+        ),
     ] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Images at a time.", show_default="that of the run")] = None,
-    as_json: Json = False,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            help="How many images are explained at a time.",
+            show_default="that of the run",
+            rich_help_panel=options.SPEED,
+        ),
+    ] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Explain the error rows of a run anew, in their place. Exit code 3 where some are left."""
+    """Explain the error rows of a run again and put the results in their place.
+
+    Exit code 3 says that some rows failed again.
+    """
     human = Console(stderr=True, highlight=False)
     with running.resumable(human, running.command_line(context)), one_sentence():
         datasets = running.imported()
@@ -125,9 +158,14 @@ def retry(
 
 def export(
     folder: Folder,
-    out: Annotated[Path, typer.Option(help="File or folder to write; must not be there.", show_default=False)],
-    to: Annotated[str, typer.Option(help="csv (no maps), webdataset, zarr, huggingface or fiftyone.")] = "csv",
-    as_json: Json = False,
+    out: Annotated[
+        Path, typer.Option(help="The file or folder that is written; it must not exist yet.", show_default=False)
+    ],
+    to: Annotated[
+        str,
+        typer.Option(help="The format: csv (without the maps), webdataset, zarr, huggingface or fiftyone."),
+    ] = "csv",
+    as_json: options.Json = False,
 ) -> None:
     """Write the rows of a run as CSV, WebDataset tars, Zarr, or a folder for the Hugging Face Hub or FiftyOne."""
     human = Console(stderr=as_json, highlight=False)

@@ -8,26 +8,56 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from pyfast_xai.cli import options
 from pyfast_xai.cli import run as running
 from pyfast_xai.cli.messages import count, one_sentence, printable, refuse
 from pyfast_xai.cli.progress import Bar
 
 
+_PICTURES = "Pictures"  # a group of options
+
+
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER", help="Folders of runs over the same source.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER", help="The folders of runs over the same source, one for each method.", show_default=False
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
-    limit: Annotated[int, typer.Option(help="Pictures shown, evenly spread; 0 for all.", min=0)] = 10_000,
-    side: Annotated[int, typer.Option(help="Longer side of a picture, in pixels.", min=16, max=1024)] = 112,
+    out: Annotated[Path, typer.Option(help="The .html file that is written.", rich_help_panel=options.RESULTS)] = Path(
+        "report.html"
+    ),
+    limit: Annotated[
+        int,
+        typer.Option(
+            help="How many pictures are shown, spread evenly over the source; 0 for all.",
+            min=0,
+            rich_help_panel=_PICTURES,
+        ),
+    ] = 10_000,
+    side: Annotated[
+        int,
+        typer.Option(help="The longer side of a picture, in pixels.", min=16, max=1024, rich_help_panel=_PICTURES),
+    ] = 112,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Where the pictures are now.", metavar="SOURCE", show_default="where they were"),
+        typer.Option(
+            help="Where the pictures are now, if they were moved after the run.",
+            metavar="SOURCE",
+            show_default="where they were",
+            rich_help_panel=_PICTURES,
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Threads that draw pictures.", min=1, show_default="one a core, at most 8")
+        int | None,
+        typer.Option(
+            help="How many threads draw pictures.",
+            min=1,
+            show_default="one a core, at most 8",
+            rich_help_panel=options.SPEED,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write runs as one HTML file to look through: pictures with heat maps, methods side by side, classes, errors."""
     human = Console(stderr=as_json, highlight=False)

@@ -14,32 +14,81 @@ from pyfast_xai.cli.messages import FAILED, USAGE, one_sentence, printable
 from pyfast_xai.cli.progress import Counter
 
 
+_DATA = "Data"  # a group of options
+
+
+def _print_experiments(wanted: bool) -> None:
+    if wanted:
+        from pyfast_xai.reproduce import EXPERIMENTS
+
+        for paper, experiments in EXPERIMENTS.items():
+            typer.echo(f"{paper:12}{', '.join(experiments)}")
+        raise typer.Exit
+
+
 def reproduce(
     paper: Annotated[
         str,
         typer.Argument(
-            help="fixations, eigen-cam, fgvis, backprop, clear; or comparison, of all explainers.", show_default=False
+            help="The paper: fixations, eigen-cam, fgvis, backprop or clear; or comparison, of all explainers.",
+            show_default=False,
         ),
     ],
     data: Annotated[
         Path,
-        typer.Option(help="Folder of data sets; `pyfast_xai.reproduce.data` says how they lie.", show_default=False),
+        typer.Option(
+            help="The folder of the data sets; an experiment says what it misses there.",
+            show_default=False,
+            rich_help_panel=_DATA,
+        ),
     ],
     experiment: Annotated[
-        str | None, typer.Option(help="Separated by commas; a wrong one lists them.", show_default="all of the paper")
+        list[str] | None,
+        typer.Option(
+            help="The experiments: repeat the option, or separate names by commas. --list lists them.",
+            show_default="all of the paper",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.", file_okay=False)] = Path("out/reproduce"),
-    pictures: Annotated[int, typer.Option(help="At most so many; 0 for all there are.", min=0)] = 200,
+    out: Annotated[
+        Path, typer.Option(help="The folder of the results.", file_okay=False, rich_help_panel=options.RESULTS)
+    ] = Path("out/reproduce"),
+    pictures: Annotated[
+        int,
+        typer.Option(help="How many pictures are used at most; 0 for all there are.", min=0, rich_help_panel=_DATA),
+    ] = 200,
     networks: Annotated[
-        str | None, typer.Option(help="Separated by commas.", show_default="the paper's, or all of a collection")
+        list[str] | None,
+        typer.Option(
+            help="The networks: repeat the option, or separate names by commas.",
+            show_default="the paper's, or all of a collection",
+            rich_help_panel=options.NETWORK,
+        ),
     ] = None,
     half: Annotated[
-        str, typer.Option(help="all ILSVRC pictures, those that defaults were chosen by (tuning), or held-out ones.")
+        str,
+        typer.Option(
+            help="Which ILSVRC pictures are used: all, those by which defaults were chosen (tuning), or the others "
+            "(held-out).",
+            rich_help_panel=_DATA,
+        ),
     ] = "all",
-    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
-    seed: Annotated[int, typer.Option(help="Of the choice of pictures, and of what is random.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="How many images are explained at a time.", min=1, rich_help_panel=options.SPEED)
+    ] = 16,
+    seed: Annotated[
+        int,
+        typer.Option(help="The seed by which pictures are drawn, and all else that is random.", rich_help_panel=_DATA),
+    ] = 0,
     device: options.Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+    list_experiments: Annotated[
+        bool,
+        typer.Option(
+            "--list", is_eager=True, callback=_print_experiments, help="Print the experiments of every paper and exit."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the tables as JSON on stdout.", rich_help_panel=options.RESULTS)
+    ] = False,
 ) -> None:
     """Run the experiments of a paper and put its figures beside those measured.
 
@@ -53,18 +102,17 @@ def reproduce(
     tables, missing = {}, 0
     with one_sentence():
         arguments.one_of("paper", paper, EXPERIMENTS)
-        chosen_half = next((known for known in HALVES if known == half), None)
-        if chosen_half is None:
-            arguments.refuse(f"half must be one of {', '.join(HALVES)}, got {half!r}")
+        arguments.one_of("half", half, HALVES)
         known = EXPERIMENTS[paper]
         names = list(known) if experiment is None else arguments.names("experiment", experiment, known)
-        chosen = () if networks is None else tuple(filter(None, (name.strip() for name in networks.split(","))))
+        values = [name.strip() for value in networks or () for name in value.split(",")]
+        chosen = tuple(filter(None, values))
         if not data.is_dir():
             arguments.refuse(f"data must be a folder of data sets, got {str(data)!r}")
         where = arguments.device(device)
         for name in names:
             with Counter(f"{paper} {name}") as counter:
-                given = Data(data, pictures or None, chosen, batch_size, where, seed, counter.tell, chosen_half)
+                given = Data(data, pictures or None, chosen, batch_size, where, seed, counter.tell, half)
                 try:
                     outcome = known[name](given)
                 except InputError as error:

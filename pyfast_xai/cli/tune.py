@@ -30,19 +30,22 @@ def tune(
         typer.Option(
             help="The explainers: repeat the option, or separate names by commas; `pyfast-xai methods` lists them.",
             show_default="fixations,eigen-cam,grad-cam,saliency",
+            rich_help_panel=options.METHOD,
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Images at a time, numbers separated by commas.")] = "1,8",
+    batch: Annotated[
+        str,
+        typer.Option(help="The batch sizes that are tried, separated by commas.", rich_help_panel=options.SPEED),
+    ] = "1,8",
     size: options.Size = None,
     weights: options.Weights = None,
     num_classes: options.NumClasses = None,
     device: options.Device = None,
     trust_model: options.TrustModel = False,
 ) -> None:
-    """Find out beforehand what serves a network on this machine: kernels, and whether replays are faster.
+    """Time a network on this machine: which kernels are the fastest, and whether replays are faster than recording.
 
-    The verdicts are kept on disk, where explainers of later processes find them. The images are noise: times do not
-    depend on what they show.
+    The verdicts are kept on disk, where explainers of later processes find them. The images are noise.
     """
     with one_sentence():
         names = arguments.methods(method or "fixations,eigen-cam,grad-cam,saliency")
