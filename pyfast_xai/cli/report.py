@@ -13,7 +13,6 @@ from pyfast_xai.cli import run as running
 from pyfast_xai.cli.messages import count, one_sentence, printable, refuse
 from pyfast_xai.cli.progress import Bar
 
-
 _PICTURES = "Pictures"  # a group of options
 
 

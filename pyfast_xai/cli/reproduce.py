@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -12,7 +12,6 @@ from rich.text import Text
 from pyfast_xai.cli import arguments, options
 from pyfast_xai.cli.messages import FAILED, USAGE, one_sentence, printable
 from pyfast_xai.cli.progress import Counter
-
 
 _DATA = "Data"  # a group of options
 
@@ -96,13 +95,13 @@ def reproduce(
     """
     from pyfast_xai.errors import InputError
     from pyfast_xai.reproduce import EXPERIMENTS, Data
-    from pyfast_xai.reproduce.data import HALVES
+    from pyfast_xai.reproduce.data import HALVES, Half
 
     human = Console(stderr=as_json, highlight=False)
     tables, missing = {}, 0
     with one_sentence():
         arguments.one_of("paper", paper, EXPERIMENTS)
-        arguments.one_of("half", half, HALVES)
+        chosen_half: Half = cast(Half, arguments.one_of("half", half, HALVES))
         known = EXPERIMENTS[paper]
         names = list(known) if experiment is None else arguments.names("experiment", experiment, known)
         values = [name.strip() for value in networks or () for name in value.split(",")]
@@ -112,7 +111,7 @@ def reproduce(
         where = arguments.device(device)
         for name in names:
             with Counter(f"{paper} {name}") as counter:
-                given = Data(data, pictures or None, chosen, batch_size, where, seed, counter.tell, half)
+                given = Data(data, pictures or None, chosen, batch_size, where, seed, counter.tell, chosen_half)
                 try:
                     outcome = known[name](given)
                 except InputError as error:

@@ -5,7 +5,7 @@ import torch
 
 from pyfast_xai import reproduce
 from pyfast_xai.errors import InputError
-from pyfast_xai.reproduce import Outcome
+from pyfast_xai.reproduce import EXPERIMENTS, Outcome
 
 
 @pytest.fixture
@@ -45,6 +45,20 @@ def test_exit_codes(run, experiments, tmp_path):
     run(*given, "--experiment", "works")
     run(*given, "--experiment", "lacks", code=2)
     run(*given, "--experiment", "works,lacks", code=1)
+    run(*given, "--experiment", "works", "--experiment", "lacks", code=1)
+
+
+def test_networks_may_be_repeated(run, experiments, tmp_path):
+    given = ("--data", tmp_path, "--out", tmp_path / "out", "--experiment", "works")
+    run("reproduce", "fgvis", *given, "--networks", "a", "--networks", "b,c")
+    assert experiments[0].names == ("a", "b", "c")
+
+
+def test_experiments_are_listed(run, experiments):
+    lines = run("reproduce", "--list").output.splitlines()
+    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+    (fgvis,) = [line for line in lines if line.startswith("fgvis")]
+    assert "works, lacks" in fgvis
 
 
 def test_tables_as_json(run, experiments, tmp_path):
