@@ -30,7 +30,7 @@ check: lint
 	$(PYTEST) $(or $(ARGS),$(CHECKED))
 
 test: $(VENV)/test
-	@echo "All tests, on two workers: this takes far longer than \"make check\", which is for each commit."
+	@echo "All tests, on two workers: some 25 minutes on two cores. \"make check\" is for each commit."
 	$(PYTEST) $(ARGS)
 
 # Runs on data sets: every point at which a writer can stop, a thousand SIGKILLs, ten thousand broken files, a thousand
