@@ -142,7 +142,7 @@ class _Convolution:
     def adjoint(self, grad: Tensor, output_padding: Sequence[int]) -> Tensor | None:
         """Takes a gradient of the result to one of the input; None where the weight is laid out anew for it."""
         geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, 1)
-        if self.weight._version != self.version or _positions(grad) > _MOST_POSITIONS:
+        if self.weight._version != self.version or not _fits(grad):
             return None
         if not onednn.serves_transposed(grad, self.weight, *geometry):
             return None
@@ -172,7 +172,7 @@ def _convolution(
     if isinstance(padding, str) or input.dim() != 4 or not onednn.takes(input, weight):
         return None
     stride, padding, dilation = (tuple(per_dimension(value, 2)) for value in (stride, padding, dilation))
-    if _positions(input) // math.prod(stride) > _MOST_POSITIONS:
+    if not _fits(input, math.prod(stride)):
         return None
     digest = _digest(weight)
     if digest is None:
@@ -180,8 +180,11 @@ def _convolution(
     return _Convolution(layouts, recording, weight, weight._version, digest, stride, padding, dilation)
 
 
-def _positions(maps: Tensor) -> int:
-    return maps.shape[0] * maps.shape[2] * maps.shape[3]
+def _fits(maps: Tensor, stride: int = 1) -> bool:
+    """Returns whether maps are small, and in channels_last alone: for others oneDNN takes other kernels than here."""
+    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return maps.shape[0] * maps.shape[2] * maps.shape[3] // stride <= _MOST_POSITIONS
 
 
 def _digest(weight: Tensor) -> bytes | None:
