@@ -61,7 +61,7 @@ def test_what_runs_one_time_keeps_nothing(layouts):
     model = network()
     for recordings in range(3):
         assert (layouts.nbytes > 0) == (recordings > 1)
-        record(model, images(), prepare=layouts.begin())
+        record(model, images().to(memory_format=torch.channels_last), prepare=layouts.begin())
 
 
 def multiply(weight):
@@ -134,8 +134,16 @@ def test_a_tape_runs_with_pytorchs_own_kernels_later(layouts):
     model, batch = network(), images()
     for _ in range(2):
         Saliency(model)(batch)
-    tape = record(model, batch, prepare=layouts.begin())
+    tape = record(model, batch.to(memory_format=torch.channels_last), prepare=layouts.begin())
     assert all(node.kernel is None for node in tape.nodes)
+
+
+def test_maps_of_one_pixel_are_left_alone(layouts, monkeypatch):
+    """They are in both memory formats at once, and other kernels serve them."""
+    model, batch = network(strides=(2, 2, 2), kernels=(3, 3, 3)), torch.rand(1, 3, 8, 8)
+    explainer = Saliency(model)
+    for _ in range(3):
+        assert torch.equal(explainer(batch).heatmap, fresh(Saliency, model, batch, monkeypatch))
 
 
 def test_large_maps_and_small_weights_are_left_alone(layouts):
