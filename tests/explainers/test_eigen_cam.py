@@ -1,4 +1,5 @@
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -308,3 +309,26 @@ def test_layers_are_judged_together(caplog):
             eigen_cam._look(["one", "two", "three"], [fine, doubtful, spoiled])
     assert caplog.messages == ["eigen-cam: the components of layer 'two' are known to 5e-01 of the largest only; raise "
                                "power_iterations"]  # fmt: skip
+
+
+def test_to_the_end_is_of_one_thread():
+    """The block of one thread may end in the middle of another's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+    explainer, images = EigenCAM(model, layer="1"), torch.rand(2, 3, 12, 12)
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with explainer.to_the_end():
+            entered.set()
+            left.wait(60)
+
+    thread = threading.Thread(target=other)
+    with explainer.to_the_end():
+        thread.start()
+        assert entered.wait(60)
+    left.set()
+    thread.join()
+    assert explainer(images).logits is None
+    with explainer.to_the_end():
+        assert explainer(images).logits.shape == (2, 4)

@@ -8,6 +8,7 @@ import logging
 import reprlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -38,6 +39,9 @@ logger = logging.getLogger("pyfast_xai")
 T = TypeVar("T")
 Self = TypeVar("Self", bound="Explainer")
 Accelerate = bool | Literal["auto"]
+
+# The explainer whose `to_the_end` block runs; each thread has its own, so that several may share an explainer.
+_running_to_the_end: "ContextVar[Explainer | None]" = ContextVar("_running_to_the_end", default=None)
 
 
 class Settings(TypedDict, total=False):
@@ -90,7 +94,6 @@ class Explainer(abc.ABC):
     needs_attention: ClassVar[bool] = False  # explains transformers alone
     slow = False  # takes tens of forward passes or more
     folds = True  # reads a convolution with its batch norm folded in as it reads the two
-    _to_the_end = False  # whether the model runs to its end where a layer would do
     _arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     __signature__: ClassVar[inspect.Signature]
 
@@ -230,11 +233,16 @@ class Explainer(abc.ABC):
 
         Methods that need no more than a layer (Eigen-CAM and its kin) stop there otherwise.
         """
-        before, self._to_the_end = self._to_the_end, True
+        token = _running_to_the_end.set(self)
         try:
             yield
         finally:
-            self._to_the_end = before
+            _running_to_the_end.reset(token)
+
+    @property
+    def _to_the_end(self) -> bool:
+        """Returns whether the model runs to its end where a layer would do."""
+        return _running_to_the_end.get() is self
 
     def _in_batches(self, images: Tensor, target: Any, args: Any, kwargs: Any) -> Explanation:
         """Returns the explanation of all images, `batch_size` of them at a time."""
