@@ -20,6 +20,7 @@ other           what is none of these and changes numbers
 What only moves or selects elements (views, `cat`, padding, max-pools) has no kind: relevance moves as a gradient does.
 """
 
+from pyfast_xai.rules.gradient import layers
 from pyfast_xai.rules.gradient.context import has_gradient
 from pyfast_xai.rules.gradient.table import GRADIENT
 from pyfast_xai.tape import Node, Value, key
@@ -33,13 +34,7 @@ CONVOLUTIONS = frozenset(
     )
 )
 # By name, the arguments that are the factors.
-PRODUCTS = {
-    "aten::mm": ("self", "mat2"),
-    "aten::bmm": ("self", "mat2"),
-    "aten::matmul": ("self", "other"),
-    "aten::addmm": ("mat1", "mat2"),
-    "aten::baddbmm": ("batch1", "batch2"),
-}
+PRODUCTS = {f"aten::{name}": factors for name, factors in layers.PRODUCTS.items()}
 
 _KIND_OF = {
     "batch_norm": ("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training"),

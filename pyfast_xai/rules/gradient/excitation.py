@@ -30,7 +30,7 @@ from torch import Tensor
 from pyfast_xai.rules.gradient.backward import GradientRules
 from pyfast_xai.rules.gradient.context import BackwardContext
 from pyfast_xai.rules.gradient.derivative import node_device
-from pyfast_xai.rules.gradient.layers import factor
+from pyfast_xai.rules.gradient.layers import PRODUCTS, factor
 from pyfast_xai.rules.gradient.strides import canonical
 from pyfast_xai.rules.gradient.table import NamedTable, Rule, rule
 from pyfast_xai.rules.precision import at_least_float32, outside_inference_mode
@@ -70,7 +70,7 @@ def _share(ctx: BackwardContext, below: Tensor, forward: Callable[[Tensor], Tens
 def _apply(node: Node, below: Tensor, weight: Tensor) -> Tensor:
     """Returns a layer without its bias."""
     name = key(node.op).removeprefix("aten::")
-    if name in _PRODUCTS:
+    if name in PRODUCTS:
         left, right = (weight, below) if _weight_is_left(node) else (below, weight)
         return left @ right
     return node.op(below, weight, None, *node.args[3:], **node.kwargs)
@@ -78,26 +78,19 @@ def _apply(node: Node, below: Tensor, weight: Tensor) -> Tensor:
 
 # By name, the arguments of which one excites and the other weighs.
 _LAYERS = dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "convolution", "_convolution"), ("input", "weight"))
-_PRODUCTS = {
-    "mm": ("self", "mat2"),
-    "bmm": ("self", "mat2"),
-    "matmul": ("self", "other"),
-    "addmm": ("mat1", "mat2"),
-    "baddbmm": ("batch1", "batch2"),
-}
-_WEIGHTED = {**_LAYERS, **_PRODUCTS}
+_WEIGHTED = {**_LAYERS, **PRODUCTS}
 
 
 def _weight_is_left(node: Node) -> bool:
     """Returns whether a product weighs by its left factor: attention by its values, a constant anything."""
-    return isinstance(argument(node, _PRODUCTS[key(node.op).removeprefix("aten::")][1]), Value)
+    return isinstance(argument(node, PRODUCTS[key(node.op).removeprefix("aten::")][1]), Value)
 
 
 def _arguments(node: Node) -> tuple[str, str]:
     """Returns the names of what excites and what weighs."""
     name = key(node.op).removeprefix("aten::")
     below, weight = _WEIGHTED[name]
-    return (weight, below) if name in _PRODUCTS and _weight_is_left(node) else (below, weight)
+    return (weight, below) if name in PRODUCTS and _weight_is_left(node) else (below, weight)
 
 
 def _excited(ctx: BackwardContext, sign: int) -> tuple[Value, Tensor]:

@@ -17,6 +17,15 @@ from pyfast_xai.tape.graph import find
 
 aten = torch.ops.aten
 
+# By name, the arguments of a product that are its factors.
+PRODUCTS = {
+    "mm": ("self", "mat2"),
+    "bmm": ("self", "mat2"),
+    "matmul": ("self", "other"),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+}
+
 
 def _not_only_input(node: Node) -> bool:
     """Returns whether something besides the first argument depends on the inputs of the model."""
