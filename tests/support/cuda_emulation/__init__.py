@@ -47,6 +47,25 @@ def translate(source, namespace=NAME):
     )
 
 
+def with_fault(source, number, edit):
+    """C++ in which a part of a text is another while a fault is switched on.
+
+    Args:
+        source: of a kernel.
+        number: of the fault, from 1 on.
+        edit: text that the source has in one place, with `@before => after@` for an expression or a statement in it.
+    """
+    head, before, after, tail = re.fullmatch("(.*)@(.*) => (.*)@(.*)", edit, re.DOTALL).groups()
+    place = head + before + tail
+    assert source.count(place) == 1, f"{place!r} is there {source.count(place)} times"
+    faulty = f"::emulated::has_fault({number})"
+    if before.endswith(";"):
+        either = f"if ({faulty}) {{ {after} }} else {{ {before} }}"
+    else:
+        either = f"({faulty} ? ({after}) : ({before}))"
+    return source.replace(place, head + either + tail)
+
+
 def build(sources, folder):
     """Compile translated sources (name: text) into one library; its path."""
     torch_root = Path(torch.__file__).parent
@@ -102,6 +121,10 @@ class Emulation:
     def seed(self, seed):
         """Run threads and blocks in another order; 0 for their own."""
         self._library.emulation_seed(seed)
+
+    def fault(self, number):
+        """Switch on a fault that `with_fault` put in; 0 for none."""
+        self._library.emulation_fault(number)
 
     @property
     def accesses(self):

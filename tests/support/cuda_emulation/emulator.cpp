@@ -73,6 +73,7 @@ struct Machine {
   const char* kernel = "";
   uint32_t launch = 0, block = 0, epoch = 0;
   uint32_t seed = 0;
+  int fault = 0;
   uintptr_t host = 0;  // where the host's stack was at the launch
   bool quiet = false;  // the emulator itself runs, whose accesses are not the kernel's
   uint64_t accesses = 0;
@@ -298,6 +299,8 @@ unsigned ballot(unsigned mask, bool predicate, int line) {
   return votes;
 }
 
+bool has_fault(int number) { return machine.fault == number; }
+
 void atomic_access(const void* address, int bytes) { access(address, bytes, true, true); }
 
 void fail(const char* message) {
@@ -355,6 +358,9 @@ void run(const Configuration& configuration, void (*thread)(const void*), const 
 // Threads and blocks run in order for 0, in a random order otherwise.
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 EXPORTED void emulation_seed(uint32_t seed) { emulated::machine.seed = seed; }
+
+// Switches on a fault that was put into the kernels; 0 for none.
+EXPORTED void emulation_fault(int number) { emulated::machine.fault = number; }
 
 // Forgets the tensors that earlier calls were given.
 EXPORTED void emulation_reset() { emulated::machine.memory.clear(); }

@@ -35,6 +35,9 @@ int lane();
 // An atomic update of memory: races with plain accesses only.
 void atomic_access(const void* address, int bytes);
 
+// Whether a fault that was put into the kernels is switched on.
+bool has_fault(int number);
+
 // Ends the launch with an error.
 [[noreturn]] void fail(const char* message);
 

@@ -10,7 +10,6 @@ class BlockScan {
  public:
   struct TempStorage {
     T values[kThreads];
-    T total;
   };
 
   explicit BlockScan(TempStorage& storage) : storage_(storage) {}
@@ -19,17 +18,12 @@ class BlockScan {
     storage_.values[threadIdx.x] = value;
     __syncthreads();
     if (threadIdx.x == 0) {
-      T sum = 0;
-      for (T& one : storage_.values) {
-        const T next = sum + one;
-        one = sum;
-        sum = next;
-      }
-      storage_.total = sum;
+      for (int i = 1; i < kThreads; ++i) storage_.values[i] += storage_.values[i - 1];
     }
     __syncthreads();
-    before = storage_.values[threadIdx.x];
-    total = storage_.total;
+    // What others wrote, so that a next sum without a barrier before it is a race.
+    before = threadIdx.x == 0 ? T(0) : storage_.values[threadIdx.x - 1];
+    total = storage_.values[kThreads - 1];
   }
 
   void ExclusiveSum(T value, T& before) {
