@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import DeepFeatureFactorization as DeepFeatureFactorization
     from pyfast_xai.explainers import DeepLift as DeepLift
     from pyfast_xai.explainers import DeepLiftShap as DeepLiftShap
+    from pyfast_xai.explainers import DetectionTarget as DetectionTarget
     from pyfast_xai.explainers import EigenCAM as EigenCAM
     from pyfast_xai.explainers import EigenGradCAM as EigenGradCAM
     from pyfast_xai.explainers import ExcitationBackprop as ExcitationBackprop
@@ -89,6 +90,7 @@ _PUBLIC = {
     "DeconvNet": "pyfast_xai.explainers",
     "DeepLift": "pyfast_xai.explainers",
     "DeepLiftShap": "pyfast_xai.explainers",
+    "DetectionTarget": "pyfast_xai.explainers",
     "EigenCAM": "pyfast_xai.explainers",
     "ExcitationBackprop": "pyfast_xai.explainers",
     "Explainer": "pyfast_xai.explainers",

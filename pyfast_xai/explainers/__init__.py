@@ -27,6 +27,7 @@ from pyfast_xai.explainers.cam import (
 from pyfast_xai.explainers.clear import CLEAR
 from pyfast_xai.explainers.common.explainer import Explainer
 from pyfast_xai.explainers.deep_lift import DeepLift, DeepLiftShap, GradientShap
+from pyfast_xai.explainers.detection_target import DetectionTarget
 from pyfast_xai.explainers.dff import DeepFeatureFactorization
 from pyfast_xai.explainers.eigen_cam import EigenCAM
 from pyfast_xai.explainers.excitation import ExcitationBackprop
@@ -78,6 +79,7 @@ __all__ = [
     "DeepFeatureFactorization",
     "DeepLift",
     "DeepLiftShap",
+    "DetectionTarget",
     "EigenCAM",
     "EigenGradCAM",
     "ExcitationBackprop",

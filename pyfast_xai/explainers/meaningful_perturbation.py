@@ -16,7 +16,7 @@ from pyfast_xai.explainers.common.output_gradients import output_gradients
 from pyfast_xai.explainers.common.perturbation_explainer import Perturbation, PerturbationSettings, positive
 from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores
 from pyfast_xai.explainers.common.progress_bar import ProgressBar
-from pyfast_xai.explainers.common.targets import class_columns, logits_of
+from pyfast_xai.explainers.common.targets import class_columns, logits_of, take_targets
 from pyfast_xai.explainers.common.tensors import at_least_float32, repeat_rows
 from pyfast_xai.explainers.fgvis import MaskExplanation
 from pyfast_xai.rules.gradient import GradientRules, backward_pass
@@ -170,7 +170,8 @@ class MeaningfulPerturbation(Perturbation):
         args, kwargs = scores.arguments(job.rows)
         tape = self.record(perturbed, *args, policy=policy, **kwargs)
         if scores.function is not None:
-            seeds = output_gradients(tape, scores.function).grads
+            function = take_targets(scores.function, len(scores.before), job.rows)
+            seeds = output_gradients(tape, function).grads
         else:
             value, logits = logits_of(tape)
             with torch.enable_grad():

@@ -56,8 +56,7 @@ def output_gradients(
     """
     if callable(target):
         grads = _of_function(tape, target)
-        count = next(iter(grads)).shape[0] if grads and next(iter(grads)).shape else 0
-        return OutputGradients(rows_returned(tape, count), grads=grads)
+        return OutputGradients(rows_returned(tape, tape.inputs[0].shape[0]), grads=grads)
     value, logits = logits_of(tape)
     if isinstance(target, Tensor) and target.is_floating_point():
         if target.shape != logits.shape:

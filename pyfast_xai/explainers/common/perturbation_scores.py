@@ -15,6 +15,7 @@ from pyfast_xai.explainers.common.targets import (
     class_columns,
     logits_of,
     rows_returned,
+    take_targets,
     targets_among,
 )
 from pyfast_xai.explainers.common.tensors import at_least_float32, outside_inference_mode, take_rows
@@ -126,7 +127,7 @@ class PerturbationScores:
         """Returns the scores in what the model returned for changed images; see a call."""
         if self.function is None:
             return outside_inference_mode(self.scores(self.logits(result), rows, score))
-        answer = self.function(result)
+        answer = take_targets(self.function, len(self._images), rows)(result)
         if not isinstance(answer, Tensor) or answer.shape != rows.shape:
             got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise InputError(f"target must return a tensor of one number an image, [{len(rows)}], got {got}")

@@ -1,5 +1,6 @@
 """Targets: which output of a model is explained, which of its classes, and with which score."""
 
+import abc
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,18 @@ from pyfast_xai.tape import Tape, Value
 
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
 Goal = Target | Callable[[Any], Tensor]
+
+
+class TargetByImage(abc.ABC):
+    """Base of functions as targets that are not the same for every image."""
+
+    @abc.abstractmethod
+    def rows(self, rows: Tensor) -> "TargetByImage":
+        """Returns the target of some of the images, int64 `[M]`, which may repeat."""
+
+    @abc.abstractmethod
+    def __call__(self, output: Any) -> Tensor:
+        """Returns one number an image, of what the model returned for the images."""
 
 
 @dataclass
@@ -96,6 +109,8 @@ def take_targets(target: Any, images: int, rows: Tensor) -> Any:
         if len(target) != images:
             raise InputError(f"target must have one row for each of {images} images, got shape {list(target.shape)}")
         return target[rows.to(target.device)]
+    if isinstance(target, TargetByImage):
+        return target.rows(rows)
     if target is None or callable(target) or isinstance(target, (int, str, float)):
         return target
     return as_class_indices(target, images, rows.device)[rows]
@@ -113,6 +128,8 @@ def check_labels(labels: Sequence[str] | None, columns: Tensor) -> None:
 
 def rows_returned(tape: Tape, count: int) -> Tensor | None:
     """Returns the outputs that classes are read from; None where there is not one row for each of `count` images."""
+    if isinstance(tape.result, list) and not all(isinstance(one, Tensor) for one in tape.result):
+        return None  # an entry for each image, whose rows are detections
     try:
         logits = logits_of(tape)[1]
     except InputError:

@@ -1,0 +1,94 @@
+"""The score of a box and its class as a target, for detectors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.common.detections import ACTIVATIONS, Activation, check_boxes, detections_in, overlaps
+from pyfast_xai.explainers.common.explainer import one_of
+from pyfast_xai.explainers.common.targets import TargetByImage
+
+
+class DetectionTarget(TargetByImage):
+    """The score of a class at a box: the largest product of overlap and probability over all detections.
+
+    With `b_j` the boxes that a detector returns for an image and `p_j` their probabilities, the target of box b and
+    class c is `max_j IoU(b, b_j) p_j(c)`. Where nothing overlaps the box, or nothing has the class, it is zero. The
+    gradient is that of the probability: the overlap of a box with itself has its maximum there, and no direction.
+
+    It is the `target` of every explainer that takes functions: gradients, class activation maps, perturbations.
+
+    Args:
+        boxes: corners (x0, y0, x1, y1) in pixels of the images: `[N, 4]`, or `[4]` for all images.
+        classes: `[N]` indices, or one for all images, as the detector counts them.
+        size: height and width of the images in pixels; needed for detectors whose boxes are shares of them (DETR).
+        activation: what makes probabilities of "logits" beside "pred_boxes": a "softmax" with "no object" as the last
+            class (DETR, YOLOS), or a "sigmoid" (Deformable DETR, RT-DETR).
+        n_classes: classes of a detector that returns `[N, 4 + classes + ..., anchors]` with other numbers behind them
+            (masks, key points); None where there are none.
+
+    What a detector may return is a list of dicts with "boxes", "scores" and "labels" (torchvision), an object or dict
+    with "logits" and "pred_boxes" (Transformers), `[N, 4 + classes, anchors]` or `[N, detections, 6]` (Ultralytics).
+
+    Raises:
+        InputError: boxes or classes of another shape; when called, an output of another kind or number of images.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import DetectionTarget
+        >>> found = {"boxes": [[0.0, 0, 8, 8]], "scores": [0.5], "labels": [2]}
+        >>> output = [{name: torch.tensor(numbers) for name, numbers in found.items()}]
+        >>> DetectionTarget([[0, 0, 8, 4]], [2])(output)
+        tensor([0.2500])
+    """
+
+    def __init__(
+        self,
+        boxes: Tensor | Sequence[Any],
+        classes: Tensor | Sequence[int] | int,
+        *,
+        size: tuple[int, int] | None = None,
+        activation: Activation = "softmax",
+        n_classes: int | None = None,
+    ) -> None:
+        self.boxes = check_boxes(boxes)
+        self.classes = torch.as_tensor(classes)
+        if self.classes.is_floating_point() or self.classes.is_complex() or bool((self.classes < 0).any()):
+            raise InputError(f"classes must be indices of 0 or larger, got {classes!r}")
+        if self.classes.dim() and self.classes.shape != self.boxes.shape[:-1]:
+            raise InputError(
+                f"classes must be one for each box, {list(self.boxes.shape[:-1])}, got {list(self.classes.shape)}"
+            )
+        self.classes = self.classes.long().expand(self.boxes.shape[:-1])
+        self.size, self.activation, self.n_classes = size, one_of("activation", activation, ACTIVATIONS), n_classes
+
+    def rows(self, rows: Tensor) -> "DetectionTarget":
+        """Returns the target of some of the images, int64 `[M]`."""
+        if self.boxes.dim() == 1:
+            return self
+        rows = rows.to(self.boxes.device)
+        return DetectionTarget(
+            self.boxes[rows],
+            self.classes[rows],
+            size=self.size,
+            activation=self.activation,
+            n_classes=self.n_classes,
+        )
+
+    def __call__(self, output: Any) -> Tensor:
+        """Returns the score of the box of each image, `[N]`, in what the detector returned."""
+        images = detections_in(output, self.size, self.activation, self.n_classes)
+        if self.boxes.dim() == 2 and len(self.boxes) != len(images):
+            raise InputError(f"boxes must be one for each of {len(images)} images, got {len(self.boxes)}")
+        boxes, classes = self.boxes.expand(len(images), 4), self.classes.expand(len(images))
+        scores = []
+        for found, box, of_class in zip(images, boxes, classes, strict=True):
+            if not len(found.boxes):
+                scores.append(found.probabilities.sum())
+                continue
+            at = overlaps(found.boxes.detach(), box[None].to(found.boxes))[:, 0]
+            scores.append((at * found.of_classes(of_class[None])[:, 0]).amax())
+        return torch.stack(scores)
