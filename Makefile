@@ -18,8 +18,9 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
 
-# Two workers of one thread each: most tests are small, and threads of several workers would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q -n 2
+# Two workers of one thread each: most tests are small, and threads of several workers would wait for each other. Tests of
+# one `xdist_group` share a worker.
+PYTEST := OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 # What a contributor runs before each commit: a few minutes on two cores. It needs no network, photographs or browser.
 CHECKED := tests/test_import_order.py tests/test_contributing.py tests/test_public_api.py tests/test_explanation.py tests/tape tests/rules \

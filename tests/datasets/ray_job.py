@@ -1,7 +1,4 @@
-"""A run on Ray, for test_ray.py: `python ray_job.py PICTURES OUT`; slow enough to be killed in its middle.
-
-With `slow` for PICTURES, tensors of which the first can be read once two other shards are done.
-"""
+"""A run on a Ray cluster, for test_ray.py: `python ray_job.py PICTURES OUT ADDRESS`; slow enough to be killed."""
 
 import sys
 import time
@@ -24,6 +21,8 @@ def network():
 
 
 class SlowAtFirst:
+    """Tensors of which the first can be read only when two other shards are finished."""
+
     def __init__(self, out):
         self.out = out
 
@@ -40,6 +39,6 @@ class SlowAtFirst:
 
 
 if __name__ == "__main__":
-    source = SlowAtFirst(sys.argv[2]) if sys.argv[1] == "slow" else sys.argv[1]
-    done = explain_on_ray(source, network(), out=sys.argv[2], actors=2, cpus=0.5, **RUN)
-    print(done.progress.seconds, done.rows, done.before)
+    pictures, out, address = sys.argv[1:]
+    done = explain_on_ray(pictures, network(), out=out, address=address, actors=2, cpus=0.5, **RUN)
+    print(done.rows, done.before)

@@ -1,6 +1,5 @@
-"""The same rows on Ray as in one process, also where a worker or the driver is killed."""
+"""The same rows on Ray as in one process, also where a worker or the driver is killed; one cluster serves all tests."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -9,19 +8,54 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pyfast_xai import datasets
+from pyfast_xai.datasets.on_ray import explain_on_ray
+from pyfast_xai.errors import InputError
+from pyfast_xai.images import Preprocess
+from pyfast_xai.models import load_model
 
-pytestmark = pytest.mark.slow
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
+# One worker of pytest-xdist runs them all, so that there is one cluster.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),  # of settings that Ray sets itself
+]
 
-JOB = Path(__file__).with_name("ray_job.py")
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a Ray cluster of two cores on this machine, to which this process belongs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), *filter(None, sys.path)]))
+        patch.syspath_prepend(FOLDER)
+        context = ray.init(
+            num_cpus=2,
+            object_store_memory=100 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield context.address_info["address"]
+        ray.shutdown()
+
+
+@pytest.fixture
+def job(cluster):
+    """The module of a run on Ray, which the workers of the cluster import by its name."""
+    import ray_job
+
+    return ray_job
 
 
 @pytest.fixture
 def many(folder, tmp_path):
-    """A hundred pictures, two of them bad."""
+    """A hundred pictures, and two files that are none."""
     many = tmp_path / "many"
     many.mkdir()
     for n in range(100):
@@ -31,9 +65,26 @@ def many(folder, tmp_path):
     return many
 
 
-def start(many, out):
-    command = [sys.executable, str(JOB), str(many), str(out)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def expected(job, many, tmp_path):
+    """The summary of a run in this process, and its rows."""
+    done = datasets.explain(str(many), job.network(), out=tmp_path / "plain", **job.RUN)
+    return done, rows(tmp_path / "plain")
+
+
+@pytest.fixture
+def start(cluster, job, many, tmp_path):
+    """Starts a driver in a process of its own."""
+
+    def start():
+        command = [sys.executable, job.__file__, str(many), str(tmp_path / "out"), cluster]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def rows(out):
+    return [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in datasets.open(out)]
 
 
 def parts(out):
@@ -47,7 +98,7 @@ def wait_for_parts(process, out, count):
 
 
 def is_below(process, ancestor):
-    """Whether a process was started by another, or by one that this started."""
+    """Returns whether a process was started by another, or by one that this started."""
     while process > 1 and process != ancestor:
         try:
             process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
@@ -56,16 +107,8 @@ def is_below(process, ancestor):
     return process == ancestor
 
 
-def lives(process):
-    """Whether a process is there, and no zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def workers(driver):
-    """Processes of the actors of a driver."""
+def workers():
+    """Returns the processes of the actors of runs on this cluster."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -73,104 +116,67 @@ def workers(driver):
                 name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if name.startswith("ray::MapWorker") and is_below(int(entry.name), driver.pid):
+            if name.startswith("ray::MapWorker") and is_below(int(entry.name), os.getpid()):
                 found.append(int(entry.name))
     return found
 
 
-def rows(out):
-    return [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in datasets.open(out)]
-
-
-@pytest.fixture
-def expected(many, tmp_path):
-    spec = importlib.util.spec_from_file_location("ray_job", JOB)
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
-    datasets.explain(str(many), job.network(), out=tmp_path / "plain", **job.RUN)
-    return rows(tmp_path / "plain")
-
-
-def ended(process):
-    told, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    return [int(number) for number in told.split()[-2:]]
-
-
-def test_a_killed_worker_and_a_killed_driver_cost_no_row(many, tmp_path, expected):
+def test_a_killed_worker_and_a_killed_driver_cost_no_row(start, tmp_path, expected):
     out = tmp_path / "out"
-    driver = start(many, out)
+    driver = start()
     wait_for_parts(driver, out, 2)
-    os.kill(workers(driver)[0], signal.SIGKILL)
-    there = parts(out)
-    wait_for_parts(driver, out, there + 2)
-    left = workers(driver)
+    os.kill(workers()[0], signal.SIGKILL)
+    wait_for_parts(driver, out, parts(out) + 2)
     driver.kill()
     driver.communicate()
     assert 0 < parts(out) < 26
-    while any(map(lives, left)):  # they go once they notice
-        time.sleep(0.1)
+    while workers():  # they end when the cluster notices
+        time.sleep(0.05)
     before = sum(1 for _ in datasets.open(out))
-    total, found = ended(start(many, out))
-    assert total == 102
+    done, errors = start().communicate(timeout=240)
+    total, found = map(int, done.split())
+    assert total == 102, errors
     assert found >= before > 0
-    assert rows(out) == expected
+    assert rows(out) == expected[1]
     assert datasets.verify(out).faults == []
 
 
-def test_other_shards_go_on_beside_a_slow_one(tmp_path):
-    out = tmp_path / "out"
-    assert ended(start("slow", out)) == [24, 0]
-    assert parts(out) == 6
-    assert {row["status"] for row in datasets.open(out)} == {"ok"}
-    assert datasets.verify(out).faults == []
-
-
-def test_the_same_rows_as_here(many, tmp_path, expected, record_property):
-    driver = start(many, tmp_path / "out")
-    told, errors = driver.communicate(timeout=240)
-    assert driver.returncode == 0, errors
-    seconds, total, before = told.split()[-3:]
-    record_property("seconds_on_ray", float(seconds))
-    assert (total, before) == ("102", "0")
+def test_the_same_rows_as_here(job, many, tmp_path, expected):
+    here, expected = expected
+    done = explain_on_ray(str(many), job.network(), out=tmp_path / "out", actors=2, cpus=0.5, **job.RUN)
+    assert (done.rows, done.before) == (102, 0)
     assert rows(tmp_path / "out") == expected
+    print(f"102 pictures: {here.progress.seconds:.1f} s here, {done.progress.seconds:.1f} s on Ray with its start")
 
 
-def test_a_fault_of_the_method_is_raised_as_it_is(many, tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(JOB.parent)!r})\n"
-        "from ray_job import *\n"
-        f"try: explain_on_ray({str(many)!r}, network(), out={str(tmp_path / 'out')!r}, method='fixations',\n"
-        "    method_settings={'stop_layer': 'nowhere'}, shard_size=50, actors=1)\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert "InputError" in done.stdout
-    assert "nowhere" in done.stdout
+def test_other_shards_go_on_beside_a_slow_one(job, tmp_path):
+    out = tmp_path / "out"
+    done = explain_on_ray(job.SlowAtFirst(out), job.network(), out=out, actors=2, cpus=0.5, **job.RUN)
+    assert (done.rows, done.errors, done.before) == (24, 0, 0)
+    assert parts(out) == 6
+    assert datasets.verify(out).faults == []
 
 
-def test_whole_models_on_ray(many, tmp_path):
-    """Workers get the network from the driver, not its file; what cannot be sent is told in a sentence."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(JOB.parent)!r})\n"
-        "from ray_job import *\n"
-        "from pathlib import Path\n"
-        "from pyfast_xai import datasets\n"
-        "from pyfast_xai.models import load_model\n"
-        f"many, place = {str(many)!r}, Path({str(tmp_path)!r})\n"
-        "images, settings = torch.rand(2, 3, 24, 24), {'method': 'eigen-cam', 'shard_size': 51}\n"
-        "torch.jit.save(torch.jit.trace(network().model, images), place / 'net.pt')\n"
-        "traced = load_model(str(place / 'net.pt'), trust=True)\n"
-        "(place / 'net.pt').unlink()\n"
-        "datasets.explain(many, network().model, preprocess=Preprocess(24), out=place / 'plain', **settings)\n"
-        "explain_on_ray(many, traced, preprocess=Preprocess(24), out=place / 'out', actors=1, **settings)\n"
-        "exported = torch.export.export(network().model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))\n"
-        "torch.export.save(exported, place / 'net.pt2')\n"
-        "program = load_model(str(place / 'net.pt2'), trust=True)\n"
-        "try: explain_on_ray(many, program, out=place / 'none', actors=1, **settings)\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert "InputError model must be one that can be sent to workers" in done.stdout, done
+def test_a_fault_of_the_method_is_raised_as_it_is(job, many, tmp_path):
+    settings = {"method": "fixations", "method_settings": {"stop_layer": "nowhere"}, "shard_size": 50}
+    with pytest.raises(InputError, match="nowhere"):
+        explain_on_ray(str(many), job.network(), out=tmp_path / "out", actors=1, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_whole_models_on_ray(job, many, tmp_path):
+    """Workers get the network from the driver, not from its file; a model that cannot be sent is refused."""
+    network, images = job.network(), torch.rand(2, 3, 24, 24)
+    settings = {"method": "eigen-cam", "shard_size": 51}
+    torch.jit.save(torch.jit.trace(network.model, images), tmp_path / "net.pt")
+    traced = load_model(str(tmp_path / "net.pt"), trust=True)
+    (tmp_path / "net.pt").unlink()
+    datasets.explain(many, network.model, preprocess=Preprocess(24), out=tmp_path / "plain", **settings)
+    explain_on_ray(many, traced, preprocess=Preprocess(24), out=tmp_path / "out", actors=1, **settings)
     assert rows(tmp_path / "out") == rows(tmp_path / "plain")
+    exported = torch.export.export(network.model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    program = load_model(str(tmp_path / "net.pt2"), trust=True)
+    with pytest.raises(InputError, match="model must be one that can be sent to workers"):
+        explain_on_ray(many, program, out=tmp_path / "none", actors=1, **settings)
     assert not parts(tmp_path / "none")

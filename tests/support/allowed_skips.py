@@ -10,7 +10,6 @@ PACKAGES = {
     "moto": "a server of S3",
     "s3fs": "as moto",
     "quantus": "its requirements would replace the pinned ones; its numbers are those of the oracles",
-    "ray": "100 MB, and processes of its own",
     "ultralytics": "under the AGPL; a YOLO is tried by hand",
     "timm": "torchvision has networks of these kinds",
     "yaml": "checks what FiftyOne's export writes",
