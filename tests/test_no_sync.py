@@ -182,7 +182,7 @@ def test_an_iteration_of_fgvis_reads_no_number(without_reading, network, setting
     device, context = without_reading
     model, images, classes = arrange(network, device, targets=1)
     explainer = FGVis(model, patience=1, **GAME[settings])
-    match = _Match.begun(
+    match = _Match.initial(
         GAMES[explainer.game],
         images,
         torch.zeros_like(images),

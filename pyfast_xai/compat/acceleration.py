@@ -76,10 +76,10 @@ def mode() -> Mode:
     """
     if accelerate._mode is not None:
         return accelerate._mode
-    said = os.environ.get("PYFAST_XAI_COMPAT_ACCELERATE", "off")
-    if said not in _IN_WORDS:
-        raise InputError(f"PYFAST_XAI_COMPAT_ACCELERATE must be auto, on or off, got {said!r}")
-    return _IN_WORDS[said]
+    setting = os.environ.get("PYFAST_XAI_COMPAT_ACCELERATE", "off")
+    if setting not in _IN_WORDS:
+        raise InputError(f"PYFAST_XAI_COMPAT_ACCELERATE must be auto, on or off, got {setting!r}")
+    return _IN_WORDS[setting]
 
 
 class Kind:
@@ -120,7 +120,7 @@ class Kind:
             signature=cache_key(tuple(args), {}),
             described=f"{self._described}, {shapes}",
             device=tensors[0].device if tensors else torch.device("cpu"),
-            agree=lambda came, expected: nearly_same(tensors_in(came), tensors_in(expected)),
+            agree=lambda actual, expected: nearly_same(tensors_in(actual), tensors_in(expected)),
         )
 
 
@@ -140,20 +140,20 @@ class Replays:
 
     def kind(self, function: Forward, layers: Sequence[nn.Module], at_input: bool, stop: bool) -> Kind | None:
         """Returns the kind of a call; None where it is to be recorded."""
-        wanted = mode()
-        if wanted is False or not isinstance(function, nn.Module):
+        setting = mode()
+        if setting is False or not isinstance(function, nn.Module):
             return None
         function = unwrap(function)
-        key = (wanted, id(function), *map(id, layers), at_input, stop)
-        found = self._kinds.get(key)
-        if found is None:
+        key = (setting, id(function), *map(id, layers), at_input, stop)
+        kind = self._kinds.get(key)
+        if kind is None:
             described = " at ".join(type(module).__name__ for module in (function, *layers))
             called = Called(function, layers, at_input, stop)
-            found = self._kinds[key] = Kind(called, self._job, described, pinned=wanted is True)
+            kind = self._kinds[key] = Kind(called, self._job, described, pinned=setting is True)
             while len(self._kinds) > _MOST_KINDS:
                 self._kinds.popitem(last=False)
         self._kinds.move_to_end(key)
-        return found
+        return kind
 
 
 class Replaying:

@@ -55,11 +55,11 @@ class Called(nn.Module):
         copies: list[list[Tensor] | None] = [None] * len(self.layers)
         names: list[list[str] | None] = [None] * len(self.layers)
 
-        def see(module: nn.Module, given: Any) -> None:
+        def see(module: nn.Module, result: Any) -> None:
             for i, (layer, probe) in enumerate(zip(self.layers, self.probes, strict=True)):
                 if layer is module:
-                    names[i] = list(given) if isinstance(given, dict) else None
-                    copies[i] = list(probe(*tensors_of(given)))
+                    names[i] = list(result) if isinstance(result, dict) else None
+                    copies[i] = list(probe(*tensors_of(result)))
             if self._stop and None not in copies:
                 raise _Enough
 
@@ -73,7 +73,7 @@ class Called(nn.Module):
             return None, copies, names
 
 
-def _ignore(module: nn.Module, given: Any) -> None:
+def _ignore(module: nn.Module, result: Any) -> None:
     pass
 
 
@@ -93,10 +93,10 @@ def modules_behind(function: Forward) -> list[nn.Module]:
     held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
     if isinstance(function, functools.partial):
         held += [function.func, *function.args, *function.keywords.values()]
-    found = [unwrap(one) for one in held if isinstance(one, nn.Module)]
+    modules = [unwrap(one) for one in held if isinstance(one, nn.Module)]
     if isinstance(function, functools.partial):
-        found += [module for module in modules_behind(function.func) if module not in found]
-    return found
+        modules += [module for module in modules_behind(function.func) if module not in modules]
+    return modules
 
 
 def _filled(cell: Any) -> bool:

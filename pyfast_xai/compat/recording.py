@@ -76,8 +76,8 @@ class Recording:
             InputError: a score that does not depend on the output.
             UnsupportedOpError: an op on the way has no derivative.
         """
-        found = backward_pass(policy or self.policy, self.tape, self.seeds(score), to, retain=retain)
-        return [grad[0].contiguous() for grad in found]
+        gradients = backward_pass(policy or self.policy, self.tape, self.seeds(score), to, retain=retain)
+        return [grad[0].contiguous() for grad in gradients]
 
     def seeds(self, score: Callable[[Any], Tensor]) -> dict[Value, Tensor]:
         """Returns the gradients of a sum of scores with respect to what was returned, `[1, *shape]` each."""
@@ -87,10 +87,10 @@ class Recording:
 class _Above(GradientRules):
     """Rules for which nothing is saved before the first probe: what lies below a layer is not walked."""
 
-    def __init__(self, rules: GradientRules, begun: bool) -> None:
+    def __init__(self, rules: GradientRules, reached: bool) -> None:
         super().__init__(rules.overlay, rules.warned)
         self.rules = rules
-        self._begun = begun
+        self._reached = reached
         self._below = -1  # the last operation of which nothing was saved
 
     def rule_of(self, node: Node) -> Rule:
@@ -101,14 +101,14 @@ class _Above(GradientRules):
         return self.rules.handles(op)
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._begun = self._begun or node.path.startswith(PROBES)
-        if self._begun:
+        self._reached = self._reached or node.path.startswith(PROBES)
+        if self._reached:
             self.rules.save(node, keep, args, kwargs)
         else:
             self._below = node.index
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.rules.run(node, keep, args, kwargs) if self._begun else node(*args, **kwargs)
+        return self.rules.run(node, keep, args, kwargs) if self._reached else node(*args, **kwargs)
 
 
 _STOP = Rule(lambda ctx, *args, **kwargs: None)
@@ -132,7 +132,7 @@ def record_call(
     rules: GradientRules | None = None,
     layers: Sequence[nn.Module] = (),
     at_input: bool = False,
-    everything: bool = True,
+    to_inputs: bool = True,
     stop: bool = False,
     kind: Kind | None = None,
 ) -> Recording:
@@ -148,7 +148,7 @@ def record_call(
         rules: to save for instead of those.
         layers: modules whose results are kept, too.
         at_input: keep what the layers are given instead.
-        everything: save what a walk to the inputs needs; False for what lies above the layers.
+        to_inputs: save what a walk to the inputs needs; False for what lies above the layers.
         stop: go no further than the layers; nothing is returned then, and nothing can be walked.
         kind: of calls that may be replayed, of the same function, layers and settings; None to record.
 
@@ -158,11 +158,11 @@ def record_call(
     """
     layers = [unwrap(layer) for layer in layers]
 
-    def recorded(given: list[Any], everything: bool = everything, kind: Kind | None = kind) -> Recording:
-        own = GradientRules(overlay or {}, _warned_of(function)) if rules is None else rules
-        policy = _Above(own, (everything or not layers) and not stop)
+    def recorded(values: list[Any], to_inputs: bool = to_inputs, kind: Kind | None = kind) -> Recording:
+        gradient_rules = GradientRules(overlay or {}, _warned_of(function)) if rules is None else rules
+        policy = _Above(gradient_rules, (to_inputs or not layers) and not stop)
         called = Called(function, layers, at_input, stop) if kind is None else kind.called
-        return _record(called, given, policy, functools.partial(record, called) if kind is None else kind.record)
+        return _record(called, values, policy, functools.partial(record, called) if kind is None else kind.record)
 
     if not isinstance(function, nn.Module):
         return recorded(list(args))
@@ -173,9 +173,9 @@ def record_call(
     return run_in_channels_last(
         function,
         run=recorded,
-        compared=lambda given: _answers(recorded(given, everything=False, kind=None)),
+        compared=lambda values: _answers(recorded(values, to_inputs=False, kind=None)),
         answers=_answers,
-        given=args,
+        arguments=args,
         faster=[faster[id(arg)] for arg in args],
         key=kind_of_call(*args, tuple(map(id, layers)), at_input, stop),
     )
@@ -192,19 +192,19 @@ def _record(called: Called, args: list[Any], policy: _Above, recording: Callable
     others = tuple(arg if place is None else None for arg, place in zip(args, places, strict=True))
     with torch.inference_mode(False), torch.no_grad():
         tape = recording(*tensors, policy=policy, places=places, others=others)
-    found = Recording(tape, policy, policy.rules, [None if place is None else tape.inputs[place] for place in places])
-    _, copies, found.names = tape.result
-    for i, (layer, seen) in enumerate(zip(called.layers, copies, strict=True)):
+    result = Recording(tape, policy, policy.rules, [None if place is None else tape.inputs[place] for place in places])
+    _, copies, result.names = tape.result
+    for i, (layer, layer_calls) in enumerate(zip(called.layers, copies, strict=True)):
         calls = tape.modules.get(f"{PROBES}{i}", [])
-        if seen is None:
+        if layer_calls is None:
             raise InputError(f"layer must run in the forward pass, got {type(layer).__name__}, which did not")
-        if not calls or len(calls[-1]) != len(seen):
+        if not calls or len(calls[-1]) != len(layer_calls):
             raise InputError(f"layer must depend on the inputs, got {type(layer).__name__}, which does not")
         # The probe's copies lead nowhere; what they were made of does.
         makers = [tape.producer(value) for value in calls[-1]]
-        found.layers.append([maker.inputs[0] for maker in makers if maker is not None])
-        found.activations.append([outside_inference_mode(copy) for copy in seen])
-    return found
+        result.layers.append([maker.inputs[0] for maker in makers if maker is not None])
+        result.activations.append([outside_inference_mode(copy) for copy in layer_calls])
+    return result
 
 
 def read_call(

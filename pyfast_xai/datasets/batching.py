@@ -105,7 +105,7 @@ class BatchExplainer:
 
     def _explain(self, rows: list[int], images: Tensor, target: Any) -> BatchResult:
         # Where the method needs a layer alone, the rest of the model tells whether its answer is finite.
-        with self._explainer.to_the_end():
+        with self._explainer.run_whole_model():
             explanation = self._explainer(images, target)
         if len(explanation) != len(images):
             raise InputError(f"method must give one row for each of {len(images)} images, got {len(explanation)}")

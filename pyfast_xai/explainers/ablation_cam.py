@@ -112,6 +112,6 @@ class ShapleyCAM(SuffixCAM):
             logits = at_least_float32(scores.logits(result))
             return scores.scores(logits + logits.log_softmax(1), rows, "logit")
 
-        bent = at_least_float32(gradient_less_half_curvature(tape, value, residual_softmax))
-        space = [d for d in range(2, bent.dim()) if d != dim + 1]
-        return bent.mean(space)
+        weights = at_least_float32(gradient_less_half_curvature(tape, value, residual_softmax))
+        space = [d for d in range(2, weights.dim()) if d != dim + 1]
+        return weights.mean(space)

@@ -38,7 +38,7 @@ class _ActivationCAM(LayerExplainer):
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         maps = []
-        read = self._read(images, args, kwargs, to_the_end=self._to_the_end)
+        read = self._read(images, args, kwargs, run_whole_model=self._runs_whole_model)
         for place, activation in read.layers:
             cells = self.grid(outside_inference_mode(activation), images.shape[2:], place.name, place.layout)
             maps.append(self._map(at_least_float32(cells)))

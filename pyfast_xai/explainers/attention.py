@@ -59,8 +59,8 @@ class _AttentionExplainer(Explainer):
         with self._known.entry(images, args, kwargs, self.tokens) as known:
             if known.layout is None:
                 check_whole_images(tape)
-                found = _tokens_of(tape, layers[0].weights.shape[-1], self.tokens)
-                known.layout, known.read = found.layout, found.read
+                tokens = _tokens_of(tape, layers[0].weights.shape[-1], self.tokens)
+                known.layout, known.read = tokens.layout, tokens.read
             return layers, _Tokens(known.layout, known.read)
 
 
@@ -209,8 +209,8 @@ class AttentionRelevance(_AttentionExplainer):
         tape = self.record(images, *args, policy=KeepAttention(rules), **kwargs)
         layers, tokens = self._read(tape, images, args, kwargs)
         seeds = output_gradients(tape, target, self.outputs, self.labels)
-        arrived = backward_pass(rules, tape, seeds.grads, [layer.value for layer in layers])
-        maps = targets_to_rows(_maps(_relevance(layers, arrived), tokens))
+        gradients = backward_pass(rules, tape, seeds.grads, [layer.value for layer in layers])
+        maps = targets_to_rows(_maps(_relevance(layers, gradients), tokens))
         return Explanation(
             **self._fields(images, seeds),
             heatmap=resized(maps[:, None], images.shape[2:])[:, 0].float(),

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.baselines import broadcast
 from pyfast_xai.explainers.common.explainer import Explainer, Settings, at_least, one_of
-from pyfast_xai.explainers.common.gradient_pass import Start, walked
+from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.output_gradients import OutputGradients, output_gradients
 from pyfast_xai.explainers.common.targets import Goal
 from pyfast_xai.explainers.common.tensors import targets_to_rows
@@ -62,7 +62,9 @@ class GradientShaped(Explainer):
 
     def _walk(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
         policy = self.policy
-        tape, seeds, gradient = walked(self, self._step, images, target, policy, args, kwargs, key=GradientShaped._step)
+        tape, seeds, gradient = run_step(
+            self, self._step, images, target, policy, args, kwargs, key=GradientShaped._step
+        )
         if self.overlay and not any(map(rectifies, tape)):
             self.warn("the model has no rectifier, so that this is its plain gradient")
         return gradient, seeds

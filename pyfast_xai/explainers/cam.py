@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.backprop import REDUCTIONS, Reduction
-from pyfast_xai.explainers.common.cam_rules import RULES, CamRule, Rule, grad_cam_plus_plus, weighed_sum
+from pyfast_xai.explainers.common.cam_rules import RULES, CamRule, Rule, grad_cam_plus_plus, weighted_sum
 from pyfast_xai.explainers.common.classifier_head import PooledHead, classifier_head
 from pyfast_xai.explainers.common.explainer import Settings, one_of
 from pyfast_xai.explainers.common.layer_explainer import FUSES, Fuse, LayerExplainer, LayerName, LayerSettings
@@ -70,36 +70,37 @@ class CAM(LayerExplainer):
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         recorded = self._record(images, args, kwargs)
-        tail = _tail(recorded.tape)
+        head = _head(recorded.tape)
         scores, _ = logits_of(recorded.tape)
         seeds = output_gradients(recorded.tape, target, self.outputs, self.labels)
         if list(seeds.grads) != [scores]:
             raise InputError("target must be a function of the class scores alone, got one of other outputs")
         weights = seeds.grads[scores].reshape(seeds.each, len(images), -1)
-        if tail.weight is not None:
-            weights = at_least_float32(weights) @ at_least_float32(tail.weight.detach())
+        if head.weight is not None:
+            weights = at_least_float32(weights) @ at_least_float32(head.weight.detach())
         activation, layout = recorded.activations[0], recorded.places[0].layout
         if layout is None:
-            activation = activation.movedim(tail.channels, -1)
+            activation = activation.movedim(head.channels, -1)
         if layout is not None or activation.dim() == 3:
-            activation = self.grid(activation, images.shape[2:], tail.pool.name, layout)
-        maps = targets_to_rows(weighed_sum(at_least_float32(weights), at_least_float32(activation)))
+            activation = self.grid(activation, images.shape[2:], head.pool.name, layout)
+        maps = targets_to_rows(weighted_sum(at_least_float32(weights), at_least_float32(activation)))
         return self.explanation(images, seeds, [maps], self.heat([maps], images.shape[2:]))
 
     def _averaged(self, tape: Tape, ends: Collection[Value] | None) -> list[Place]:
         """Returns where the averaged map is."""
-        return [pooled_place(tape, _tail(tape).source)]
+        return [pooled_place(tape, _head(tape).source)]
 
 
-def _tail(tape: Tape) -> PooledHead:
-    tail = classifier_head(tape)
-    if tail is None:
-        maker = tape.producer(logits_of(tape)[0])
+def _head(tape: Tape) -> PooledHead:
+    head = classifier_head(tape)
+    if head is None:
+        producer = tape.producer(logits_of(tape)[0])
+        source = producer.name if producer else "nowhere"
         raise InputError(
             "model must end in an average over positions with at most one linear layer behind it for class activation "
-            f"maps (grad-cam needs no such end), got one whose scores come from {maker.name if maker else 'nowhere'!r}"
+            f"maps (grad-cam needs no such end), got one whose scores come from {source!r}"
         )
-    return tail
+    return head
 
 
 class GradCAMSettings(LayerSettings, total=False):
@@ -173,7 +174,7 @@ class GradCAM(LayerExplainer):
     def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
         return last_sensitive(tape, ends)
 
-    def weigh(self, gradient: Tensor, activation: Tensor) -> Tensor:
+    def weights(self, gradient: Tensor, activation: Tensor) -> Tensor:
         """Returns the weight of each channel.
 
         Args:
@@ -183,16 +184,16 @@ class GradCAM(LayerExplainer):
         Returns:
             Weights `[K, N, C]`, or `[K, N, h, w, C]` for each position.
         """
-        return self.rule.weigh(gradient, activation)
+        return self.rule.weights(gradient, activation)
 
     def _maps(self, recorded: Recorded, gradients: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
         """Returns the signed maps `[N * K, h, w]` of each layer."""
         maps = []
         for place, gradient, activation in zip(recorded.places, gradients, recorded.activations, strict=True):
             cells = at_least_float32(self.grid(activation, size, place.name, place.layout))
-            arrived = at_least_float32(self.grid(gradient.flatten(0, 1), size, place.name, place.layout))
-            arrived = arrived.unflatten(0, gradient.shape[:2])
-            maps.append(targets_to_rows(self.rule.map(arrived, cells)))
+            gradient_cells = at_least_float32(self.grid(gradient.flatten(0, 1), size, place.name, place.layout))
+            gradient_cells = gradient_cells.unflatten(0, gradient.shape[:2])
+            maps.append(targets_to_rows(self.rule.map(gradient_cells, cells)))
         return maps
 
 
@@ -473,7 +474,7 @@ class GuidedGradCAM(GradCAM):
         self.interpolation = one_of("interpolation", interpolation, ("bilinear", "nearest"))
         self.reduction = one_of("reduction", reduction, REDUCTIONS)
         # What the rectifiers of both readings keep is the same.
-        self._record = LayerRecorder(self, GUIDED, self.places, everything=True)
+        self._record = LayerRecorder(self, GUIDED, self.places, to_inputs=True)
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         recorded, seeds, gradients = self._record.gradients(

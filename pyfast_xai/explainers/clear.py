@@ -77,9 +77,9 @@ class ClassExplanation(Explanation):
         assert self.target is not None
         is_target = classes == self.target[:, None, None]
         # Where the target dominates, no other is larger; where it does not, it is not the larger one.
-        nothing = torch.full_like(responses, -torch.inf)
+        minimum = torch.full_like(responses, -torch.inf)
         return render.binary(
-            torch.where(is_target, responses, nothing), torch.where(is_target, nothing, responses), constant
+            torch.where(is_target, responses, minimum), torch.where(is_target, minimum, responses), constant
         )
 
     def keys(self, colormap: str | None = None, signed: bool = False) -> list[render.Key]:
@@ -100,8 +100,8 @@ class ClassExplanation(Explanation):
         classes, responses = self._dominance()
         legends = []
         for i, colors in enumerate(render.class_colors(classes, responses)):
-            seen = next(iter(render.class_colors(classes[i : i + 1], responses[i : i + 1])))
-            legends.append(render.legend([self._name(c) for c in seen], [colors[c] for c in seen], side))
+            dominant = next(iter(render.class_colors(classes[i : i + 1], responses[i : i + 1])))
+            legends.append(render.legend([self._name(c) for c in dominant], [colors[c] for c in dominant], side))
         return legends
 
     def _dominance(self) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class CLEAR(Explainer):
         self.scale = one_of("scale", scale, SCALES)
         self.chunk_size = None if chunk_size is None else at_least(1, "chunk_size", chunk_size)
         self._pool: str | None = None
-        self._said = False
+        self._reported = False
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> ClassExplanation:
         source = self._record(images, args, kwargs)
@@ -233,7 +233,7 @@ class CLEAR(Explainer):
         self.check(images)
         with torch.inference_mode(False), torch.no_grad():
             source = self._record(images, args, kwargs)
-            rows = _of_all("classes", _listed("classes", classes), source.logits)
+            rows = _for_all_rows("classes", _as_class_list("classes", classes), source.logits)
             maps = [at_least_float32(self._reduced(response)).sum(2) for _, response in self._responses(source, rows)]
             return torch.cat(maps).transpose(0, 1).contiguous()
 
@@ -252,7 +252,7 @@ class CLEAR(Explainer):
             tape = self.record(images, *args, policy=policy, **kwargs)
             maps = class_maps(tape)
             logits = class_columns(logits_of(tape)[1])
-        self._say(tape, maps)
+        self._report(tape, maps)
         if maps is None:
             if self.project_from == "map":
                 raise InputError(
@@ -262,12 +262,12 @@ class CLEAR(Explainer):
         activations = self._activations(_maps(maps, maps.pool.saved[_AVERAGED].tensor))
         return _Source(tape, policy, logits, maps.source, activations, maps.weight)
 
-    def _say(self, tape: Tape, maps: PooledHead | None) -> None:
-        if self._said:
+    def _report(self, tape: Tape, maps: PooledHead | None) -> None:
+        if self._reported:
             return
-        self._said = True
-        where = "the outputs" if maps is None else f"the class maps that {maps.pool.name!r} averages"
-        logger.info("clear starts from %s", where)
+        self._reported = True
+        source = "the outputs" if maps is None else f"the class maps that {maps.pool.name!r} averages"
+        logger.info("clear starts from %s", source)
         if self.variant != "linear" and not any(map(rectifies, tape)):
             logger.warning("clear found no rectifier in the model: variant %r is the linear one", self.variant)
         if self.unpooling != "switches" and not any(key(node.op) in NEAREST for node in tape):
@@ -287,10 +287,10 @@ class CLEAR(Explainer):
         """Returns the classes that compete, int64 `[K, N]`."""
         count = logits.shape[1]
         if self.candidates is None or (isinstance(self.candidates, int) and self.candidates >= count):
-            return _of_all("candidates", list(range(count)), logits)
+            return _for_all_rows("candidates", list(range(count)), logits)
         if isinstance(self.candidates, int):
             return logits.argsort(dim=1, descending=True, stable=True)[:, : self.candidates].T
-        return _of_all("candidates", self.candidates, logits)
+        return _for_all_rows("candidates", self.candidates, logits)
 
     def _responses(self, source: "_Source", rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the classes `[k, N]` with their responses `[k, N, C, H, W]`, chunk by chunk."""
@@ -384,15 +384,15 @@ def class_maps(tape: Tape) -> PooledHead | None:
     Args:
         tape: of a whole forward pass.
     """
-    tail = classifier_head(tape)
-    return None if tail is None or tail.channels != 1 else tail
+    head = classifier_head(tape)
+    return None if head is None or head.channels != 1 else head
 
 
-def _maps(tail: PooledHead, averaged: Tensor) -> Tensor:
+def _maps(head: PooledHead, averaged: Tensor) -> Tensor:
     """Returns the maps `[N, classes, ...]` that belong to what is averaged."""
-    if tail.weight is None:
+    if head.weight is None:
         return averaged
-    weight, bias = tail.weight.detach(), None if tail.bias is None else tail.bias.detach()
+    weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
     return torch.nn.functional.linear(averaged.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
@@ -402,10 +402,10 @@ def _candidates(candidates: Any) -> int | list[int] | None:
         return None
     if isinstance(candidates, int) and not isinstance(candidates, bool):
         return at_least(1, "candidates", candidates)
-    return _listed("candidates", candidates)
+    return _as_class_list("candidates", candidates)
 
 
-def _listed(argument: str, classes: Any) -> list[int]:
+def _as_class_list(argument: str, classes: Any) -> list[int]:
     try:
         listed = classes.tolist() if isinstance(classes, Tensor) else list(classes)
     except TypeError:
@@ -415,7 +415,7 @@ def _listed(argument: str, classes: Any) -> list[int]:
     return listed
 
 
-def _of_all(argument: str, classes: list[int], logits: Tensor) -> Tensor:
+def _for_all_rows(argument: str, classes: list[int], logits: Tensor) -> Tensor:
     """Returns the same classes for every image, `[K, N]`."""
     worst = next((c for c in classes if not 0 <= c < logits.shape[1]), None)
     if worst is not None:

@@ -196,10 +196,10 @@ class GradientShap(GradientShaped):
         for _ in range(self.n_samples):
             alpha = float(torch.rand((), generator=generator))
             baseline = baselines[int(torch.randint(len(baselines), (), generator=generator))]
-            way = images - baseline
+            offset = images - baseline
             if self.noise:
-                way = way + self.noise * torch.randn(1, *images.shape[1:], generator=generator).to(images)
-            part = self._walk(baseline + alpha * way, fixed, args, kwargs)[0] * way
+                offset = offset + self.noise * torch.randn(1, *images.shape[1:], generator=generator).to(images)
+            part = self._walk(baseline + alpha * offset, fixed, args, kwargs)[0] * offset
             total = part if total is None else total.add_(part)
         assert total is not None
         return total / self.n_samples, seeds
@@ -212,8 +212,8 @@ def check_baselines(baselines: Tensor | None) -> Tensor | None:
         InputError: they are none.
     """
     if baselines is not None and (not isinstance(baselines, Tensor) or baselines.dim() < 3 or not len(baselines)):
-        came = list(baselines.shape) if isinstance(baselines, Tensor) else type(baselines).__name__
-        raise InputError(f"baselines must be images [B, C, H, W], got {came}")
+        received = list(baselines.shape) if isinstance(baselines, Tensor) else type(baselines).__name__
+        raise InputError(f"baselines must be images [B, C, H, W], got {received}")
     return baselines
 
 

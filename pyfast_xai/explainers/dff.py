@@ -141,7 +141,7 @@ class DeepFeatureFactorization(LayerExplainer):
         self._read = ActivationReader(self)
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
-        read = self._read(images, args, kwargs, to_the_end=self._to_the_end)
+        read = self._read(images, args, kwargs, run_whole_model=self._runs_whole_model)
         ((place, activation),) = read.layers
         cells = self.grid(outside_inference_mode(activation), images.shape[2:], place.name, place.layout)
         factors, concepts = self.factorize(cells.movedim(-1, 1))

@@ -92,17 +92,17 @@ class EigenCAM(LayerExplainer):
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         size = images.shape[2:]
-        names, maps, heatmaps, doubts = [], [], [], []
-        read = self._read(images, args, kwargs, to_the_end=self._to_the_end)
+        names, maps, heatmaps, diagnostics = [], [], [], []
+        read = self._read(images, args, kwargs, run_whole_model=self._runs_whole_model)
         for place, activation in read.layers:
             with torch.inference_mode():
-                projected, doubt = self._project(activation, size, place.name, place.layout)  # [N, K, h, w]
+                projected, diagnostic = self._project(activation, size, place.name, place.layout)  # [N, K, h, w]
                 heat = resized(projected, size)
             names.append(place.name)
             maps.append(outside_inference_mode(projected.flatten(0, 1)))
             heatmaps.append(outside_inference_mode(heat.clamp_min(0).flatten(0, 1)))
-            doubts.append(doubt)
-        _look(names, doubts)
+            diagnostics.append(diagnostic)
+        _log_diagnostics(names, diagnostics)
         return Explanation(
             **self._fields(images, read.outputs, len(self.components)),
             heatmap=fused(heatmaps),
@@ -123,8 +123,8 @@ class EigenCAM(LayerExplainer):
         Raises:
             InputError: no spatial map, fewer channels or positions than components, or values that are not finite.
         """
-        maps, doubt = self._project(activation, size, name)
-        _look([name], [doubt])
+        maps, diagnostic = self._project(activation, size, name)
+        _log_diagnostics([name], [diagnostic])
         return maps
 
     def _project(
@@ -141,9 +141,9 @@ class EigenCAM(LayerExplainer):
             )
         finite = torch.isfinite(matrices).flatten(1).all(1)
         # The first image that is not, or -1.
-        spoiled = torch.where(finite.all(), -1, finite.byte().argmin())
+        non_finite = torch.where(finite.all(), -1, finite.byte().argmin())
         if matrices.device.type == "cpu":
-            _require_finite(name, int(spoiled))
+            _require_finite(name, int(non_finite))
         else:  # said in the end, which costs a pass here but no wait
             matrices = torch.where(finite[:, None, None], matrices, 0)
         if self.center:
@@ -156,21 +156,21 @@ class EigenCAM(LayerExplainer):
             energy = energy - energy.mean(1, keepdim=True)
         maps = torch.where((maps * energy).sum(1, keepdim=True) < 0, -maps, maps)
         chosen = torch.stack([maps[..., component - 1] for component in self.components], 1)
-        doubt = torch.stack([spoiled.to(residual.dtype), residual.max()])
-        return chosen.unflatten(2, grid.shape[1:-1]), doubt
+        diagnostic = torch.stack([non_finite.to(residual.dtype), residual.max()])
+        return chosen.unflatten(2, grid.shape[1:-1]), diagnostic
 
 
-def _require_finite(name: str, spoiled: int) -> None:
-    if spoiled >= 0:
-        raise InputError(f"activations of layer {name!r} must be finite, got NaN or infinity for image {spoiled}")
+def _require_finite(name: str, non_finite: int) -> None:
+    if non_finite >= 0:
+        raise InputError(f"activations of layer {name!r} must be finite, got NaN or infinity for image {non_finite}")
 
 
-def _look(names: Sequence[str], doubts: Sequence[Tensor]) -> None:
+def _log_diagnostics(names: Sequence[str], diagnostics: Sequence[Tensor]) -> None:
     """Say what is wrong with the maps of some layers: the one place that waits for a device."""
-    for name, (spoiled, residual) in zip(
-        names, torch.stack([doubt.to(doubts[0]) for doubt in doubts]).tolist(), strict=True
+    for name, (non_finite, residual) in zip(
+        names, torch.stack([diagnostic.to(diagnostics[0]) for diagnostic in diagnostics]).tolist(), strict=True
     ):
-        _require_finite(name, int(spoiled))
+        _require_finite(name, int(non_finite))
         if residual > 1e-2:
             logger.warning(
                 "eigen-cam: the components of layer %r are known to %.0e of the largest only; raise power_iterations",

@@ -74,7 +74,7 @@ class ExcitationBackprop(LayerExplainer):
         self._record = LayerRecorder(self, EXCITATION, self.places)
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
-        recorded, seeds, arrived = self._record.gradients(
+        recorded, seeds, gradients = self._record.gradients(
             images,
             target,
             args,
@@ -83,10 +83,10 @@ class ExcitationBackprop(LayerExplainer):
             key=(self.contrastive, self.layout, tuple(self.layers)),
         )
         maps = []
-        for place, own in zip(recorded.places, arrived, strict=True):
-            cells = self.grid(own.flatten(0, 1), images.shape[2:], place.name, place.layout)
+        for place, gradient in zip(recorded.places, gradients, strict=True):
+            cells = self.grid(gradient.flatten(0, 1), images.shape[2:], place.name, place.layout)
             cells = at_least_float32(cells).sum(3)
-            maps.append(targets_to_rows(cells.unflatten(0, own.shape[:2])))
+            maps.append(targets_to_rows(cells.unflatten(0, gradient.shape[:2])))
         return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
 
     def _reading(self, tape: Tape, seeds: OutputGradients) -> Contrastive | None:

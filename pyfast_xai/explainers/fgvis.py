@@ -201,7 +201,7 @@ class FGVis(Explainer):
         rows, chosen, before = repeat_rows(images, each), targets.target.flatten(), targets.score.flatten()
         distribution = targets.kinds.distributions
         distribution = torch.zeros_like(source, dtype=torch.bool) if distribution is None else distribution[source]
-        match = _Match.begun(
+        match = _Match.initial(
             GAMES[self.game], rows, self._baseline(rows), chosen, before, distribution, sparsity=self.sparsity
         )
 
@@ -241,29 +241,29 @@ class FGVis(Explainer):
     ) -> None:
         every = LOOKS.get(match.mask.device.type, 1)
         rows = torch.arange(len(match.images), device=match.images.device)
-        own, iteration, left = match, 0, len(rows)
+        current, iteration, left = match, 0, len(rows)
         while left and iteration < self.n_iterations:
             # Bounds are taken by the very kernels that will meet them: at m = 1 an activation lies on its bound to the
             # last bit.
             args, kwargs = arguments(rows)
-            held, bounds = len(rows), self._bounds(own, args, kwargs)
-            with self.repeating(self._iterate, own, bounds, kind, args, kwargs, key=self._settings()) as again:
+            size_before, bounds = len(rows), self._bounds(current, args, kwargs)
+            with self.repeating(self._iterate, current, bounds, kind, args, kwargs, key=self._settings()) as iterate:
                 del bounds
                 # Until half of the images are done: the others then go on alone.
-                while left and 2 * left > held and iteration < self.n_iterations:
+                while left and 2 * left > size_before and iteration < self.n_iterations:
                     ran = min(every, self.n_iterations - iteration)
                     for _ in range(ran):
-                        look = again()
+                        look = iterate()
                     iteration += ran
                     playing, score = look.tolist()  # the one number read
                     left = int(playing)
                     progress.advance(ran, score=score, images=left)
-                own = again.arguments[0]
-                if own is not match:
-                    match.put(rows, own)
+                current = iterate.arguments[0]
+                if current is not match:
+                    match.put(rows, current)
             if left and iteration < self.n_iterations:
                 rows = (~match.done).nonzero().flatten()
-                own = match.take(rows)
+                current = match.take(rows)
 
     def _bounds(self, match: "_Match", args: Any, kwargs: Any) -> Bounds | None:
         if self.defence == "none":
@@ -330,7 +330,7 @@ class _Match(NamedTuple):
         sparsity: weight of the mask's size, `[N]`.
         done: whether the game is over, `[N]`; of such a row nothing changes any more.
         size: of the smallest mask that won, `[N]`.
-        waited: iterations since it became notably smaller, `[N]`.
+        stalled: iterations since the mask became clearly smaller, `[N]`.
     """
 
     images: Tensor
@@ -346,10 +346,10 @@ class _Match(NamedTuple):
     sparsity: Tensor
     done: Tensor
     size: Tensor
-    waited: Tensor
+    stalled: Tensor
 
     @classmethod
-    def begun(
+    def initial(
         cls,
         game: Game,
         images: Tensor,
@@ -378,7 +378,7 @@ class _Match(NamedTuple):
             sparsity=each(0.1 if sparsity is None else sparsity),
             done=each(False, torch.bool),
             size=each(math.inf),
-            waited=each(0, torch.int64),
+            stalled=each(0, torch.int64),
         )
 
     def take(self, rows: Tensor) -> "_Match":
@@ -387,8 +387,8 @@ class _Match(NamedTuple):
 
     def put(self, rows: Tensor, other: "_Match") -> None:
         """Stores the state of the game of some rows."""
-        for own, given in zip(self[_PLAYED:], other[_PLAYED:], strict=True):
-            own[rows] = given
+        for target, source in zip(self[_FIRST_STATE:], other[_FIRST_STATE:], strict=True):
+            target[rows] = source
 
     def judge(self, rules: FGVis, probability: Tensor, predicted: Tensor) -> None:
         """Keep the best masks, adapt the sparsity, and see which rows are done."""
@@ -407,19 +407,19 @@ class _Match(NamedTuple):
         nearer = (probability > self.after) if keeps else (probability < self.after)
         first = self.iterations == 1
         better = playing & torch.where(won, ~self.reached | (size < self.size), ~self.reached & (nearer | first))
-        notably = won & (~self.reached | (size < 0.99 * self.size))
+        improved = won & (~self.reached | (size < 0.99 * self.size))
         _update(self.best, better, self.mask)
         _update(self.after, better, probability)
         _update(self.size, better & won, size)
         self.reached.logical_or_(won & playing)
-        _update(self.waited, playing, torch.where(notably, 0, self.waited + 1))
+        _update(self.stalled, playing, torch.where(improved, 0, self.stalled + 1))
         if rules.sparsity is None:
             _update(
                 self.sparsity,
                 playing,
                 self.sparsity * torch.where(won, rules.sparsity_growth, 1 / rules.sparsity_growth),
             )
-        self.done.logical_or_(self.reached & (self.waited >= rules.patience))
+        self.done.logical_or_(self.reached & (self.stalled >= rules.patience))
 
     def step(self, rules: FGVis, gradient: Tensor) -> None:
         """Descend, and stay within 0..1."""
@@ -432,7 +432,7 @@ class _Match(NamedTuple):
         _update(self.mask, ~self.done, moved)
 
 
-_PLAYED = _Match._fields.index("mask")  # what comes before does not change
+_FIRST_STATE = _Match._fields.index("mask")  # what comes before does not change
 
 
 def _update(tensor: Tensor, rows: Tensor, new: Tensor) -> None:

@@ -66,7 +66,7 @@ class FinerCAM(GradCAM):
         value, logits = logits_of(tape)
         assert seeds.target is not None
         rivals = nearest_classes(class_columns(logits), seeds.target, self.n_rivals)  # [N, K, R]
-        others = [one_hot(own, logits) for own in rivals.unbind(2)]
+        others = [one_hot(classes, logits) for classes in rivals.unbind(2)]
         return {value: seeds.grads[value] - self.share * torch.stack(others).mean(0)}
 
 
@@ -87,6 +87,6 @@ def nearest_classes(outputs: Tensor, target: Tensor, count: int) -> Tensor:
     classes = outputs.shape[1]
     if classes < 2:
         raise InputError(f"model must have two classes or more to compare them, got {classes}")
-    own = outputs.gather(1, target)
-    distance = (outputs[:, None] - own[..., None]).abs().scatter(2, target[..., None], torch.inf)
+    output = outputs.gather(1, target)
+    distance = (outputs[:, None] - output[..., None]).abs().scatter(2, target[..., None], torch.inf)
     return distance.topk(min(count, classes - 1), dim=2, largest=False).indices

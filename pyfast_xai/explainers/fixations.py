@@ -201,7 +201,7 @@ class CNNFixations(Explainer):
     def _last_call(self, name: str, calls: dict[str, str], images: Tensor, args: Any, kwargs: Any) -> str:
         """Returns the last call of a module that may run several times, known after a whole forward of one image."""
         if name not in calls:
-            tape = self.record_itself(one_of_batch(images, args, kwargs), *args, **kwargs)
+            tape = self.record_unaccelerated(one_of_batch(images, args, kwargs), *args, **kwargs)
             count = len(tape.modules.get(name, ()))
             calls[name] = f"{name}@{count - 1}" if count > 1 else name
         return calls[name]
@@ -252,7 +252,7 @@ class CNNFixations(Explainer):
         if self.radius_share:
             dense = localize.remove_outliers(points, (height, width), self.radius_share, self.min_neighbour_share)
             # Evenly spread points are no outliers of each other.
-            points = [kept if len(kept) else every for kept, every in zip(dense, points, strict=True)]
+            points = [merged if len(merged) else every for merged, every in zip(dense, points, strict=True)]
         offset = [n * height * width + p[:, 0] * width + p[:, 1] for n, p in enumerate(points)]
         sigma = max(self.sigma_share * math.hypot(height, width), 1e-3)
         heatmap = ops.point_density(torch.cat(offset), len(points), height, width, sigma)
@@ -280,16 +280,16 @@ class CNNFixations(Explainer):
         both = torch.cat([logits, mirrored])
         kinds = kinds_of(both, is_probability(tape, value), self.outputs)
         mean = kinds.scores(both).view(10, len(images), -1).mean(0)
-        seen = logits.argmax(1).view(5, len(images))
+        predicted = logits.argmax(1).view(5, len(images))
         chosen = resolve_target(mean, target)
         if chosen.dim() != 1:
             raise InputError(f"target must be one class an image with crops, got shape {list(chosen.shape)}")
         if target is None:
             # Where no crop sees the class of the mean, that of the centre crop takes its place.
-            chosen = torch.where((seen == chosen).any(0), chosen, seen[4])
-            traced = seen == chosen
+            chosen = torch.where((predicted == chosen).any(0), chosen, predicted[4])
+            traced = predicted == chosen
         else:
-            traced = torch.ones_like(seen, dtype=torch.bool)
+            traced = torch.ones_like(predicted, dtype=torch.bool)
         rows = torch.arange(len(crops), device=images.device) * logits.shape[1]
         starts = Points(rows).to(rows + chosen.repeat(5), traced.flatten())
         (pixels,) = _by_image([self._pixels(tape, {value: starts}, crops.shape)], crops.shape)

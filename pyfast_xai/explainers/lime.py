@@ -99,7 +99,7 @@ class LIME(Perturbation):
 
     def _perturb(self, images: Tensor, scores: PerturbationScores) -> SuperpixelExplanation:
         segments = torch.stack([self._segment(images, n) for n in range(len(images))])
-        baseline = None if _own_mean(self.baseline) else baseline_for(self.baseline, images, self.blur)
+        baseline = None if _is_mean(self.baseline) else baseline_for(self.baseline, images, self.blur)
         maps, fits = [], []
         with ProgressBar(self.progress, self.method, self.n_samples * len(images)) as progress:
             for n, image in enumerate(images):
@@ -130,9 +130,9 @@ class LIME(Perturbation):
             left = torch.stack([torch.randint(2, (count,), generator=generator) for _ in range(size)])
             if start == 0:
                 left[0] = 1
-            seen = left.bool().to(image.device)[:, segments]
+            visible = left.bool().to(image.device)[:, segments]
             rows = torch.full((size,), n, device=image.device)
-            after = scores(torch.where(seen[:, None], image, hidden), rows)
+            after = scores(torch.where(visible[:, None], image, hidden), rows)
             ridge.add(left.double(), after.cpu().double(), self._nearness(left.double()))
             progress.advance(size)
         return ridge
@@ -210,12 +210,12 @@ class _Ridge:
         return solution[:-1].T, torch.where(spread > tiny, 1 - residual / spread, 1.0)
 
 
-def _own_mean(baseline: Any) -> bool:
+def _is_mean(baseline: Any) -> bool:
     return isinstance(baseline, str) and baseline == "mean"
 
 
 def _means(image: Tensor, segments: Tensor) -> Tensor:
     """Returns an image `[C, H, W]` in which every superpixel has its mean colour."""
-    flat, where = at_least_float32(image).flatten(1), segments.flatten()
-    sums = flat.new_zeros(len(image), int(where.max()) + 1).index_add_(1, where, flat)
-    return (sums / where.bincount())[:, segments].to(image.dtype)
+    flat, indices = at_least_float32(image).flatten(1), segments.flatten()
+    sums = flat.new_zeros(len(image), int(indices.max()) + 1).index_add_(1, indices, flat)
+    return (sums / indices.bincount())[:, segments].to(image.dtype)

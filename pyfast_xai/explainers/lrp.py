@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.backprop import GradientShaped, Reduction
 from pyfast_xai.explainers.common.explainer import Settings
-from pyfast_xai.explainers.common.gradient_pass import Start, walked
+from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.output_gradients import OutputGradients
 from pyfast_xai.explainers.common.targets import Goal
 from pyfast_xai.rules.gradient import backward_pass
@@ -64,7 +64,7 @@ class LRP(GradientShaped):
 
     def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
         is_start = isinstance(target, Tensor) and target.is_floating_point()
-        _, seeds, relevance = walked(
+        _, seeds, relevance = run_step(
             self, self._share, images, target, is_start, args, kwargs, key=(LRP._share, self.composite)
         )
         return relevance, seeds
@@ -96,5 +96,5 @@ def composite_named(composite: Composite | str) -> Composite:
 def relevance_of_outputs(tape: Tape, gradients: dict[Value, Tensor]) -> dict[Value, Tensor]:
     """Returns gradients `[K, *shape]` of outputs times the outputs: the relevance that a score starts with."""
     values, numbers = pytree.tree_leaves(tape.outputs), pytree.tree_leaves(tape.result)
-    recorded = {value: own for value, own in zip(values, numbers, strict=True) if isinstance(value, Value)}
+    recorded = {value: number for value, number in zip(values, numbers, strict=True) if isinstance(value, Value)}
     return {value: gradient * recorded[value] for value, gradient in gradients.items()}

@@ -111,9 +111,9 @@ class MeaningfulPerturbation(Perturbation):
         null = baseline_for(self.baseline, images, self.blur)
         # A row for each image and target.
         source = repeat_rows(torch.arange(len(images), device=images.device), each)
-        which = torch.arange(each, device=images.device).repeat(len(images))
+        indices = torch.arange(each, device=images.device).repeat(len(images))
         masks, perturbed, after = [], [], []
-        parts = list(zip(source.split(self.batch_size), which.split(self.batch_size), strict=True))
+        parts = list(zip(source.split(self.batch_size), indices.split(self.batch_size), strict=True))
         steps = self.n_iterations + (len(RADII) if self.initial_mask == "circle" else 0)
         with ProgressBar(self.progress, self.method, steps * len(source)) as progress:
             for rows, targets in parts:
@@ -124,7 +124,7 @@ class MeaningfulPerturbation(Perturbation):
                 perturbed.append(_mixed(masks[-1], job.images, job.null))
                 if scores.function is None:
                     # A copy, as the model may write to what it is given.
-                    after.append(_own(scores(perturbed[-1].clone(), rows, "probability"), targets))
+                    after.append(_of_target(scores(perturbed[-1].clone(), rows, "probability"), targets))
         mask, shown = torch.cat(masks), torch.cat(perturbed)
         repeated = repeat_rows(images, each)
         return MaskExplanation(
@@ -176,7 +176,7 @@ class MeaningfulPerturbation(Perturbation):
             value, logits = logits_of(tape)
             with torch.enable_grad():
                 leaf = logits.detach().clone().requires_grad_()
-                score = _own(scores.scores(class_columns(leaf), job.rows), job.targets).sum()
+                score = _of_target(scores.scores(class_columns(leaf), job.rows), job.targets).sum()
                 (seed,) = torch.autograd.grad(score, leaf)
             seeds = {value: seed[None]}
         return backward_pass(policy, tape, seeds, [tape.inputs[0]])[0][0]
@@ -193,8 +193,8 @@ class MeaningfulPerturbation(Perturbation):
             return drawn.to(like).repeat(len(job.rows), 1, 1, 1)
         if self.initial_mask != "circle":
             return like.new_full((len(job.rows), *grid), float(self.initial_mask))
-        before = _own(scores.before[job.rows], job.targets)
-        least = _own(scores(job.null.clone(), job.rows), job.targets)
+        before = _of_target(scores.before[job.rows], job.targets)
+        least = _of_target(scores(job.null.clone(), job.rows), job.targets)
         # The middle of each cell, or as near to it as the image reaches.
         rows, columns = (
             (torch.arange(cells, device=like.device) * self.scale + self.scale // 2).clamp(max=side - 1)
@@ -204,7 +204,7 @@ class MeaningfulPerturbation(Perturbation):
         settled = torch.zeros_like(job.rows, dtype=torch.bool)
         for radius in RADII:
             disc = _disc(radius, like)
-            after = _own(scores(_mixed(disc, job.images, job.null), job.rows), job.targets)
+            after = _of_target(scores(_mixed(disc, job.images, job.null), job.rows), job.targets)
             enough = after - least <= LEFT * (before - least)
             # Where no disc is enough the last is the nearest.
             mask = torch.where(settled[:, None, None, None], mask, disc[:, :, rows[:, None], columns])
@@ -245,7 +245,7 @@ def _mixed(mask: Tensor, images: Tensor, null: Tensor) -> Tensor:
     return mask * images + (1 - mask) * null
 
 
-def _own(scores: Tensor, targets: Tensor) -> Tensor:
+def _of_target(scores: Tensor, targets: Tensor) -> Tensor:
     """Returns, of scores `[R, K]`, the target's score of each row, `[R]`."""
     return scores.gather(1, targets[:, None])[:, 0]
 

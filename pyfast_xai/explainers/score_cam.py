@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyfast_xai.explainers.common.activation_reader import ActivationReader
-from pyfast_xai.explainers.common.cam_rules import weighed_sum
+from pyfast_xai.explainers.common.cam_rules import weighted_sum
 from pyfast_xai.explainers.common.channel_masks import Masks, scores_behind, stretched
 from pyfast_xai.explainers.common.explainer import Explainer, at_least, one_of
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings, resized
@@ -94,7 +94,7 @@ class ScoreCAM(LayerExplainer, Perturbation):
         maps = []
         for place, activation in self._read(images, args, kwargs).layers:
             cells = at_least_float32(self.grid(activation, images.shape[2:], place.name, place.layout))
-            maps.append(targets_to_rows(weighed_sum(self._weights(images, scores, cells), cells)))
+            maps.append(targets_to_rows(weighted_sum(self._weights(images, scores, cells), cells)))
         return self.explanation(images, scores.targets, maps, self.heat(maps, images.shape[2:]))
 
     def _weights(self, images: Tensor, scores: PerturbationScores, cells: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class ScoreCAM(LayerExplainer, Perturbation):
         # Channel by channel, so that what is drawn for a channel serves all images.
         channel, row = varies.T.nonzero(as_tuple=True)
         places = row * channels + channel
-        found = cells.new_full((count * channels, scores.each), -torch.inf)
+        increases = cells.new_full((count * channels, scores.each), -torch.inf)
         with ProgressBar(self.progress, self.method, len(places) * self.n_rounds) as progress:
 
             def score(changed: Tensor, rows: Tensor) -> Tensor:
@@ -115,9 +115,9 @@ class ScoreCAM(LayerExplainer, Perturbation):
 
             if len(places):
                 samples = self._samples(maps, channels, images.shape[2:])
-                found[places] = scores_behind(samples, images, places, channels, self.batch_size, score)
-        found = found.view(count, channels, -1)
-        weights = found.softmax(1) if self.channel_weights == "softmax" else found
+                increases[places] = scores_behind(samples, images, places, channels, self.batch_size, score)
+        increases = increases.view(count, channels, -1)
+        weights = increases.softmax(1) if self.channel_weights == "softmax" else increases
         return torch.where(varies[..., None], weights, 0).permute(2, 0, 1)
 
     n_rounds = 1  # how often each channel masks the image
@@ -198,10 +198,10 @@ class _Noise:
 
     def __call__(self, places: Tensor) -> Tensor:
         """Returns the noise `[M, 1, H, W]` of channels `places % channels`, which do not fall from call to call."""
-        wanted = (places % self._channels).tolist()
-        self._draw(max(wanted) + 1)
-        self._drawn = {channel: self._drawn[channel] for channel in set(wanted)}
-        return torch.stack([self._drawn[channel] for channel in wanted])[:, None]
+        channels = (places % self._channels).tolist()
+        self._draw(max(channels) + 1)
+        self._drawn = {channel: self._drawn[channel] for channel in set(channels)}
+        return torch.stack([self._drawn[channel] for channel in channels])[:, None]
 
     def finish(self) -> None:
         """Draws what was not asked for, so that the next sample does not depend on which channels were."""

@@ -23,7 +23,7 @@ from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerNa
 from pyfast_xai.explainers.common.perturbation_explainer import positive
 from pyfast_xai.explainers.common.targets import Target, targets_of
 from pyfast_xai.explainers.common.tensors import take_rows
-from pyfast_xai.explainers.common.windows import PatchFusion, blurred, kept_windows, patches_of, window_scales
+from pyfast_xai.explainers.common.windows import PatchFusion, blurred, patches_of, top_windows, window_scales
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 
@@ -130,11 +130,11 @@ class SESS(LayerExplainer):
             maps.append(stretched(explained.heatmap, 1e-7).unflatten(0, (len(part), -1)))
             scores.append(explained.score.view(len(part), -1))
         heat, score = torch.cat(maps), torch.cat(scores).clamp_min(0)  # [P, K, w, w], [P, K]
-        found = []
+        fused = []
         for k in range(len(classes)):
-            order, weights = kept_windows(score[:, k], self.drop_share)
+            order, weights = top_windows(score[:, k], self.drop_share)
             fusion = PatchFusion(size, self.pool, self.threshold)
             for index in order.tolist():
                 fusion.add(heat[index, k] * weights[index], places[index])
-            found.append(blurred(fusion.result()) if self.smooth else fusion.result())
-        return torch.stack(found)
+            fused.append(blurred(fusion.result()) if self.smooth else fusion.result())
+        return torch.stack(fused)

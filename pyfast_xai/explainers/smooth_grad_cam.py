@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.cam import GradCAM, GradCAMSettings
-from pyfast_xai.explainers.common.cam_rules import smoothed_derivatives, weighed_sum
+from pyfast_xai.explainers.common.cam_rules import smoothed_derivatives, weighted_sum
 from pyfast_xai.explainers.common.explainer import at_least
 from pyfast_xai.explainers.common.layer_explainer import LayerName
 from pyfast_xai.explainers.common.targets import Goal
@@ -75,25 +75,25 @@ class SmoothGradCAMPlusPlus(GradCAM):
 
         recorded, seeds, gradients = walk(images, target)
         fixed: Goal = target if seeds.target is None else seeds.target
-        powers = [[torch.zeros_like(at_least_float32(own)) for own in gradients] for _ in range(3)]
+        powers = [[torch.zeros_like(at_least_float32(gradient)) for gradient in gradients] for _ in range(3)]
         generator = torch.Generator().manual_seed(self.seed)
         flat = images.flatten(1)
         spread = (self.noise * (flat.amax(1) - flat.amin(1))).view(-1, *[1] * (images.dim() - 1))
         for _ in range(self.n_samples):
             drawn = torch.randn(1, *images.shape[1:], generator=generator).to(images)
-            for i, own in enumerate(walk(images + spread * drawn, fixed)[2]):
-                own = at_least_float32(own)
+            for i, noisy in enumerate(walk(images + spread * drawn, fixed)[2]):
+                noisy = at_least_float32(noisy)
                 for power, sums in enumerate(powers, 1):
-                    sums[i] += own**power / self.n_samples
+                    sums[i] += noisy**power / self.n_samples
         maps, size = [], images.shape[2:]
         for place, activation, *means in zip(recorded.places, recorded.activations, *powers, strict=True):
             cells = at_least_float32(self.grid(activation, size, place.name, place.layout))
             gradient, square, cube = (
-                self.grid(own.flatten(0, 1), size, place.name, place.layout).unflatten(0, own.shape[:2])
-                for own in means
+                self.grid(mean.flatten(0, 1), size, place.name, place.layout).unflatten(0, mean.shape[:2])
+                for mean in means
             )
             space = tuple(range(2, gradient.dim() - 1))
             third = cells.sum(tuple(d - 1 for d in space), keepdim=True) * cube
             weights = smoothed_derivatives(square, third, gradient, space)
-            maps.append(targets_to_rows(weighed_sum(weights, cells)))
+            maps.append(targets_to_rows(weighted_sum(weights, cells)))
         return self.explanation(images, seeds, maps, self.heat(maps, size))

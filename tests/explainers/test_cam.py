@@ -208,13 +208,13 @@ def test_grad_cam_plus_plus_is_the_paper(net, images, epsilon):
 
 def test_the_formula_of_grad_cam_plus_plus_has_no_scale_without_epsilon():
     activation = torch.rand(1, 2, 2, 3)
-    weigh = GradCAMPlusPlus(nn.Identity(), epsilon=0).weigh
+    weights = GradCAMPlusPlus(nn.Identity(), epsilon=0).weights
     tiny = torch.full((1, 1, 2, 2, 3), 1e-30)
-    torch.testing.assert_close(weigh(tiny, activation), torch.full((1, 1, 3), 2e-30))
-    assert not weigh(-tiny, activation).any()
-    assert not weigh(torch.zeros_like(tiny), activation).any()
+    torch.testing.assert_close(weights(tiny, activation), torch.full((1, 1, 3), 2e-30))
+    assert not weights(-tiny, activation).any()
+    assert not weights(torch.zeros_like(tiny), activation).any()
     # A denominator of zero.
-    assert weigh(torch.ones(1, 1, 1, 2, 1), -torch.ones(1, 1, 2, 1)).isfinite().all()
+    assert weights(torch.ones(1, 1, 1, 2, 1), -torch.ones(1, 1, 2, 1)).isfinite().all()
 
 
 def torchvision(name):

@@ -179,13 +179,13 @@ def test_the_classifier_never_runs():
     explainer, images = EigenCAM(model, layer="1"), torch.randn(1, 3, 9, 9)
     stopped = explainer(images)
     assert stopped.heatmap.isfinite().all()
-    with explainer.to_the_end():
+    with explainer.run_whole_model():
         assert torch.equal(explainer(images).heatmap, stopped.heatmap)
 
 
 @pytest.mark.parametrize("accelerate", [False, True])
 @pytest.mark.parametrize("method", [EigenCAM, FEM, DeepFeatureFactorization])
-def test_to_the_end_the_outputs_come_from_the_same_forward(method, accelerate):
+def test_run_whole_model_the_outputs_come_from_the_same_forward(method, accelerate):
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 9, 3), nn.ReLU(inplace=True)
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 5)).eval()
@@ -193,7 +193,7 @@ def test_to_the_end_the_outputs_come_from_the_same_forward(method, accelerate):
     stopped = explainer(images)
     assert stopped.logits is None
     for _ in range(3):
-        with explainer.to_the_end():
+        with explainer.run_whole_model():
             whole = explainer(images)
         torch.testing.assert_close(whole.heatmap, stopped.heatmap)
         torch.testing.assert_close(whole.logits, model(images).detach())
@@ -202,17 +202,17 @@ def test_to_the_end_the_outputs_come_from_the_same_forward(method, accelerate):
     assert explainer(images).logits is None
     record = explainer.record
     explainer.record = lambda *args, **kwargs: forwards.append(kwargs.get("until")) or record(*args, **kwargs)
-    with explainer.to_the_end():
+    with explainer.run_whole_model():
         explainer(images)
     assert forwards == [None]
 
 
-def test_several_layers_and_components_to_the_end():
+def test_several_layers_and_components_run_whole_model():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 9, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 5))
     explainer = EigenCAM(model.eval(), layer=["1", "3"], component=[1, 2])
     images = torch.randn(2, 3, 12, 12)
     stopped = explainer(images)
-    with explainer.to_the_end():
+    with explainer.run_whole_model():
         whole = explainer(images)
     torch.testing.assert_close(whole.heatmap, stopped.heatmap)
     torch.testing.assert_close(whole.logits, model(images).detach().repeat_interleave(2, 0))
@@ -311,7 +311,7 @@ def test_layers_are_judged_together(caplog):
                                "power_iterations"]  # fmt: skip
 
 
-def test_to_the_end_is_of_one_thread():
+def test_run_whole_model_is_of_one_thread():
     """The block of one thread may end in the middle of another's."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
@@ -319,16 +319,16 @@ def test_to_the_end_is_of_one_thread():
     entered, left = threading.Event(), threading.Event()
 
     def other():
-        with explainer.to_the_end():
+        with explainer.run_whole_model():
             entered.set()
             left.wait(60)
 
     thread = threading.Thread(target=other)
-    with explainer.to_the_end():
+    with explainer.run_whole_model():
         thread.start()
         assert entered.wait(60)
     left.set()
     thread.join()
     assert explainer(images).logits is None
-    with explainer.to_the_end():
+    with explainer.run_whole_model():
         assert explainer(images).logits.shape == (2, 4)

@@ -166,7 +166,7 @@ def test_behind_an_average_three_methods_are_grad_cam(images):
 
 
 def test_channels_without_activation_weigh_nothing_in_xgrad_cam():
-    weights = RULES["xgrad-cam"].weigh(torch.randn(2, 1, 3, 3, 2), torch.zeros(1, 3, 3, 2))
+    weights = RULES["xgrad-cam"].weights(torch.randn(2, 1, 3, 3, 2), torch.zeros(1, 3, 3, 2))
     assert torch.equal(weights, torch.zeros(2, 1, 2))
 
 

@@ -28,11 +28,11 @@ def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
     Raises:
         InputError: neither a tensor nor a tuple of tensors.
     """
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    for one in given:
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    for one in tensors:
         if not isinstance(one, Tensor):
             refuse(f"inputs must be a tensor or a tuple of tensors, got {type(one).__name__}")
-    return given
+    return tensors
 
 
 def like(inputs: Inputs, results: Sequence[Tensor]) -> Any:
@@ -81,8 +81,8 @@ def select(output: Any, target: Target) -> Tensor:
             refuse(f"target must hold ints or tuples of ints, got {' and '.join(kinds)}")
         target = torch.tensor(target, device=output.device)
     if not isinstance(target, Tensor) or target.is_floating_point():
-        came = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        refuse(f"target must be None, an int, a tuple, a tensor of ints, or a list of ints or tuples, got {came}")
+        received = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        refuse(f"target must be None, an int, a tuple, a tensor of ints, or a list of ints or tuples, got {received}")
     if output.dim() != 2 or target.shape != output.shape[:1]:
         refuse(
             f"target must have one int for each row of an output [N, classes], got {list(target.shape)} for an output "
@@ -137,15 +137,15 @@ def baselines_for(baselines: Baselines, inputs: tuple[Tensor, ...]) -> tuple[Ten
     """
     if baselines is None:
         return (0,) * len(inputs)
-    found = baselines if isinstance(baselines, tuple) else (baselines,)
-    if len(found) != len(inputs):
-        refuse(f"baselines must be one for each of {len(inputs)} inputs, got {len(found)}")
-    for baseline, own in zip(found, inputs, strict=True):
+    result = baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(result) != len(inputs):
+        refuse(f"baselines must be one for each of {len(inputs)} inputs, got {len(result)}")
+    for baseline, tensor in zip(result, inputs, strict=True):
         if not isinstance(baseline, (Tensor, int, float)):
             refuse(f"baselines must be tensors or numbers, got {type(baseline).__name__}")
-        if isinstance(baseline, Tensor) and not _broadcasts(baseline.shape, own.shape):
-            refuse(f"baselines must broadcast to the input, {list(own.shape)}, got {list(baseline.shape)}")
-    return found
+        if isinstance(baseline, Tensor) and not _broadcasts(baseline.shape, tensor.shape):
+            refuse(f"baselines must broadcast to the input, {list(tensor.shape)}, got {list(baseline.shape)}")
+    return result
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:

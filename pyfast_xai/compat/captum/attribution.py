@@ -134,10 +134,10 @@ class GradientAttribution(Attribution):
         target: Target,
         additional_forward_args: Any,
         *,
-        wanted: bool,
+        return_delta: bool,
     ) -> Any:
         """Returns a result, as a pair with the error of convergence of its parts where that is wanted."""
-        if not wanted:
+        if not return_delta:
             return result
         delta = self.compute_convergence_delta(
             tuple(parts), start_point, end_point, target=target, additional_forward_args=additional_forward_args
@@ -153,9 +153,9 @@ def input_gradients(
     Raises:
         InputError: inputs that have no gradient, or a target that does not fit.
     """
-    for i, own in enumerate(inputs):
-        if not own.is_floating_point():
-            refuse(f"inputs must have a floating-point dtype, got {own.dtype} for input {i}")
+    for i, tensor in enumerate(inputs):
+        if not tensor.is_floating_point():
+            refuse(f"inputs must have a floating-point dtype, got {tensor.dtype} for input {i}")
     values = [value for value in recording.inputs[: len(inputs)] if value is not None]
     return recording.gradients(one_number_a_row(target), values, retain=retain)
 

@@ -76,14 +76,16 @@ class DeepLift(GradientAttribution):
         Raises:
             InputError: arguments that do not fit, or a model that runs other operations on the baselines.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
-        starts = full_baselines(baselines, given)
-        recording = self._record(given, additional_forward_args, rules=RescaleRules())
-        found = multipliers(self, recording, starts, target, additional_forward_args, input_values(recording, given))
-        result = attributions(found, given, starts, self._multiply_by_inputs, custom_attribution_func)
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
+        starts = full_baselines(baselines, tensors)
+        recording = self._record(tensors, additional_forward_args, rules=RescaleRules())
+        factors = multipliers(
+            self, recording, starts, target, additional_forward_args, input_values(recording, tensors)
+        )
+        result = attributions(factors, tensors, starts, self._multiply_by_inputs, custom_attribution_func)
         return self._with_delta(
             *(like(inputs, result), result, starts, inputs, target, additional_forward_args),
-            wanted=return_convergence_delta,
+            return_delta=return_convergence_delta,
         )
 
     def has_convergence_delta(self) -> bool:
@@ -134,18 +136,24 @@ class DeepLiftShap(DeepLift):
         Raises:
             InputError: see `DeepLift.attribute`; fewer than two baselines.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         rows = distribution(baselines, inputs, at_least=2)
-        recording = self._record(given, additional_forward_args, rules=RescaleRules())
-        values = input_values(recording, given)
+        recording = self._record(tensors, additional_forward_args, rules=RescaleRules())
+        values = input_values(recording, tensors)
 
         def shared(starts: tuple[Tensor, ...]) -> list[Tensor]:
-            found = multipliers(self, recording, starts, target, additional_forward_args, values)
-            return attributions(found, given, starts, self._multiply_by_inputs, custom_attribution_func)
+            factors = multipliers(self, recording, starts, target, additional_forward_args, values)
+            return attributions(factors, tensors, starts, self._multiply_by_inputs, custom_attribution_func)
 
-        parts = [(starts, shared(starts)) for starts in one_by_one(rows, given)]
+        parts = [(starts, shared(starts)) for starts in one_by_one(rows, tensors)]
         return _mean(
-            self, partial(like, inputs), parts, given, target, additional_forward_args, wanted=return_convergence_delta
+            self,
+            partial(like, inputs),
+            parts,
+            tensors,
+            target,
+            additional_forward_args,
+            return_delta=return_convergence_delta,
         )
 
 
@@ -245,14 +253,14 @@ class InputBaselineXGradient(GradientAttribution):
         return_convergence_delta: bool = False,
     ) -> Any:
         """Attribute the output to the inputs; see `DeepLift.attribute`."""
-        given = tuple(own.detach() for own in as_tuple(inputs))
-        starts = full_baselines(baselines, given)
-        places = between(given, starts)
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
+        starts = full_baselines(baselines, tensors)
+        places = between(tensors, starts)
         gradients = self._gradients(places, target, additional_forward_args)
-        found = attributions(gradients, given, starts, self._multiply_by_inputs, None)
+        result = attributions(gradients, tensors, starts, self._multiply_by_inputs, None)
         return self._with_delta(
-            *(like(inputs, found), found, starts, given, target, additional_forward_args),
-            wanted=return_convergence_delta,
+            *(like(inputs, result), result, starts, tensors, target, additional_forward_args),
+            return_delta=return_convergence_delta,
         )
 
     def has_convergence_delta(self) -> bool:
@@ -309,18 +317,18 @@ class LayerDeepLift(LayerOf):
         Raises:
             InputError: arguments that do not fit, or a layer that did not run.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
-        found = self._shared(
-            given,
-            full_baselines(baselines, given),
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
+        result = self._shared(
+            tensors,
+            full_baselines(baselines, tensors),
             target,
             additional_forward_args,
             attribute_to_layer_input,
             custom_attribution_func,
         )
         return self._with_delta(
-            *(of_layer(found), found, baselines, inputs, target, additional_forward_args),
-            wanted=return_convergence_delta,
+            *(of_layer(result), result, baselines, inputs, target, additional_forward_args),
+            return_delta=return_convergence_delta,
         )
 
     def _shared(
@@ -333,13 +341,13 @@ class LayerDeepLift(LayerOf):
         custom: Custom,
     ) -> list[Tensor]:
         rules = RescaleRules()
-        settings = {"layers": [self.layer], "at_input": at_input, "everything": False}
+        settings = {"layers": [self.layer], "at_input": at_input, "to_inputs": False}
         recording = self._record(inputs, additional_forward_args, rules=rules, **settings)
         reference = self._record(starts, additional_forward_args, rules=rules, **settings)
         policy = rules.against(recording.tape, reference.tape)
-        found = recording.gradients(one_number_a_row(target), recording.layers[0], policy)
-        ends, begins = (tuple(own.contiguous() for own in one.activations[0]) for one in (recording, reference))
-        return attributions(found, ends, begins, self._multiply_by_inputs, custom)
+        factors = recording.gradients(one_number_a_row(target), recording.layers[0], policy)
+        ends, begins = (tuple(tensor.contiguous() for tensor in one.activations[0]) for one in (recording, reference))
+        return attributions(factors, ends, begins, self._multiply_by_inputs, custom)
 
     def has_convergence_delta(self) -> bool:
         return True
@@ -374,11 +382,13 @@ class LayerDeepLiftShap(LayerDeepLift):
         custom_attribution_func: Custom = None,
     ) -> Any:
         """Attribute the output to the layer; see `LayerDeepLift.attribute` and `DeepLiftShap.attribute`."""
-        given = tuple(own.detach() for own in as_tuple(inputs))
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         rows = distribution(baselines, inputs, at_least=2)
         settings = (target, additional_forward_args, attribute_to_layer_input, custom_attribution_func)
-        parts = [(starts, self._shared(given, starts, *settings)) for starts in one_by_one(rows, given)]
-        return _mean(self, of_layer, parts, given, target, additional_forward_args, wanted=return_convergence_delta)
+        parts = [(starts, self._shared(tensors, starts, *settings)) for starts in one_by_one(rows, tensors)]
+        return _mean(
+            self, of_layer, parts, tensors, target, additional_forward_args, return_delta=return_convergence_delta
+        )
 
 
 def checked_module(model: Any) -> nn.Module:
@@ -399,15 +409,15 @@ def full_baselines(baselines: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
         InputError: baselines that do not fit.
     """
     return tuple(
-        start.detach().to(own).expand_as(own) if isinstance(start, Tensor) else torch.full_like(own, start)
-        for start, own in zip(baselines_for(baselines, inputs), inputs, strict=True)
+        start.detach().to(tensor).expand_as(tensor) if isinstance(start, Tensor) else torch.full_like(tensor, start)
+        for start, tensor in zip(baselines_for(baselines, inputs), inputs, strict=True)
     )
 
 
 def one_by_one(rows: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
     """Yields each of some baselines `[B, ...]`, of the shape of each input."""
     for number in range(len(rows[0])):
-        yield full_baselines(tuple(own[number : number + 1] for own in rows), inputs)
+        yield full_baselines(tuple(tensor[number : number + 1] for tensor in rows), inputs)
 
 
 def _mean(
@@ -418,14 +428,16 @@ def _mean(
     target: Target,
     additional_forward_args: Any,
     *,
-    wanted: bool,
+    return_delta: bool,
 ) -> Any:
     """Returns the mean over pairs of a baseline and its attributions, with the deltas of all where they are wanted."""
-    means = [torch.stack(own).mean(0) for own in zip(*(found for _, found in parts), strict=True)]
-    if not wanted:
+    means = [torch.stack(rows).mean(0) for rows in zip(*(attribution for _, attribution in parts), strict=True)]
+    if not return_delta:
         return returned(means)
     more = {"target": target, "additional_forward_args": additional_forward_args}
-    deltas = [method.compute_convergence_delta(tuple(found), starts, inputs, **more) for starts, found in parts]
+    deltas = [
+        method.compute_convergence_delta(tuple(attribution), starts, inputs, **more) for starts, attribution in parts
+    ]
     return returned(means), torch.stack(deltas, 1).flatten()
 
 
@@ -445,13 +457,13 @@ def distribution(baselines: Any, inputs: Inputs, at_least: int) -> tuple[Tensor,
             baselines = baselines(inputs)
         except TypeError:
             baselines = baselines()
-    found = baselines if isinstance(baselines, tuple) else (baselines,)
-    if not all(isinstance(own, Tensor) for own in found) or len(found) != len(as_tuple(inputs)):
-        kinds = ", ".join(type(own).__name__ for own in found)
+    result = baselines if isinstance(baselines, tuple) else (baselines,)
+    if not all(isinstance(tensor, Tensor) for tensor in result) or len(result) != len(as_tuple(inputs)):
+        kinds = ", ".join(type(tensor).__name__ for tensor in result)
         refuse(f"baselines must be a tensor for each of {len(as_tuple(inputs))} inputs, got {kinds}")
-    if len(found[0]) < at_least:
-        refuse(f"baselines must have at least {at_least} rows, got {len(found[0])}")
-    return tuple(own.detach() for own in found)
+    if len(result[0]) < at_least:
+        refuse(f"baselines must have at least {at_least} rows, got {len(result[0])}")
+    return tuple(tensor.detach() for tensor in result)
 
 
 def input_values(recording: Recording, inputs: Sequence[Tensor]) -> list[Any]:
@@ -476,7 +488,7 @@ def multipliers(
 
 
 def attributions(
-    found: Sequence[Tensor],
+    factors: Sequence[Tensor],
     inputs: tuple[Tensor, ...],
     starts: tuple[Tensor, ...],
     multiply: bool,
@@ -484,20 +496,20 @@ def attributions(
 ) -> list[Tensor]:
     """Returns attributions of multipliers, as a user's function makes them or by the difference of the inputs."""
     if custom is not None:
-        arguments = (tuple(found), inputs, starts)
+        arguments = (tuple(factors), inputs, starts)
         count = custom.__code__.co_argcount if hasattr(custom, "__code__") else 3
         return list(custom(*arguments[: max(1, min(3, count))]))
     if not multiply:
-        return list(found)
-    return [own * (end - start) for own, end, start in zip(found, inputs, starts, strict=True)]
+        return list(factors)
+    return [tensor * (end - start) for tensor, end, start in zip(factors, inputs, starts, strict=True)]
 
 
 def between(inputs: tuple[Tensor, ...], starts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Returns a random place on the way of each row, drawn by NumPy."""
     drawn = np.random.uniform(0.0, 1.0, len(inputs[0]))
     places = []
-    for own, start in zip(inputs, starts, strict=True):
-        alpha = torch.tensor(drawn, dtype=own.dtype, device=own.device)
-        alpha = alpha.view(-1, *[1] * (own.dim() - 1))
-        places.append(alpha * own + (1.0 - alpha) * start)
+    for tensor, start in zip(inputs, starts, strict=True):
+        alpha = torch.tensor(drawn, dtype=tensor.dtype, device=tensor.device)
+        alpha = alpha.view(-1, *[1] * (tensor.dim() - 1))
+        places.append(alpha * tensor + (1.0 - alpha) * start)
     return tuple(places)

@@ -68,9 +68,9 @@ class InputXGradient(GradientAttribution):
 
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
         """Attribute the output to the inputs; see `Saliency.attribute`."""
-        given = as_tuple(inputs)
-        gradients = self._gradients(given, target, additional_forward_args)
-        return like(inputs, [gradient * own.detach() for gradient, own in zip(gradients, given, strict=True)])
+        tensors = as_tuple(inputs)
+        gradients = self._gradients(tensors, target, additional_forward_args)
+        return like(inputs, [gradient * tensor.detach() for gradient, tensor in zip(gradients, tensors, strict=True)])
 
 
 class _ModifiedRectifier(GradientAttribution):
@@ -79,19 +79,19 @@ class _ModifiedRectifier(GradientAttribution):
             refuse(f"model must be a torch.nn.Module, got {type(model).__name__}")
         super().__init__(model)
         self.model: Forward = model
-        self._said = False
+        self._reported = False
 
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
         """Attribute the output to the inputs; see `Saliency.attribute`."""
-        given = as_tuple(inputs)
+        tensors = as_tuple(inputs)
 
         def read(recording: Recording) -> list[Tensor]:
-            if not self._said and not any(map(rectifies, recording.tape)):
-                self._said = True
+            if not self._reported and not any(map(rectifies, recording.tape)):
+                self._reported = True
                 logger.warning("%s found no rectifier in the model: this is its plain gradient", type(self).__name__)
-            return input_gradients(recording, given, target)
+            return input_gradients(recording, tensors, target)
 
-        return like(inputs, self._read(given, additional_forward_args, read))
+        return like(inputs, self._read(tensors, additional_forward_args, read))
 
 
 class GuidedBackprop(_ModifiedRectifier):

@@ -103,10 +103,10 @@ class IntegratedGradients(GradientAttribution):
             InputError: arguments that do not fit.
             UnsupportedOpError: the model has an op that cannot be differentiated.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
-        starts = baselines_for(baselines, given)
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
+        starts = baselines_for(baselines, tensors)
         places, weights = places_and_weights(method, n_steps)
-        rows = len(given[0])
+        rows = len(tensors[0])
         if internal_batch_size is not None and internal_batch_size < rows:
             warnings.warn(
                 f"internal_batch_size should be at least the number of inputs, {rows}, and is taken as that, got "
@@ -117,13 +117,13 @@ class IntegratedGradients(GradientAttribution):
         totals: list[Tensor] = []
         for first in range(0, n_steps, at_once):
             part = slice(first, first + at_once)
-            found = self._sum(given, starts, places[part], weights[part], target, additional_forward_args)
-            totals = [total + own for total, own in zip(totals, found, strict=True)] if totals else found
+            part_sums = self._sum(tensors, starts, places[part], weights[part], target, additional_forward_args)
+            totals = [total + tensor for total, tensor in zip(totals, part_sums, strict=True)] if totals else part_sums
         if self._multiply_by_inputs:
-            totals = [total * (own - start) for total, own, start in zip(totals, given, starts, strict=True)]
+            totals = [total * (tensor - start) for total, tensor, start in zip(totals, tensors, starts, strict=True)]
         return self._with_delta(
             *(like(inputs, totals), totals, baselines, inputs, target, additional_forward_args),
-            wanted=return_convergence_delta,
+            return_delta=return_convergence_delta,
         )
 
     def _sum(
@@ -138,8 +138,8 @@ class IntegratedGradients(GradientAttribution):
         """Returns the gradients at some places, weighed and added up."""
         steps = len(places)
         on_the_way = tuple(
-            cat([start + float(place) * (own - start) for place in places])
-            for own, start in zip(inputs, starts, strict=True)
+            cat([start + float(place) * (tensor - start) for place in places])
+            for tensor, start in zip(inputs, starts, strict=True)
         )
         more = repeated_further(further(additional_forward_args), steps)
         gradients = self._gradients(on_the_way, repeated(target, steps), more)

@@ -60,8 +60,8 @@ class LayerActivation(LayerOf):
         recording = self._record(
             as_tuple(inputs), additional_forward_args, layers=self.layers, at_input=attribute_to_layer_input, stop=True
         )
-        found = [of_layer([own.contiguous() for own in one]) for one in recording.activations]
-        return found if isinstance(self.layer, (list, tuple)) else found[0]
+        results = [of_layer([output.contiguous() for output in one]) for one in recording.activations]
+        return results if isinstance(self.layer, (list, tuple)) else results[0]
 
 
 class LayerGradientXActivation(LayerOf):
@@ -112,15 +112,15 @@ class LayerGradientXActivation(LayerOf):
             additional_forward_args,
             layers=self.layers,
             at_input=attribute_to_layer_input,
-            everything=len(self.layers) > 1,
+            to_inputs=len(self.layers) > 1,
         )
-        values = [value for own in recording.layers for value in own]
+        values = [value for layer_values in recording.layers for value in layer_values]
         gradients = iter(recording.gradients(one_number_a_row(target), values))
-        found = []
+        results = []
         for activations in recording.activations:
-            own = [(next(gradients), activation) for activation in activations]
-            found.append(of_layer([g * a.contiguous() if self._multiply_by_inputs else g for g, a in own]))
-        return found if isinstance(self.layer, (list, tuple)) else found[0]
+            pairs = [(next(gradients), activation) for activation in activations]
+            results.append(of_layer([g * a.contiguous() if self._multiply_by_inputs else g for g, a in pairs]))
+        return results if isinstance(self.layer, (list, tuple)) else results[0]
 
 
 class _Path(LayerOf):
@@ -145,22 +145,22 @@ class _Path(LayerOf):
             part = places[first : first + at_once]
             steps = len(part)
             batch = tuple(
-                torch.cat([start + float(place) * (own - start) for place in part])
-                for own, start in zip(inputs, starts, strict=True)
+                torch.cat([start + float(place) * (tensor - start) for place in part])
+                for tensor, start in zip(inputs, starts, strict=True)
             )
             recording = self._record(
                 batch,
                 repeated_further(further(additional_forward_args), steps),
                 layers=self.layers,
                 at_input=at_input,
-                everything=False,
+                to_inputs=False,
             )
-            found = recording.gradients(one_number_a_row(repeated(target, steps)), recording.layers[0])
-            gradients.append([own.unflatten(0, (steps, -1)) for own in found])
-            activations.append([own.contiguous().unflatten(0, (steps, -1)) for own in recording.activations[0]])
+            chunk = recording.gradients(one_number_a_row(repeated(target, steps)), recording.layers[0])
+            gradients.append([tensor.unflatten(0, (steps, -1)) for tensor in chunk])
+            activations.append([tensor.contiguous().unflatten(0, (steps, -1)) for tensor in recording.activations[0]])
         return (
-            [torch.cat(own) for own in zip(*activations, strict=True)],
-            [torch.cat(own) for own in zip(*gradients, strict=True)],
+            [torch.cat(parts) for parts in zip(*activations, strict=True)],
+            [torch.cat(parts) for parts in zip(*gradients, strict=True)],
         )
 
 
@@ -198,18 +198,18 @@ class InternalInfluence(_Path):
         Returns:
             Of the shape of the layer, a tuple for several tensors.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         places, weights = places_and_weights(method, n_steps)
         _, gradients = self._on_the_way(
-            given,
-            full_baselines(baselines, given),
+            tensors,
+            full_baselines(baselines, tensors),
             places,
             target,
             additional_forward_args,
             attribute_to_layer_input,
             internal_batch_size,
         )
-        return of_layer([torch.tensordot(own.new_tensor(weights), own, 1) for own in gradients])
+        return of_layer([torch.tensordot(gradient.new_tensor(weights), gradient, 1) for gradient in gradients])
 
 
 class LayerConductance(_Path):
@@ -261,18 +261,24 @@ class LayerConductance(_Path):
         Returns:
             Of the shape of the layer, a tuple for several tensors; with a delta `[N]`, a pair.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
-        starts = full_baselines(baselines, given)
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
+        starts = full_baselines(baselines, tensors)
         places, _ = places_and_weights(method, n_steps + 1)
         activations, gradients = self._on_the_way(
-            given, starts, places, target, additional_forward_args, attribute_to_layer_input, internal_batch_size
+            tensors, starts, places, target, additional_forward_args, attribute_to_layer_input, internal_batch_size
         )
-        found = [
+        result = [
             (gradient[:-1] * (activation[1:] - activation[:-1])).sum(0)
             for activation, gradient in zip(activations, gradients, strict=True)
         ]
         return self._with_delta(
-            of_layer(found), found, starts, given, target, additional_forward_args, wanted=return_convergence_delta
+            of_layer(result),
+            result,
+            starts,
+            tensors,
+            target,
+            additional_forward_args,
+            return_delta=return_convergence_delta,
         )
 
     def has_convergence_delta(self) -> bool:
@@ -353,22 +359,29 @@ class _LayerBetween(LayerOf):
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
     ) -> Any:
-        given = as_tuple(inputs)
-        starts = full_baselines(baselines, given)
+        tensors = as_tuple(inputs)
+        starts = full_baselines(baselines, tensors)
 
         def recorded(points: tuple[Tensor, ...], **settings: Any) -> Recording:
             return self._record(
                 points, additional_forward_args, layers=self.layers, at_input=self._at_input, **settings
             )
 
-        places = recorded(between(given, starts), everything=False)
+        places = recorded(between(tensors, starts), to_inputs=False)
         gradients = places.gradients(one_number_a_row(target), places.layers[0])
         ends, begins = (
-            tuple(own.contiguous() for own in recorded(points, stop=True).activations[0]) for points in (given, starts)
+            tuple(tensor.contiguous() for tensor in recorded(points, stop=True).activations[0])
+            for points in (tensors, starts)
         )
-        found = attributions(gradients, ends, begins, self._multiply_by_inputs, None)
+        result = attributions(gradients, ends, begins, self._multiply_by_inputs, None)
         return self._with_delta(
-            of_layer(found), found, starts, given, target, additional_forward_args, wanted=return_convergence_delta
+            of_layer(result),
+            result,
+            starts,
+            tensors,
+            target,
+            additional_forward_args,
+            return_delta=return_convergence_delta,
         )
 
     def has_convergence_delta(self) -> bool:
@@ -422,15 +435,15 @@ class LayerIntegratedGradients(LayerOf):
         Returns:
             Of the shape of the layer, a tuple for several tensors; with a delta `[N]`, a pair.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
-        starts = full_baselines(baselines, given)
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
+        starts = full_baselines(baselines, tensors)
         activation = LayerActivation(self.forward_func, self.layer)
         ends, begins = (
             as_tuple(activation.attribute(points, additional_forward_args, attribute_to_layer_input))
-            for points in (given, starts)
+            for points in (tensors, starts)
         )
-        above = _WithLayer(self.forward_func, self.layers[0], given, len(ends), attribute_to_layer_input)
-        found = IntegratedGradients(above, self._multiply_by_inputs).attribute(
+        above = _WithLayer(self.forward_func, self.layers[0], tensors, len(ends), attribute_to_layer_input)
+        result = IntegratedGradients(above, self._multiply_by_inputs).attribute(
             ends,
             begins,
             target,
@@ -440,7 +453,13 @@ class LayerIntegratedGradients(LayerOf):
             internal_batch_size,
         )
         return self._with_delta(
-            of_layer(found), found, starts, given, target, additional_forward_args, wanted=return_convergence_delta
+            of_layer(result),
+            result,
+            starts,
+            tensors,
+            target,
+            additional_forward_args,
+            return_delta=return_convergence_delta,
         )
 
     def has_convergence_delta(self) -> bool:
@@ -459,7 +478,7 @@ class _WithLayer:
     def __call__(self, *args: Any) -> Any:
         activations, more = args[: self._count], args[self._count :]
         copies = len(activations[0]) // max(1, len(self._inputs[0]))
-        inputs = tuple(torch.cat([own] * copies) for own in self._inputs)
+        inputs = tuple(torch.cat([tensor] * copies) for tensor in self._inputs)
 
         def replaced(*_: Any) -> Any:
             return activations if self._at_input or self._count > 1 else activations[0]

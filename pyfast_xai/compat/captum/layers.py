@@ -122,30 +122,30 @@ class LayerGradCam(LayerOf):
             InputError: inputs, a layer or a target that do not fit.
             UnsupportedOpError: an op above the layer cannot be differentiated.
         """
-        asked = {name for name, value in (grad_kwargs or {}).items() if value} - _DOES_ANYWAY
-        if asked:
-            refuse(f"grad_kwargs must be of {', '.join(sorted(_DOES_ANYWAY))}, got {', '.join(sorted(asked))}")
+        requested = {name for name, value in (grad_kwargs or {}).items() if value} - _DOES_ANYWAY
+        if requested:
+            refuse(f"grad_kwargs must be of {', '.join(sorted(_DOES_ANYWAY))}, got {', '.join(sorted(requested))}")
         maps = self._read(
             as_tuple(inputs),
             additional_forward_args,
             lambda recording: _maps(recording, recording.policy, target, attr_dim_summation),
             layers=[self.layer],
             at_input=attribute_to_layer_input,
-            everything=False,
+            to_inputs=False,
         )
-        maps = [own.clamp_min(0) for own in maps] if relu_attributions else maps
+        maps = [layer_map.clamp_min(0) for layer_map in maps] if relu_attributions else maps
         return of_layer(maps)
 
 
 def _maps(recording: Recording, policy: GradientRules, target: Target, summed: bool) -> list[Tensor]:
     gradients = recording.gradients(one_number_a_row(target), recording.layers[0], policy, retain=True)
-    found = []
+    maps = []
     for gradient, activation in zip(gradients, recording.activations[0], strict=True):
         weight = gradient.mean(tuple(range(2, gradient.dim())), keepdim=True) if gradient.dim() > 2 else gradient
         # The gradient has the layout of the tape, in which a map may be channels_last.
-        own = weight * activation.contiguous()
-        found.append(own.sum(1, keepdim=True) if summed else own)
-    return found
+        weighted = weight * activation.contiguous()
+        maps.append(weighted.sum(1, keepdim=True) if summed else weighted)
+    return maps
 
 
 class GuidedGradCam(GradientAttribution):
@@ -200,19 +200,22 @@ class GuidedGradCam(GradientAttribution):
             InputError: inputs, a layer of several tensors, or a target that do not fit.
             UnsupportedOpError: the model has an op that cannot be differentiated.
         """
-        given = as_tuple(inputs)
+        tensors = as_tuple(inputs)
 
         def read(recording: Recording) -> tuple[Tensor, list[Tensor]]:
             if len(recording.layers[0]) > 1:
                 refuse(f"layer must have one tensor for guided Grad-CAM, got {len(recording.layers[0])}")
             # What rectifiers keep for guided backprop serves the plain gradient as well.
             where = _maps(recording, GradientRules(), target, True)[0].clamp_min(0)
-            return where, input_gradients(recording, given, target)
+            return where, input_gradients(recording, tensors, target)
 
         where, guided = self._read(
-            given, additional_forward_args, read, layers=[self.layer], at_input=attribute_to_layer_input
+            tensors, additional_forward_args, read, layers=[self.layer], at_input=attribute_to_layer_input
         )
-        return like(inputs, [_times(own, where, given[i].shape[2:], interpolate_mode) for i, own in enumerate(guided)])
+        return like(
+            inputs,
+            [_times(gradient, where, tensors[i].shape[2:], interpolate_mode) for i, gradient in enumerate(guided)],
+        )
 
 
 def _times(guided: Tensor, where: Tensor, size: Sequence[int], mode: str) -> Tensor:

@@ -40,7 +40,7 @@ def _rule_of(module: nn.Module) -> LayerRule | None:
         refuse(f"rule of a module must be one of {', '.join(_RULES)} or a LayerRule, got {name}")
     settings = {"epsilon": "STABILITY_FACTOR", "gamma": "gamma", "set_bias_to_zero": "set_bias_to_zero"}
     known = _RULES[name].__init__.__code__.co_varnames if name != "IdentityRule" else ()
-    return _RULES[name](**{own: getattr(rule, at) for own, at in settings.items() if own in known}).layer_rule()
+    return _RULES[name](**{name: getattr(rule, at) for name, at in settings.items() if name in known}).layer_rule()
 
 
 def _composite(model: nn.Module) -> Composite:
@@ -104,10 +104,10 @@ class LRP(GradientAttribution):
         Raises:
             InputError: arguments or rules that do not fit.
         """
-        given = as_tuple(inputs)
-        recording = self._record(given, additional_forward_args, rules=RelevanceRules())
-        found = shared(self.model, recording, target, input_values(recording, given), verbose)
-        return _with_delta(recording, target, like(inputs, found), found, return_convergence_delta)
+        tensors = as_tuple(inputs)
+        recording = self._record(tensors, additional_forward_args, rules=RelevanceRules())
+        relevance = shared(self.model, recording, target, input_values(recording, tensors), verbose)
+        return _with_delta(recording, target, like(inputs, relevance), relevance, return_convergence_delta)
 
     def compute_convergence_delta(self, attributions: Inputs, output: Tensor) -> Tensor:  # type: ignore[override]
         """Returns the output less the sum of the attributions, `[N]`."""
@@ -158,16 +158,16 @@ class LayerLRP(LayerOf):
             layers=self.layers,
             at_input=attribute_to_layer_input,
         )
-        values = [value for own in recording.layers for value in own]
-        found = shared(self.model, recording, target, values, verbose)
-        counts = [len(own) for own in recording.layers]
-        by_layer = [list(own) for own in _split(found, counts)]
-        results = [of_layer(own) for own in by_layer]
+        values = [value for layer_values in recording.layers for value in layer_values]
+        relevance = shared(self.model, recording, target, values, verbose)
+        counts = [len(layer_values) for layer_values in recording.layers]
+        by_layer = [list(part) for part in _split(relevance, counts)]
+        results = [of_layer(part) for part in by_layer]
         if not isinstance(self.layer, (list, tuple)):
             return _with_delta(recording, target, results[0], by_layer[0], return_convergence_delta)
         if not return_convergence_delta:
             return results
-        return results, [_with_delta(recording, target, None, own, True)[1] for own in by_layer]
+        return results, [_with_delta(recording, target, None, part, True)[1] for part in by_layer]
 
     def has_convergence_delta(self) -> bool:
         return True
@@ -189,23 +189,25 @@ def shared(
         seeds = recording.seeds(lambda output: score(output))
     policy = rules.by(composite, recording.tape, {})
     start = relevance_of_outputs(recording.tape, seeds)
-    return [own[0].contiguous() for own in backward_pass(policy, recording.tape, start, to, retain=True)]
+    return [gradient[0].contiguous() for gradient in backward_pass(policy, recording.tape, start, to, retain=True)]
 
 
-def _with_delta(recording: Recording, target: Target, result: Any, found: Sequence[Tensor], wanted: bool) -> Any:
-    if not wanted:
+def _with_delta(
+    recording: Recording, target: Target, result: Any, relevance: Sequence[Tensor], return_delta: bool
+) -> Any:
+    if not return_delta:
         return result
-    return result, _missing(found, one_number_a_row(target)(recording.output))
+    return result, _missing(relevance, one_number_a_row(target)(recording.output))
 
 
 def _missing(attributions: Sequence[Tensor], output: Tensor) -> Tensor:
     """Returns the output less the sum of the attributions, `[N]`."""
-    return output.flatten() - sum(own.flatten(1).sum(1) for own in attributions)
+    return output.flatten() - sum(attribution.flatten(1).sum(1) for attribution in attributions)
 
 
-def _split(found: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+def _split(relevance: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
     parts, first = [], 0
     for count in counts:
-        parts.append(found[first : first + count])
+        parts.append(relevance[first : first + count])
         first += count
     return parts

@@ -43,11 +43,11 @@ def infidelity_perturb_func_decorator(multiply_by_inputs: bool = True) -> Callab
         @functools.wraps(perturb_func)
         def perturb(inputs: Any, baselines: Any = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             changed = as_tuple(perturb_func(inputs) if baselines is None else perturb_func(inputs, baselines))
-            given = as_tuple(inputs)
-            moves = tuple(own - other for own, other in zip(given, changed, strict=True))
+            tensors = as_tuple(inputs)
+            moves = tuple(tensor - other for tensor, other in zip(tensors, changed, strict=True))
             if not multiply_by_inputs:
                 return moves, changed
-            ways = [own - base for own, base in zip(given, baselines_for(baselines, given), strict=True)]
+            ways = [tensor - base for tensor, base in zip(tensors, baselines_for(baselines, tensors), strict=True)]
             shares = (move / torch.where(way == 0, 1, way) for move, way in zip(moves, ways, strict=True))
             return tuple(shares), changed
 
@@ -101,38 +101,40 @@ def infidelity(
         >>> metrics.infidelity(model, perturb, images, attributions, target=3).shape
         torch.Size([2])
     """
-    given, maps = as_tuple(inputs), as_tuple(attributions)
-    for own, made in zip(given, maps, strict=False):
-        if own.shape != made.shape:
-            refuse(f"attributions must have the shape of the inputs, {list(own.shape)}, got {list(made.shape)}")
-    if len(maps) != len(given):
-        refuse(f"attributions must be one for each of {len(given)} inputs, got {len(maps)}")
-    grounds = None if baselines is None else baselines_for(baselines, given)
-    args, rows = further(additional_forward_args), len(given[0])
+    tensors, maps = as_tuple(inputs), as_tuple(attributions)
+    for tensor, attribution in zip(tensors, maps, strict=False):
+        if tensor.shape != attribution.shape:
+            refuse(
+                f"attributions must have the shape of the inputs, {list(tensor.shape)}, got {list(attribution.shape)}"
+            )
+    if len(maps) != len(tensors):
+        refuse(f"attributions must be one for each of {len(tensors)} inputs, got {len(maps)}")
+    grounds = None if baselines is None else baselines_for(baselines, tensors)
+    args, rows = further(additional_forward_args), len(tensors[0])
     with torch.no_grad():
-        before = select(forward_func(*given, *args), target)
+        before = select(forward_func(*tensors, *args), target)
         parts = []
         for count in _counts(rows, n_perturb_samples, max_examples_per_batch):
-            spread = tuple(own.repeat_interleave(count, 0) for own in given)
+            spread = tuple(tensor.repeat_interleave(count, 0) for tensor in tensors)
             shown: list[Any] = [_one_or_all(spread)]
             if grounds is not None:
-                ways = zip(grounds, given, strict=True)
-                shown.append(_one_or_all(tuple(_spread_baseline(base, own, count) for base, own in ways)))
+                ways = zip(grounds, tensors, strict=True)
+                shown.append(_one_or_all(tuple(_spread_baseline(base, tensor, count) for base, tensor in ways)))
             moves, changed = (as_tuple(part) for part in perturb_func(*shown))
-            _check_perturbed(given, moves, changed)
+            _check_perturbed(tensors, moves, changed)
             copies = repeated_further(args, count, each=True)
             after = select(forward_func(*changed, *copies), repeated(target, count, each=True))
             done = (before.repeat_interleave(count, 0) - after).view(rows, -1)
             pairs = zip(moves, maps, strict=True)
-            said = sum((move * own.repeat_interleave(count, 0)).flatten(1).sum(1) for move, own in pairs)
-            assert isinstance(said, Tensor)
-            said = said.view(rows, -1)
-            sums = ((said - done).square(), said * done, said.square(), done.square())
+            predicted = sum((move * tensor.repeat_interleave(count, 0)).flatten(1).sum(1) for move, tensor in pairs)
+            assert isinstance(predicted, Tensor)
+            predicted = predicted.view(rows, -1)
+            sums = ((predicted - done).square(), predicted * done, predicted.square(), done.square())
             parts.append(torch.stack([numbers.sum(1) for numbers in sums]))
-        error, product, own_square, done_square = torch.stack(parts).sum(0)
+        error, product, predicted_square, actual_square = torch.stack(parts).sum(0)
         if normalize:
-            factor = product / torch.where(own_square == 0, 1, own_square)
-            error = factor.square() * own_square - 2 * factor * product + done_square
+            factor = product / torch.where(predicted_square == 0, 1, predicted_square)
+            error = factor.square() * predicted_square - 2 * factor * product + actual_square
     return error / n_perturb_samples
 
 
@@ -145,8 +147,8 @@ def default_perturb_func(inputs: Inputs, perturb_radius: float = 0.02) -> tuple[
         >>> bool((default_perturb_func(torch.zeros(2, 3))[0].abs() <= 0.02).all())
         True
     """
-    noise = (torch.empty(own.shape).uniform_(-perturb_radius, perturb_radius) for own in as_tuple(inputs))
-    return tuple(own + drawn.to(own.device) for own, drawn in zip(as_tuple(inputs), noise, strict=True))
+    noise = (torch.empty(tensor.shape).uniform_(-perturb_radius, perturb_radius) for tensor in as_tuple(inputs))
+    return tuple(tensor + drawn.to(tensor.device) for tensor, drawn in zip(as_tuple(inputs), noise, strict=True))
 
 
 def sensitivity_max(
@@ -185,17 +187,17 @@ def sensitivity_max(
         >>> metrics.sensitivity_max(Saliency(demo.load()).attribute, torch.rand(2, 3, 96, 96), target=3).shape
         torch.Size([2])
     """
-    given = as_tuple(inputs)
+    tensors = as_tuple(inputs)
     takes_radius = len(inspect.signature(perturb_func).parameters) > 1
     largest = []
     with torch.no_grad():
         before = _flat(explanation_func(inputs, **kwargs))
         length = torch.norm(before, p=norm_ord, dim=1)
         length = torch.where(length == 0, 1, length)
-        for count in _counts(len(given[0]), n_perturb_samples, max_examples_per_batch):
-            spread = _one_or_all(tuple(own.repeat_interleave(count, 0) for own in given))
+        for count in _counts(len(tensors[0]), n_perturb_samples, max_examples_per_batch):
+            spread = _one_or_all(tuple(tensor.repeat_interleave(count, 0) for tensor in tensors))
             changed = perturb_func(spread, perturb_radius) if takes_radius else perturb_func(spread)
-            after = _flat(explanation_func(changed, **_repeated_settings(kwargs, given, count)))
+            after = _flat(explanation_func(changed, **_repeated_settings(kwargs, tensors, count)))
             moves = torch.norm(before.repeat_interleave(count, 0) - after, p=norm_ord, dim=1)
             largest.append((moves.view(len(length), -1) / length[:, None]).amax(1))
     return torch.stack(largest).amax(0)
@@ -218,25 +220,25 @@ def _one_or_all(parts: tuple[Any, ...]) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def _spread_baseline(base: Any, own: Tensor, count: int) -> Any:
-    by_row = isinstance(base, Tensor) and base.dim() and len(base) == len(own) > 1
+def _spread_baseline(base: Any, tensor: Tensor, count: int) -> Any:
+    by_row = isinstance(base, Tensor) and base.dim() and len(base) == len(tensor) > 1
     return base.repeat_interleave(count, 0) if by_row else base
 
 
-def _check_perturbed(given: tuple[Tensor, ...], moves: tuple[Tensor, ...], changed: tuple[Tensor, ...]) -> None:
-    if not len(moves) == len(changed) == len(given):
-        refuse(f"perturb_func must return {len(given)} perturbations and inputs, got {len(moves)} and {len(changed)}")
-    for move, own in zip(moves, changed, strict=True):
-        if move.shape != own.shape:
-            shapes = f"{list(own.shape)}, got {list(move.shape)}"
+def _check_perturbed(tensors: tuple[Tensor, ...], moves: tuple[Tensor, ...], changed: tuple[Tensor, ...]) -> None:
+    if not len(moves) == len(changed) == len(tensors):
+        refuse(f"perturb_func must return {len(tensors)} perturbations and inputs, got {len(moves)} and {len(changed)}")
+    for move, tensor in zip(moves, changed, strict=True):
+        if move.shape != tensor.shape:
+            shapes = f"{list(tensor.shape)}, got {list(move.shape)}"
             refuse(f"perturb_func must return perturbations of the shape of the inputs, {shapes}")
 
 
 def _flat(explanation: Any) -> Tensor:
-    return torch.cat([own.flatten(1) for own in as_tuple(explanation)], 1)
+    return torch.cat([tensor.flatten(1) for tensor in as_tuple(explanation)], 1)
 
 
-def _repeated_settings(kwargs: dict[str, Any], given: tuple[Tensor, ...], count: int) -> dict[str, Any]:
+def _repeated_settings(kwargs: dict[str, Any], tensors: tuple[Tensor, ...], count: int) -> dict[str, Any]:
     """Returns the arguments of an explanation, those that belong to rows repeated."""
     settings = copy.copy(kwargs)
     if "target" in kwargs:
@@ -246,8 +248,8 @@ def _repeated_settings(kwargs: dict[str, Any], given: tuple[Tensor, ...], count:
             further(kwargs["additional_forward_args"]), count, each=True
         )
     if kwargs.get("baselines") is not None:
-        pairs = zip(baselines_for(kwargs["baselines"], given), given, strict=True)
-        settings["baselines"] = _one_or_all(tuple(_spread_baseline(base, own, count) for base, own in pairs))
+        pairs = zip(baselines_for(kwargs["baselines"], tensors), tensors, strict=True)
+        settings["baselines"] = _one_or_all(tuple(_spread_baseline(base, tensor, count) for base, tensor in pairs))
     return settings
 
 

@@ -47,11 +47,11 @@ class Neuron(nn.Module):
 
     def forward(self, *args: Any) -> Tensor:
         """Returns the neuron of each row."""
-        seen: list[Any] = []
+        outputs: list[Any] = []
 
         def look(module: nn.Module, tensors: Any) -> None:
             if module is self._layer[0]:
-                seen.append(tensors)
+                outputs.append(tensors)
                 raise _Found
 
         def ignore(module: nn.Module, tensors: Any) -> None:
@@ -62,9 +62,9 @@ class Neuron(nn.Module):
                 self._function[0](*args)
         except _Found:
             pass
-        if not seen:
+        if not outputs:
             refuse(f"layer must run in the forward pass, got {type(self._layer[0]).__name__}, which did not")
-        return selected(seen[0], self._selector)
+        return selected(outputs[0], self._selector)
 
 
 def selected(output: Any, selector: Selector) -> Tensor:
@@ -80,8 +80,8 @@ def selected(output: Any, selector: Selector) -> Tensor:
     if len(index) != tensors[0].dim() - 1:
         refuse(f"neuron_selector must index all {tensors[0].dim() - 1} dimensions of a row, got {selector!r}")
     place: Any = (slice(None), *index)
-    found = tensors[0][place]
-    return found.flatten(1).sum(1) if found.dim() > 1 else found
+    neuron = tensors[0][place]
+    return neuron.flatten(1).sum(1) if neuron.dim() > 1 else neuron
 
 
 class NeuronAttribution(GradientAttribution):

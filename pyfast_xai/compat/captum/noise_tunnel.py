@@ -75,14 +75,14 @@ class NoiseTunnel(Attribution):
         Raises:
             InputError: arguments that do not fit.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         if nt_type not in KINDS:
             refuse(f"nt_type must be one of {', '.join(map(repr, KINDS))}, got {nt_type!r}")
         if nt_samples < 1:
             refuse(f"nt_samples must be at least 1, got {nt_samples}")
-        spread = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(given)
-        if len(spread) != len(given) or not all(isinstance(one, (int, float)) for one in spread):
-            refuse(f"stdevs must be a number, or one for each of {len(given)} inputs, got {stdevs!r}")
+        spread = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(tensors)
+        if len(spread) != len(tensors) or not all(isinstance(one, (int, float)) for one in spread):
+            refuse(f"stdevs must be a number, or one for each of {len(tensors)} inputs, got {stdevs!r}")
         wants_delta = bool(kwargs.get("return_convergence_delta")) and self.has_convergence_delta()
         at_once = min(nt_samples_batch_size or nt_samples, nt_samples)
         sums: list[Tensor] = []
@@ -93,17 +93,17 @@ class NoiseTunnel(Attribution):
             for first in range(0, nt_samples, at_once):
                 times = min(at_once, nt_samples - first)
                 # In the order in which Captum draws: the first batch's baselines, noise, and so on.
-                settings = _expanded(kwargs, given, times, draw_baseline_from_distrib)
-                noisy = tuple(_noisy(own, one, times) for own, one in zip(given, spread, strict=True))
-                found = self.attribution_method.attribute(noisy if in_tuple else noisy[0], **settings)
+                settings = _expanded(kwargs, tensors, times, draw_baseline_from_distrib)
+                noisy = tuple(_noisy(tensor, one, times) for tensor, one in zip(tensors, spread, strict=True))
+                answer = self.attribution_method.attribute(noisy if in_tuple else noisy[0], **settings)
                 if wants_delta:
-                    found, delta = found
+                    answer, delta = answer
                     deltas.append(delta)
-                is_tuple = isinstance(found, tuple)
-                parts = [own.unflatten(0, (-1, times)) for own in (found if is_tuple else (found,))]
-                sums = _added(sums, [own.sum(1) for own in parts])
-                squares = _added(squares, [own.square().sum(1) for own in parts])
-            means = [own / nt_samples for own in sums]
+                is_tuple = isinstance(answer, tuple)
+                parts = [tensor.unflatten(0, (-1, times)) for tensor in (answer if is_tuple else (answer,))]
+                sums = _added(sums, [tensor.sum(1) for tensor in parts])
+                squares = _added(squares, [tensor.square().sum(1) for tensor in parts])
+            means = [tensor / nt_samples for tensor in sums]
             if nt_type != "smoothgrad":
                 means = [
                     square / nt_samples - (mean.square() if nt_type == "vargrad" else 0)
@@ -114,12 +114,12 @@ class NoiseTunnel(Attribution):
 
 
 def _added(totals: list[Tensor], more: list[Tensor]) -> list[Tensor]:
-    return [total + own for total, own in zip(totals, more, strict=True)] if totals else more
+    return [total + tensor for total, tensor in zip(totals, more, strict=True)] if totals else more
 
 
-def _noisy(own: Tensor, spread: float, times: int) -> Tensor:
-    copies = own.repeat_interleave(times, 0)
-    return copies + torch.normal(0.0, torch.full(copies.shape, float(spread), device=own.device))
+def _noisy(tensor: Tensor, spread: float, times: int) -> Tensor:
+    copies = tensor.repeat_interleave(times, 0)
+    return copies + torch.normal(0.0, torch.full(copies.shape, float(spread), device=tensor.device))
 
 
 def _expanded(kwargs: dict[str, Any], inputs: tuple[Tensor, ...], times: int, draw: bool) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def _expanded(kwargs: dict[str, Any], inputs: tuple[Tensor, ...], times: int, dr
     if kwargs.get("baselines") is None:
         return settings
     if draw:
-        given = kwargs["baselines"] if isinstance(kwargs["baselines"], tuple) else (kwargs["baselines"],)
-        settings["baselines"] = tuple(_drawn(one, len(inputs[0]) * times) for one in given)
+        baselines = kwargs["baselines"] if isinstance(kwargs["baselines"], tuple) else (kwargs["baselines"],)
+        settings["baselines"] = tuple(_drawn(one, len(inputs[0]) * times) for one in baselines)
     else:
         settings["baselines"] = tuple(
-            one.repeat_interleave(times, 0) if isinstance(one, Tensor) and len(one) == len(own) > 1 else one
-            for one, own in zip(baselines_for(kwargs["baselines"], inputs), inputs, strict=True)
+            one.repeat_interleave(times, 0) if isinstance(one, Tensor) and len(one) == len(tensor) > 1 else one
+            for one, tensor in zip(baselines_for(kwargs["baselines"], inputs), inputs, strict=True)
         )
     return settings
 

@@ -75,13 +75,14 @@ class Occlusion(Attribution):
         Raises:
             InputError: arguments that do not fit.
         """
-        given = tuple(own.detach() for own in as_tuple(inputs))
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         if not isinstance(perturbations_per_eval, int) or perturbations_per_eval < 1:
             refuse(f"perturbations_per_eval must be an int of at least 1, got {perturbations_per_eval!r}")
         hidden = [
-            _tensor(one, own).expand_as(own) for one, own in zip(baselines_for(baselines, given), given, strict=True)
+            _tensor(one, tensor).expand_as(tensor)
+            for one, tensor in zip(baselines_for(baselines, tensors), tensors, strict=True)
         ]
-        shapes = [tuple(own.shape[1:]) for own in given]
+        shapes = [tuple(tensor.shape[1:]) for tensor in tensors]
         windows = [
             (i, box)
             for i, boxes in enumerate(
@@ -91,20 +92,20 @@ class Occlusion(Attribution):
         ]
         more = further(additional_forward_args)
         with torch.no_grad():
-            ask, whole = _steady(self.forward_func, (*given, *more))
+            call, whole = _steady(self.forward_func, (*tensors, *more))
             before = _number(select_or_number(whole, target))
             count = before.numel()
             kind = torch.promote_types(before.dtype, torch.float32)
             totals = [torch.zeros(count, *shape, dtype=kind, device=before.device) for shape in shapes]
             covers = [torch.zeros(shape, dtype=kind, device=before.device) for shape in shapes]
             chunks = range(0, len(windows), perturbations_per_eval)
-            tell = _teller(f"{self.get_name()} attribution", len(chunks) + 1) if show_progress else None
+            report = _reporter(f"{self.get_name()} attribution", len(chunks) + 1) if show_progress else None
             for first in chunks:
-                if tell is not None:
-                    tell(first // perturbations_per_eval + 1)
+                if report is not None:
+                    report(first // perturbations_per_eval + 1)
                 part = windows[first : first + perturbations_per_eval]
-                answer = ask(
-                    *_occluded(given, hidden, part), *(more if len(part) == 1 else repeated_further(more, len(part)))
+                answer = call(
+                    *_occluded(tensors, hidden, part), *(more if len(part) == 1 else repeated_further(more, len(part)))
                 )
                 after = _number(select_or_number(answer, repeated(target, len(part))))
                 if perturbations_per_eval > 1 and not _grows(before, after, len(part)):
@@ -118,8 +119,8 @@ class Occlusion(Attribution):
                     at = (slice(None), *box)
                     totals[i][at] += drop.view(-1, *[1] * len(box))
                     covers[i][box] += 1
-            if tell is not None:
-                tell(len(chunks) + 1)
+            if report is not None:
+                report(len(chunks) + 1)
         return like(inputs, [total / cover for total, cover in zip(totals, covers, strict=True)])
 
 
@@ -128,11 +129,11 @@ def select_or_number(output: Any, target: Target) -> Any:
     return output if isinstance(output, (int, float)) and target is None else select(output, target)
 
 
-def _tensor(baseline: Tensor | float, own: Tensor) -> Tensor:
+def _tensor(baseline: Tensor | float, tensor: Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
-        return baseline.to(own.device)
+        return baseline.to(tensor.device)
     # A number takes the dtype of the input, but for a fraction among integers.
-    return torch.full((), baseline, dtype=torch.result_type(own, baseline), device=own.device)
+    return torch.full((), baseline, dtype=torch.result_type(tensor, baseline), device=tensor.device)
 
 
 def _number(output: Any) -> Tensor:
@@ -148,19 +149,19 @@ def _grows(before: Tensor, after: Tensor, times: int) -> bool:
 def _occluded(inputs: tuple[Tensor, ...], hidden: list[Tensor], windows: list[tuple[int, Box]]) -> list[Tensor]:
     """Returns the inputs once for each window, `[windows * N, ...]`, each with its window hidden."""
     touched = {i for i, _ in windows}
-    found = []
-    for i, (own, gone) in enumerate(zip(inputs, hidden, strict=True)):
+    results = []
+    for i, (tensor, baseline) in enumerate(zip(inputs, hidden, strict=True)):
         if i not in touched:
-            found.append(own if len(windows) == 1 else torch.cat([own] * len(windows)))
+            results.append(tensor if len(windows) == 1 else torch.cat([tensor] * len(windows)))
             continue
         # A baseline of 0.5 makes numbers of what were integers.
-        copies = own.to(torch.result_type(own, gone)).expand(len(windows), *own.shape).clone()
+        copies = tensor.to(torch.result_type(tensor, baseline)).expand(len(windows), *tensor.shape).clone()
         for place, (j, box) in enumerate(windows):
             if j == i:
                 at = (slice(None), *box)
-                copies[place][at] = gone[at].to(copies.dtype)
-        found.append(copies.flatten(0, 1))
-    return found
+                copies[place][at] = baseline[at].to(copies.dtype)
+        results.append(copies.flatten(0, 1))
+    return results
 
 
 def _steady(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
@@ -168,14 +169,14 @@ def _steady(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callab
     if not isinstance(function, nn.Module):
         return function, function(*args)
     tape = record(function, *args)
-    again = function if tape.not_replayable is None else lambda *given: record(function, *given).result
-    return again, tape.result
+    rerun = function if tape.not_replayable is None else lambda *tensors: record(function, *tensors).result
+    return rerun, tape.result
 
 
-def _windows(given: Any, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    windows = (given,) if len(shapes) == 1 and isinstance(given, tuple) and isinstance(given[0], int) else given
+def _windows(sizes: Any, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    windows = (sizes,) if len(shapes) == 1 and isinstance(sizes, tuple) and isinstance(sizes[0], int) else sizes
     if not isinstance(windows, tuple) or len(windows) != len(shapes):
-        refuse(f"sliding_window_shapes must be one for each of {len(shapes)} inputs, got {given!r}")
+        refuse(f"sliding_window_shapes must be one for each of {len(shapes)} inputs, got {sizes!r}")
     for window, shape in zip(windows, shapes, strict=True):
         if not isinstance(window, tuple) or len(window) != len(shape):
             refuse(f"sliding_window_shapes must have {len(shape)} sizes for an input of {list(shape)}, got {window!r}")
@@ -184,12 +185,12 @@ def _windows(given: Any, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]
     return list(windows)
 
 
-def _strides(given: Any, shapes: list[tuple[int, ...]]) -> list[int | tuple[int, ...]]:
-    strides = (1,) * len(shapes) if given is None else given
+def _strides(steps: Any, shapes: list[tuple[int, ...]]) -> list[int | tuple[int, ...]]:
+    strides = (1,) * len(shapes) if steps is None else steps
     if len(shapes) == 1 and not (isinstance(strides, tuple) and len(strides) == 1):
         strides = (strides,)
     if not isinstance(strides, tuple) or len(strides) != len(shapes):
-        refuse(f"strides must be one for each of {len(shapes)} inputs, got {given!r}")
+        refuse(f"strides must be one for each of {len(shapes)} inputs, got {steps!r}")
     for stride, shape in zip(strides, shapes, strict=True):
         if not isinstance(stride, int) and not (isinstance(stride, tuple) and len(stride) == len(shape)):
             refuse(f"strides must be an int or have {len(shape)} entries for an input of {list(shape)}, got {stride!r}")
@@ -208,9 +209,9 @@ def _boxes(shape: tuple[int, ...], window: tuple[int, ...], stride: int | tuple[
     return [places[::-1] for places in itertools.product(*along[::-1])]
 
 
-def _teller(doing: str, total: int) -> Callable[[int], None]:
-    def tell(done: int) -> None:
+def _reporter(title: str, total: int) -> Callable[[int], None]:
+    def report(done: int) -> None:
         end = "\n" if done == total else ""
-        print(f"\r{doing}: {100 * done // total}% {done}/{total}", end=end, file=sys.stderr, flush=True)  # noqa: T201
+        print(f"\r{title}: {100 * done // total}% {done}/{total}", end=end, file=sys.stderr, flush=True)  # noqa: T201
 
-    return tell
+    return report

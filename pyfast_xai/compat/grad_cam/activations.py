@@ -54,14 +54,14 @@ class ActivationsAndGradients:
 
     def save_activation(self, module: nn.Module, input: Any, output: Any) -> None:
         """Keeps an activation, as a forward hook."""
-        self.activations.append(self._kept(output))
+        self.activations.append(self._stored(output))
 
     def save_gradient(self, module: nn.Module, input: Any, output: Any) -> None:
         """Waits for the gradient of an activation, as a forward hook."""
         if getattr(output, "requires_grad", False):
-            output.register_hook(lambda gradient: self.gradients.insert(0, self._kept(gradient)))
+            output.register_hook(lambda gradient: self.gradients.insert(0, self._stored(gradient)))
 
-    def _kept(self, tensor: Tensor) -> Tensor:
+    def _stored(self, tensor: Tensor) -> Tensor:
         if not self.detach:
             return tensor
         return (tensor if self.reshape_transform is None else self.reshape_transform(tensor)).detach().cpu()

@@ -107,11 +107,11 @@ class BaseCAM(Replaying):
         with torch.inference_mode(False), torch.no_grad():
             if not aug_smooth:
                 return self._maps(input_tensor, targets, eigen_smooth)
-            found = []
+            flips = []
             for transform in self.tta_transforms:
-                own = self._maps(transform.augment_image(input_tensor), targets, eigen_smooth)
-                found.append(transform.deaugment_mask(own[:, None])[:, 0])
-            return torch.stack(found).mean(0)
+                flipped = self._maps(transform.augment_image(input_tensor), targets, eigen_smooth)
+                flips.append(transform.deaugment_mask(flipped[:, None])[:, 0])
+            return torch.stack(flips).mean(0)
 
     def get_cam_weights(
         self,
@@ -166,15 +166,15 @@ class BaseCAM(Replaying):
             self.outputs, targets, activations, grads = read_call(
                 *(self.model, (images,), read, self._replays),
                 layers=self.target_layers,
-                everything=False,
+                to_inputs=False,
                 stop=not self.uses_gradients,
             )
         size = images.shape[2:]
-        found = []
+        heatmaps = []
         for layer, activation, grad in zip(self.target_layers, activations, grads, strict=True):
             signed = self.get_cam_image(images, layer, targets, activation, grad, eigen_smooth)
-            found.append(scaled(signed.clamp_min(0), size))
-        return self.fused(found)
+            heatmaps.append(scaled(signed.clamp_min(0), size))
+        return self.fused(heatmaps)
 
     def fused(self, maps: list[Tensor]) -> Tensor:
         """Returns one map of those of several layers, `[N, *size]` each and from 0 to just below 1: their mean."""
@@ -195,17 +195,17 @@ class BaseCAM(Replaying):
             raise InputError("target_layers must return one tensor each for a method that uses gradients")
 
         def score(output: Any) -> Tensor:
-            return torch.cat([target(own).flatten() for target, own in zip(targets, output, strict=True)])
+            return torch.cat([target(row).flatten() for target, row in zip(targets, output, strict=True)])
 
-        found = recording.gradients(score, [values[0] for values in recording.layers])
-        return [self._laid_out(gradient) for gradient in found]
+        gradients = recording.gradients(score, [values[0] for values in recording.layers])
+        return [self._laid_out(gradient) for gradient in gradients]
 
     def _laid_out(self, activation: Any) -> Tensor:
         if self.reshape_transform is not None:
             activation = self.reshape_transform(activation)
         if not isinstance(activation, Tensor) or activation.dim() not in (4, 5):
-            came = list(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
-            raise InputError(f"target_layers must return maps [N, C, ...], or need a reshape_transform, got {came}")
+            received = list(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
+            raise InputError(f"target_layers must return maps [N, C, ...], or need a reshape_transform, got {received}")
         return activation.to(torch.promote_types(activation.dtype, torch.float32))
 
     def __enter__(self) -> "BaseCAM":
@@ -260,7 +260,7 @@ class _ByRule(GradCAM):
         self, input_tensor: Tensor, target_layer: nn.Module, targets: Targets, activations: Tensor, grads: Tensor | None
     ) -> Tensor:
         assert grads is not None
-        weights = self.rule.weigh(grads.movedim(1, -1)[None], activations.movedim(1, -1))[0]
+        weights = self.rule.weights(grads.movedim(1, -1)[None], activations.movedim(1, -1))[0]
         return weights.movedim(-1, 1)
 
 

@@ -82,15 +82,13 @@ class DeepFeatureFactorization:
             `computation_on_concepts` returned, where there is one.
         """
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
-            recording = record_call(
-                self.model, (input_tensor,), layers=[self.target_layer], everything=False, stop=True
-            )
+            recording = record_call(self.model, (input_tensor,), layers=[self.target_layer], to_inputs=False, stop=True)
         activation = recording.activations[0][0]
         if self.reshape_transform is not None:
             activation = self.reshape_transform(activation)
         concepts, maps = dff(activation.detach().cpu().numpy(), n_components)
         size = (input_tensor.shape[3], input_tensor.shape[2])
-        scaled = [scale_cam_image(own, size) for own in maps]
+        scaled = [scale_cam_image(heatmaps, size) for heatmaps in maps]
         if self.computation_on_concepts is None:
             return concepts, scaled
         with torch.no_grad():

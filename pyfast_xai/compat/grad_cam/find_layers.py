@@ -65,9 +65,9 @@ def find_layer_predicate_recursive(model: nn.Module, predicate: Callable[[nn.Mod
         >>> find_layer_predicate_recursive(model, lambda layer: isinstance(layer, nn.ReLU))
         [ReLU()]
     """
-    found = []
+    layers = []
     for layer in model._modules.values():
         if layer is not None:
-            found += [layer] if predicate(layer) else []
-            found += find_layer_predicate_recursive(layer, predicate)
-    return found
+            layers += [layer] if predicate(layer) else []
+            layers += find_layer_predicate_recursive(layer, predicate)
+    return layers

@@ -67,7 +67,7 @@ class FullGrad(BaseCAM):
         assert chosen is not None
 
         def score(output: Any) -> Tensor:
-            return torch.cat([target(own).flatten() for target, own in zip(chosen, output, strict=True)])
+            return torch.cat([target(row).flatten() for target, row in zip(chosen, output, strict=True)])
 
         biased = [
             (value, bias)
@@ -83,8 +83,8 @@ class FullGrad(BaseCAM):
         ]
         size = images.shape[2:]
         # Each channel is scaled by itself. As resizing is linear, one resize serves all channels of a layer.
-        at_pixels = [scaled(own.flatten(0, 1)).unflatten(0, own.shape[:2]) for own in products]
-        maps = [at_pixels[0], *(resized(own.sum(1, keepdim=True), size) for own in at_pixels[1:])]
+        at_pixels = [scaled(product.flatten(0, 1)).unflatten(0, product.shape[:2]) for product in products]
+        maps = [at_pixels[0], *(resized(product.sum(1, keepdim=True), size) for product in at_pixels[1:])]
         stacked = torch.cat(maps, 1)
         if not eigen_smooth:
             return scaled(stacked.sum(1))

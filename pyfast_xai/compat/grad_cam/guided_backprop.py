@@ -35,10 +35,10 @@ class GuidedBackpropReLUModel(Replaying):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         parameter = next(model.parameters(), None)
-        own = torch.device("cpu") if parameter is None else parameter.device
-        if device is not None and torch.device(device).type != own.type:
-            raise InputError(f"device must be that of the model, {own}, got {device}")
-        self.device = own
+        model_device = torch.device("cpu") if parameter is None else parameter.device
+        if device is not None and torch.device(device).type != model_device.type:
+            raise InputError(f"device must be that of the model, {model_device}, got {device}")
+        self.device = model_device
 
     def __call__(self, input_img: Tensor, target_category: int | Sequence[int] | None = None) -> np.ndarray:
         """Explain an image, or a batch.
@@ -64,15 +64,15 @@ class GuidedBackpropReLUModel(Replaying):
                 self._replays,
                 overlay=GUIDED,
             )
-        found = gradient.permute(0, 2, 3, 1).to(torch.promote_types(gradient.dtype, torch.float32)).cpu().numpy()
-        return found[0] if len(found) == 1 else found
+        result = gradient.permute(0, 2, 3, 1).to(torch.promote_types(gradient.dtype, torch.float32)).cpu().numpy()
+        return result[0] if len(result) == 1 else result
 
 
 def _of_classes(recording: Recording, classes: int | Sequence[int] | None) -> Tensor:
     scores = recording.output
     if not isinstance(scores, Tensor) or scores.dim() != 2:
-        came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise InputError(f"model must return [N, classes], got {came}")
+        received = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(f"model must return [N, classes], got {received}")
     chosen = scores.argmax(1) if classes is None else torch.as_tensor(classes).to(scores.device)
     if chosen.dim() > 1 or (chosen.dim() == 1 and len(chosen) != len(scores)):
         raise InputError(f"target_category must be an int or one for each of {len(scores)} images")

@@ -15,7 +15,7 @@ from pyfast_xai.compat.recording import evaluating
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.curvature import gradient_less_half_curvature
 from pyfast_xai.explainers.common.explainer import one_of
-from pyfast_xai.explainers.common.windows import PatchFusion, blurred, kept_windows, patches_of, window_scales
+from pyfast_xai.explainers.common.windows import PatchFusion, blurred, patches_of, top_windows, window_scales
 from pyfast_xai.tape.isolation import isolated
 from pyfast_xai.tape.module_hooks import unwrap
 
@@ -79,8 +79,8 @@ class FinerCAM:
         if targets is None:
             with evaluating(self.base_cam.model), isolated():
                 scores = unwrap(self.base_cam.model)(input_tensor.clone())
-            own = scores.max(1).values if target_idx is None else scores[:, target_idx]
-            nearest = (scores - own[:, None]).abs().argsort(dim=1, stable=True)
+            target_scores = scores.max(1).values if target_idx is None else scores[:, target_idx]
+            nearest = (scores - target_scores[:, None]).abs().argsort(dim=1, stable=True)
             ranks = [rank for rank in comparison_categories or (1, 2, 3) if rank < scores.shape[1]]
             targets = [FinerWeightedTarget(int(row[0]), [int(row[rank]) for rank in ranks], alpha) for row in nearest]
         return self.base_cam(input_tensor, targets, eigen_smooth=eigen_smooth)
@@ -121,7 +121,7 @@ class RefineCAM:
     ) -> None:
         class Product(base_method):  # type: ignore[valid-type, misc]
             def fused(self, maps: list[Tensor]) -> Tensor:
-                return scaled(torch.stack([scaled(own) for own in maps]).prod(0))
+                return scaled(torch.stack([scaled(heatmaps) for heatmaps in maps]).prod(0))
 
         self.base_cam = Product(model, target_layers, reshape_transform, **kwargs)
 
@@ -131,8 +131,8 @@ class RefineCAM:
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> np.ndarray:
         """Explain a batch of images, see `BaseCAM`; float32 `[N, H, W]`."""
-        found: np.ndarray = self.base_cam(input_tensor, targets, eigen_smooth=eigen_smooth)
-        return found
+        heatmaps: np.ndarray = self.base_cam(input_tensor, targets, eigen_smooth=eigen_smooth)
+        return heatmaps
 
 
 class ShapleyCAM(BaseCAM):
@@ -171,7 +171,7 @@ class ShapleyCAM(BaseCAM):
 
         def scores(result: Any) -> Tensor:
             pairs = zip(chosen, result, strict=True)
-            return torch.cat([target(own).flatten() for target, own in pairs])[:, None]
+            return torch.cat([target(row).flatten() for target, row in pairs])[:, None]
 
         return self._laid_out(gradient_less_half_curvature(tape, value, scores)[0]).flatten(2).mean(2)
 
@@ -269,12 +269,12 @@ class SESS:
         scales = window_scales(window, self.num_scales, self.scale_step_ratio) if self.scales is None else self.scales
         patches, places = patches_of(image, list(scales), window, self.step_size or window)
         scores = torch.cat([self._scores(part, target) for part in patches.split(self.batch_size)]).clamp_min(0)
-        order, weights = kept_windows(scores, self.pre_filter_ratio)
+        order, weights = top_windows(scores, self.pre_filter_ratio)
         fusion = PatchFusion(size, self.pool, self.theta)
         for part in order.split(self.batch_size):
             maps = self.base_cam.maps(patches[part], [target] * len(part), eigen_smooth=eigen_smooth)
-            for own, index in zip(maps, part.tolist(), strict=True):
-                fusion.add(own * weights[index], places[index])
+            for heatmap, index in zip(maps, part.tolist(), strict=True):
+                fusion.add(heatmap * weights[index], places[index])
         return blurred(fusion.result()) if self.smooth else fusion.result()
 
     def _scores(self, patches: Tensor, target: Callable[[Any], Tensor]) -> Tensor:

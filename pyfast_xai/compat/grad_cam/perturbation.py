@@ -69,7 +69,7 @@ class ScoreCAM(BaseCAM):
             with isolated():
                 answers = unwrap(self.model)(changed)
             pairs = zip(rows.tolist(), answers, strict=True)
-            return torch.stack([chosen[row](own).float().reshape(()) for row, own in pairs])
+            return torch.stack([chosen[row](output).float().reshape(()) for row, output in pairs])
 
         places = torch.arange(len(maps), device=maps.device)
         with evaluating(self.model):
@@ -96,9 +96,9 @@ class AblationLayer(nn.Module):
 
     def objectiveness_mask_from_svd(self, activations: np.ndarray, threshold: float = 0.01) -> np.ndarray:
         """Returns where the first principal component of `[C, h, w]` is further from zero than a share of it."""
-        found = project(torch.from_numpy(np.array(activations))[None])[0].abs().numpy()
-        found = found - found.min()
-        return found / found.max() > threshold
+        magnitude = project(torch.from_numpy(np.array(activations))[None])[0].abs().numpy()
+        magnitude = magnitude - magnitude.min()
+        return magnitude / magnitude.max() > threshold
 
     def activations_to_be_ablated(self, activations: np.ndarray, ratio_channels_to_ablate: float = 1.0) -> np.ndarray:
         """Returns which channels of `[C, h, w]` are taken out: those that lie most in the principal component.
@@ -185,16 +185,16 @@ class AblationCAM(BaseCAM):
 
         def read(result: Any, rows: Tensor) -> Tensor:
             pairs = zip(rows.tolist(), result, strict=True)
-            return torch.stack([chosen[row](own).float().reshape(()) for row, own in pairs])
+            return torch.stack([chosen[row](output).float().reshape(()) for row, output in pairs])
 
         with torch.inference_mode():
             before, after = scores_without_channels(recorded, record_copies, count, dim, self.batch_size, read)
             weights = share_lost(before, after).T
         weights = weights.clone()
         if self.ratio_channels_to_ablate != 1.0:
-            for row, own in zip(weights, activations.cpu().numpy(), strict=True):
-                kept = self.ablation_layer.activations_to_be_ablated(own, self.ratio_channels_to_ablate)
-                row[np.setdiff1d(np.arange(len(own)), kept)] = 0
+            for row, maps in zip(weights, activations.cpu().numpy(), strict=True):
+                ablated = self.ablation_layer.activations_to_be_ablated(maps, self.ratio_channels_to_ablate)
+                row[np.setdiff1d(np.arange(len(maps)), ablated)] = 0
         return weights
 
 

@@ -36,7 +36,7 @@ def preprocess_image(
     picture = torch.from_numpy(np.array(img)).movedim(-1, 0).contiguous()
     if picture.dtype == torch.uint8:
         picture = picture.float() / 255
-    middle, spread = (picture.new_tensor(own)[:, None, None] for own in (mean, std))
+    middle, spread = (picture.new_tensor(values)[:, None, None] for values in (mean, std))
     return ((picture - middle) / spread)[None]
 
 
@@ -71,7 +71,7 @@ def scaled(maps: Tensor, size: Sequence[int] | None = None) -> Tensor:
     if len(space) == 2:
         return functional.interpolate(maps[:, None].float(), size=tuple(size), mode="bilinear")[:, 0]
     factors = [new / old for new, old in zip(size, maps.shape[1:], strict=True)]
-    return torch.stack([torch.from_numpy(ndimage.zoom(own, factors)) for own in maps.float().cpu().numpy()]).to(
+    return torch.stack([torch.from_numpy(ndimage.zoom(heatmap, factors)) for heatmap in maps.float().cpu().numpy()]).to(
         maps.device
     )
 
@@ -161,8 +161,8 @@ def scale_accross_batch_and_channels(tensor: np.ndarray, target_size: Sequence[i
         >>> scale_accross_batch_and_channels(np.random.default_rng(0).random((2, 3, 4, 4)), (8, 6)).shape
         (2, 3, 6, 8)
     """
-    found = scale_cam_image(tensor.reshape(-1, *tensor.shape[2:]), target_size)
-    return found.reshape(*tensor.shape[:2], *found.shape[1:])
+    result = scale_cam_image(tensor.reshape(-1, *tensor.shape[2:]), target_size)
+    return result.reshape(*tensor.shape[:2], *result.shape[1:])
 
 
 def create_labels_legend(concept_scores: np.ndarray, labels: Mapping[int, str], top_k: int = 2) -> list[str]:
@@ -181,8 +181,8 @@ def create_labels_legend(concept_scores: np.ndarray, labels: Mapping[int, str], 
     """
     best = np.argsort(concept_scores, axis=1)[:, ::-1][:, :top_k]
     return [
-        "\n".join(f"{','.join(labels[c].split(',')[:3])}:{own[c]:.2f}" for c in chosen)
-        for own, chosen in zip(concept_scores, best, strict=True)
+        "\n".join(f"{','.join(labels[c].split(',')[:3])}:{scores[c]:.2f}" for c in chosen)
+        for scores, chosen in zip(concept_scores, best, strict=True)
     ]
 
 
@@ -216,10 +216,10 @@ def show_factorization_on_image(
         (8, 16, 3)
     """
     count = len(explanations)
-    chosen = _rainbow(count) if colors is None else np.stack([np.asarray(own)[:3] for own in colors])
-    for name, given in (("colors", chosen), ("concept_labels", concept_labels)):
-        if given is not None and len(given) != count:
-            raise InputError(f"{name} must be one for each of {count} maps, got {len(given)}")
+    chosen = _rainbow(count) if colors is None else np.stack([np.asarray(color)[:3] for color in colors])
+    for name, values in (("colors", chosen), ("concept_labels", concept_labels)):
+        if values is not None and len(values) != count:
+            raise InputError(f"{name} must be one for each of {count} maps, got {len(values)}")
     # With the value of a colour in place of its brightness, as in HSV of eight bits.
     full = np.floor(chosen * 255) / np.maximum(np.floor(chosen * 255).max(1, keepdims=True), 1)
     strongest = explanations.argmax(0)
@@ -250,10 +250,10 @@ def _legend(labels: Sequence[str], colors: np.ndarray, size: Sequence[int]) -> n
     line = height / max(1, sum(map(len, lines)) + 0.5 * len(lines))
     font = ImageFont.load_default(size=max(1.0, min(0.8 * line, height / 14)))
     top = 0.25 * line
-    for own, color in zip(lines, colors, strict=True):
-        patch = [0.02 * width, top, 0.1 * width, top + len(own) * line]
+    for texts, color in zip(lines, colors, strict=True):
+        patch = [0.02 * width, top, 0.1 * width, top + len(texts) * line]
         canvas.rectangle(patch, fill=tuple(round(255 * part) for part in color))
-        for text in own:
+        for text in texts:
             canvas.text((0.14 * width, top + line / 2), text, fill="black", font=font, anchor="lm")
             top += line
         top += 0.5 * line

@@ -112,9 +112,10 @@ class Extractor:
         self._reshape_transform = reshape_transform
         self._hooks_enabled = enable_hooks
         self.reset_hooks()
-        own = weakref.ref(self)
+        extractor = weakref.ref(self)
         self.hook_handles = [
-            self.submodule_dict[name].register_forward_hook(_Watch(own, i)) for i, name in enumerate(self.target_names)
+            self.submodule_dict[name].register_forward_hook(_Watch(extractor, i))
+            for i, name in enumerate(self.target_names)
         ]
         weakref.finalize(self, _remove, self.hook_handles)
 
@@ -127,10 +128,10 @@ class Extractor:
             return layer
         if not isinstance(layer, nn.Module):
             raise InputTypeError(f"{argument} must be a module or its name, got {type(layer).__name__}")
-        found = next((name for name, module in self.submodule_dict.items() if module is layer), None)
-        if found is None:
+        layer_name = next((name for name, module in self.submodule_dict.items() if module is layer), None)
+        if layer_name is None:
             raise InputError(f"{argument} must be a module of the model, got another {type(layer).__name__}")
-        return found
+        return layer_name
 
     def _see(self, layer: int, output: Any) -> Tensor | None:
         """Keep what a layer returned; what follows gets a copy to write to."""
@@ -221,19 +222,19 @@ class Extractor:
         activations = self._check(class_idx, scores, targets)
         weights = self._weights(class_idx, scores, targets, activations, **kwargs)
         with torch.no_grad():
-            found = []
+            cams = []
             for weight, activation in zip(weights, activations, strict=True):
-                own = (weight.view(*weight.shape, *[1] * (activation.dim() - weight.dim())) * activation).nansum(1)
-                own = self._rectified(own)
-                found.append(normalized_maps(own) if normalized else own)
-            return found
+                cam = (weight.view(*weight.shape, *[1] * (activation.dim() - weight.dim())) * activation).nansum(1)
+                cam = self._rectified(cam)
+                cams.append(normalized_maps(cam) if normalized else cam)
+            return cams
 
     def _check(self, class_idx: Any, scores: Any, targets: Any) -> list[Tensor]:
         if (class_idx is None) == (targets is None):
             raise InputError("class_idx or targets must be given, exactly one of them")
         if targets is not None and not self._targets_supported:
             raise InputError(f"targets must be left out: {type(self).__name__} does not support others than classes")
-        activations = [own for own in self.hook_a if own is not None]
+        activations = [activation for activation in self.hook_a if activation is not None]
         if len(activations) < len(self.hook_a):
             raise NotForwardedError(
                 "the model must run before maps are asked for; it has not since the extractor was made"
@@ -269,15 +270,15 @@ class Extractor:
         Raises:
             InputError: no list of tensors, or an empty one.
         """
-        if not isinstance(cams, list) or not all(isinstance(own, Tensor) for own in cams):
+        if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams):
             raise InputTypeError(f"cams must be a list of tensors, got {type(cams).__name__}")
         if not cams:
             raise InputError("cams must hold at least one map, got none")
         if len(cams) == 1:
             return cams[0]
-        size = target_shape or tuple(map(max, zip(*(own.shape[1:] for own in cams), strict=True)))
+        size = target_shape or tuple(map(max, zip(*(cam.shape[1:] for cam in cams), strict=True)))
         mode = {3: "bilinear", 4: "trilinear"}[cams[0].dim()]
-        return torch.stack([functional.interpolate(own[:, None], size, mode=mode)[:, 0] for own in cams]).amax(0)
+        return torch.stack([functional.interpolate(cam[:, None], size, mode=mode)[:, 0] for cam in cams]).amax(0)
 
 
 class CAM(Extractor):
@@ -373,7 +374,7 @@ class GradCAM(Extractor):
         **kwargs: Any,
     ) -> list[Tensor]:
         total = scores_of(class_idx, scores, targets, len(activations[0])).sum()
-        outputs = [own for own in self._hook_outputs if own is not None]
+        outputs = [output for output in self._hook_outputs if output is not None]
         try:
             gradients = torch.autograd.grad(total, outputs, retain_graph=retain_graph)
         except RuntimeError as error:
@@ -472,8 +473,8 @@ class LayerCAM(GradCAM):
 
     @classmethod
     def fuse_cams(cls, cams: list[Tensor], target_shape: tuple[int, ...] | None = None) -> Tensor:
-        several = isinstance(cams, list) and len(cams) > 1 and all(isinstance(own, Tensor) for own in cams)
-        return super().fuse_cams([torch.tanh(2 * own) for own in cams] if several else cams, target_shape)
+        several = isinstance(cams, list) and len(cams) > 1 and all(isinstance(cam, Tensor) for cam in cams)
+        return super().fuse_cams([torch.tanh(2 * cam) for cam in cams] if several else cams, target_shape)
 
 
 class _SeesInput(Extractor):
@@ -490,11 +491,11 @@ class _SeesInput(Extractor):
         self._input: Tensor | None = None
         self.hook_handles.append(model.register_forward_pre_hook(_WatchInput(weakref.ref(self))))
 
-    def _see_input(self, given: Tensor) -> None:
+    def _see_input(self, input: Tensor) -> None:
         if self._hooks_enabled:
-            self._input = given.detach().clone()
+            self._input = input.detach().clone()
 
-    def _given(self) -> Tensor:
+    def _last_input(self) -> Tensor:
         if self._input is None:
             raise NotForwardedError("the model must run before maps are asked for; it has not since it is watched")
         return self._input
@@ -551,9 +552,9 @@ class SmoothGradCAMpp(GradCAM, _SeesInput):
         super().__init__(model, target_layer, input_shape, **kwargs)
         self.num_samples, self.std = num_samples, std
 
-    def _see_input(self, given: Tensor) -> None:
+    def _see_input(self, input: Tensor) -> None:
         if not self._repeating:
-            super()._see_input(given)
+            super()._see_input(input)
 
     _repeating = False
 
@@ -567,8 +568,8 @@ class SmoothGradCAMpp(GradCAM, _SeesInput):
         eps: float = 1e-8,
         **kwargs: Any,
     ) -> list[Tensor]:
-        images, kept = self._given(), [own.clone() for own in activations]
-        squares, cubes = ([torch.zeros_like(own) for own in kept] for _ in range(2))
+        images, clean = self._last_input(), [activation.clone() for activation in activations]
+        squares, cubes = ([torch.zeros_like(activation) for activation in clean] for _ in range(2))
         self._repeating = True
         try:
             for _ in range(self.num_samples):
@@ -576,19 +577,19 @@ class SmoothGradCAMpp(GradCAM, _SeesInput):
                 with torch.enable_grad():
                     answers = self.model(noisy.requires_grad_())
                     total = scores_of(class_idx, answers, targets, len(images)).sum()
-                    outputs = [own for own in self._hook_outputs if own is not None]
-                    gradients = [self._laid_out(own) for own in torch.autograd.grad(total, outputs)]
-                for square, cube, own in zip(squares, cubes, gradients, strict=True):
-                    square += own**2 / self.num_samples
-                    cube += own**3 / self.num_samples
+                    outputs = [output for output in self._hook_outputs if output is not None]
+                    gradients = [self._laid_out(gradient) for gradient in torch.autograd.grad(total, outputs)]
+                for square, cube, gradient in zip(squares, cubes, gradients, strict=True):
+                    square += gradient**2 / self.num_samples
+                    cube += gradient**3 / self.num_samples
         finally:
             self._repeating = False
-        self.hook_a = [*kept]
+        self.hook_a = [*clean]
         weights = []
-        for square, cube, own, activation in zip(squares, cubes, gradients, kept, strict=True):
-            space = tuple(range(2, own.dim()))
+        for square, cube, gradient, activation in zip(squares, cubes, gradients, clean, strict=True):
+            space = tuple(range(2, gradient.dim()))
             over = (cube * activation).sum(space, keepdim=True)
-            weights.append(smoothed_derivatives(square, over, own, space, eps))
+            weights.append(smoothed_derivatives(square, over, gradient, space, eps))
         return weights
 
 
@@ -629,26 +630,29 @@ class ScoreCAM(_SeesInput):
     def _weights(
         self, class_idx: Any, scores: Any, targets: Any, activations: list[Tensor], **kwargs: Any
     ) -> list[Tensor]:
-        images = self._given()
+        images = self._last_input()
         with torch.no_grad(), self._hooks_off(), evaluating(self.model):
-            return [self._of_layer(_normalized_channels(own), images, class_idx, targets) for own in activations]
+            return [
+                self._of_layer(_normalized_channels(activation), images, class_idx, targets)
+                for activation in activations
+            ]
 
     def _of_layer(self, maps: Tensor, images: Tensor, class_idx: Any, targets: Any) -> Tensor:
         flat = maps.flatten(0, 1)[:, None]
 
         def score(changed: Tensor, rows: Tensor) -> Tensor:
-            return self._asked(changed, rows, class_idx, targets)
+            return self._target_scores(changed, rows, class_idx, targets)
 
         places = torch.arange(len(flat), device=flat.device)
-        found = scores_behind(self._masks(maps, flat, images), images, places, maps.shape[1], self.bs, score)
+        scores = scores_behind(self._masks(maps, flat, images), images, places, maps.shape[1], self.bs, score)
         # What the input itself scores would be taken off all channels alike, and the softmax does not see it.
-        return found.view(maps.shape[:2]).softmax(1)
+        return scores.view(maps.shape[:2]).softmax(1)
 
     def _masks(self, maps: Tensor, flat: Tensor, images: Tensor) -> Iterator[Masks]:
         """Yields, for each sample, what gives the masks `[M, 1, ...]` of some channels."""
         yield lambda part: resized(flat[part], images.shape[2:])
 
-    def _asked(self, changed: Tensor, rows: Tensor, class_idx: Any, targets: Any) -> Tensor:
+    def _target_scores(self, changed: Tensor, rows: Tensor, class_idx: Any, targets: Any) -> Tensor:
         chosen = rows.tolist()
         picked = [class_idx[row] for row in chosen] if isinstance(class_idx, list) else class_idx
         functions = [targets[row] for row in chosen] if isinstance(targets, list) else targets
@@ -860,12 +864,12 @@ class RefineCAM(_Wrapper):
         Raises:
             InputError: no list of tensors, or an empty one.
         """
-        if not isinstance(cams, list) or not all(isinstance(own, Tensor) for own in cams):
+        if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams):
             raise InputTypeError(f"cams must be a list of tensors, got {type(cams).__name__}")
         if not cams:
             raise InputError("cams must hold at least one map, got none")
-        size = target_shape or tuple(map(max, zip(*(own.shape[1:] for own in cams), strict=True)))
-        product = torch.stack([resized(normalized_maps(own)[:, None], size)[:, 0] for own in cams]).prod(0)
+        size = target_shape or tuple(map(max, zip(*(cam.shape[1:] for cam in cams), strict=True)))
+        product = torch.stack([resized(normalized_maps(cam)[:, None], size)[:, 0] for cam in cams]).prod(0)
         return normalized_maps(product) if normalized else product
 
 
@@ -942,9 +946,9 @@ class FinerCAM(_Wrapper):
         if kwargs.get("targets") is not None:
             raise InputError("targets must be left out: FinerCAM compares classes")
         if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] < 2:
-            came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            received = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise (InputError if scores is None or isinstance(scores, Tensor) else InputTypeError)(
-                f"scores must be a tensor [N, classes] of two classes or more, got {came}"
+                f"scores must be a tensor [N, classes] of two classes or more, got {received}"
             )
         rows, classes = scores.shape
         chosen = class_idx if isinstance(class_idx, list) else [class_idx] * rows
@@ -952,28 +956,32 @@ class FinerCAM(_Wrapper):
             raise InputTypeError(f"class_idx must be ints, got {class_idx!r}")
         if len(chosen) != rows or not all(0 <= one < classes for one in chosen):
             raise InputError(f"class_idx must be one of {classes} classes for each of {rows} images, got {class_idx!r}")
-        own = torch.tensor(chosen, device=scores.device)[:, None]
-        others = self._others(comparison_idx, scores.detach(), own)
-        contrast = scores.gather(1, own) - self.gamma * scores.gather(1, others).mean(1, keepdim=True)
+        target = torch.tensor(chosen, device=scores.device)[:, None]
+        others = self._others(comparison_idx, scores.detach(), target)
+        contrast = scores.gather(1, target) - self.gamma * scores.gather(1, others).mean(1, keepdim=True)
         # The only column of scores that the extractor sees.
         return self.base_cam([0] * rows, contrast, normalized, **kwargs)
 
     compute_cams = __call__
 
-    def _others(self, given: Any, scores: Tensor, own: Tensor) -> Tensor:
+    def _others(self, comparison_idx: Any, scores: Tensor, target: Tensor) -> Tensor:
         rows, classes = scores.shape
-        if given is None:
-            distance = (scores - scores.gather(1, own)).abs().scatter(1, own, float("inf"))
+        if comparison_idx is None:
+            distance = (scores - scores.gather(1, target)).abs().scatter(1, target, float("inf"))
             return distance.topk(min(self.num_references, classes - 1), largest=False).indices
-        listed = given if isinstance(given, list) else [given]
+        listed = comparison_idx if isinstance(comparison_idx, list) else [comparison_idx]
         nested = listed if listed and all(isinstance(row, list) for row in listed) else [listed] * rows
         if not all(isinstance(one, int) and not isinstance(one, bool) for row in nested for one in row):
-            raise InputTypeError(f"comparison_idx must hold ints, got {given!r}")
+            raise InputTypeError(f"comparison_idx must hold ints, got {comparison_idx!r}")
         fits = len(nested) == rows and len({len(row) for row in nested}) == 1 and all(nested)
         if not fits or not all(0 <= one < classes for row in nested for one in row):
-            raise InputError(f"comparison_idx must be as many of {classes} classes for each image, got {given!r}")
-        if any(len({*row, c}) != len(row) + 1 for row, c in zip(nested, own[:, 0].tolist(), strict=True)):
-            raise InputError(f"comparison_idx must hold other classes than the target, each once, got {given!r}")
+            raise InputError(
+                f"comparison_idx must be as many of {classes} classes for each image, got {comparison_idx!r}"
+            )
+        if any(len({*row, c}) != len(row) + 1 for row, c in zip(nested, target[:, 0].tolist(), strict=True)):
+            raise InputError(
+                f"comparison_idx must hold other classes than the target, each once, got {comparison_idx!r}"
+            )
         return torch.tensor(nested, device=scores.device)
 
     def fuse_cams(self, cams: list[Tensor], target_shape: tuple[int, ...] | None = None) -> Tensor:
@@ -985,8 +993,8 @@ def scores_of(class_idx: Any, scores: Any, targets: Any, rows: int) -> Tensor:
     """Returns one number an image, `[N]`."""
     if targets is None:
         if not isinstance(scores, Tensor) or scores.dim() != 2:
-            came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise InputTypeError(f"scores must be a tensor [N, classes] for a class, got {came}")
+            received = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputTypeError(f"scores must be a tensor [N, classes] for a class, got {received}")
         chosen = class_idx if isinstance(class_idx, list) else [class_idx] * len(scores)
         if max(chosen) >= scores.shape[1]:
             raise InputError(f"class_idx must lie in [0, {scores.shape[1]}), got {max(chosen)}")
@@ -998,10 +1006,10 @@ def scores_of(class_idx: Any, scores: Any, targets: Any, rows: int) -> Tensor:
         raise InputTypeError("targets must be a function or a list of functions")
     if not len(functions) == len(scores) == rows:
         raise InputError(f"targets must be one for each of {rows} images, got {len(functions)}")
-    found = [function(own) for function, own in zip(functions, scores, strict=True)]
-    if not all(isinstance(own, Tensor) and own.numel() == 1 for own in found):
+    results = [function(row) for function, row in zip(functions, scores, strict=True)]
+    if not all(isinstance(result, Tensor) and result.numel() == 1 for result in results):
         raise InputError("targets must return a scalar tensor each")
-    return torch.stack([own.reshape(()) for own in found])
+    return torch.stack([result.reshape(()) for result in results])
 
 
 class _Watch:

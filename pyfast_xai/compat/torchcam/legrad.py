@@ -72,11 +72,11 @@ class LeGrad(Extractor):
         self._project = _torchvision_head(model) if score_projection is None else score_projection
         self.prefix_tokens, self.grid_shape = prefix_tokens, grid_shape
         super().__init__(model, target_layer, enable_hooks=enable_hooks)
-        own = weakref.ref(self)
+        extractor = weakref.ref(self)
         try:
             for i, name in enumerate(self.target_names):
                 attention = _attention_of(name, self.submodule_dict[name])
-                self.hook_handles.append(attention.register_forward_hook(_WatchAttention(own, i)))
+                self.hook_handles.append(attention.register_forward_hook(_WatchAttention(extractor, i)))
         except InputError:
             self.remove_hooks()
             raise
@@ -113,24 +113,24 @@ class LeGrad(Extractor):
         tokens = self._check(class_idx, scores, targets)
         retain_graph = bool(kwargs.get("retain_graph", False))
         maps = []
-        for i, (name, seen) in enumerate(zip(self.target_names, self._attentions, strict=True)):
-            assert seen is not None
+        for i, (name, record) in enumerate(zip(self.target_names, self._attentions, strict=True)):
+            assert record is not None
             block, last = self._hook_outputs[i], i == len(self.target_names) - 1
             assert block is not None
             try:
                 with torch.enable_grad():
                     total = scores_of(class_idx, self._project(block), None, len(tokens[i])).sum()
-                    (slope,) = torch.autograd.grad(total, seen[1], retain_graph=retain_graph or not last)
+                    (slope,) = torch.autograd.grad(total, record[1], retain_graph=retain_graph or not last)
             except RuntimeError as error:
                 raise RuntimeError(
                     f"the score of {name!r} is not connected to its attention: the forward must run with gradients "
                     f"enabled ({error})"
                 ) from error
             attention = _attention_of(name, self.submodule_dict[name])
-            relevance = _at_attention(attention, seen[0], slope).clamp_min(0).mean((1, 2))[:, self.prefix_tokens :]
+            relevance = _at_attention(attention, record[0], slope).clamp_min(0).mean((1, 2))[:, self.prefix_tokens :]
             maps.append(relevance.unflatten(1, self._grid(relevance.shape[1])))
-        found = torch.stack(maps).mean(0).detach()
-        return [normalized_maps(found) if normalized else found]
+        mean = torch.stack(maps).mean(0).detach()
+        return [normalized_maps(mean) if normalized else mean]
 
     def _grid(self, count: int) -> tuple[int, int]:
         side = math.isqrt(max(count, 0))
@@ -147,7 +147,7 @@ def _at_attention(attention: nn.MultiheadAttention, tokens: Tensor, slope: Tenso
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
         values = functional.linear(tokens, attention.in_proj_weight[2 * width :], bias)
         at_heads = slope @ attention.out_proj.weight
-        at_heads, values = (own.unflatten(2, (heads, -1)).transpose(1, 2) for own in (at_heads, values))
+        at_heads, values = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (at_heads, values))
         return at_heads @ values.mT
 
 

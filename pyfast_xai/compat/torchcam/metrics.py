@@ -28,7 +28,7 @@ class NotUpdatedError(InputError, AssertionError):
 
 
 @dataclass
-class _Seen:
+class _Batch:
     """The images that have a map without NaN, with that and their scores."""
 
     images: Tensor
@@ -74,12 +74,12 @@ class _Metric:
         if targets is not None and class_idx is not None:
             raise InputError("class_idx or targets must be given, not both")
         with evaluating(self.cam_extractor.model):
-            seen = self._seen(input_tensor, class_idx, targets)
-            if seen is not None:
-                self._measure(seen)
-                self.total += len(seen.images)
+            batch = self._batch(input_tensor, class_idx, targets)
+            if batch is not None:
+                self._measure(batch)
+                self.total += len(batch.images)
 
-    def _seen(self, images: Tensor, class_idx: Chosen, targets: Any) -> _Seen | None:
+    def _batch(self, images: Tensor, class_idx: Chosen, targets: Any) -> _Batch | None:
         answers = self._answers(images)
         functions = [targets] * len(images) if callable(targets) else targets
         classes: list[int] | None = None
@@ -92,16 +92,16 @@ class _Metric:
         else:
             cams = self.cam_extractor(scores=answers, targets=functions)
         cam = self.cam_extractor.fuse_cams(cams)
-        found = scores_of(classes, answers, functions, len(images)).flatten().detach()
-        kept = (~cam.flatten(1).isnan().any(1)).nonzero()[:, 0]
-        rows = kept.tolist()
+        scores = scores_of(classes, answers, functions, len(images)).flatten().detach()
+        valid = (~cam.flatten(1).isnan().any(1)).nonzero()[:, 0]
+        rows = valid.tolist()
         self.nan_count += len(images) - len(rows)
         if not rows:
             return None
-        return _Seen(
-            images[kept].detach(),
-            resized(cam[kept][:, None], images.shape[2:])[:, 0],
-            found[kept],
+        return _Batch(
+            images[valid].detach(),
+            resized(cam[valid][:, None], images.shape[2:])[:, 0],
+            scores[valid],
             None if classes is None else [classes[row] for row in rows],
             None if functions is None else [functions[row] for row in rows],
         )
@@ -110,14 +110,14 @@ class _Metric:
         answers = self.cam_extractor.model(images)
         return answers if self.logits_fn is None else self.logits_fn(answers)
 
-    def _scores(self, seen: _Seen, images: Tensor, rows: list[int]) -> Tensor:
+    def _scores(self, batch: _Batch, images: Tensor, rows: list[int]) -> Tensor:
         """Returns the scores of changed images made of some rows, `[M]`, without a gradient and unseen by hooks."""
-        classes = None if seen.classes is None else [seen.classes[row] for row in rows]
-        functions = None if seen.targets is None else [seen.targets[row] for row in rows]
+        classes = None if batch.classes is None else [batch.classes[row] for row in rows]
+        functions = None if batch.targets is None else [batch.targets[row] for row in rows]
         with self.cam_extractor._hooks_off(), torch.no_grad():
             return scores_of(classes, self._answers(images), functions, len(images)).flatten()
 
-    def _measure(self, seen: _Seen) -> None:
+    def _measure(self, batch: _Batch) -> None:
         raise NotImplementedError
 
     def _check_updated(self) -> None:
@@ -152,10 +152,10 @@ class ClassificationMetric(_Metric):
         super().reset()
         self.drop = self.increase = 0.0
 
-    def _measure(self, seen: _Seen) -> None:
-        masked = self._scores(seen, seen.cams[:, None] * seen.images, list(range(len(seen.images))))
-        self.drop += float(((seen.scores - masked).clamp_min(0) / (seen.scores + 1e-7)).sum())
-        self.increase += float((seen.scores < masked).sum())
+    def _measure(self, batch: _Batch) -> None:
+        masked = self._scores(batch, batch.cams[:, None] * batch.images, list(range(len(batch.images))))
+        self.drop += float(((batch.scores - masked).clamp_min(0) / (batch.scores + 1e-7)).sum())
+        self.increase += float((batch.scores < masked).sum())
 
     def summary(self) -> dict[str, float]:
         """Returns "avg_drop" and "conf_increase" over all images.
@@ -216,22 +216,22 @@ class DeletionInsertionMetric(_Metric):
         super().reset()
         self.deletion = self.insertion = 0.0
 
-    def _measure(self, seen: _Seen) -> None:
-        images, baseline = seen.images.flatten(2), self._baseline(seen.images).flatten(2)
+    def _measure(self, batch: _Batch) -> None:
+        images, baseline = batch.images.flatten(2), self._baseline(batch.images).flatten(2)
         positions = images.shape[2]
         step = -(-positions // self.steps)
         counts = torch.tensor([*range(0, positions, step), positions], device=images.device)
-        ranks = seen.cams.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        curves = seen.scores.new_empty(2, len(images), len(counts))  # as pixels go, as they come
-        curves[0, :, 0] = curves[1, :, -1] = seen.scores
+        ranks = batch.cams.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        curves = batch.scores.new_empty(2, len(images), len(counts))  # as pixels go, as they come
+        curves[0, :, 0] = curves[1, :, -1] = batch.scores
         # The image without any pixel ends the one and begins the other.
         places = torch.cartesian_prod(*(torch.arange(size) for size in (2, len(images), len(counts))))
         inner = (places[:, 2] > 0) & ((places[:, 0] == 0) | (places[:, 2] < len(counts) - 1))
         for part in places[inner].to(images.device).split(self.batch_size):
             kind, row, point = part.unbind(1)
             shown = (ranks[row] < counts[point, None]) == (kind[:, None] == 1)
-            changed = torch.where(shown[:, None], images[row], baseline[row]).view(-1, *seen.images.shape[1:])
-            curves[kind, row, point] = self._scores(seen, changed, row.tolist())
+            changed = torch.where(shown[:, None], images[row], baseline[row]).view(-1, *batch.images.shape[1:])
+            curves[kind, row, point] = self._scores(batch, changed, row.tolist())
         curves[1, :, 0] = curves[0, :, -1]
         areas = torch.trapezoid(curves, (counts.float() / positions).to(curves), dim=2).sum(1)
         self.deletion += float(areas[0])

@@ -200,8 +200,8 @@ class IntegratedGradients(Gradient):
         way = input - self.baseline_fn(input)
         total: Any = 0.0
         for alpha in torch.linspace(1.0 / self.n_iter, 1.0, self.n_iter).tolist():
-            output, found = self.grad(input - (1 - alpha) * way, attr_output_fn)
-            total = total + found / self.n_iter
+            output, gradient = self.grad(input - (1 - alpha) * way, attr_output_fn)
+            total = total + gradient / self.n_iter
         return output, total * way
 
 
@@ -259,8 +259,8 @@ class Occlusion(Attributor):
 
     def _sizes(self, input: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         window, stride = (
-            tuple(min(own, size) for size in input.shape[1:]) if isinstance(own, int) else own
-            for own in (self.window, self.stride)
+            tuple(min(sizes, size) for size in input.shape[1:]) if isinstance(sizes, int) else sizes
+            for sizes in (self.window, self.stride)
         )
         window = (*input.shape[: input.dim() - len(window)], *window)
         return window, (*window[: len(window) - len(stride)], *stride)

@@ -123,15 +123,15 @@ class MixedComposite(Composite):
 
     def __init__(self, composites: Sequence[Composite], canonizers: Canonizers = None) -> None:
         self.composites = composites
-        every = [*(canonizers or ()), *(own for composite in composites for own in composite.canonizers)]
+        every = [*(canonizers or ()), *(canonizer for composite in composites for canonizer in composite.canonizers)]
         super().__init__(module_map=self.mapping, canonizers=every)
 
     def mapping(self, ctx: dict[Any, Any], name: str, module: nn.Module) -> LayerRule | None:
         """Returns the rule of a module."""
-        found = [
+        rules = [
             composite.module_map(ctx.setdefault(composite, {}), name, module) for composite in self.composites
         ]  # all of them, as each knows what is first
-        return next((rule for rule in found if rule is not None), None)
+        return next((rule for rule in rules if rule is not None), None)
 
 
 class NameLayerMapComposite(MixedComposite):
@@ -407,8 +407,12 @@ class ExcitationBackprop(LayerMapComposite):
         zero_params: ZeroParams = None,
         canonizers: Canonizers = None,
     ) -> None:
-        own: LayerMap = [(Sum, Norm(stabilizer)), (AvgPool, Norm(stabilizer)), (Linear, ZPlus(stabilizer, zero_params))]
-        super().__init__([*(layer_map or []), *own], canonizers)
+        defaults: LayerMap = [
+            (Sum, Norm(stabilizer)),
+            (AvgPool, Norm(stabilizer)),
+            (Linear, ZPlus(stabilizer, zero_params)),
+        ]
+        super().__init__([*(layer_map or []), *defaults], canonizers)
 
 
 @register_composite("beta_smooth")

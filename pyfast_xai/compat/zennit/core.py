@@ -111,21 +111,21 @@ class Composite:
         of_sum = self.module_map({}, "", Sum()) if self.folds else None
 
         def rule(node: Node) -> LayerRule | None:
-            found, kind = by_path.get(node.path), kind_of(node)
-            if found is None and self.folds and kind == "batch_norm":
+            match, kind = by_path.get(node.path), kind_of(node)
+            if match is None and self.folds and kind == "batch_norm":
                 return _Merged()
-            return of_sum if found is None and kind == "sum" and len(node.inputs) == 2 else found
+            return of_sum if match is None and kind == "sum" and len(node.inputs) == 2 else match
 
         # What has no rule keeps its gradient.
-        rules = [(_Has(rule, node), own) for node in recording.tape if (own := rule(node)) is not None]
+        rules = [(_Has(rule, node), node_rule) for node in recording.tape if (node_rule := rule(node)) is not None]
         composite = relevance.Composite([*rules, (lambda node: True, relevance.Gradient())])
-        kept = recording.rules
-        assert isinstance(kept, RelevanceRules)
-        return kept.by(composite, recording.tape, {}, fold=self.folds)
+        recorded_rules = recording.rules
+        assert isinstance(recorded_rules, RelevanceRules)
+        return recorded_rules.by(composite, recording.tape, {}, fold=self.folds)
 
     def _rules_by_path(self, model: nn.Module) -> dict[str, LayerRule]:
         ctx: dict[Any, Any] = {}
-        found = {}
+        rules = {}
         for name, module in model.named_modules():
             rule = self.module_map(ctx, name, module) if self.active else None
             if rule is None:
@@ -138,8 +138,8 @@ class Composite:
                 raise InputError(
                     f"module_map must return rules of this library, got {type(rule).__name__} for {name!r}"
                 )
-            found[f"{FUNCTION}.{name}".rstrip(".")] = rule
-        return found
+            rules[f"{FUNCTION}.{name}".rstrip(".")] = rule
+        return rules
 
 
 class _Merged(relevance.Gradient):

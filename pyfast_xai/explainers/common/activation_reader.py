@@ -59,20 +59,20 @@ class ActivationReader:
         self._explainer = explainer
         self._known: ModelCache[list[Source]] = ModelCache(explainer, list)
 
-    def __call__(self, images: Tensor, args: Any, kwargs: Any, *, to_the_end: bool = False) -> Activations:
+    def __call__(self, images: Tensor, args: Any, kwargs: Any, *, run_whole_model: bool = False) -> Activations:
         """Returns the activations of the layers.
 
         Args:
             images: `[N, C, H, W]`.
             args: further arguments of the model.
             kwargs: further keyword arguments of the model.
-            to_the_end: run the model to its end, where it runs beyond the layers, and return its outputs, too.
+            run_whole_model: run the model to its end, where it runs beyond the layers, and return its outputs, too.
 
         Raises:
             InputError: a layer that is not there, or has not one row an image; where the forward stops at the layers,
                 once they are read.
         """
-        whole = self._whole(images, args, kwargs) if to_the_end else None
+        whole = self._whole(images, args, kwargs) if run_whole_model else None
         return Activations(self._stopping(images, args, kwargs)) if whole is None else whole
 
     def _stopping(self, images: Tensor, args: Any, kwargs: Any) -> Iterator[tuple[Place, Tensor]]:
@@ -94,20 +94,20 @@ class ActivationReader:
         layers = []
         for source in sources:
             value = tape.find(source.place.name)
-            maker = tape.producer(value)
-            if maker is None or maker.name != source.operation:
+            producer = tape.producer(value)
+            if producer is None or producer.name != source.operation:
                 return None
-            activation = maker.saved[_result(maker.outputs.index(value))].tensor
+            activation = producer.saved[_result(producer.outputs.index(value))].tensor
             one_row_an_image(source.place.name, activation, images)
             layers.append((source.place, activation))
         return Activations(layers, self._outputs(tape, len(images)))
 
     def _outputs(self, tape: Tape, count: int) -> Targets:
         try:
-            found = targets_of(tape, None, self._explainer.outputs)
+            targets = targets_of(tape, None, self._explainer.outputs)
         except InputError:  # no scores of classes
             return Targets(rows_returned(tape, count))
-        return Targets(found.logits, kinds=found.kinds)
+        return Targets(targets.logits, kinds=targets.kinds)
 
     def sources(self, images: Tensor, args: Any, kwargs: Any) -> Iterator["Source"]:
         """Yields where the layers are for inputs of a kind, and what makes them; see a call."""
@@ -119,7 +119,7 @@ class ActivationReader:
         """Returns where the layers are, which is known after a whole forward of one image."""
         explainer = self._explainer
         try:
-            tape = explainer.record_itself(one_of_batch(images, args, kwargs), *args, **kwargs)
+            tape = explainer.record_unaccelerated(one_of_batch(images, args, kwargs), *args, **kwargs)
         except Exception as error:
             if "auto" in explainer.layers:
                 raise
@@ -129,8 +129,8 @@ class ActivationReader:
         sources = []
         for place in explainer.places(tape, first_ends(tape)):
             value = tape.find(place.name)
-            maker = tape.producer(value)
-            made = ("", 0) if maker is None else (maker.name, maker.outputs.index(value))
+            producer = tape.producer(value)
+            made = ("", 0) if producer is None else (producer.name, producer.outputs.index(value))
             sources.append(Source(place, *made))
         return sources
 

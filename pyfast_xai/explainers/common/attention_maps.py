@@ -70,11 +70,11 @@ class Attention:
     value: Value
     values: Tensor | None = None
 
-    def gradient(self, arrived: Tensor) -> Tensor:
+    def gradient(self, gradient: Tensor) -> Tensor:
         """Returns the gradient of the probabilities, `[K, N, heads, T, T]`, from that of `value`, `[K, *shape]`."""
         heads = self.weights.shape[:2]
-        arrived = at_least_float32(arrived).reshape(len(arrived), *heads, *arrived.shape[-2:])
-        return arrived if self.values is None else arrived @ self.values.mT
+        gradient = at_least_float32(gradient).reshape(len(gradient), *heads, *gradient.shape[-2:])
+        return gradient if self.values is None else gradient @ self.values.mT
 
 
 def attention_of(tape: Tape, images: int) -> list[Attention]:
@@ -93,8 +93,8 @@ def attention_of(tape: Tape, images: int) -> list[Attention]:
         raise InputError("model must have self-attention over tokens of the images, got none on its recorded forward")
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
         check_whole_images(tape)
-        got = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
-        raise InputError(f"model must attend among the same tokens in every layer, got attention of {got}")
+        received = ", ".join(f"{rows} x {columns}" for rows, columns in sizes)
+        raise InputError(f"model must attend among the same tokens in every layer, got attention of {received}")
     return layers
 
 

@@ -117,7 +117,7 @@ class _Step:
     """One operation, and what is known of its arguments."""
 
     node: Node
-    found: dict[Value, Dims]
+    dims_of: dict[Value, Dims]
     images: tuple[int, ...]
 
     def __getitem__(self, name: str) -> Any:
@@ -138,21 +138,21 @@ class _Step:
 
     def dims(self, argument: Any) -> Dims:
         """Returns the dimensions of an argument; of one that does not depend on the images nothing is known."""
-        if isinstance(argument, Value) and argument in self.found:
-            return self.found[argument]
+        if isinstance(argument, Value) and argument in self.dims_of:
+            return self.dims_of[argument]
         return tuple(map(unknown, argument.shape)) if isinstance(argument, (Value, Tensor)) else ()
 
     def known(self) -> list[Dims]:
         """Returns the dimensions of the arguments that depend on the images."""
-        return [self.found[value] for value in self.node.inputs if value in self.found]
+        return [self.dims_of[value] for value in self.node.inputs if value in self.dims_of]
 
 
-Made = Sequence[Dims]
-_RULES: dict[str, Callable[[_Step], Made]] = {}
+OutputDims = Sequence[Dims]
+_RULES: dict[str, Callable[[_Step], OutputDims]] = {}
 
 
-def _rule(*names: str) -> Callable[[Callable[[_Step], Made]], Callable[[_Step], Made]]:
-    def register(function: Callable[[_Step], Made]) -> Callable[[_Step], Made]:
+def _rule(*names: str) -> Callable[[Callable[[_Step], OutputDims]], Callable[[_Step], OutputDims]]:
+    def register(function: Callable[[_Step], OutputDims]) -> Callable[[_Step], OutputDims]:
         _RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -162,7 +162,7 @@ def _rule(*names: str) -> Callable[[Callable[[_Step], Made]], Callable[[_Step], 
 # Element by element, and what no rule is for
 
 
-def _element_by_element(step: _Step) -> Made:
+def _element_by_element(step: _Step) -> OutputDims:
     """Returns results of the shape that the arguments broadcast to; of others, what kept its place and size."""
     return [_broadcast(step.known(), shape) for shape in step.shapes]
 
@@ -184,7 +184,7 @@ def _merged(one: Dim, other: Dim) -> Dim:
     return other if one.unknown or (other.positions and not one.positions) else one
 
 
-def _reduced(step: _Step) -> Made:
+def _reduced(step: _Step) -> OutputDims:
     """Returns the sums, means and maxima over some dimensions."""
     source, names = step.source, {declared.name for declared in step.node.op._schema.arguments}
     dims = step["dim"] if "dim" in names else None
@@ -215,20 +215,20 @@ def _moved(dim: Dim, size: int) -> Dim:
     return Dim(1) if size == 1 else unknown(size)
 
 
-def _resampled(step: _Step) -> Made:
+def _resampled(step: _Step) -> OutputDims:
     """Pools, padding and interpolation: the last dimensions have another size."""
-    source = _as_a_map(step.source, step.images)
+    source = _to_map(step.source, step.images)
     if len(source) != len(step.shape):
         return []
     return [tuple(map(_moved, source, step.shape)) for _ in step.node.outputs]
 
 
-def _convolved(step: _Step) -> Made:
+def _convolved(step: _Step) -> OutputDims:
     source = step.source
     if len(source) != len(step.shape):
         return []
     if len(source) == 4:
-        source = _as_a_map(source, step.images)
+        source = _to_map(source, step.images)
     # Where tokens are the channels of a convolution, as many come out as tokens again.
     mixes = source[1].positions and source[1].size == step.shape[1]
     channels = source[1] if mixes else _channels(source[1], step.shape[1])
@@ -242,7 +242,7 @@ def _channels(dim: Dim, size: int) -> Dim:
     return fresh("c", size)
 
 
-def _as_a_map(dims: Dims, images: tuple[int, ...]) -> Dims:
+def _to_map(dims: Dims, images: tuple[int, ...]) -> Dims:
     """Returns the dimensions of a map; lost ones are known again if it is shaped like the image."""
     if len(dims) != 4 or len(images) != 4 or any(dim.positions for dim in dims):
         return dims
@@ -287,7 +287,7 @@ _RULES.update(dict.fromkeys((*POOLS, *INTERPOLATIONS, *_PADS), _resampled))
 
 
 @_rule("pixel_shuffle", "pixel_unshuffle", "col2im", "grid_sampler", "grid_sampler_2d", "grid_sample")
-def _new_map(step: _Step) -> Made:
+def _new_map(step: _Step) -> OutputDims:
     if len(step.shape) != 4:
         return []
     _, channels, height, width = step.shape
@@ -295,7 +295,7 @@ def _new_map(step: _Step) -> Made:
 
 
 @_rule("im2col")
-def _patches(step: _Step) -> Made:
+def _patches(step: _Step) -> OutputDims:
     grid = []
     for i, dim in enumerate(step.source[-2:]):
         kernel, dilation, padding, stride = (step[name][i % len(step[name])] for name in _WINDOW)
@@ -309,7 +309,7 @@ _WINDOW = ("kernel_size", "dilation", "padding", "stride")
 
 
 @_rule("unfold")
-def _windows(step: _Step) -> Made:
+def _windows(step: _Step) -> OutputDims:
     source = list(step.source)
     place = step["dimension"] % len(source)
     source[place] = _moved(source[place], step.shape[place])
@@ -320,18 +320,18 @@ def _windows(step: _Step) -> Made:
 
 
 @_rule("linear")
-def _linear(step: _Step) -> Made:
+def _linear(step: _Step) -> OutputDims:
     source = step.source
-    if step.node.args[0] not in step.found:
+    if step.node.args[0] not in step.dims_of:
         return []
     return [(*source[:-1], _channels(source[-1], step.shape[-1]))]
 
 
-def _product(step: _Step, left: Any, right: Any) -> Made:
+def _product(step: _Step, left: Any, right: Any) -> OutputDims:
     one, other = step.dims(left), step.dims(right)
     if len(one) < 2 or len(other) < 2:
         return []
-    shape, depends = step.shape, [isinstance(part, Value) and part in step.found for part in (left, right)]
+    shape, depends = step.shape, [isinstance(part, Value) and part in step.dims_of for part in (left, right)]
     batch = _broadcast([one[:-2], other[:-2]], shape[:-2])
     if all(depends):
         return [(*batch, one[-2], other[-1])]
@@ -343,12 +343,12 @@ def _product(step: _Step, left: Any, right: Any) -> Made:
 
 
 @_rule("mm", "bmm", "matmul")
-def _plain_product(step: _Step) -> Made:
+def _plain_product(step: _Step) -> OutputDims:
     return _product(step, *step.node.args[:2])
 
 
 @_rule("addmm", "baddbmm")
-def _added_product(step: _Step) -> Made:
+def _added_product(step: _Step) -> OutputDims:
     return _product(step, *step.node.args[1:3])
 
 
@@ -356,13 +356,13 @@ def _added_product(step: _Step) -> Made:
     *("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"),
     "_scaled_dot_product_attention_math",
 )
-def _attention(step: _Step) -> Made:
+def _attention(step: _Step) -> OutputDims:
     query, value = step.dims(step.node.args[0]), step.dims(step.node.args[2])
     return [(*_broadcast([query[:-2], value[:-2]], step.shape[:-2]), query[-2], value[-1])]
 
 
 @_rule("einsum")
-def _einsum(step: _Step) -> Made:
+def _einsum(step: _Step) -> OutputDims:
     inputs, _, output = step.node.args[0].replace(" ", "").partition("->")
     if "." in inputs or not output:
         return []
@@ -377,24 +377,24 @@ def _einsum(step: _Step) -> Made:
 
 
 @_rule("permute")
-def _permuted(step: _Step) -> Made:
+def _permuted(step: _Step) -> OutputDims:
     return [tuple(step.source[dim] for dim in step["dims"])]
 
 
 @_rule("transpose", "swapaxes", "swapdims")
-def _transposed(step: _Step) -> Made:
+def _transposed(step: _Step) -> OutputDims:
     dims, (one, other) = list(step.source), step.node.args[1:3]
     dims[one], dims[other] = dims[other], dims[one]
     return [tuple(dims)]
 
 
 @_rule("t", "mT", "adjoint", "numpy_T", "matrix_H", "mH")
-def _flipped(step: _Step) -> Made:
+def _flipped(step: _Step) -> OutputDims:
     return [(*step.source[:-2], *step.source[:-3:-1])]
 
 
 @_rule("movedim", "moveaxis")
-def _dims_moved(step: _Step) -> Made:
+def _dims_moved(step: _Step) -> OutputDims:
     rank = len(step.source)
     sources, places = ([pair] if isinstance(pair, int) else pair for pair in step.node.args[1:3])
     sources, places = [i % rank for i in sources], [i % rank for i in places]
@@ -405,12 +405,12 @@ def _dims_moved(step: _Step) -> Made:
 
 @_rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "view_as", "reshape_as", "ravel",
        "squeeze", "alias")  # fmt: skip
-def _viewed(step: _Step) -> Made:
+def _viewed(step: _Step) -> OutputDims:
     return [_regrouped(step.source, step.shape)]
 
 
 @_rule("unsqueeze")
-def _unsqueezed(step: _Step) -> Made:
+def _unsqueezed(step: _Step) -> OutputDims:
     dims = list(step.source)
     dims.insert(step["dim"] % (len(dims) + 1), Dim(1))
     return [tuple(dims)]
@@ -474,7 +474,7 @@ def _joined(axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 
 @_rule("expand", "expand_as", "repeat", "tile", "broadcast_to")
-def _expanded(step: _Step) -> Made:
+def _expanded(step: _Step) -> OutputDims:
     shape = step.shape
     return [_broadcast([step.source], shape)]
 
@@ -497,7 +497,7 @@ def _cut(dim: Dim, start: int, size: int, every: int = 1) -> Dim:
     return _moved(dim, size) if mostly and size > 1 else unknown(size)
 
 
-def _parts(step: _Step, dim: int, starts: Iterable[int]) -> Made:
+def _parts(step: _Step, dim: int, starts: Iterable[int]) -> OutputDims:
     source = step.source
     dim %= len(source)
     made = []
@@ -507,7 +507,7 @@ def _parts(step: _Step, dim: int, starts: Iterable[int]) -> Made:
 
 
 @_rule("slice", "narrow")
-def _sliced(step: _Step) -> Made:
+def _sliced(step: _Step) -> OutputDims:
     source = list(step.source)
     dim = (step["dim"] or 0) % len(source)
     start, every = step["start"] or 0, 1
@@ -519,28 +519,28 @@ def _sliced(step: _Step) -> Made:
 
 
 @_rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit", "vsplit")
-def _divided(step: _Step) -> Made:
+def _divided(step: _Step) -> OutputDims:
     dim = step["dim"] % len(step.source)
     sizes = [shape[dim] if shape else 0 for shape in step.shapes]
     return _parts(step, dim, [sum(sizes[:i]) for i in range(len(sizes))])
 
 
 @_rule("select", "unbind")
-def _selected(step: _Step) -> Made:
+def _selected(step: _Step) -> OutputDims:
     dim = step["dim"] % len(step.source)
-    return [tuple(own for i, own in enumerate(step.source) if i != dim) for _ in step.node.outputs]
+    return [tuple(dims for i, dims in enumerate(step.source) if i != dim) for _ in step.node.outputs]
 
 
 @_rule("index_select", "gather", "take_along_dim", "sort", "topk", "scatter", "scatter_add")
-def _picked(step: _Step) -> Made:
+def _picked(step: _Step) -> OutputDims:
     if step["dim"] is None:
         return []
     dim = step["dim"] % len(step.source)
     source = tuple(unknown(dim_.size) if i == dim else dim_ for i, dim_ in enumerate(step.source))
-    return [_kept(source, shape) for shape in step.shapes]
+    return [_moved_dims(source, shape) for shape in step.shapes]
 
 
-def _kept(dims: Dims, shape: tuple[int, ...]) -> Dims:
+def _moved_dims(dims: Dims, shape: tuple[int, ...]) -> Dims:
     """Returns the dimensions that have kept their place and size."""
     if len(dims) != len(shape):
         return tuple(map(unknown, shape))
@@ -548,14 +548,14 @@ def _kept(dims: Dims, shape: tuple[int, ...]) -> Dims:
 
 
 @_rule("index")
-def _indexed(step: _Step) -> Made:
+def _indexed(step: _Step) -> OutputDims:
     indexed = [i for i, index in enumerate(step["indices"]) if index is not None]
-    source = tuple(unknown(own.size) if i in indexed else own for i, own in enumerate(step.source))
-    return [_kept(source, step.shape)]
+    source = tuple(unknown(dims.size) if i in indexed else dims for i, dims in enumerate(step.source))
+    return [_moved_dims(source, step.shape)]
 
 
 @_rule("cat", "concat", "concatenate")
-def _concatenated(step: _Step) -> Made:
+def _concatenated(step: _Step) -> OutputDims:
     many = [step.dims(part) for part in step.node.args[0]]
     many = [dims for dims in many if len(dims) == len(step.shape)]
     place = step["dim"] % len(step.shape)
@@ -579,7 +579,7 @@ def _chained(dims: Sequence[Dim], size: int) -> Dim:
 
 
 @_rule("stack")
-def _stacked(step: _Step) -> Made:
+def _stacked(step: _Step) -> OutputDims:
     shape, place = list(step.shape), step["dim"] % len(step.shape)
     shape.pop(place)
     dims = list(_broadcast([step.dims(part) for part in step.node.args[0]], tuple(shape)))

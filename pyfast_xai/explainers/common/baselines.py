@@ -54,11 +54,11 @@ def broadcast(baseline: float | Tensor, images: Tensor, rows: int | None = None)
     Raises:
         InputError: a tensor that does not fit.
     """
-    found = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    tensor = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
     try:
-        return found.expand(len(images) if rows is None else rows, *images.shape[1:])
+        return tensor.expand(len(images) if rows is None else rows, *images.shape[1:])
     except RuntimeError:
-        shapes = f"{list(images.shape)}, got {list(found.shape)}"
+        shapes = f"{list(images.shape)}, got {list(tensor.shape)}"
         raise InputError(f"baseline must broadcast to the images, {shapes}") from None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyfast_xai.explainers.common.principal_component import first_component
 from pyfast_xai.explainers.common.tensors import at_least_float32
 
-Weigh = Callable[[Tensor, Tensor], Tensor]
+WeightRule = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,26 @@ class Rule:
     """The way a class activation map is made of a gradient and an activation.
 
     Attributes:
-        weigh: the weights, of the gradient and the activation.
+        weights: computed from the gradient and the activation.
         component: take the first principal component of the weighed activation, turned to rise with its sum, instead
             of the sum.
     """
 
-    weigh: Weigh
+    weights: WeightRule
     component: bool = False
 
     def map(self, gradient: Tensor, activation: Tensor) -> Tensor:
         """Returns the signed maps `[K, N, *space]` of a gradient `[K, N, *space, C]` and its `[N, *space, C]`."""
         gradient, activation = at_least_float32(gradient), at_least_float32(activation)
-        weights = self.weigh(gradient, activation)
+        weights = self.weights(gradient, activation)
         if not self.component:
-            return weighed_sum(weights, activation)
+            return weighted_sum(weights, activation)
         products = weights * activation if weights.dim() == gradient.dim() else _spread(weights, activation)
         matrices = products.flatten(0, 1).flatten(1, -2)  # [K * N, positions, C]
         return first_component(matrices, along=matrices.sum(2)).view(products.shape[:-1])
 
 
-def weighed_sum(weights: Tensor, activation: Tensor) -> Tensor:
+def weighted_sum(weights: Tensor, activation: Tensor) -> Tensor:
     """Returns the maps `[K, N, *space]` of weights `[K, N, C]` or `[K, N, *space, C]` and `[N, *space, C]`."""
     if weights.dim() == 3:
         return torch.einsum("knc,n...c->kn...", weights, activation)
@@ -108,7 +108,7 @@ def activation_share(gradient: Tensor, activation: Tensor, epsilon: float = 0.0)
     return torch.where(below == 0, 0, above / below)
 
 
-def gradient_itself(gradient: Tensor, activation: Tensor) -> Tensor:
+def gradient_unchanged(gradient: Tensor, activation: Tensor) -> Tensor:
     """Returns the weights of HiResCAM, `w_kp = g_kp` (Draelos and Carin, 2020, Eq. 5)."""
     return gradient
 
@@ -142,10 +142,10 @@ RULES: dict[str, Rule] = {
     "grad-cam": Rule(mean_gradient),
     "grad-cam++": Rule(higher_derivatives),
     "xgrad-cam": Rule(activation_share),
-    "hires-cam": Rule(gradient_itself),
+    "hires-cam": Rule(gradient_unchanged),
     "layer-cam": Rule(positive_gradient),
     "grad-cam-elementwise": Rule(positive_product),
-    "eigen-grad-cam": Rule(gradient_itself, component=True),
+    "eigen-grad-cam": Rule(gradient_unchanged, component=True),
     "seg-eigen-cam": Rule(magnitude, component=True),
 }
 

@@ -188,16 +188,16 @@ def linear_front(tape: Tape, value: Value, dim: int) -> LinearFront | None:
         reached = node.outputs[0]
     else:
         return None
-    between = {value, *(output for own in chain for output in own.outputs)} & tape.ends(None)
+    between = {value, *(output for node in chain for output in node.outputs)} & tape.ends(None)
     read = {source for other in nodes[len(chain) + 1 :] for source in other.inputs}
-    if between or not read.isdisjoint([value, *(output for own in chain for output in own.outputs)]):
+    if between or not read.isdisjoint([value, *(output for node in chain for output in node.outputs)]):
         return None
     # Which channel a feature is made of is seen on numbers that tell channels apart; the squares see whether they
     # arrive as they are.
     count = value.shape[dim]
     numbers = torch.arange(1.0, count + 1, dtype=torch.float64, device=value.device)
     numbers = numbers.view([-1 if i == dim else 1 for i in range(len(value.shape))]).expand(value.shape)
-    one, squared = (_through(chain, value, own)[0].flatten() for own in (numbers, numbers**2))
+    one, squared = (_through(chain, value, values)[0].flatten() for values in (numbers, numbers**2))
     channels = one.round().long() - 1
     if not torch.allclose(one, channels.double() + 1) or not torch.allclose(one**2, squared):
         return None

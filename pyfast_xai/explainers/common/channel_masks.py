@@ -33,11 +33,11 @@ def scores_behind(
     total: Tensor | None = None
     count = 0
     for masks in samples:
-        found = []
+        parts = []
         for part in places.split(batch_size):
             rows = part.div(channels, rounding_mode="floor")
-            found.append(score(images[rows] * masks(part).to(images.dtype), rows))
-        scores = torch.cat(found)
+            parts.append(score(images[rows] * masks(part).to(images.dtype), rows))
+        scores = torch.cat(parts)
         total = scores if total is None else total + scores
         count += 1
     assert total is not None

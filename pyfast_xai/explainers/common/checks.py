@@ -26,16 +26,16 @@ def check_images(model: nn.Module, images: Tensor, ranks: Sequence[int] = (4,)) 
         InputError: naming the argument, what was expected and what came.
     """
     if not isinstance(images, Tensor):
-        way = "" if images is None else ": make one with Preprocess(...).batch(images)"
-        raise InputError(f"images must be a tensor [N, C, H, W], got {type(images).__name__}{way}")
+        hint = "" if images is None else ": make one with Preprocess(...).batch(images)"
+        raise InputError(f"images must be a tensor [N, C, H, W], got {type(images).__name__}{hint}")
     ranks = [4] if images.dim() == 4 else _ranks_of(model, ranks)
     if images.dim() not in ranks:
         shapes = " or ".join(SHAPES[rank] for rank in sorted(ranks, key=lambda rank: abs(rank - 4)))
-        way = ": give images[None]" if images.dim() == 3 and 4 in ranks else ""
-        raise InputError(f"images must have shape {shapes}, got {list(images.shape)}{way}")
+        hint = ": give images[None]" if images.dim() == 3 and 4 in ranks else ""
+        raise InputError(f"images must have shape {shapes}, got {list(images.shape)}{hint}")
     if not images.is_floating_point():
-        way = ": give images / 255, normalised as the model was trained" if images.dtype == torch.uint8 else ""
-        raise InputError(f"images must have a floating-point dtype, got {images.dtype}{way}")
+        hint = ": give images / 255, normalised as the model was trained" if images.dtype == torch.uint8 else ""
+        raise InputError(f"images must have a floating-point dtype, got {images.dtype}{hint}")
     if images.numel() == 0:
         raise InputError(f"images must hold at least one image, got shape {list(images.shape)}")
     # Both are NaN where any number is.
@@ -46,8 +46,8 @@ def check_images(model: nn.Module, images: Tensor, ranks: Sequence[int] = (4,)) 
     exported = exported_modules(model)
     for module, name in modules_of(model).items():
         if module.training and module not in exported:
-            where = f"module {name!r} of it" if name else "it"
-            raise InputError(f"model must be in evaluation mode (call model.eval()), got {where} in training mode")
+            place = f"module {name!r} of it" if name else "it"
+            raise InputError(f"model must be in evaluation mode (call model.eval()), got {place} in training mode")
     return low, high
 
 
@@ -57,10 +57,10 @@ def _ranks_of(model: nn.Module, ranks: Sequence[int]) -> Sequence[int]:
     A network of images with convolutions along one axis as well, as of channels, takes no signals.
     """
     kinds = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-    seen = {rank for module in modules_of(model) for rank, kind in kinds.items() if isinstance(module, kind)}
-    if 5 in seen:
+    layer_ranks = {rank for module in modules_of(model) for rank, kind in kinds.items() if isinstance(module, kind)}
+    if 5 in layer_ranks:
         return [rank for rank in ranks if rank == 5] or ranks
-    return [rank for rank in ranks if rank == 4] if 4 in seen else ranks
+    return [rank for rank in ranks if rank == 4] if 4 in layer_ranks else ranks
 
 
 def misfit(model: nn.Module, images: Tensor, error: Exception) -> str | None:

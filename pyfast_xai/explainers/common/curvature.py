@@ -26,22 +26,24 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
         InputError: the model cannot be replayed, see `replay_suffix`.
         UnsupportedOpError: an operation above the layer has no second derivative.
     """
-    kept = kept_value(tape, value).detach().clone()
-    found = []
+    activation = kept_value(tape, value).detach().clone()
+    results = []
     with torch.inference_mode(False), torch.enable_grad():
-        start = kept.clone().requires_grad_()
+        start = activation.clone().requires_grad_()
         totals = scores(replay_suffix(tape, value, start.clone())).sum(0)
         for k, total in enumerate(totals):
             (slope,) = torch.autograd.grad(total, start, create_graph=True)
-            bent = None
+            curvature = None
             if slope.requires_grad:
                 try:
                     # The graph below the slope is shared by the scores that follow.
                     last = k == len(totals) - 1
-                    (bent,) = torch.autograd.grad(slope, start, kept, retain_graph=not last, allow_unused=True)
+                    (curvature,) = torch.autograd.grad(
+                        slope, start, activation, retain_graph=not last, allow_unused=True
+                    )
                 except RuntimeError as error:
                     raise UnsupportedOpError(
                         f"an operation above the layer has no second derivative, which the curvature needs ({error})"
                     ) from error
-            found.append(slope.detach() if bent is None else (slope - bent / 2).detach())
-    return torch.stack(found)
+            results.append(slope.detach() if curvature is None else (slope - curvature / 2).detach())
+    return torch.stack(results)

@@ -40,8 +40,8 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="Explainer")
 Accelerate = bool | Literal["auto"]
 
-# The explainer whose `to_the_end` block runs; each thread has its own, so that several may share an explainer.
-_running_to_the_end: "ContextVar[Explainer | None]" = ContextVar("_running_to_the_end", default=None)
+# The explainer whose `run_whole_model` block runs; each thread has its own, so that several may share an explainer.
+_running_whole_model: "ContextVar[Explainer | None]" = ContextVar("_running_whole_model", default=None)
 
 
 class Settings(TypedDict, total=False):
@@ -149,7 +149,7 @@ class Explainer(abc.ABC):
 
     def __repr__(self) -> str:
         positional, named = self._arguments
-        shown = [*map(brief, positional), *(f"{name}={brief(value)}" for name, value in named.items())]
+        shown = [*map(brief_repr, positional), *(f"{name}={brief_repr(value)}" for name, value in named.items())]
         return f"{type(self).__name__}({', '.join([type(self.model).__name__, *shown])})"
 
     def accelerate(self: Self, *, memory_limit: int = MEMORY_LIMIT) -> Self:
@@ -228,34 +228,34 @@ class Explainer(abc.ABC):
             raise InputError(reason) from error
 
     @contextlib.contextmanager
-    def to_the_end(self) -> Iterator[None]:
+    def run_whole_model(self) -> Iterator[None]:
         """Runs the model to its end in a `with` block, so that the explanation has its `logits`.
 
         Methods that need no more than a layer (Eigen-CAM and its kin) stop there otherwise.
         """
-        token = _running_to_the_end.set(self)
+        token = _running_whole_model.set(self)
         try:
             yield
         finally:
-            _running_to_the_end.reset(token)
+            _running_whole_model.reset(token)
 
     @property
-    def _to_the_end(self) -> bool:
+    def _runs_whole_model(self) -> bool:
         """Returns whether the model runs to its end where a layer would do."""
-        return _running_to_the_end.get() is self
+        return _running_whole_model.get() is self
 
     def _in_batches(self, images: Tensor, target: Any, args: Any, kwargs: Any) -> Explanation:
         """Returns the explanation of all images, `batch_size` of them at a time."""
         if self.batch_size is None or len(images) <= self.batch_size:
-            return self._explain_once(images, target, args, kwargs)
+            return self._explain_batch(images, target, args, kwargs)
         parts = []
         for rows in torch.arange(len(images), device=images.device).split(self.batch_size):
             part_args, part_kwargs = take_rows((args, kwargs), len(images), rows)
             part_target = take_targets(target, len(images), rows)
-            parts.append(self._explain_once(images[rows], part_target, part_args, part_kwargs))
+            parts.append(self._explain_batch(images[rows], part_target, part_args, part_kwargs))
         return Explanation.concatenate(parts)
 
-    def _explain_once(self, images: Tensor, target: Any, args: Any, kwargs: Any) -> Explanation:
+    def _explain_batch(self, images: Tensor, target: Any, args: Any, kwargs: Any) -> Explanation:
         """Returns the explanation of images that go through the model together, which may be a trial of replays."""
         explain = functools.partial(self._explain, images, target, args, kwargs)
         if self._trial is None:
@@ -269,7 +269,7 @@ class Explainer(abc.ABC):
             signature=None if key is None else (key, goal),
             described=f"{images.dtype}{list(images.shape)}{list(images.stride())}, {goal}",
             device=images.device,
-            agree=None if self.slow else lambda came, expected: nearly_same([came.heatmap], [expected.heatmap]),
+            agree=None if self.slow else lambda actual, expected: nearly_same([actual.heatmap], [expected.heatmap]),
         )
 
     @abc.abstractmethod
@@ -325,9 +325,9 @@ class Explainer(abc.ABC):
         """
         return self._recorded(images, args, kwargs)
 
-    def record_itself(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
+    def record_unaccelerated(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
         """Returns what `record` does of the model itself, also where it is accelerated."""
-        return self._recorded(images, args, kwargs, self._tape_itself)
+        return self._recorded(images, args, kwargs, self._record_unaccelerated)
 
     def repeating(
         self, function: Callable[..., T], *arguments: Any, key: Hashable
@@ -343,10 +343,10 @@ class Explainer(abc.ABC):
         recording = recording or self._tape
         return run_in_channels_last(
             self.model,
-            run=lambda given: recording(*given, *args, **kwargs),
-            compared=lambda given: _answers(record(self.model, *given, *args, **call)),
+            run=lambda inputs: recording(*inputs, *args, **kwargs),
+            compared=lambda inputs: _answers(record(self.model, *inputs, *args, **call)),
             answers=_answers,
-            given=[images],
+            arguments=[images],
             faster=[in_channels_last(self.model, images)],
             key=kind_of_call(images, args, call),
         )
@@ -355,9 +355,9 @@ class Explainer(abc.ABC):
         accelerated = self.accelerated_model
         if accelerated is not None:
             return accelerated.record(*args, **kwargs)
-        return self._tape_itself(*args, **kwargs)
+        return self._record_unaccelerated(*args, **kwargs)
 
-    def _tape_itself(self, *args: Any, **kwargs: Any) -> Tape:
+    def _record_unaccelerated(self, *args: Any, **kwargs: Any) -> Tape:
         return record(self.model, *args, prepare=weight_layouts.LAYOUTS.begin(), **kwargs)
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -422,7 +422,7 @@ def _signature(cls: type) -> inspect.Signature:
 Explainer.__signature__ = _signature(Explainer)
 
 
-def brief(value: Any) -> str:
+def brief_repr(value: Any) -> str:
     """Returns a setting as `repr` shows it: tensors by their shape, functions and modules by their names."""
     if isinstance(value, Tensor):
         return f"Tensor{list(value.shape)}"

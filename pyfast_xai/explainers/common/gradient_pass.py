@@ -29,7 +29,7 @@ class Step(Protocol[T_co]):
     def __call__(self, start: Start, images: Tensor, *more: Any) -> tuple[Tape, T_co]: ...
 
 
-def walked(
+def run_step(
     explainer: Explainer, step: Step[T], images: Tensor, target: Goal, *more: Any, key: Hashable | None
 ) -> tuple[Tape, OutputGradients, T]:
     """Run a step for a target.
@@ -54,23 +54,23 @@ def walked(
     """
     accelerated = explainer.accelerated_model
     if accelerated is None or key is None or callable(target) or device_of((images, more)) is None:
-        return _as_it_is(explainer, step, images, target, *more)
+        return _run_eagerly(explainer, step, images, target, *more)
     if isinstance(target, Tensor) and target.is_floating_point():
-        return _as_it_is(explainer, step, images, target, *more)
+        return _run_eagerly(explainer, step, images, target, *more)
     classes = (
         None if target is None else as_class_indices(target, len(images), images.device).long().view(len(images), -1)
     )
 
     def captured(images: Tensor, classes: Tensor | None, *more: Any) -> tuple[Tape, Any, T]:
-        tape, found = step(lambda tape: output_gradients_without_sync(tape, classes), images, *more)
-        return _bare(tape), tape.result, found
+        tape, result = step(lambda tape: output_gradients_without_sync(tape, classes), images, *more)
+        return _bare(tape), tape.result, result
 
-    tape, result, found = accelerated.run(captured, images.detach(), classes, *more, key=key)
-    tape = dataclasses.replace(tape, result=result)
-    return tape, output_gradients(tape, target, explainer.outputs, explainer.labels), found
+    tape, output, result = accelerated.run(captured, images.detach(), classes, *more, key=key)
+    tape = dataclasses.replace(tape, result=output)
+    return tape, output_gradients(tape, target, explainer.outputs, explainer.labels), result
 
 
-def _as_it_is(
+def _run_eagerly(
     explainer: Explainer, step: Step[T], images: Tensor, target: Goal, *more: Any
 ) -> tuple[Tape, OutputGradients, T]:
     started: list[OutputGradients] = []
@@ -79,8 +79,8 @@ def _as_it_is(
         started.append(output_gradients(tape, target, explainer.outputs, explainer.labels))
         return started[-1]
 
-    tape, found = step(start, images, *more)
-    return tape, started[-1], found
+    tape, result = step(start, images, *more)
+    return tape, started[-1], result
 
 
 def _bare(tape: Tape) -> Tape:

@@ -171,7 +171,7 @@ class LayerExplainer(Explainer):
         Returns:
             `[R, H, W]`; those of several layers are fused.
         """
-        heatmaps = [resized(own.clamp_min(0)[:, None], size, mode)[:, 0] for own in maps]
+        heatmaps = [resized(layer_map.clamp_min(0)[:, None], size, mode)[:, 0] for layer_map in maps]
         return fused(heatmaps, self.fuse, self.gamma)
 
     def explanation(self, images: Tensor, targets: Targets, maps: Sequence[Tensor], heatmap: Tensor) -> Explanation:
@@ -183,7 +183,11 @@ class LayerExplainer(Explainer):
             maps: signed, `[N * K, h, w]`, one a layer; of several layers the explanation holds none.
             heatmap: `[N * K, H, W]`.
         """
-        if heatmap.device.type == "cpu" and any(bool(own.any()) for own in maps) and not bool(heatmap.any()):
+        if (
+            heatmap.device.type == "cpu"
+            and any(bool(layer_map.any()) for layer_map in maps)
+            and not bool(heatmap.any())
+        ):
             self.warn(
                 "the maps are nowhere positive, so that the heat maps are zero; `signed_map` has the negative evidence"
             )
@@ -216,7 +220,7 @@ def fused(heatmaps: Sequence[Tensor], fuse: Fuse = "mean", gamma: float | None =
     for heatmap in heatmaps:
         top = heatmap.flatten(1).amax(1).clamp_min(torch.finfo(heatmap.dtype).tiny)
         scaled.append(heatmap / top.view(-1, *[1] * (heatmap.dim() - 1)))
-    stacked = torch.stack(scaled if gamma is None else [(gamma * own).tanh() for own in scaled])
+    stacked = torch.stack(scaled if gamma is None else [(gamma * heatmap).tanh() for heatmap in scaled])
     if fuse == "max":
         return stacked.amax(0)
     return stacked.mean(0) if fuse == "mean" else stacked.prod(0)

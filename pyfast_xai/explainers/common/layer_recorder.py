@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.common.gradient_pass import Start, walked
+from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer
 from pyfast_xai.explainers.common.layer_search import LayerSearch, Place
 from pyfast_xai.explainers.common.model_cache import ModelCache, one_of_batch
@@ -37,16 +37,16 @@ class Above(GradientRules):
     def __init__(self, overlay: Table, layers: Collection[str], warned: set[str]) -> None:
         super().__init__(overlay, warned)
         self._layers = layers
-        self._begun = INPUT in layers
+        self._reached = INPUT in layers
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._begun:
+        if self._reached:
             super().save(node, keep, args, kwargs)
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = super().run(node, keep, args, kwargs) if self._begun else node(*args, **kwargs)
+        result = super().run(node, keep, args, kwargs) if self._reached else node(*args, **kwargs)
         if node.name in self._layers:
-            self._begun = True
+            self._reached = True
             for i, tensor in enumerate(result if isinstance(result, (list, tuple)) else (result,)):
                 if isinstance(tensor, Tensor):
                     keep(_activation(i), tensor)
@@ -90,8 +90,10 @@ class Recorded:
         """
         for layer in self.layers:
             if not _leads(self.tape, layer, seeds):
-                maker = self.tape.producer(layer)
-                raise InputError(f"layer must lead to what is explained, got {maker.name if maker else 'the images'!r}")
+                producer = self.tape.producer(layer)
+                raise InputError(
+                    f"layer must lead to what is explained, got {producer.name if producer else 'the images'!r}"
+                )
         return backward_pass(policy or self.policy, self.tape, seeds, self.layers, retain=True)
 
 
@@ -122,7 +124,7 @@ class LayerRecorder:
         explainer: whose model is recorded.
         overlay: rules that replace those of the gradient.
         places: finds the layers on a tape, for the outputs that are explained.
-        everything: keep what lies below, too.
+        to_inputs: keep what lies below, too.
     """
 
     def __init__(
@@ -131,10 +133,10 @@ class LayerRecorder:
         overlay: Table,
         places: Callable[[Tape, Collection[Value] | None], list[Place]],
         *,
-        everything: bool = False,
+        to_inputs: bool = False,
     ) -> None:
         self._explainer, self._overlay, self._find = explainer, overlay, places
-        self._always = {INPUT} if everything else set()
+        self._always = {INPUT} if to_inputs else set()
         self._known: ModelCache[_Known] = ModelCache(explainer, _Known)
 
     def __call__(self, images: Tensor, args: Any, kwargs: Any) -> Recorded:
@@ -153,12 +155,14 @@ class LayerRecorder:
 
     def _recorded(self, known: "_Known", images: Tensor, args: Any, kwargs: Any) -> Recorded:
         if not known.places:
-            nothing = Above(self._overlay, (), self._explainer.warned)
-            ahead = self._explainer.record_itself(one_of_batch(images, args, kwargs), *args, policy=nothing, **kwargs)
-            ends = first_ends(ahead)
-            known.places = self._find(ahead, ends)
-            known.for_ends[_among_outputs(ahead, ends or ())] = known.places
-            known.begin = self._begin(ahead, self._values(ahead, known.places))
+            empty = Above(self._overlay, (), self._explainer.warned)
+            first_tape = self._explainer.record_unaccelerated(
+                one_of_batch(images, args, kwargs), *args, policy=empty, **kwargs
+            )
+            ends = first_ends(first_tape)
+            known.places = self._find(first_tape, ends)
+            known.for_ends[_among_outputs(first_tape, ends or ())] = known.places
+            known.begin = self._begin(first_tape, self._values(first_tape, known.places))
         policy, tape = self._record(images, known.begin, args, kwargs)
         try:
             layers = self._values(tape, known.places)
@@ -227,22 +231,22 @@ class LayerRecorder:
             if self._moves_for(known, recorded, seeds, images, args, kwargs):
                 recorded = self._recorded(known, images, args, kwargs)
                 seeds = start(recorded.tape)
-            arrived = recorded.gradients(starts(recorded.tape, seeds), policy(recorded.tape, seeds))
-            return recorded.tape, (recorded.policy, recorded.activations, arrived)
+            gradients = recorded.gradients(starts(recorded.tape, seeds), policy(recorded.tape, seeds))
+            return recorded.tape, (recorded.policy, recorded.activations, gradients)
 
         graph = None if self._always else (LayerRecorder.gradients, key)
-        tape, seeds, found = walked(self._explainer, step, images, target, args, kwargs, key=graph)
-        own, activations, arrived = found
+        tape, seeds, outcome = run_step(self._explainer, step, images, target, args, kwargs, key=graph)
+        policy_used, activations, gradients = outcome
         places = known.places
-        recorded = Recorded(tape, own, places, self._values(tape, places), activations)
+        recorded = Recorded(tape, policy_used, places, self._values(tape, places), activations)
         ends = _among_outputs(tape, seeds.grads)
         if images.device.type != "cpu" and ends in known.checked:
-            return recorded, seeds, arrived  # another look would wait for the device
-        empty = [place for place, gradient in zip(places, arrived, strict=True) if not _arrives(place, gradient)]
+            return recorded, seeds, gradients  # another look would wait for the device
+        empty = [place for place, gradient in zip(places, gradients, strict=True) if not _arrives(place, gradient)]
         if empty and self._steps_back(known, empty[0], ends, images, target, args, kwargs, policy):
             return self._gradients(known, images, target, args, kwargs, policy=policy, key=key, starts=starts)
         known.checked.add(ends)
-        return recorded, seeds, arrived
+        return recorded, seeds, gradients
 
     def _moves_for(
         self, known: "_Known", recorded: Recorded, seeds: OutputGradients, images: Tensor, args: Any, kwargs: Any
@@ -252,7 +256,7 @@ class LayerRecorder:
         if "auto" not in self._explainer.layers:
             return False
         if ends not in known.for_ends:
-            tape = self._explainer.record_itself(
+            tape = self._explainer.record_unaccelerated(
                 images, *args, policy=Above(self._overlay, (), self._explainer.warned), **kwargs
             )
             outputs = pytree.tree_leaves(tape.outputs)
@@ -279,24 +283,24 @@ class LayerRecorder:
             explainer.warn("nothing of the target arrives at layer %r: the map of an image may be zero", empty.name)
             return False
         keeps = Above(self._overlay, {INPUT}, self._explainer.warned)
-        tape = explainer.record_itself(images, *args, policy=keeps, **kwargs)
+        tape = explainer.record_unaccelerated(images, *args, policy=keeps, **kwargs)
         seeds = output_gradients(tape, target)
         search = LayerSearch(tape, seeds.grads)
         layers, scores = search.layers(), search.scores()
         sources = [layer.value for layer in layers] + scores
-        arrived = backward_pass(policy(tape, seeds) or keeps, tape, seeds.grads, sources)
+        gradients = backward_pass(policy(tape, seeds) or keeps, tape, seeds.grads, sources)
         reached = {
             layer.value
-            for layer, gradient in zip(layers, arrived, strict=False)
+            for layer, gradient in zip(layers, gradients, strict=False)
             if _arrives(Place(layer.name, layer.layout), gradient)
         }
         if not reached:
-            passed = [value for value, gradient in zip(sources, arrived, strict=True) if bool(gradient.any())]
-            makers = [tape.producer(value) for value in passed]
+            passed = [value for value, gradient in zip(sources, gradients, strict=True) if bool(gradient.any())]
+            producers = [tape.producer(value) for value in passed]
             explainer.warn(
                 "nothing of the target arrives at any layer, so that the maps are zero: it ends at %r",
-                min((maker.index, maker.name) for maker in makers if maker is not None)[1]
-                if any(makers)
+                min((producer.index, producer.name) for producer in producers if producer is not None)[1]
+                if any(producers)
                 else "the output",
             )
             return False
@@ -317,14 +321,14 @@ class LayerRecorder:
 
     def _begin(self, tape: Tape, layers: Sequence[Value]) -> frozenset[str]:
         """Returns the names of the operations that made the layers."""
-        makers = [tape.producer(layer) for layer in layers]
-        return frozenset({INPUT if maker is None else maker.name for maker in makers} | self._always)
+        producers = [tape.producer(layer) for layer in layers]
+        return frozenset({INPUT if producer is None else producer.name for producer in producers} | self._always)
 
     def _activation(self, tape: Tape, layer: Value, images: Tensor) -> Tensor:
         if layer is tape.inputs[0]:
             return images
-        maker = tape.producer(layer)
-        saved = None if maker is None else maker.saved.get(_activation(maker.outputs.index(layer)))
+        producer = tape.producer(layer)
+        saved = None if producer is None else producer.saved.get(_activation(producer.outputs.index(layer)))
         if saved is None:
             raise InputError("layer must return what an operation made, got what was written to through a view")
         return saved.tensor
@@ -332,11 +336,11 @@ class LayerRecorder:
 
 def _leads(tape: Tape, layer: Value, ends: Collection[Value]) -> bool:
     """Returns whether any of some values depends on a layer."""
-    found = {layer}
+    dependents = {layer}
     for node in tape:
-        if not found.isdisjoint(node.inputs):
-            found.update(value for value in node.outputs if value is not None)
-    return not found.isdisjoint(ends)
+        if not dependents.isdisjoint(node.inputs):
+            dependents.update(value for value in node.outputs if value is not None)
+    return not dependents.isdisjoint(ends)
 
 
 def one_row_an_image(name: str, activation: Tensor, images: Tensor) -> None:

@@ -206,8 +206,8 @@ class LayerSearch:
             made = _has_weights(node) or (bool(sources) and all(source in scored for source in sources))
             if made and not _has_weights(node):
                 if _operation(node) in _NORMS:
-                    maker = self._tape.producer(sources[0])
-                    made = rectified and maker is not None and _has_weights(maker)
+                    producer = self._tape.producer(sources[0])
+                    made = rectified and producer is not None and _has_weights(producer)
                 elif len(sources) == 1:
                     made = rectified or _operation(node) not in _RECTIFIERS
                 elif _operation(node) == "add":
@@ -219,15 +219,15 @@ class LayerSearch:
     def _is_residual(self, terms: Sequence[Value]) -> bool:
         """Returns whether one term of a sum is made of another."""
         earliest = min(-1 if term.producer is None else term.producer for term in terms)
-        seen, waiting = set(), [term for term in terms if term.producer is not None and term.producer > earliest]
-        while waiting:
-            node = self._tape.producer(waiting.pop())
+        visited, queue = set(), [term for term in terms if term.producer is not None and term.producer > earliest]
+        while queue:
+            node = self._tape.producer(queue.pop())
             for source in node.inputs if node is not None else ():
                 if source in terms:
                     return True
-                if source not in seen and (source.producer or -1) > earliest:
-                    seen.add(source)
-                    waiting.append(source)
+                if source not in visited and (source.producer or -1) > earliest:
+                    visited.add(source)
+                    queue.append(source)
         return False
 
 
@@ -363,14 +363,14 @@ def _read(node: Node, place: int, value: Value, box: Box) -> list[tuple[Value, B
     name, source = _operation(node), node.inputs[0] if node.inputs else None
     if source is None:
         return []
-    everything = [(input, tuple((0, size) for size in input.shape)) for input in node.inputs]
+    all_inputs = [(input, tuple((0, size) for size in input.shape)) for input in node.inputs]
     if name in ("cat", "concat", "concatenate"):
         return _read_of_parts(node, box)
     if torch.Tag.pointwise in getattr(node.op, "tags", ()):
         return [(input, _aligned(input, value, box)) for input in node.inputs]
     single = len(node.inputs) == 1 and node.args and node.args[0] is source
     if not single:
-        return everything
+        return all_inputs
     ranges = list(box)
     if name in _KEEPS and source.shape == value.shape:
         return [(source, box)]
@@ -382,8 +382,8 @@ def _read(node: Node, place: int, value: Value, box: Box) -> list[tuple[Value, B
             dim = argument(node, "dim") % len(ranges)
             ranges[dim] = (0, source.shape[dim])
             return [(source, tuple(ranges))]
-        kept = ranges[: len(ranges) - count] if len(source.shape) == len(ranges) else []
-        return [(source, (*kept, *((0, size) for size in source.shape[len(kept) :])))]
+        leading = ranges[: len(ranges) - count] if len(source.shape) == len(ranges) else []
+        return [(source, (*leading, *((0, size) for size in source.shape[len(leading) :])))]
     if name in ("select", "unbind"):
         dim = argument(node, "dim") % len(source.shape)
         index = argument(node, "index") if name == "select" else place
@@ -404,7 +404,7 @@ def _read(node: Node, place: int, value: Value, box: Box) -> list[tuple[Value, B
     if name == "permute":
         dims = [dim % len(ranges) for dim in argument(node, "dims")]
         return [(source, tuple(ranges[dims.index(i)] for i in range(len(dims))))]
-    return everything
+    return all_inputs
 
 
 _KEEPS = {"dropout", "feature_dropout", "clone", "contiguous", "_to_copy", "to", "alias", "detach", "view", "reshape"}

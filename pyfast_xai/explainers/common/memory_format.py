@@ -53,7 +53,7 @@ def run_in_channels_last(
     run: Callable[[list[Any]], T],
     compared: Callable[[list[Any]], Sequence[Tensor]],
     answers: Callable[[T], Sequence[Tensor]],
-    given: Sequence[Any],
+    arguments: Sequence[Any],
     faster: Sequence[Any],
     key: Hashable,
 ) -> T:
@@ -74,25 +74,25 @@ def run_in_channels_last(
     Raises:
         Exception: whatever the model raises on the arguments as they are.
     """
-    if all(one is other for one, other in zip(faster, given, strict=True)):
-        return run(list(given))
+    if all(one is other for one, other in zip(faster, arguments, strict=True)):
+        return run(list(arguments))
     verdict = _verdicts.setdefault(model, _Verdict())
     try:
         result = run(list(faster))
     except Exception as error:  # a model may say in any words that it wants another format
-        result = run(list(given))
+        result = run(list(arguments))
         verdict.differs = True
         logger.info("the model cannot take channels_last images (%s): it gets them as they are", error)
         return result
     if key in verdict.same or len(verdict.same) >= _COMPARISONS:
         return result
-    expected = compared(list(given))
+    expected = compared(list(arguments))
     if _same(answers(result), expected, _tolerance(model, expected)):
         verdict.same.add(key)
         return result
     verdict.differs = True
     logger.info("the model computes something else on channels_last images: it gets them as they are")
-    return run(list(given))
+    return run(list(arguments))
 
 
 def kind_of_call(*arguments: Any) -> Hashable:

@@ -65,9 +65,9 @@ def output_gradients(
                 f"got {list(target.shape)}"
             )
         return OutputGradients(rows_returned(tape, len(logits)), grads={value: target[None]})
-    found = targets_of(tape, target, outputs, labels)
-    assert found.target is not None
-    return OutputGradients(**vars(found), grads={value: one_hot(found.target, logits)})
+    targets = targets_of(tape, target, outputs, labels)
+    assert targets.target is not None
+    return OutputGradients(**vars(targets), grads={value: one_hot(targets.target, logits)})
 
 
 def output_gradients_without_sync(tape: Tape, classes: Tensor | None) -> OutputGradients:
@@ -104,8 +104,8 @@ def _of_function(tape: Tape, function: Callable[[Any], Tensor]) -> dict[Value, T
     with torch.inference_mode(False), torch.enable_grad():
         answer = function(pytree.tree_map(leaf, tape.outputs, tape.result))
         if not isinstance(answer, Tensor) or answer.dim() > 1:
-            came = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise InputError(f"target must return a tensor of one number an image, [N], got {came}")
+            received = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise InputError(f"target must return a tensor of one number an image, [N], got {received}")
         if not answer.requires_grad:
             raise InputError("target must return something that depends on the model's output, got a constant")
         grads = torch.autograd.grad(answer.sum(), [tensor for _, tensor in leaves], allow_unused=True)

@@ -86,11 +86,11 @@ class OutputKinds:
             return logarithm
         return self._unless_distribution(outputs.log_softmax(1), logarithm, rows)
 
-    def _unless_distribution(self, scores: Tensor, own: Tensor, rows: Tensor | None) -> Tensor:
+    def _unless_distribution(self, scores: Tensor, probabilities: Tensor, rows: Tensor | None) -> Tensor:
         if self.distributions is None:
             return scores
-        which = self.distributions if rows is None else self.distributions[rows]
-        return torch.where(which[:, None], own, scores)
+        is_distribution = self.distributions if rows is None else self.distributions[rows]
+        return torch.where(is_distribution[:, None], probabilities, scores)
 
 
 def kinds_of(outputs: Tensor, made: bool | None = None, kind: Outputs = "auto") -> OutputKinds:
@@ -117,16 +117,16 @@ def kinds_of(outputs: Tensor, made: bool | None = None, kind: Outputs = "auto") 
 
 def is_probability(tape: Tape, value: Value) -> bool:
     """Returns whether a value lies in 0..1 by the operations that made it: sigmoids and softmax, however arranged."""
-    seen, left = {value}, [value]
-    while left:
-        node = tape.producer(left.pop())
+    visited, queue = {value}, [value]
+    while queue:
+        node = tape.producer(queue.pop())
         if node is None:
             return False
         if not _squashes(node):
             if not _keeps(node):
                 return False
-            left += [value for value in node.inputs if value not in seen]
-            seen.update(left)
+            queue += [value for value in node.inputs if value not in visited]
+            visited.update(queue)
     return True
 
 

@@ -51,7 +51,7 @@ class Perturbation(Explainer):
         self.progress = progress
 
     def _in_batches(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
-        return self._explain_once(images, target, args, kwargs)  # whose copies go through the model in batches
+        return self._explain_batch(images, target, args, kwargs)  # whose copies go through the model in batches
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         scores = PerturbationScores(

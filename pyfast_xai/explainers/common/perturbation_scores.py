@@ -129,8 +129,8 @@ class PerturbationScores:
             return outside_inference_mode(self.scores(self.logits(result), rows, score))
         answer = take_targets(self.function, len(self._images), rows)(result)
         if not isinstance(answer, Tensor) or answer.shape != rows.shape:
-            got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise InputError(f"target must return a tensor of one number an image, [{len(rows)}], got {got}")
+            received = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise InputError(f"target must return a tensor of one number an image, [{len(rows)}], got {received}")
         return outside_inference_mode(at_least_float32(answer))[:, None]
 
     def outputs(self, images: Tensor, rows: Tensor | None = None) -> Tensor:

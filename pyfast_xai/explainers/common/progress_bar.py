@@ -21,8 +21,8 @@ class ProgressBar:
     def __init__(self, show: ShowProgress, title: str, total: int, note: str = "") -> None:
         self._callback = show if callable(show) else None
         self._done, self._total, self._note = 0, total, note
-        wanted = sys.stderr.isatty() if show is None else bool(show) and self._callback is None
-        self._bar = self._make() if wanted else None
+        visible = sys.stderr.isatty() if show is None else bool(show) and self._callback is None
+        self._bar = self._make() if visible else None
         self._task: Any = None if self._bar is None else self._bar.add_task(title, total=total, note="")
 
     def _make(self) -> Any:

@@ -36,7 +36,7 @@ _CLEAR = 0.8  # one round is enough where one takes at most so much of the other
 _MOST_DISTURBED = 24  # calls of which no time could be taken, after which the recorded one serves
 # Calls after which a verdict is looked at again, and doubled each time. A replay that lost is made anew for it, which
 # costs some ten calls; the other way it is two.
-_AGAIN = {"replayed": 256, "recorded": 2048}
+_RETRY_AFTER = {"replayed": 256, "recorded": 2048}
 _MOST_SIGNATURES = 64
 
 
@@ -53,7 +53,7 @@ class _Signature:
 
     Attributes:
         calls: how many there were.
-        due: the call at which replays are tried, or times taken anew.
+        next_trial: the call at which replays are tried, or times taken anew.
         state: what the next call is.
         warm: replayed calls of this trial.
         disturbed: calls of this trial whose time did not count.
@@ -64,7 +64,7 @@ class _Signature:
     """
 
     calls: int = 0
-    due: float = _FIRST
+    next_trial: float = _FIRST
     state: _State = _State.RECORDED
     warm: int = 0
     disturbed: int = 0
@@ -135,8 +135,12 @@ class ReplayTrial:
         """
         names = {_State.RECORDED: "recorded", _State.REPLAYED: "replayed"}
         with self._lock:
-            ended = {key: own for key, own in self._signatures.items() if own.verdicts and own.state in names}
-            return {key: (names[own.state], own.verdict) for key, own in ended.items()}
+            ended = {
+                key: signature
+                for key, signature in self._signatures.items()
+                if signature.verdicts and signature.state in names
+            }
+            return {key: (names[signature.state], signature.verdict) for key, signature in ended.items()}
 
     def forget(self) -> None:
         """Lets the replay go; calls are recorded until the next trial."""
@@ -146,7 +150,7 @@ class ReplayTrial:
                 self._replayed.forget()
             for signature in self._signatures.values():
                 if signature.state is not _State.RECORDED:
-                    signature.state, signature.due = _State.RECORDED, signature.calls + _AGAIN["recorded"]
+                    signature.state, signature.next_trial = _State.RECORDED, signature.calls + _RETRY_AFTER["recorded"]
 
     def __call__(
         self,
@@ -184,52 +188,54 @@ class ReplayTrial:
         place = device or torch.device("cpu")
         site = Site(*self._words(described), *_hardware(place))
         with self._lock:
-            own = self._next((signature, site.threads), site)
-            state = own.state
+            entry = self._next((signature, site.threads), site)
+            state = entry.state
         if state is _State.RECORDED:
             return run()
         try:
             if state is _State.TIMED:
-                return self._time(own, run, site, place, agree)
-            return self._replay(own, run)[0]
+                return self._time(entry, run, site, place, agree)
+            return self._replay(entry, run)[0]
         finally:
             _make_room_for(self)
 
     def _next(self, key: Hashable, site: Site) -> _Signature:
         """Returns the signature of a call, which is counted."""
-        own = self._signatures.get(key)
-        if own is None:
+        entry = self._signatures.get(key)
+        if entry is None:
             if len(self._signatures) >= _MOST_SIGNATURES:
                 self._signatures.popitem(last=False)
-            own = self._signatures[key] = _Signature(due=self._first)
+            entry = self._signatures[key] = _Signature(next_trial=self._first)
             verdict = tuning.known_verdict(site) if self._remembers else None
             if verdict is not None and verdict.fastest() == "recorded":
-                own.verdicts, own.due, own.verdict = 1, _AGAIN["recorded"], verdict
+                entry.verdicts, entry.next_trial, entry.verdict = 1, _RETRY_AFTER["recorded"], verdict
         self._signatures.move_to_end(key)
-        own.calls += 1
-        if own.calls >= own.due and own.state in (_State.RECORDED, _State.REPLAYED):
+        entry.calls += 1
+        if entry.calls >= entry.next_trial and entry.state in (_State.RECORDED, _State.REPLAYED):
             if self._replayed.outdated:
                 self._replayed.forget()
             # A replay that served is prepared.
-            own.begin(_State.WARMING if own.state is _State.RECORDED else _State.TIMED)
+            entry.begin(_State.WARMING if entry.state is _State.RECORDED else _State.TIMED)
             self._keeps = True
-        return own
+        return entry
 
-    def _decide(self, own: _Signature, winner: str, calls: float | None = None) -> None:
+    def _decide(self, entry: _Signature, winner: str, calls: float | None = None) -> None:
         """Has the winner serve, for so many calls."""
-        own.verdicts += 1
-        own.state = _State.REPLAYED if winner == "replayed" else _State.RECORDED
-        own.due = own.calls + (_AGAIN[winner] * 2 ** min(own.verdicts - 1, 10) if calls is None else calls)
+        entry.verdicts += 1
+        entry.state = _State.REPLAYED if winner == "replayed" else _State.RECORDED
+        entry.next_trial = entry.calls + (
+            _RETRY_AFTER[winner] * 2 ** min(entry.verdicts - 1, 10) if calls is None else calls
+        )
         if all(other.state is _State.RECORDED for other in self._signatures.values()):
             self._keeps = False
             self._replayed.forget()
 
-    def _refuse(self, own: _Signature) -> None:
+    def _refuse(self, entry: _Signature) -> None:
         """Has calls recorded for good: they cannot be replayed."""
-        own.verdict = None
-        self._decide(own, "recorded", float("inf"))
+        entry.verdict = None
+        self._decide(entry, "recorded", float("inf"))
 
-    def _replay(self, own: _Signature, run: Callable[[], T]) -> tuple[T, bool]:
+    def _replay(self, entry: _Signature, run: Callable[[], T]) -> tuple[T, bool]:
         """Returns what a replayed call gives, and whether there was nothing to prepare in it."""
         before, replays = self._replayed.preparations, self._replayed.replays
         random_state = torch.get_rng_state()
@@ -242,7 +248,7 @@ class ReplayTrial:
             result = run()  # raises what the model, or a wrong argument, raises
             logger.info("a replay failed (%s): such calls are recorded", error)
             with self._lock:
-                self._refuse(own)
+                self._refuse(entry)
             return result, False
         finally:
             self._thread.replayed = None
@@ -250,12 +256,12 @@ class ReplayTrial:
         with self._lock:
             if self._replayed.outdated or self._replayed.refused:
                 self._stop()
-            elif own.state is _State.WARMING:
-                own.warm += 1
+            elif entry.state is _State.WARMING:
+                entry.warm += 1
                 if settled and self._replayed.replays == replays:
-                    self._refuse(own)
-                elif settled or own.warm >= _MOST_WARM:
-                    own.state = _State.TIMED
+                    self._refuse(entry)
+                elif settled or entry.warm >= _MOST_WARM:
+                    entry.state = _State.TIMED
         return result, settled
 
     def _stop(self) -> None:
@@ -264,43 +270,43 @@ class ReplayTrial:
         self._keeps = False
         for other in self._signatures.values():
             other.verdicts, other.verdict = other.verdicts + 1, None
-            other.state, other.due = _State.RECORDED, float("inf")
+            other.state, other.next_trial = _State.RECORDED, float("inf")
         if self._replayed.outdated:
             self._signatures.clear()
 
     def _time(
         self,
-        own: _Signature,
+        entry: _Signature,
         run: Callable[[], T],
         site: Site,
         device: torch.device,
         agree: Callable[[T, T], bool] | None,
     ) -> T:
         """Returns what a call gives, and takes its time: that of both ways where they are to be compared."""
-        if agree is not None and not own.compared and device.type == "cpu":
-            own.compared = True
+        if agree is not None and not entry.compared and device.type == "cpu":
+            entry.compared = True
             before = torch.get_rng_state()
             expected, recorded = self._timed(run, device)
             after = torch.get_rng_state()
             torch.set_rng_state(before)
-            (came, settled), replayed = self._timed(lambda: self._replay(own, run), device)
+            (actual, settled), replayed = self._timed(lambda: self._replay(entry, run), device)
             torch.set_rng_state(after)
-            same = agree(came, expected)
+            same = agree(actual, expected)
             with self._lock:
-                if own.state is _State.TIMED and not same:
+                if entry.state is _State.TIMED and not same:
                     logger.info("a replay gives something else: such calls are recorded")
-                    self._refuse(own)
+                    self._refuse(entry)
                 elif settled:
-                    self._keep(own, site, recorded=recorded, replayed=replayed)
+                    self._keep(entry, site, recorded=recorded, replayed=replayed)
             return expected
-        if len(own.seconds["replayed"]) < len(own.seconds["recorded"]):
-            (result, settled), seconds = self._timed(lambda: self._replay(own, run), device)
+        if len(entry.seconds["replayed"]) < len(entry.seconds["recorded"]):
+            (result, settled), seconds = self._timed(lambda: self._replay(entry, run), device)
             with self._lock:
-                self._keep(own, site, replayed=seconds if settled else None)
+                self._keep(entry, site, replayed=seconds if settled else None)
             return result
         result, seconds = self._timed(run, device)
         with self._lock:
-            self._keep(own, site, recorded=seconds)
+            self._keep(entry, site, recorded=seconds)
         return result
 
     def _timed(self, run: Callable[[], T], device: torch.device) -> tuple[T, float | None]:
@@ -315,27 +321,27 @@ class ReplayTrial:
         seconds = max(past(), 1e-9)
         return result, None if before is None or before != _calls.alone() else seconds
 
-    def _keep(self, own: _Signature, site: Site, **seconds: float | None) -> None:
+    def _keep(self, entry: _Signature, site: Site, **seconds: float | None) -> None:
         """Keeps times, and gives the verdict if they are enough."""
-        if own.state is not _State.TIMED:
+        if entry.state is not _State.TIMED:
             return
         if None in seconds.values():
-            own.disturbed += 1
-            if own.disturbed >= _MOST_DISTURBED:
-                self._decide(own, "recorded")
+            entry.disturbed += 1
+            if entry.disturbed >= _MOST_DISTURBED:
+                self._decide(entry, "recorded")
             return
-        for name, taken in seconds.items():
-            own.seconds[name].append(taken or 0.0)
-        recorded, replayed = own.seconds["recorded"], own.seconds["replayed"]
+        for name, value in seconds.items():
+            entry.seconds[name].append(value or 0.0)
+        recorded, replayed = entry.seconds["recorded"], entry.seconds["replayed"]
         if not recorded or len(recorded) != len(replayed):
             return
         shorter, longer = sorted((min(recorded), min(replayed)))
         if len(recorded) < _ROUNDS and shorter > _CLEAR * longer:
             return
-        own.verdict = Verdict(own.seconds)
-        self._decide(own, own.verdict.fastest())
+        entry.verdict = Verdict(entry.seconds)
+        self._decide(entry, entry.verdict.fastest())
         if self._remembers:
-            tuning.keep_verdict(site, own.verdict)
+            tuning.keep_verdict(site, entry.verdict)
 
     @property
     def _remembers(self) -> bool:
@@ -356,11 +362,11 @@ class ReplayTrial:
 _SAME = 0.1  # of the norm; rounding turns rectifiers and maxima here and there, a wrong kernel does more
 
 
-def nearly_same(came: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+def nearly_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     """Returns whether results are the same but for rounding, and what it may turn."""
-    if len(came) != len(expected):
+    if len(actual) != len(expected):
         return False
-    for one, other in zip(came, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
         if one.is_floating_point():
@@ -381,12 +387,12 @@ class _Calls:
 
     def __init__(self) -> None:
         self._lock = ForkSafeLock()
-        self._running = self._begun = 0
+        self._running = self._started = 0
 
     def __enter__(self) -> None:
         with self._lock:
             self._running += 1
-            self._begun += 1
+            self._started += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
@@ -395,7 +401,7 @@ class _Calls:
     def alone(self) -> int | None:
         """Returns a number that stays for as long as one call runs; None where there are several."""
         with self._lock:
-            return self._begun if self._running == 1 else None
+            return self._started if self._running == 1 else None
 
 
 _calls = _Calls()
@@ -415,9 +421,9 @@ def _make_room_for(trial: ReplayTrial) -> None:
         trials = {place: reference() for place, reference in _keeping.items()}
         for place in [place for place, other in trials.items() if other is None or not other.nbytes]:
             del _keeping[place]
-        kept = [other for other in trials.values() if other is not None]
-    total = sum(other.nbytes for other in kept)
-    for other in kept[:-1]:
+        others = [other for other in trials.values() if other is not None]
+    total = sum(other.nbytes for other in others)
+    for other in others[:-1]:
         if total <= trial._settings["memory_limit"]:
             break
         total -= other.nbytes

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyfast_xai.explainers.common.activation_reader import ActivationReader, Source
-from pyfast_xai.explainers.common.cam_rules import weighed_sum
+from pyfast_xai.explainers.common.cam_rules import weighted_sum
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings
 from pyfast_xai.explainers.common.layer_recorder import one_row_an_image
 from pyfast_xai.explainers.common.layer_search import last_sensitive
@@ -62,7 +62,7 @@ class SuffixCAM(LayerExplainer):
                 rows = torch.arange(len(images), device=images.device).repeat(copies)
                 more, named = take_rows((args, kwargs), len(images), rows)
                 policy = KeepSuffix(source.operation, source.output)
-                tape = self.record_itself(images[rows], *more, policy=policy, **named)
+                tape = self.record_unaccelerated(images[rows], *more, policy=policy, **named)
                 return tape, tape.find(source.place.name)
 
             tape, value = record(1)
@@ -73,7 +73,7 @@ class SuffixCAM(LayerExplainer):
             dim = self.channel_dim(value.shape, images.shape[2:], place.layout)
             cells = at_least_float32(self.grid(activation, images.shape[2:], place.name, place.layout))
             weights = self._weights(tape, value, record, scores, dim)
-            maps.append(targets_to_rows(weighed_sum(weights.to(cells.dtype), cells)))
+            maps.append(targets_to_rows(weighted_sum(weights.to(cells.dtype), cells)))
         assert scores is not None
         return self.explanation(images, scores.targets, maps, self.heat(maps, images.shape[2:]))
 

@@ -229,7 +229,7 @@ def _made_of(tape: Tape, values: Sequence[Value]) -> list[set[int]]:
     places = {value: place for place, value in enumerate(values)}
     for node in tape:
         sources = frozenset().union(
-            *(below.get(own, frozenset()) | ({places[own]} if own in places else set()) for own in node.inputs)
+            *(below.get(value, frozenset()) | ({places[value]} if value in places else set()) for value in node.inputs)
         )
         below.update((value, sources) for value in node.outputs if value is not None)
     return [set(below.get(value, ())) for value in values]
@@ -273,8 +273,8 @@ def as_class_indices(target: Any, images: int, device: torch.device) -> Tensor:
         chosen = torch.as_tensor(target, device=device)
     except (TypeError, ValueError, RuntimeError):
         kinds = sorted({type(part).__name__ for part in target}) if isinstance(target, (list, tuple)) else []
-        got = " of ".join([type(target).__name__, *([" and ".join(kinds)] if kinds else [])])
-        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got {got}") from None
+        received = " of ".join([type(target).__name__, *([" and ".join(kinds)] if kinds else [])])
+        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got {received}") from None
     if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
         raise InputError(f"target must hold integers, got {chosen.dtype}")
     if chosen.dim() == 0:

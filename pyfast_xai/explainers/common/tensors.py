@@ -36,11 +36,11 @@ def take_rows(arguments: T, count: int, rows: Tensor) -> T:
         rows: the image that each row is to belong to, int64 `[M]`.
     """
 
-    def taken(leaf: Any) -> Any:
+    def take(leaf: Any) -> Any:
         by_image = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
         return leaf[rows.to(leaf.device)] if by_image else leaf
 
-    return pytree.tree_map(taken, arguments)
+    return pytree.tree_map(take, arguments)
 
 
 def outside_inference_mode(tensor: Any) -> Any:

@@ -58,7 +58,7 @@ def _starts(length: int, step: int, window: int) -> list[int]:
     return starts
 
 
-def kept_windows(scores: Tensor, drop_share: float) -> tuple[Tensor, Tensor]:
+def top_windows(scores: Tensor, drop_share: float) -> tuple[Tensor, Tensor]:
     """Returns the windows that count, those of the lowest score first, and what each of all windows weighs.
 
     Args:

@@ -64,9 +64,9 @@ class PerturbationConfidenceMetric:
         Raises:
             InputError: maps or targets that are not one for each image.
         """
-        for name, given in (("cams", cams), ("targets", targets)):
-            if len(given) != len(input_tensor):
-                raise InputError(f"{name} must be one for each of {len(input_tensor)} images, got {len(given)}")
+        for name, values in (("cams", cams), ("targets", targets)):
+            if len(values) != len(input_tensor):
+                raise InputError(f"{name} must be one for each of {len(input_tensor)} images, got {len(values)}")
         altered = [
             self.perturbation(image.cpu(), torch.from_numpy(np.asarray(cam)))
             for image, cam in zip(input_tensor, cams, strict=True)
@@ -81,7 +81,7 @@ class PerturbationConfidenceMetric:
 def _scores(model: nn.Module, images: Tensor, targets: Sequence[Target]) -> np.ndarray:
     with evaluating(model), isolated():
         outputs = unwrap(model)(images.detach().clone())
-    return np.array([target(own).cpu().numpy() for target, own in zip(targets, outputs, strict=True)], np.float32)
+    return np.array([target(row).cpu().numpy() for target, row in zip(targets, outputs, strict=True)], np.float32)
 
 
 class RemoveMostRelevantFirst:
@@ -107,10 +107,10 @@ class RemoveMostRelevantFirst:
         cam = mask.cpu().numpy()
         if self.percentile == "auto":
             levels = np.uint8(cam * 255)
-            kept = levels > _otsu(levels)
+            binary = levels > _otsu(levels)
         else:
-            kept = cam < np.percentile(cam, float(self.percentile))
-        return self.imputer(input_tensor, torch.from_numpy(np.float32(kept)).to(mask.device))
+            binary = cam < np.percentile(cam, float(self.percentile))
+        return self.imputer(input_tensor, torch.from_numpy(np.float32(binary)).to(mask.device))
 
 
 class RemoveLeastRelevantFirst(RemoveMostRelevantFirst):
@@ -161,8 +161,8 @@ class AveragerAcrossThresholds:
         self, input_tensor: Tensor, cams: np.ndarray, targets: Sequence[Target], model: nn.Module
     ) -> np.ndarray:
         """Measures a batch of images, see `PerturbationConfidenceMetric`."""
-        found = [self.imputer(percentile)(input_tensor, cams, targets, model) for percentile in self.percentiles]
-        mean: np.ndarray = np.mean(np.array(found, np.float32), axis=0)
+        scores = [self.imputer(percentile)(input_tensor, cams, targets, model) for percentile in self.percentiles]
+        mean: np.ndarray = np.mean(np.array(scores, np.float32), axis=0)
         return mean
 
 
