@@ -118,13 +118,6 @@ class LocalFolder:
         return remove_unfinished(self.path, self._system)
 
 
-class TemporaryFolder(LocalFolder):
-    """A folder that goes with the process: nothing that is written there need reach the disk."""
-
-    def write(self, name: str, data: bytes) -> None:
-        self.place(name).write_bytes(data)
-
-
 class ObjectFolder:
     """A prefix of an object store: a file is put there whole by one request, which is atomic.
 

@@ -1,20 +1,16 @@
 """The listing of a run as it lies on the disk: written once, in a stream, and read shard by shard."""
 
 import io
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pyfast_xai.datasets.attachments import attached, detached
-from pyfast_xai.datasets.folders import Folder, TemporaryFolder
+from pyfast_xai.datasets.folders import Folder
 from pyfast_xai.datasets.sources import Item, Listing, Source
 from pyfast_xai.datasets.sources.entries import CHUNK, ENTRIES, Digests, Names, Renamed, rechunked, without_stamps
+from pyfast_xai.datasets.temporary_folder import TemporaryFolder
 from pyfast_xai.errors import InputError
 
 PREFIX = "_listing-"
@@ -171,8 +167,7 @@ def take_listing(source: Source, progress: Callable[[int], None] | None = None) 
     Returns:
         The listing, in which every id comes once, and its digests.
     """
-    folder = TemporaryFolder(tempfile.mkdtemp(prefix="pyfast-xai-"))
-    weakref.finalize(folder, _remove, folder.path, os.getpid())
+    folder = TemporaryFolder()
     seen = Names()
     listing, summary = _written(source, _counted(source.entries(), seen, progress), folder, "first")
     twice = seen.twice()
@@ -181,12 +176,6 @@ def take_listing(source: Source, progress: Callable[[int], None] | None = None) 
         listing, summary = _written(source, map(Renamed(twice), raw), folder, "distinct")
         listing.remove_others()
     return listing, summary
-
-
-def _remove(path: Path, process: int) -> None:
-    # A fork has the folder of its parent.
-    if os.getpid() == process:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _counted(

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import subprocess
+import sys
+import tempfile
 import time
 
 import pyarrow as pa
@@ -251,6 +254,58 @@ def test_listings_and_sources_travel(folder, short_pieces):
     assert [item.read() for item in copy.items(other, range(4, 7), check=True)] == [
         (folder / name).read_bytes() for name in ("04.png", "05.jpg", "06.png")
     ]
+
+
+LISTS = """
+import sys
+from pathlib import Path
+from pyfast_xai import datasets
+from pyfast_xai.datasets.listing import take_listing
+listing, _ = take_listing(datasets.Files([Path("a.png")]))
+print("listed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks that end with their process")
+def test_listings_of_killed_processes_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def lists():
+        process = subprocess.Popen(
+            [sys.executable, "-c", LISTS], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "listed\n"
+        return process
+
+    def folders():
+        return {path for path in tmp_path.iterdir() if path.name.startswith("pyfast-xai-listing-")}
+
+    dies = lists()
+    left = folders()
+    lives = lists()
+    at_work = folders() - left
+    dies.kill()
+    dies.communicate()
+    assert (len(left), len(at_work)) == (1, 1)
+    assert folders() == left | at_work
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lock").touch()
+    link = tmp_path / "pyfast-xai-listing-link"
+    link.symlink_to(elsewhere)
+    just_made = tmp_path / "pyfast-xai-listing-new"
+    just_made.mkdir()
+    listing, _ = take_listing(datasets.Files([tmp_path / "a.png"]))
+    assert folders() > at_work | {link, just_made}
+    assert not folders() & left
+    assert (elsewhere / "lock").exists()
+    del listing
+    assert folders() == at_work | {link, just_made}
+    assert lives.communicate("")[0] == ""
+    assert lives.returncode == 0
+    assert folders() == {link, just_made}
 
 
 def test_linked_folders_are_walked_one_time(tmp_path, make_picture):
