@@ -4,6 +4,7 @@ PyTorch brings them but does not always choose them: pointwise convolutions on o
 matrices go to BLAS, which on some processors takes twice as long. These are the operations that its own compiler calls.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,8 +27,12 @@ _LEAST_ROWS = 4
 
 def available() -> bool:
     """Returns whether this PyTorch has oneDNN, and may use it."""
-    enabled = torch._C._has_mkldnn and bool(torch.backends.mkldnn.enabled)
-    return enabled and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)
+    return _is_built_in() and bool(torch.backends.mkldnn.enabled)
+
+
+@functools.cache
+def _is_built_in() -> bool:
+    return torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in _OPS)
 
 
 def takes(*tensors: Tensor) -> bool:

@@ -66,6 +66,7 @@ class Node:
         kernel: does what `op` does, faster; None for `op` itself.
         adjoint: of a convolution, `adjoint(gradient, output_padding)` takes a gradient of its result to one of its
             input, or returns None for PyTorch's own kernel to do so; None where nobody has prepared that.
+        rule: the policy that looked for a rule for this node last, and the rule.
     """
 
     index: int
@@ -79,6 +80,7 @@ class Node:
     saved: dict[str, Saved] = field(default_factory=dict)
     kernel: Callable[..., Any] | None = None
     adjoint: Callable[[Tensor, list[int]], Tensor | None] | None = None
+    rule: tuple[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         # Looked at several times a node, in every recording and walk.
@@ -93,7 +95,7 @@ class Node:
         other = object.__new__(Node)
         other.index, other.op, other.args, other.kwargs = self.index, self.op, self.args, self.kwargs
         other.outputs, other.path, other.name, other.inputs = self.outputs, self.path, self.name, self.inputs
-        other.saved, other.kernel, other.adjoint = {}, self.kernel, self.adjoint
+        other.saved, other.kernel, other.adjoint, other.rule = {}, self.kernel, self.adjoint, None
         return other
 
     def __repr__(self) -> str:
@@ -143,7 +145,7 @@ class Tape:
             for node in self.nodes:
                 args, kwargs = substitute(Value, copied, node.args, node.kwargs)
                 outputs = [None if value is None else copied(value) for value in node.outputs]
-                yield dataclasses.replace(node, args=args, kwargs=kwargs, outputs=outputs, saved={})
+                yield dataclasses.replace(node, args=args, kwargs=kwargs, outputs=outputs, saved={}, rule=None)
 
         return dataclasses.replace(
             self,
@@ -198,7 +200,22 @@ def call_of(name: str) -> tuple[str, int]:
     return (path, int(call)) if at and call.lstrip("-").isdecimal() else (name, -1)
 
 
-@functools.cache
+def cached_by_identity(function: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Computes a function once for each op. The hash of an op, which `functools.cache` takes, costs a microsecond."""
+    results: dict[int, tuple[Any, T]] = {}
+
+    @functools.wraps(function)
+    def cached(op: Any) -> T:
+        result = results.get(id(op))
+        if result is None:
+            # The op is kept, so that no other object gets its identity.
+            result = results[id(op)] = (op, function(op))
+        return result[1]
+
+    return cached
+
+
+@cached_by_identity
 def key(op: Any) -> str:
     """Returns the name that rules for an op are registered under: of its schema, in-place forms included."""
     return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"aliasing::{op.__name__}"

@@ -5,8 +5,7 @@ whole instead of in pieces. A reading says which of them it understands; the oth
 """
 
 import functools
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mod
 from pyfast_xai.errors import InputError
 from pyfast_xai.tape import aliasing, module_hooks
 from pyfast_xai.tape.aliasing import Geometry
-from pyfast_xai.tape.graph import Node, Saved, Tape, Value, find, substitute, unknown_name
+from pyfast_xai.tape.graph import Node, Saved, Tape, Value, cached_by_identity, find, substitute, unknown_name
 from pyfast_xai.tape.isolation import isolated
 from pyfast_xai.tape.shared_state import SharedState, address
 
@@ -162,7 +161,7 @@ _STATISTICS = ("running_mean", "running_var")
 _TRAINING = ("train", "training", "use_input_stats", "dropout_p", "p")
 
 
-@functools.cache
+@cached_by_identity
 def _facts(op: OpOverload) -> _Facts:
     name = op._schema.name.split("::")[1]
     arguments = list(enumerate(op._schema.arguments))
@@ -260,7 +259,7 @@ class _Recorder(TorchDispatchMode):
         self._constants: set[int] = set()
         self._created: set[int] = set()  # by this forward; all else was there before
         # No operation has the name of a module, which `until` and `Tape.find` take, too.
-        self._names: Counter[str] = Counter(modules.values())
+        self._names = dict.fromkeys(modules.values(), 0)
         self._count = 0
 
     # PyTorch's own context managers also set flags of the process, which other threads would leave behind.
@@ -309,7 +308,8 @@ class _Recorder(TorchDispatchMode):
         pairs = [(tensor, value) for tensor in tensors if (value := self._known(tensor)) is not None]
         if pairs:
             self.tape.modules.setdefault(path, []).append([value for _, value in pairs])
-            if path == self._until or f"{path}@{len(self.tape.modules[path]) - 1}" == self._until:
+            until = self._until
+            if until is not None and until in (path, f"{path}@{len(self.tape.modules[path]) - 1}"):
                 self._stop(pairs[0][0])
 
     def _stop(self, tensor: Tensor) -> None:
@@ -325,10 +325,13 @@ class _Recorder(TorchDispatchMode):
         tensors = find(Tensor, args, kwargs)
         values: dict[int, Value] = {}
         sources: set[int] = set()  # addresses of what depends on the inputs
+        others: list[tuple[Tensor, int]] = []
         for tensor in tensors:
             storage = address(tensor)
-            value = self._value(tensor, storage)
-            if value is not None:
+            value = self._value(tensor, storage) if storage in self._memory else None
+            if value is None:
+                others.append((tensor, storage))
+            else:
                 values[id(tensor)] = value
                 sources.add(storage)
         if values and facts.composite and self._reading is not None and not self._reading.handles(op):
@@ -351,6 +354,7 @@ class _Recorder(TorchDispatchMode):
             if id(tensor) not in values:
                 values[id(tensor)] = self._adopt(tensor)
                 sources.add(address(tensor))
+        self._constants.update(storage for tensor, storage in others if id(tensor) not in values)
 
         node = self._node(op, facts.name, args, kwargs, values)
         if self._prepare is not None:
@@ -371,19 +375,13 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _node(self, op: Any, name: str, args: Any, kwargs: Any, values: dict[int, Value]) -> Node:
-        def on_tape(tensor: Tensor) -> Tensor | Value:
-            value = values.get(id(tensor))
-            if value is None:
-                self._constants.add(address(tensor))
-                return tensor
-            return value
-
         path = self.paths.current if self.paths is not None else ""
         name = f"{path}.{name}" if path else name
-        self._names[name] += 1
-        if self._names[name] > 1:
-            name = f"{name}_{self._names[name] - 1}"
-        args, kwargs = substitute(Tensor, on_tape, args, kwargs)
+        before = self._names[name] = self._names.get(name, -1) + 1
+        if before:
+            name = f"{name}_{before}"
+        if values:
+            args, kwargs = _on_tape(values, args), dict(zip(kwargs, _on_tape(values, kwargs.values()), strict=True))
         node = Node(len(self.tape.nodes), op, args, kwargs, [], path, name)
         self.tape.nodes.append(node)
         return node
@@ -506,6 +504,18 @@ class _Recorder(TorchDispatchMode):
 
             for node in self.tape.nodes:
                 node.args, node.kwargs = substitute(Tensor, preserved, node.args, node.kwargs)
+
+
+def _on_tape(values: dict[int, Value], arguments: Iterable[Any]) -> tuple[Any, ...]:
+    """Returns the arguments of an op with the value in place of each tensor that depends on the inputs."""
+    return tuple(
+        [
+            [values.get(id(part), part) for part in argument]
+            if isinstance(argument, (list, tuple))
+            else values.get(id(argument), argument)
+            for argument in arguments
+        ]
+    )
 
 
 def _geometry(tensor: Tensor, owner: Value) -> Geometry:

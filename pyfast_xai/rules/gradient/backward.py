@@ -37,6 +37,13 @@ class GradientRules:
 
     def rule_of(self, node: Node) -> Rule:
         """Returns the rule for a node: of the overlay, else of the gradient, else autograd's."""
+        if node.rule is not None and node.rule[0] is self:
+            return node.rule[1]
+        rule = self._look_up(node)
+        node.rule = (self, rule)
+        return rule
+
+    def _look_up(self, node: Node) -> Rule:
         name = key(node.op)
         for table in (self.overlay, GRADIENT):
             rule = table.get(name)
@@ -49,22 +56,25 @@ class GradientRules:
         return name in self.overlay or name in GRADIENT or name in derivative.WHOLE
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not _reads_gradient(node):
+        rule = self._rule_that_reads(node)
+        if rule is None:
             return
-        rule = self.rule_of(node)
         if rule is derivative.RULE:
             derivative.save(node, keep, args, kwargs)
         else:
             keep_arguments(node, rule.saves, keep, args, kwargs)
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        runs = self.rule_of(node).runs if _reads_gradient(node) else None
+        rule = self._rule_that_reads(node)
+        runs = None if rule is None else rule.runs
         return node(*args, **kwargs) if runs is None else runs(node, keep, *args, **kwargs)
 
-
-def _reads_gradient(node: Node) -> bool:
-    """Returns whether a gradient can arrive at anything the node was made of: none passes integers."""
-    return any(map(has_gradient, node.inputs))
+    def _rule_that_reads(self, node: Node) -> Rule | None:
+        """Returns the rule for a node; None where no gradient can arrive at its inputs: none passes integers."""
+        for value in node.inputs:
+            if has_gradient(value):
+                return self.rule_of(node)
+        return None
 
 
 def backward_pass(
