@@ -19,6 +19,7 @@ from pyfast_xai.rules.gradient import (
     NEAREST,
     BackwardContext,
     GradientRules,
+    Rule,
     backward_pass,
     rule,
 )
@@ -307,6 +308,25 @@ def test_to_a_value_on_the_way():
     assert torch.equal(backward_pass(policy, tape, {tape.outputs: seed}, [middle])[0], at_middle)
 
 
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("pool", [lambda y: F.adaptive_avg_pool2d(y, 1), lambda y: y.mean((2, 3)), nn.Flatten()])
+def test_gradients_lie_in_memory_as_their_maps(pool, targets, monkeypatch):
+    orders = []
+
+    def derivative(ctx, self):
+        x = ctx.tensor("self")
+        orders.append((ctx.grad.stride(2), x.stride(1)))
+        ctx.propagate(self, torch.ops.aten.silu_backward(ctx.grad, x.expand_as(ctx.grad)))
+
+    monkeypatch.setitem(GRADIENT, "aten::silu", Rule(derivative, saves=["self"]))
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    # The second function reads what the pooling sends, the first what the second does.
+    model = Call(lambda x: pool(F.silu(F.silu(x * 1) * 2)))
+    _, seeds, grad = by_tape(model, x, targets)
+    assert orders[1] == (1, 1)
+    torch.testing.assert_close(grad, by_autograd(model, x, seeds))
+
+
 def test_where_nothing_arrives_is_zero():
     x = torch.randn(2, 4, 8, 8, **DOUBLE)
     _, _, grad = by_tape(Call(lambda x: x.detach() * 2), x, 2)
@@ -333,6 +353,13 @@ def kept(tape):
     """Bytes that a reading saved, storage by storage."""
     storages = {s.tensor.untyped_storage()._cdata: s.tensor.untyped_storage() for n in tape for s in n.saved.values()}
     return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_a_saturating_function_keeps_its_result_alone():
+    x = torch.randn(2, 3)
+    for function in (torch.sigmoid, torch.tanh):
+        node = by_tape(Call(lambda x, function=function: function(x * 1)), x, 1, retain=True)[0].nodes[-1]
+        assert list(node.saved) == ["result"]
 
 
 def test_what_is_saved():

@@ -3,7 +3,7 @@
 The plain gradient is the base table. Each method is a small table laid over it.
 """
 
-from pyfast_xai.rules.gradient import arithmetic, excitation, layers, pools, shapes
+from pyfast_xai.rules.gradient import arithmetic, excitation, layers, pools, saturating, shapes
 from pyfast_xai.rules.gradient.backward import GradientRules, backward_pass
 from pyfast_xai.rules.gradient.context import BackwardContext, has_gradient
 from pyfast_xai.rules.gradient.excitation import EXCITATION, Contrastive, last_weighted
@@ -32,5 +32,6 @@ __all__ = [
     "pools",
     "rectifies",
     "rule",
+    "saturating",
     "shapes",
 ]

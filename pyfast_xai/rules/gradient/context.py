@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyfast_xai.tape import Node, Value
@@ -68,12 +69,27 @@ class BackwardContext:
             grad = grad.real
         if grad.dtype != argument.dtype or grad.device != argument.device:
             grad = grad.to(argument.device, argument.dtype)
-        self._pending.add(argument, grad)
+        self._pending.add(argument, channels_last_as(argument, grad))
 
     def propagate_part(self, argument: Any, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
         """Adds to a part of the gradient of an argument: the view that `part` takes of it, `[K, *shape]`."""
         if self.wants(argument):
             self._pending.add_part(argument, part, grad)
+
+
+def channels_last_as(value: Value, grad: Tensor) -> Tensor:
+    """Returns a gradient `[K, N, C, H, W]` with its channels last in memory where the value has them there.
+
+    Kernels that read both are many times slower where one map is in one order and the other in another. In float64 it
+    stays as it is: results keep the order in which autograd's kernels compute.
+    """
+    if len(value.shape) != 4 or value.stride[1] != 1 or grad.stride(2) == 1 or grad.dtype == torch.float64:
+        return grad
+    _, channels, height, width = value.shape
+    if channels == 1 or height * width == 1 or value.stride[2:] != (width * channels, channels):
+        return grad
+    maps = grad.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return maps.unflatten(0, grad.shape[:2])
 
 
 def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:

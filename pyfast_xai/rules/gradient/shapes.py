@@ -94,18 +94,30 @@ def _again(op: Any, grad: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -
 
 @rule("mean")
 def _mean(ctx: BackwardContext, self: Value, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> None:
-    grad = _spread(ctx, self, dim, keepdim)
-    ctx.propagate(self, grad / max(1, self.numel // max(1, ctx.grad[0].numel())))
+    ctx.propagate(self, _spread(_share(ctx, self), self, dim, keepdim))
+
+
+def _share(ctx: BackwardContext, self: Value) -> Tensor:
+    """Returns the gradient of a mean divided by the number of elements that each mean is of."""
+    return ctx.grad / max(1, self.numel // max(1, ctx.grad[0].numel()))
+
+
+def _several_windows(node: Node) -> bool:
+    return max(node.args[1]) != 1
+
+
+@rule("adaptive_avg_pool2d", unless=_several_windows)
+def _average(ctx: BackwardContext, self: Value, output_size: Sequence[int]) -> None:
+    ctx.propagate(self, _share(ctx, self).expand(-1, *self.shape))
 
 
 @rule("sum")
 def _sum(ctx: BackwardContext, self: Value, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> None:
-    ctx.propagate(self, _spread(ctx, self, dim, keepdim))
+    ctx.propagate(self, _spread(ctx.grad, self, dim, keepdim))
 
 
-def _spread(ctx: BackwardContext, self: Value, dim: Any, keepdim: bool) -> Tensor:
+def _spread(grad: Tensor, self: Value, dim: Any, keepdim: bool) -> Tensor:
     """Returns the gradient of a reduction over every element that was reduced."""
-    grad = ctx.grad
     if not keepdim:
         for d in reduced(dim, len(self.shape)):
             grad = grad.unsqueeze(d + 1)

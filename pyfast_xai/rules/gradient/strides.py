@@ -4,6 +4,8 @@ A dimension of size one may have any stride, as no element lies along it. Some k
 tensor off such strides all the same and then misread its elements.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ def canonical(tensor: Tensor) -> Tensor:
         return tensor
     for memory_format in (torch.contiguous_format, *_FORMATS.get(tensor.dim(), ())):
         if tensor.is_contiguous(memory_format=memory_format):
-            strides = torch.empty(tensor.shape, device="meta", memory_format=memory_format).stride()
+            strides = _strides(tensor.shape, memory_format)
             return tensor if tensor.stride() == strides else tensor.as_strided(tensor.shape, strides)
     return tensor
+
+
+@functools.lru_cache(maxsize=4096)
+def _strides(shape: torch.Size, memory_format: torch.memory_format) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta", memory_format=memory_format).stride()
