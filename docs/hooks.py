@@ -57,6 +57,7 @@ FAMILIES = {
     "attention": "Attention",
     "lime": "LIME",
     "lrp": "LRP",
+    "path_methods": "Gradients on a path",
     "rise": "RISE",
     "score_cam": "Score-CAM",
     "sess": "SESS",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import AblationCAM as AblationCAM
     from pyfast_xai.explainers import AttentionRelevance as AttentionRelevance
     from pyfast_xai.explainers import AttentionRollout as AttentionRollout
+    from pyfast_xai.explainers import BlurIG as BlurIG
     from pyfast_xai.explainers import CNNFixations as CNNFixations
     from pyfast_xai.explainers import DeconvNet as DeconvNet
     from pyfast_xai.explainers import DeepFeatureFactorization as DeepFeatureFactorization
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import GradientShap as GradientShap
     from pyfast_xai.explainers import GuidedBackprop as GuidedBackprop
     from pyfast_xai.explainers import GuidedGradCAM as GuidedGradCAM
+    from pyfast_xai.explainers import GuidedIG as GuidedIG
     from pyfast_xai.explainers import HiResCAM as HiResCAM
     from pyfast_xai.explainers import InputXGradient as InputXGradient
     from pyfast_xai.explainers import IntegratedGradients as IntegratedGradients
@@ -86,6 +88,7 @@ _PUBLIC = {
     "CAM": "pyfast_xai.explainers",
     "CLEAR": "pyfast_xai.explainers",
     "Composite": "pyfast_xai.rules.relevance",
+    "BlurIG": "pyfast_xai.explainers",
     "CNNFixations": "pyfast_xai.explainers",
     "DeconvNet": "pyfast_xai.explainers",
     "DeepLift": "pyfast_xai.explainers",
@@ -115,6 +118,7 @@ _PUBLIC = {
     "Preprocess": "pyfast_xai.images",
     "PyFastXaiError": "pyfast_xai.errors",
     "RISE": "pyfast_xai.explainers",
+    "GuidedIG": "pyfast_xai.explainers",
     "HiResCAM": "pyfast_xai.explainers",
     "LayerCAM": "pyfast_xai.explainers",
     "XGradCAM": "pyfast_xai.explainers",

@@ -171,6 +171,8 @@ QUICK = {
     "fgvis": {"n_iterations": 4},
     "smoothgrad": {"n_samples": 2},
     "integrated-gradients": {"n_steps": 2},
+    "blur-ig": {"n_steps": 2, "max_sigma": 2.0},
+    "guided-ig": {"n_steps": 2},
     "occlusion": {"window": 8, "stride": 8},
     "rise": {"n_masks": 4},
     "lime": {"n_samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},

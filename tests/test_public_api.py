@@ -10,15 +10,15 @@ import pyfast_xai
 
 def test_every_public_name_is_there():
     assert sorted(pyfast_xai.__all__) == [
-        "AblationCAM", "AttentionRelevance", "AttentionRollout", "BackendError", "CAM", "CLEAR", "CNNFixations",
-        "Composite", "DeconvNet", "DeepFeatureFactorization", "DeepLift", "DeepLiftShap", "DetectionTarget",
-        "EigenCAM", "EigenGradCAM", "ExcitationBackprop", "Explainer", "Explanation", "FEM", "FGVis", "FinerCAM",
-        "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus", "GradientShap", "GuidedBackprop",
-        "GuidedGradCAM", "HiResCAM", "ISCAM", "InputError", "InputXGradient", "IntegratedGradients", "KPCACAM", "LIME",
-        "LRP", "LayerCAM", "METHODS", "MeaningfulPerturbation", "Occlusion", "Preprocess", "PyFastXaiError", "RISE",
-        "RandomCAM", "RefineCAM", "SESS", "SSCAM", "Saliency", "ScoreCAM", "SegEigenCAM", "ShapleyCAM", "SmoothGrad",
-        "SmoothGradCAMPlusPlus", "UnsupportedOpError", "XGradCAM", "__version__", "backend", "keep_freed_memory",
-        "layers", "load_image", "load_model", "record", "replay",
+        "AblationCAM", "AttentionRelevance", "AttentionRollout", "BackendError", "BlurIG", "CAM", "CLEAR",
+        "CNNFixations", "Composite", "DeconvNet", "DeepFeatureFactorization", "DeepLift", "DeepLiftShap",
+        "DetectionTarget", "EigenCAM", "EigenGradCAM", "ExcitationBackprop", "Explainer", "Explanation", "FEM", "FGVis",
+        "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus", "GradientShap", "GuidedBackprop",
+        "GuidedGradCAM", "GuidedIG", "HiResCAM", "ISCAM", "InputError", "InputXGradient", "IntegratedGradients",
+        "KPCACAM", "LIME", "LRP", "LayerCAM", "METHODS", "MeaningfulPerturbation", "Occlusion", "Preprocess",
+        "PyFastXaiError", "RISE", "RandomCAM", "RefineCAM", "SESS", "SSCAM", "Saliency", "ScoreCAM", "SegEigenCAM",
+        "ShapleyCAM", "SmoothGrad", "SmoothGradCAMPlusPlus", "UnsupportedOpError", "XGradCAM", "__version__", "backend",
+        "keep_freed_memory", "layers", "load_image", "load_model", "record", "replay",
     ]  # fmt: skip
     for name in pyfast_xai.__all__:
         assert getattr(pyfast_xai, name) is not None

@@ -7,7 +7,6 @@ from pyfast_xai.explainers.backprop import (
     DeconvNet,
     GuidedBackprop,
     InputXGradient,
-    IntegratedGradients,
     Saliency,
     SmoothGrad,
 )
@@ -39,6 +38,7 @@ from pyfast_xai.explainers.lime import LIME
 from pyfast_xai.explainers.lrp import LRP
 from pyfast_xai.explainers.meaningful_perturbation import MeaningfulPerturbation
 from pyfast_xai.explainers.occlusion import Occlusion
+from pyfast_xai.explainers.path_methods import BlurIG, GuidedIG, IntegratedGradients
 from pyfast_xai.explainers.rise import RISE
 from pyfast_xai.explainers.score_cam import ISCAM, SSCAM, ScoreCAM
 from pyfast_xai.explainers.sess import SESS
@@ -54,6 +54,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(ScoreCAM, SSCAM, ISCAM, AblationCAM, ShapleyCAM, DeepFeatureFactorization),
         *(AttentionRollout, AttentionRelevance),
         *(SmoothGradCAMPlusPlus, FinerCAM, RefineCAM, FEM, KPCACAM, RandomCAM, SESS),
+        *(BlurIG, GuidedIG),
         *(LRP, DeepLift, DeepLiftShap, GradientShap),
         *(Occlusion, RISE, LIME, MeaningfulPerturbation),
     )
@@ -74,6 +75,7 @@ __all__ = [
     "AblationCAM",
     "AttentionRelevance",
     "AttentionRollout",
+    "BlurIG",
     "CNNFixations",
     "DeconvNet",
     "DeepFeatureFactorization",
@@ -93,6 +95,7 @@ __all__ = [
     "GradientShap",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "GuidedIG",
     "HiResCAM",
     "InputXGradient",
     "IntegratedGradients",

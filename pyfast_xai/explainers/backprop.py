@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.common.baselines import broadcast
 from pyfast_xai.explainers.common.explainer import Explainer, Settings, at_least, one_of
 from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.output_gradients import OutputGradients, output_gradients
@@ -231,57 +229,3 @@ class SmoothGrad(GradientShaped):
             total = grads if total is None else total.add_(grads)
         assert total is not None
         return total / self.n_samples, seeds
-
-
-class IntegratedGradients(GradientShaped):
-    """Gradients summed on the way from a baseline to the image: they add up to the change of the score.
-
-    The integral is taken by Gauss-Legendre quadrature (Sundararajan et al., 2017, equation 1).
-
-    Args:
-        model: in evaluation mode.
-        n_steps: places on the way.
-        baseline: where the way starts: a number (0 is the mean colour of normalised images) or a tensor that
-            broadcasts to the images.
-        reduction: how the heat map is made of the channels, see `Saliency`.
-        **settings: those of `Explainer`.
-
-    Example:
-        >>> import torch
-        >>> from pyfast_xai import IntegratedGradients, demo
-        >>> model, images = demo.load(), torch.rand(1, 3, 96, 96)
-        >>> explanation = IntegratedGradients(model, n_steps=32)(images, target=3)
-        >>> change = (model(images) - model(torch.zeros_like(images)))[:, 3]
-        >>> bool((explanation.attribution.sum((1, 2, 3)) - change).abs() < 0.5)
-        True
-    """
-
-    method = "integrated-gradients"
-    paper = "Axiomatic attribution for deep networks (Sundararajan, Taly and Yan, 2017)"
-    slow = True
-    default_reduction = "sum"
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        n_steps: int = 50,
-        baseline: float | Tensor = 0.0,
-        reduction: Reduction | None = None,
-        **settings: Unpack[Settings],
-    ) -> None:
-        super().__init__(model, reduction=reduction, **settings)
-        self.n_steps, self.baseline = at_least(1, "n_steps", n_steps), baseline
-
-    def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
-        images = images.detach()
-        way = images - broadcast(self.baseline, images)
-        seeds = output_gradients(self.record(images, *args, **kwargs), target, self.outputs, self.labels)
-        fixed: Goal = target if seeds.target is None else seeds.target
-        places, weights = np.polynomial.legendre.leggauss(self.n_steps)
-        total: Tensor | None = None
-        for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
-            grads = self._walk(images - (1 - place) * way, fixed, args, kwargs)[0] * weight
-            total = grads if total is None else total.add_(grads)
-        assert total is not None
-        return total * way, seeds

@@ -13,6 +13,7 @@ from pyfast_xai.serve import Explained
 FAST = {
     **{"rise": {"n_masks": 4}, "lime": {"n_samples": 8}, "smoothgrad": {"n_samples": 2}, "fgvis": {"n_iterations": 2}},
     **{"meaningful-perturbation": {"n_iterations": 2}, "integrated-gradients": {"n_steps": 2}},
+    **{"blur-ig": {"n_steps": 2}, "guided-ig": {"n_steps": 2}},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }
