@@ -560,16 +560,16 @@ def _row_numbers(rows: Any, count: int) -> slice | list[int]:
     try:
         chosen = torch.as_tensor(list(rows) if isinstance(rows, range) else rows)
     except (TypeError, ValueError, RuntimeError):
-        came = type(rows).__name__
-        raise InputError(f"rows must be an integer, a slice, integers or a mask, got {came}") from None
+        received = type(rows).__name__
+        raise InputError(f"rows must be an integer, a slice, integers or a mask, got {received}") from None
     chosen = chosen if chosen.numel() or chosen.dtype == torch.bool else chosen.long()
     if chosen.dtype == torch.bool:
         if chosen.shape != (count,):
             raise InputError(f"rows must be a mask of {count} entries, got {list(chosen.shape)}")
         return chosen.nonzero().flatten().tolist()
     if chosen.is_floating_point() or chosen.is_complex() or chosen.dim() > 1:
-        came = f"{chosen.dtype} {list(chosen.shape)}"
-        raise InputError(f"rows must be an integer, a slice, integers or a mask, got {came}")
+        received = f"{chosen.dtype} {list(chosen.shape)}"
+        raise InputError(f"rows must be an integer, a slice, integers or a mask, got {received}")
     numbers: list[int] = chosen.flatten().tolist()
     for number in numbers:
         if not -count <= number < count:

@@ -52,7 +52,7 @@ def remove_outliers(
     reach = math.ceil((radius * math.hypot(height, width)) ** 2) - 1
     far = math.isqrt(max(reach, 0))
     disc = [(dy, math.isqrt(reach - dy * dy)) for dy in range(-far, far + 1)] if reach >= 0 else []
-    kept = []
+    results = []
     for pixels in points:
         offset, half = torch.tensor(disc, dtype=torch.int64, device=pixels.device).view(-1, 2).unbind(1)
         counts = torch.bincount(pixels[:, 0] * width + pixels[:, 1], minlength=height * width).view(height, width)
@@ -64,8 +64,8 @@ def remove_outliers(
             row, x = (part[:, :1] + offset + far) * (width + 1), part[:, 1:]
             right, left = (x + half + 1).clamp(max=width), (x - half).clamp(min=0)
             near.append((sums.take(row + right) - sums.take(row + left)).sum(1))
-        kept.append(pixels[torch.cat(near) > math.floor(share * len(pixels))])
-    return kept
+        results.append(pixels[torch.cat(near) > math.floor(share * len(pixels))])
+    return results
 
 
 def hull(points: Sequence[Tensor]) -> Tensor:
@@ -198,8 +198,8 @@ def _ranges(heatmap: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raise InputError(f"heatmap must have shape [N, H, W], got {list(heatmap.shape)}")
     maps = heatmap.detach().float()
     if maps.numel() == 0:
-        nothing = maps.new_zeros(len(maps), 1, 1)
-        return maps, nothing, nothing, nothing.flatten() > 0
+        zero = maps.new_zeros(len(maps), 1, 1)
+        return maps, zero, zero, zero.flatten() > 0
     low, top = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return maps, low, top, torch.isfinite(maps).all(2).all(1) & (top > low).flatten()
 
@@ -382,13 +382,13 @@ def box_rule(rule: BoxRule | str) -> BoxRule:
         raise InputError(
             f"box_rule must be {', '.join(RULES)}, with settings after colons as in 'segment:0.4', got {rule!r}"
         )
-    taken = [field.name for field in fields(RULES[name])]  # type: ignore[arg-type]
+    parameters = [field.name for field in fields(RULES[name])]  # type: ignore[arg-type]
     try:
         numbers = [float(setting) for setting in settings]
     except ValueError:
         raise InputError(f"box_rule must have numbers after its colons, as in 'segment:0.4', got {rule!r}") from None
-    if len(numbers) > len(taken):
-        allowed = f"at most {':'.join([name, *taken])}" if taken else f"{name!r} without settings"
+    if len(numbers) > len(parameters):
+        allowed = f"at most {':'.join([name, *parameters])}" if parameters else f"{name!r} without settings"
         raise InputError(f"box_rule must be {allowed}, got {rule!r}")
     return RULES[name](*numbers)
 

@@ -253,10 +253,10 @@ def class_colors(winner: Tensor, best: Tensor) -> list[dict[int, Color]]:
 
 def _ranked(winner: Tensor, best: Tensor) -> list[int]:
     """Returns the classes that are seen, those with the largest response in all first."""
-    seen = (best > 0) & (winner >= 0)
-    classes, at = winner[seen].unique(return_inverse=True)
+    active = (best > 0) & (winner >= 0)
+    classes, at = winner[active].unique(return_inverse=True)
     weight = torch.zeros(len(classes), dtype=torch.float64, device=best.device)
-    weight.index_add_(0, at, best[seen].double())
+    weight.index_add_(0, at, best[active].double())
     return classes[weight.argsort(descending=True, stable=True)].tolist()
 
 
@@ -273,9 +273,9 @@ def _color_and_value(
     if len(colors) != len(winner):
         raise InputError(f"colors must be one dictionary for each of {len(winner)} images, got {len(colors)}")
     painted = torch.zeros(*best.shape, 3)
-    for own, classes, dictionary in zip(painted, winner, colors, strict=True):
+    for picture, classes, dictionary in zip(painted, winner, colors, strict=True):
         for index, color in dictionary.items():
-            own[classes == index] = torch.tensor(color)
+            picture[classes == index] = torch.tensor(color)
     return painted.permute(0, 3, 1, 2), brightness(best.masked_fill(winner < 0, 0), saturated)[:, None]
 
 
@@ -395,14 +395,14 @@ def binary(target: Tensor, others: Tensor, constant: bool = False, saturated: fl
         raise InputError(
             f"target and others must have the same shape [N, H, W], got {list(target.shape)} and {list(others.shape)}"
         )
-    own = target >= others
+    is_target = target >= others
     value = brightness(torch.maximum(target, others), saturated)
     if constant:
         shown = value >= 0.1
-        return torch.stack([shown & own, torch.zeros_like(own), shown & ~own], 1).float()
+        return torch.stack([shown & is_target, torch.zeros_like(is_target), shown & ~is_target], 1).float()
     hot = torch.stack([3 * value, 3 * value - 1, 3 * value - 2], 1).clamp(0, 1)
     green = torch.stack([torch.zeros_like(value), value, torch.zeros_like(value)], 1)
-    return torch.where(own[:, None], hot, green)
+    return torch.where(is_target[:, None], hot, green)
 
 
 def legend(names: Sequence[str], colors: Sequence[Color], side: int = 192) -> Any:
@@ -539,12 +539,12 @@ def draw_points(images: Tensor, points: Sequence[Tensor], color: Color = WHITE, 
         raise InputError(f"points must be one tensor for each of {len(images)} images, got {len(points)}")
 
     def draw(n: int, canvas: Any, scale: int) -> None:
-        own = points[n].tolist()
-        crowd = min(1.0, max(0.4, math.sqrt(200 / max(1, len(own)))))
+        coordinates = points[n].tolist()
+        crowd = min(1.0, max(0.4, math.sqrt(200 / max(1, len(coordinates)))))
         size = max(0.6, 0.01 * min(images.shape[2:]) * crowd) if radius is None else radius
         # All rims first: where dots overlap they join.
         for reach, ink in ((size + max(0.35, size / 4), SHADOW), (size, _ink(color))):
-            for y, x in own:
+            for y, x in coordinates:
                 left, top = (x + 0.5 - reach) * scale, (y + 0.5 - reach) * scale
                 right, bottom = left + 2 * reach * scale - 1, top + 2 * reach * scale - 1
                 canvas.ellipse([left, top, max(left, right), max(top, bottom)], fill=(*ink, 255))

@@ -203,7 +203,9 @@ def test_an_iteration_of_fgvis_reads_no_number(without_reading, network, setting
 @pytest.mark.parametrize("settings", [{}, {"component": [2, 1], "center": True}, {"solver": "subspace"}], ids=case_id)
 def test_eigen_cam_reads_one_tensor_in_the_end(monkeypatch, settings):
     looked = []
-    monkeypatch.setattr(eigen_cam, "_look", lambda names, doubts: looked.extend(zip(names, doubts, strict=True)))
+    monkeypatch.setattr(
+        eigen_cam, "_log_diagnostics", lambda names, diagnostics: looked.extend(zip(names, diagnostics, strict=True))
+    )
     explainer = EigenCAM(nn.Identity().eval(), **settings)
     maps = explainer.project(torch.empty(2, 40, 6, 5, device="meta"), (24, 20), "layer")
     assert maps.shape == (2, len(explainer.components), 6, 5)

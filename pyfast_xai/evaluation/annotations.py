@@ -57,9 +57,9 @@ def _drawn(shape: Shape, size: tuple[int, int]) -> Any:
     if isinstance(shape, Path):
         with Image.open(shape) as mask:
             # In indexed masks 255 marks borders that belong to nothing (PASCAL VOC).
-            nothing = 255 if mask.mode == "P" else 0
+            background = 255 if mask.mode == "P" else 0
             grey = mask if mask.mode in ("L", "P") else mask.convert("L")
-            pixels = Image.eval(_plain(grey), lambda value: 0 if value in (0, nothing) else 255)
+            pixels = Image.eval(_plain(grey), lambda value: 0 if value in (0, background) else 255)
         if pixels.size != size:
             raise InputError(f"annotations must have masks of the size of the picture, {size}, got {pixels.size}")
         return pixels
@@ -84,8 +84,10 @@ def _run_lengths(shape: Mapping[str, Any], size: tuple[int, int]) -> Any:
 
     counts = shape.get("counts")
     if not isinstance(counts, list) or sum(counts) != size[0] * size[1]:
-        got = f"{sum(counts)} pixels" if isinstance(counts, list) else "compressed ones"
-        raise InputError(f"annotations must have run lengths of {size[0] * size[1]} pixels in plain numbers, got {got}")
+        received = f"{sum(counts)} pixels" if isinstance(counts, list) else "compressed ones"
+        raise InputError(
+            f"annotations must have run lengths of {size[0] * size[1]} pixels in plain numbers, got {received}"
+        )
     values = np.repeat(np.arange(len(counts)) % 2 * 255, counts).astype(np.uint8)
     return Image.fromarray(values.reshape(size[::-1], order="F"))
 
@@ -208,11 +210,11 @@ def _voc(source: Path) -> Iterator[_Entry]:
     for file in files:
         root = ElementTree.parse(file).getroot()
         boxes, kinds = [], []
-        for thing in root.iter("object"):
-            if thing.findtext("difficult", "0").strip() == "1":
+        for element in root.iter("object"):
+            if element.findtext("difficult", "0").strip() == "1":
                 continue
-            name = thing.findtext("name", "")
-            corners = [float(thing.findtext(f"bndbox/{end}", "")) for end in ("xmin", "ymin", "xmax", "ymax")]
+            name = element.findtext("name", "")
+            corners = [float(element.findtext(f"bndbox/{end}", "")) for end in ("xmin", "ymin", "xmax", "ymax")]
             # PASCAL VOC counts pixels from one, ILSVRC from zero; both include the last.
             first = 0 if name in synsets or name[1:].isdecimal() else 1
             boxes.append([corner - first for corner in corners])

@@ -95,15 +95,15 @@ def evaluate(
         right = torch.tensor([_index(annotation.label, labels, logits.shape[1]) for annotation in truth]).to(predicted)
         chosen = predicted if target == "predicted" else right
         if bool((chosen < 0).any()):
-            which = truth[int((chosen < 0).int().argmax())]
+            unlabelled = truth[int((chosen < 0).int().argmax())]
             raise InputError(
-                f"annotations must have a class of the model where target is 'label', got {which.label!r} "
-                f"for {which.path.name!r}"
+                f"annotations must have a class of the model where target is 'label', got {unlabelled.label!r} "
+                f"for {unlabelled.path.name!r}"
             )
         small.append(torch.tensor([_is_small(annotation, size) for annotation, size in zip(truth, sizes, strict=True)]))
         for name, explainer in explainers.items():
-            taken, explanation = _timed(partial(explainer, images, chosen), images)
-            costs[name].append(taken / forward)
+            seconds, explanation = _timed(partial(explainer, images, chosen), images)
+            costs[name].append(seconds / forward)
             part = Part(
                 *(model, made[name], explainer, explanation, images, chosen, predicted, right, truth, sizes),
                 preprocess,
@@ -121,10 +121,10 @@ def evaluate(
         for metric in chosen_metrics:
             values = _joined(metric, rows[name, metric.name])
             counted = ~values.reshape(len(values), -1).isnan().any(1)
-            for group, kept in (("all", counted), ("small", counted & subset)):
-                if group == "all" or bool(kept.any()):
-                    ends = interval(values[kept], metric.reduce, resamples, seed)
-                    figures.append(Figure(name, metric.name, group, *ends, int(kept.sum())))
+            for group, selected in (("all", counted), ("small", counted & subset)):
+                if group == "all" or bool(selected.any()):
+                    ends = interval(values[selected], metric.reduce, resamples, seed)
+                    figures.append(Figure(name, metric.name, group, *ends, int(selected.sum())))
     return Evaluation(
         figures=figures,
         cost={name: statistics.median(forwards) for name, forwards in costs.items()},
@@ -199,10 +199,10 @@ def _rows(metric: Metric, part: Part) -> Tensor | int:
     having = torch.stack([torch.ones(len(part.truth), dtype=torch.bool), *map(part.having, metric.needs)]).all(0)
     if bool(having.all()):
         return metric.rows(part).detach().cpu().double()
-    kept = having.nonzero().flatten().tolist()
-    if not kept:
+    indices = having.nonzero().flatten().tolist()
+    if not indices:
         return len(part.truth)
-    rows = metric.rows(part.only(kept)).detach().cpu().double()
+    rows = metric.rows(part.only(indices)).detach().cpu().double()
     whole = torch.full((len(part.truth), *rows.shape[1:]), torch.nan, dtype=rows.dtype)
     whole[having] = rows
     return whole

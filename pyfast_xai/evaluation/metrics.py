@@ -66,7 +66,7 @@ class Part:
         return torch.cat(placed)
 
     @cached_property
-    def seen_boxes(self) -> list[Tensor]:
+    def visible_boxes(self) -> list[Tensor]:
         """Returns the objects' boxes in pixels of the images, as far as they are seen."""
         return [
             self.preprocess.boxes_seen(annotation.boxes, size)
@@ -74,7 +74,7 @@ class Part:
         ]
 
     @cached_property
-    def seen_masks(self) -> Tensor:
+    def visible_masks(self) -> Tensor:
         """Returns the objects' pixels, bool `[N, H, W]`."""
         plain = replace(self.preprocess, interpolation="nearest")
         masks = [
@@ -152,7 +152,7 @@ def _pointing(part: Part, tolerance: float) -> Tensor:
 def _box_accuracy(part: Part, kind: type[metrics.MaxBoxAcc]) -> Tensor:
     """Returns whether a box is right at each least overlap and each threshold, `[N, I, T]`."""
     rows = []
-    for heat, boxes in zip(part.explanation.heatmap, part.seen_boxes, strict=True):
+    for heat, boxes in zip(part.explanation.heatmap, part.visible_boxes, strict=True):
         metric = kind()
         if len(boxes) == 0:
             # The crop shows nothing of the object.
@@ -169,7 +169,7 @@ def _best_threshold(total: Tensor, count: Tensor) -> Tensor:
 
 def _pixels(part: Part) -> Tensor:
     rows = []
-    for heat, mask in zip(part.explanation.heatmap, part.seen_masks, strict=True):
+    for heat, mask in zip(part.explanation.heatmap, part.visible_masks, strict=True):
         metric = metrics.PxAP()
         metric.update(heat[None], mask[None].to(heat.device))
         rows.append(metric.counts.cpu())
@@ -190,7 +190,7 @@ def _pixel_reduce(metric: type[metrics.PxAP | metrics.PrecisionAtEER]) -> Reduce
 
 def _on_mask(measure: Callable[[Tensor, Tensor], Tensor]) -> Rows:
     """Returns the rows of a metric of maps and masks; a crop that shows nothing of the object has no value."""
-    return lambda part: measure(part.explanation.heatmap, part.seen_masks.to(part.explanation.heatmap.device))
+    return lambda part: measure(part.explanation.heatmap, part.visible_masks.to(part.explanation.heatmap.device))
 
 
 def _attributions(part: Part) -> Tensor:

@@ -152,7 +152,7 @@ class Evaluation:
             writer.writerows(rows)
         whole = {
             **{"pictures": self.pictures, "small": self.small, "threads": self.threads, "device": self.device},
-            **{"figures": rows, "errors": [{"file": name, "error": why} for name, why in self.errors]},
+            **{"figures": rows, "errors": [{"file": name, "error": error} for name, error in self.errors]},
         }
         paths[1].write_text(json.dumps(whole, indent=1) + "\n")
         for metric in dict.fromkeys(figure.metric for figure in self.figures):
@@ -179,8 +179,8 @@ class Evaluation:
         """
         from matplotlib.figure import Figure as Canvas
 
-        chosen, there = METRICS[metric], {figure.subset for figure in self.figures if figure.metric == metric}
-        shown = [subset for subset in subsets if subset in there]
+        chosen, available = METRICS[metric], {figure.subset for figure in self.figures if figure.metric == metric}
+        shown = [subset for subset in subsets if subset in available]
         scale = 100 if chosen.percent else 1
         canvas = Canvas(figsize=(5.6 * len(shown), 4.2), layout="constrained")
         for axes, subset in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):

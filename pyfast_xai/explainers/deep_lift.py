@@ -14,7 +14,7 @@ from pyfast_xai.explainers.common.output_gradients import OutputGradients, outpu
 from pyfast_xai.explainers.common.targets import Goal
 from pyfast_xai.rules.gradient import backward_pass
 from pyfast_xai.rules.rescale import RescaleRules
-from pyfast_xai.rules.rescale.policy import stands_for_all
+from pyfast_xai.rules.rescale.policy import reference_broadcasts
 from pyfast_xai.tape import Tape
 from pyfast_xai.tape.record import tensors_in
 
@@ -91,7 +91,7 @@ class DeepLift(GradientShaped):
     def _reference(self, tape: Tape, baseline: Tensor, rows: int, args: Any, kwargs: Any) -> Tape:
         if len(baseline) == 1 and not tensors_in((args, kwargs)):
             reference = self.record(baseline, *args, policy=self.rules, **kwargs)
-            if len(reference.nodes) == len(tape.nodes) and stands_for_all(tape, reference):
+            if len(reference.nodes) == len(tape.nodes) and reference_broadcasts(tape, reference):
                 return reference
         return self.record(baseline.expand(rows, *baseline.shape[1:]), *args, policy=self.rules, **kwargs)
 

@@ -208,6 +208,6 @@ def adversarial_evidence(
     made: Any = generate(images, target)
     shown = getattr(made, "perturbed", made)
     if not isinstance(shown, Tensor) or shown.shape != images.shape:
-        got = list(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
-        raise InputError(f"generate must return images {list(images.shape)}, got {got}")
+        received = list(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
+        raise InputError(f"generate must return images {list(images.shape)}, got {received}")
     return AdversarialEvidence(scorer.outputs(shown.detach()).argmax(1) == target, target)

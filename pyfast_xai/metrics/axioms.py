@@ -57,8 +57,8 @@ def completeness(
         torch.Size([2])
     """
     removal = Removal(model, images, attributions, target, baseline, score, batch_size, outputs)
-    everything = removal.values.new_ones(1, removal.values.shape[1]).bool()
-    lost = removal.before - removal.shared(everything)[:, 0]
+    all_pixels = removal.values.new_ones(1, removal.values.shape[1]).bool()
+    lost = removal.before - removal.shared(all_pixels)[:, 0]
     return (removal.values.double().sum(1) - lost).abs().float()
 
 

@@ -57,8 +57,8 @@ def check_masks(masks: Tensor, maps: Tensor, name: str = "masks") -> Tensor:
         InputError: another shape or dtype.
     """
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-        got = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(f"{name} must be a bool tensor, got {got}")
+        received = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
+        raise InputError(f"{name} must be a bool tensor, got {received}")
     if masks.shape != maps.shape:
         raise InputError(f"{name} must have shape {list(maps.shape)}, got {list(masks.shape)}")
     return masks.to(maps.device)
@@ -100,13 +100,13 @@ def compressed(truth: Boxes, count: int, *, empty: bool = False) -> tuple[Tensor
         flat, offsets = truth[0], truth[1].to(truth[0].device).long()
         lengths = offsets.diff()
         if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != len(flat) or bool((lengths < 0).any()):
-            got = f"{_short(offsets)} for {len(flat)} boxes"
-            raise InputError(f"truth must have offsets that rise from 0 to the number of boxes, got {got}")
+            received = f"{_short(offsets)} for {len(flat)} boxes"
+            raise InputError(f"truth must have offsets that rise from 0 to the number of boxes, got {received}")
     else:
         for i, boxes in enumerate(truth):
             if not isinstance(boxes, Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
-                got = str(list(boxes.shape)) if isinstance(boxes, Tensor) else type(boxes).__name__
-                raise InputError(f"truth must hold boxes [B, 4] of each image, got {got} for image {i}")
+                received = str(list(boxes.shape)) if isinstance(boxes, Tensor) else type(boxes).__name__
+                raise InputError(f"truth must hold boxes [B, 4] of each image, got {received} for image {i}")
         flat = torch.cat(list(truth)) if len(truth) else torch.zeros(0, 4)
         lengths = torch.tensor([len(boxes) for boxes in truth], dtype=torch.int64, device=flat.device)
     flat = check_boxes(flat, "truth")
@@ -139,8 +139,8 @@ def check_classes(labels: Tensor, count: int, name: str, classes: int | None = N
         InputError: not one integer for each, or a class that does not exist.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(f"{name} must be a tensor of integers, got {got}")
+        received = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(f"{name} must be a tensor of integers, got {received}")
     if labels.shape != (count,):
         raise InputError(f"{name} must have shape [{count}], got {list(labels.shape)}")
     labels = labels.long()

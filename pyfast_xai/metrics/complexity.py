@@ -86,8 +86,8 @@ def _dtype(attributions: Tensor) -> torch.dtype:
 
 def _magnitudes(attributions: Tensor) -> Tensor:
     if not isinstance(attributions, Tensor) or attributions.dim() < 2 or not attributions.numel():
-        got = list(attributions.shape) if isinstance(attributions, Tensor) else type(attributions).__name__
-        raise InputError(f"attributions must have shape [R, ...] and hold at least one number, got {got}")
+        received = list(attributions.shape) if isinstance(attributions, Tensor) else type(attributions).__name__
+        raise InputError(f"attributions must have shape [R, ...] and hold at least one number, got {received}")
     flat = attributions.detach().flatten(1).abs()
     if not bool(torch.isfinite(flat).all()):
         raise InputError("attributions must be finite, got NaN or infinity")

@@ -19,8 +19,8 @@ def shown(made: Explanation | Tensor, images: Tensor, *, signed: bool = False) -
     if isinstance(made, Explanation):
         maps = made.attribution if signed and made.attribution is not None else made.heatmap
     if not isinstance(maps, Tensor) or maps.dim() < 2 or len(maps) != len(images):
-        got = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise InputError(f"explain must return a row for each of {len(images)} images, got {got}")
+        received = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise InputError(f"explain must return a row for each of {len(images)} images, got {received}")
     maps = maps.detach() if maps.dtype == torch.float64 else maps.detach().float()
     if not bool(torch.isfinite(maps).all()):
         raise InputError("explain must return finite maps, got NaN or infinity")
@@ -35,6 +35,6 @@ def classes_of(target: Target, images: Tensor) -> Tensor | None:
     if chosen.dim() == 0:
         chosen = chosen.expand(len(images))
     if chosen.shape != (len(images),) or chosen.is_floating_point() or chosen.dtype == torch.bool:
-        got = f"{list(chosen.shape)} of {chosen.dtype}"
-        raise InputError(f"target must be an int or one for each of {len(images)} images, got {got}")
+        received = f"{list(chosen.shape)} of {chosen.dtype}"
+        raise InputError(f"target must be an int or one for each of {len(images)} images, got {received}")
     return chosen.long()

@@ -286,8 +286,8 @@ def road(
         raise InputError("percentiles must hold at least one, got none")
     pixels, levels = order[0].numel(), len(percentiles)
     # NumPy's percentile lies among sorted values at (n - 1) p / 100; rounded, since 9.000001 of 10 is nine.
-    kept = [max(1, math.ceil(round((pixels - 1) * p / 100, 6))) for p in percentiles]
-    limit = torch.tensor([*(pixels - k for k in kept), *kept], device=order.device)
+    counts = [max(1, math.ceil(round((pixels - 1) * p / 100, 6))) for p in percentiles]
+    limit = torch.tensor([*(pixels - k for k in counts), *counts], device=order.device)
     changes = []
     for image, version in versions_of(len(order), 2 * levels, batch_size, order.device):
         limits, ranks = limit[version][:, None, None], order[image]
@@ -302,24 +302,24 @@ class ColorSwap(NamedTuple):
     """The labels that survive other colours.
 
     Attributes:
-        kept: whether the class stays, bool `[N, S]`.
+        unchanged: whether the class stays, bool `[N, S]`.
         correct: whether the image was right before, bool `[N]`; all are where no labels were given.
 
     Example:
         >>> import torch
         >>> from pyfast_xai import demo, metrics
         >>> result = metrics.color_swap(demo.load(), torch.rand(2, 3, 96, 96))
-        >>> result.kept.shape, result.correct
+        >>> result.unchanged.shape, result.correct
         (torch.Size([2, 2]), tensor([True, True]))
     """
 
-    kept: Tensor
+    unchanged: Tensor
     correct: Tensor
 
     @property
     def share(self) -> Tensor:
         """Returns the share of the correct images that stay correct, the mean over swaps; NaN if none was correct."""
-        return self.kept[self.correct].float().mean()
+        return self.unchanged[self.correct].float().mean()
 
 
 def color_swap(
@@ -351,7 +351,7 @@ def color_swap(
     Example:
         >>> import torch
         >>> from pyfast_xai import demo, metrics
-        >>> metrics.color_swap(demo.load(), torch.rand(2, 3, 96, 96), labels=torch.tensor([3, 7])).kept.shape
+        >>> metrics.color_swap(demo.load(), torch.rand(2, 3, 96, 96), labels=torch.tensor([3, 7])).unchanged.shape
         torch.Size([2, 2])
     """
     scorer = Scorer(model, images, None, batch_size)
@@ -365,8 +365,8 @@ def color_swap(
     scale = _per_channel(std, images, "std", 1.0)
     right = scorer.target if labels is None else check_classes(labels, len(images), "labels").to(images.device)
     colors = images * scale + shift
-    kept = [scorer.outputs((colors[:, list(swap)] - shift) / scale).argmax(1) == right for swap in swaps]
-    return ColorSwap(torch.stack(kept, 1), scorer.target == right)
+    unchanged = [scorer.outputs((colors[:, list(swap)] - shift) / scale).argmax(1) == right for swap in swaps]
+    return ColorSwap(torch.stack(unchanged, 1), scorer.target == right)
 
 
 def _per_channel(values: Sequence[float] | None, images: Tensor, name: str, default: float) -> Tensor:

@@ -44,8 +44,8 @@ def noisy_linear_imputation(
         True
     """
     if missing.dtype != torch.bool or missing.shape != (len(images), *images.shape[2:]):
-        expected, got = [len(images), *images.shape[2:]], list(missing.shape)
-        raise InputError(f"missing must be a bool mask {expected}, got {got} of {missing.dtype}")
+        expected, received = [len(images), *images.shape[2:]], list(missing.shape)
+        raise InputError(f"missing must be a bool mask {expected}, got {received} of {missing.dtype}")
     if bool(missing.flatten(1).all(1).any()):
         raise InputError("missing must leave a pixel of each image, got an image without any")
     values = images.detach()

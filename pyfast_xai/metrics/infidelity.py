@@ -73,7 +73,7 @@ def infidelity(
     weights = weights.reshape(len(images), scorer.each, -1)
     make = perturb if callable(perturb) else _noise(perturb)
     images = images.detach()
-    said, done = [], []
+    predicted, actual = [], []
     for rows, versions in versions_of(len(images), samples, batch_size, images.device):
         pairs = [
             make(images[row], torch.Generator().manual_seed(seed * 1_000_003 + version))
@@ -81,19 +81,19 @@ def infidelity(
         ]
         changes, changed = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         if changes.shape != (len(rows), *images.shape[1:]) or changed.shape != changes.shape:
-            got = f"{list(changes.shape[1:])} and {list(changed.shape[1:])}"
-            raise InputError(f"perturb must return two tensors of the shape {list(images.shape[1:])}, got {got}")
+            received = f"{list(changes.shape[1:])} and {list(changed.shape[1:])}"
+            raise InputError(f"perturb must return two tensors of the shape {list(images.shape[1:])}, got {received}")
         flat = changes.flatten(1).to(weights.dtype)
-        said.append((weights[rows] @ flat[:, :, None])[..., 0])
-        done.append(scorer.before[rows] - scorer.scores_of(changed.to(images), rows))
-    said_rows, done_rows = (
-        torch.cat(parts).view(len(images), samples, -1).mT.flatten(0, 1).double() for parts in (said, done)
+        predicted.append((weights[rows] @ flat[:, :, None])[..., 0])
+        actual.append(scorer.before[rows] - scorer.scores_of(changed.to(images), rows))
+    predicted_rows, actual_rows = (
+        torch.cat(parts).view(len(images), samples, -1).mT.flatten(0, 1).double() for parts in (predicted, actual)
     )
     if normalize:
-        square = said_rows.square().sum(1, keepdim=True)
-        factor = (said_rows * done_rows).sum(1, keepdim=True) / torch.where(square > 0, square, 1)
-        said_rows = said_rows * factor
-    return (said_rows - done_rows).square().mean(1).float()
+        square = predicted_rows.square().sum(1, keepdim=True)
+        factor = (predicted_rows * actual_rows).sum(1, keepdim=True) / torch.where(square > 0, square, 1)
+        predicted_rows = predicted_rows * factor
+    return (predicted_rows - actual_rows).square().mean(1).float()
 
 
 def _noise(deviation: float) -> Perturb:

@@ -260,7 +260,7 @@ class _PixelCounts:
         scores = render.normalize(maps)
         edges = torch.arange(self.bins + 1, dtype=torch.float64).div(self.bins).to(scores)
         bins = torch.bucketize(scores, edges, right=True) - 1
-        counts = [torch.bincount(bins[which & counted], minlength=self.bins + 1) for which in (masks, ~masks)]
+        counts = [torch.bincount(bins[selected & counted], minlength=self.bins + 1) for selected in (masks, ~masks)]
         self.counts = self.counts.to(maps.device) + torch.stack(counts)
 
     def _hottest_first(self) -> tuple[Tensor, Tensor]:
@@ -272,10 +272,10 @@ class _PixelCounts:
 
     def curve(self) -> tuple[Tensor, Tensor]:
         """Returns precision and recall of the pixels from each bin upwards, hottest bin first, float64 `[bins + 1]`."""
-        hits, taken = self._hottest_first()
+        hits, counts = self._hottest_first()
         # A bin that nothing has reached yet has no precision; 1 is the limit.
-        taken = taken.cumsum(0)
-        precision = torch.where(taken > 0, hits.cumsum(0) / taken.clamp_min(1), 1.0)
+        counts = counts.cumsum(0)
+        precision = torch.where(counts > 0, hits.cumsum(0) / counts.clamp_min(1), 1.0)
         return precision, hits.cumsum(0) / hits.sum()
 
 
@@ -325,9 +325,9 @@ class PrecisionAtEER(_PixelCounts):
 
     def compute(self) -> Tensor:
         """Returns the precision in 0..1, a tensor without dimensions."""
-        hits, taken = self._hottest_first()
+        hits, counts = self._hottest_first()
         size = hits.sum()
-        share = ((size - (taken.cumsum(0) - taken)) / taken.clamp_min(1)).clamp(0, 1)
+        share = ((size - (counts.cumsum(0) - counts)) / counts.clamp_min(1)).clamp(0, 1)
         return (share * hits).sum() / size
 
 
@@ -354,8 +354,8 @@ def pointing_hit(points: Tensor, truth: Boxes | Tensor, *, tolerance: float = 15
         tensor([ True, False])
     """
     if not isinstance(points, Tensor) or points.dim() != 2 or points.shape[1] != 2:
-        got = list(points.shape) if isinstance(points, Tensor) else type(points).__name__
-        raise InputError(f"points must have shape [N, 2], got {got}")
+        received = list(points.shape) if isinstance(points, Tensor) else type(points).__name__
+        raise InputError(f"points must have shape [N, 2], got {received}")
     if tolerance < 0:
         raise InputError(f"tolerance must not be negative, got {tolerance}")
     points = points.detach().float()
@@ -428,7 +428,7 @@ class PointingGame:
         hit = pointing_hit(points, truth, tolerance=self.tolerance)
         labels = torch.zeros(len(hit), dtype=torch.int64) if labels is None else labels
         labels = check_classes(labels, len(hit), "labels", len(self.hits)).to(hit.device)
-        hits, misses = (torch.bincount(labels[which], minlength=len(self.hits)) for which in (hit, ~hit))
+        hits, misses = (torch.bincount(labels[selected], minlength=len(self.hits)) for selected in (hit, ~hit))
         self.hits, self.misses = self.hits.to(hit.device) + hits, self.misses.to(hit.device) + misses
 
     @property
@@ -479,7 +479,7 @@ class SingleProposal:
 
     def __init__(self, classes: int, *, threshold: float = 0.5) -> None:
         self.threshold = check_share(threshold, "threshold")
-        self.found, self.images, self.objects = (torch.zeros(classes, dtype=torch.int64) for _ in range(3))
+        self.hits, self.images, self.objects = (torch.zeros(classes, dtype=torch.int64) for _ in range(3))
 
     def update(self, boxes: Tensor, truth: Boxes, labels: Tensor | Sequence[Tensor]) -> None:
         """Add a batch.
@@ -495,21 +495,21 @@ class SingleProposal:
         boxes = check_boxes(boxes)
         objects, lengths = compressed(truth, len(boxes))
         flat = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
-        classes = len(self.found)
+        classes = len(self.hits)
         kinds = check_classes(flat, len(objects), "labels", classes).to(boxes.device)
         owner = torch.arange(len(boxes), device=boxes.device).repeat_interleave(lengths.to(boxes.device))
         overlaps = iou(boxes[owner], objects.to(boxes.device)) >= self.threshold
         pairs = owner * classes + kinds
         hit = overlaps.new_zeros(len(boxes) * classes).index_fill_(0, pairs[overlaps], True)
         present = torch.zeros_like(hit).index_fill_(0, pairs, True)
-        self.found = self.found.to(boxes.device) + hit.view(-1, classes).sum(0)
+        self.hits = self.hits.to(boxes.device) + hit.view(-1, classes).sum(0)
         self.images = self.images.to(boxes.device) + present.view(-1, classes).sum(0)
         self.objects = self.objects.to(boxes.device) + torch.bincount(kinds, minlength=classes)
 
     def compute(self) -> RecallPrecision:
         """Returns the means over the classes that came."""
         _check_updated(int(self.images.sum()))
-        return RecallPrecision((self.found / self.objects).nanmean(), (self.found / self.images).nanmean())
+        return RecallPrecision((self.hits / self.objects).nanmean(), (self.hits / self.images).nanmean())
 
 
 class LesionSensitivity:
@@ -534,7 +534,7 @@ class LesionSensitivity:
 
     def __init__(self, overlaps: Sequence[float] = (0.25, 0.5)) -> None:
         self.overlaps = tuple(check_share(overlap, "overlaps") for overlap in overlaps)
-        self.found = torch.zeros(len(self.overlaps), dtype=torch.int64)
+        self.hits = torch.zeros(len(self.overlaps), dtype=torch.int64)
         self.images = 0
 
     def update(self, regions: Tensor, lesions: Boxes) -> None:
@@ -549,19 +549,21 @@ class LesionSensitivity:
             InputError: another number of images, or lesions outside of the regions.
         """
         if not isinstance(regions, Tensor) or regions.dtype != torch.bool or regions.dim() != 3:
-            got = f"{list(regions.shape)} of {regions.dtype}" if isinstance(regions, Tensor) else type(regions).__name__
-            raise InputError(f"regions must be bool [N, H, W], got {got}")
+            received = (
+                f"{list(regions.shape)} of {regions.dtype}" if isinstance(regions, Tensor) else type(regions).__name__
+            )
+            raise InputError(f"regions must be bool [N, H, W], got {received}")
         masks = not isinstance(lesions, Tensor) and len(lesions) > 0 and lesions[0].dtype == torch.bool
         covered = _covered_masks(regions, lesions) if masks else _covered_boxes(regions, lesions)
         least = torch.tensor(self.overlaps, device=regions.device)
         best = covered.nan_to_num(nan=-1.0).amax(1)
-        self.found = self.found.to(regions.device) + (best >= least[:, None]).sum(1)
+        self.hits = self.hits.to(regions.device) + (best >= least[:, None]).sum(1)
         self.images += int((best >= 0).sum())
 
     def compute(self) -> Tensor:
         """Returns the sensitivity at each of `overlaps`, `[O]`."""
         _check_updated(self.images)
-        return self.found / self.images
+        return self.hits / self.images
 
 
 def _covered_boxes(regions: Tensor, lesions: Boxes) -> Tensor:

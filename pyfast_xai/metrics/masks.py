@@ -29,7 +29,7 @@ def relevance_mass(heatmaps: Tensor, masks: Tensor) -> Tensor:
         tensor([0.7500])
     """
     maps, inside = _flat(heatmaps, masks)
-    return _where_seen((maps * inside).sum(1) / maps.sum(1), inside)
+    return _nan_without_mask((maps * inside).sum(1) / maps.sum(1), inside)
 
 
 def relevance_rank(heatmaps: Tensor, masks: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def relevance_rank(heatmaps: Tensor, masks: Tensor) -> Tensor:
     """
     maps, inside = _flat(heatmaps, masks)
     size = inside.sum(1, keepdim=True)
-    return _where_seen(((ranks_of(maps) < size) & inside).sum(1) / size[:, 0], inside)
+    return _nan_without_mask(((ranks_of(maps) < size) & inside).sum(1) / size[:, 0], inside)
 
 
 def top_k_intersection(heatmaps: Tensor, masks: Tensor, *, k: int = 1000, by_size: bool = False) -> Tensor:
@@ -82,7 +82,7 @@ def top_k_intersection(heatmaps: Tensor, masks: Tensor, *, k: int = 1000, by_siz
     if not 1 <= k <= maps.shape[1]:
         raise InputError(f"k must lie in [1, {maps.shape[1]}], the pixels of a map, got {k}")
     share = ((ranks_of(maps) < k) & inside).sum(1) / k
-    return _where_seen(share * maps.shape[1] / inside.sum(1) if by_size else share, inside)
+    return _nan_without_mask(share * maps.shape[1] / inside.sum(1) if by_size else share, inside)
 
 
 def attribution_localization(heatmaps: Tensor, masks: Tensor, *, weighted: bool = False) -> Tensor:
@@ -112,7 +112,7 @@ def attribution_localization(heatmaps: Tensor, masks: Tensor, *, weighted: bool 
     positive = maps.clamp_min(0)
     total = positive.sum(1)
     share = (positive * inside).sum(1) / torch.where(total > 0, total, 1)
-    return _where_seen(share * maps.shape[1] / inside.sum(1) if weighted else share, inside)
+    return _nan_without_mask(share * maps.shape[1] / inside.sum(1) if weighted else share, inside)
 
 
 def mask_auc(heatmaps: Tensor, masks: Tensor) -> Tensor:
@@ -147,5 +147,5 @@ def _flat(heatmaps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return maps.flatten(1), check_masks(masks, maps).flatten(1)
 
 
-def _where_seen(values: Tensor, inside: Tensor) -> Tensor:
+def _nan_without_mask(values: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside.any(1), values, torch.nan)

@@ -95,12 +95,12 @@ class Removal:
             removed: returns the groups that are removed, bool `[M, G]`, for rows and versions, both int64 `[M]`.
             versions: S.
         """
-        found = []
+        parts = []
         for row, version in versions_of(len(self.values), versions, self._batch_size, self.images.device):
             image = torch.div(row, self.each, rounding_mode="floor")
             scores = self.scorer.scores_of(self._without(image, removed(row, version)), image)
-            found.append(scores.gather(1, (row % self.each)[:, None])[:, 0])
-        return torch.cat(found).view(-1, versions)
+            parts.append(scores.gather(1, (row % self.each)[:, None])[:, 0])
+        return torch.cat(parts).view(-1, versions)
 
     def shared(self, removed: Tensor) -> Tensor:
         """Returns scores of S versions of each image, which all of its targets share, `[R, S]`.
@@ -108,10 +108,10 @@ class Removal:
         Args:
             removed: the groups that are removed in each version, bool `[S, G]`.
         """
-        found = []
+        parts = []
         for image, version in versions_of(len(self.images), len(removed), self._batch_size, self.images.device):
-            found.append(self.scorer.scores_of(self._without(image, removed[version]), image))
-        return torch.cat(found).view(len(self.images), len(removed), self.each).mT.flatten(0, 1)
+            parts.append(self.scorer.scores_of(self._without(image, removed[version]), image))
+        return torch.cat(parts).view(len(self.images), len(removed), self.each).mT.flatten(0, 1)
 
     def _without(self, image: Tensor, removed: Tensor) -> Tensor:
         """Returns images, int64 `[M]`, without groups `[M, G]`."""

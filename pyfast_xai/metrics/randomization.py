@@ -45,8 +45,8 @@ def class_sensitivity(explain: Explain, images: Tensor, targets: Tensor) -> Tens
         torch.Size([2])
     """
     if not isinstance(targets, Tensor) or targets.shape != (len(images), 2) or targets.is_floating_point():
-        got = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-        raise InputError(f"targets must be integers of shape [{len(images)}, 2], got {got}")
+        received = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        raise InputError(f"targets must be integers of shape [{len(images)}, 2], got {received}")
     first, second = (shown(explain(images, chosen), images, signed=True) for chosen in targets.long().unbind(1))
     first, second = flat(first, second)
     return torch.linalg.vector_norm(unit(first) - unit(second), dim=1)

@@ -168,13 +168,13 @@ def relative_stability(
         raise InputError(f"beside must be 'input' or 'output', got {beside!r}")
     scorer = Scorer(model, images, target)
     predicted = scorer.columns.argmax(1)
-    found = []
+    changes = []
     for before, after, moved in _moves(explain, images, scorer.target, radius, samples, seed):
         logits = scorer.outputs(moved)
         by = _relative(images.detach(), moved, least) if beside == "input" else _length(logits - scorer.columns)
         by = torch.where(by > 0, by, least)
-        found.append(torch.where(logits.argmax(1) == predicted, _relative(before, after, least) / by, -torch.inf))
-    largest = torch.stack(found).amax(0).float()
+        changes.append(torch.where(logits.argmax(1) == predicted, _relative(before, after, least) / by, -torch.inf))
+    largest = torch.stack(changes).amax(0).float()
     return torch.where(largest == -torch.inf, torch.nan, largest)
 
 
@@ -220,8 +220,11 @@ def continuity(
         shift = -width + step * ((2 * width + 1) // steps)
         moved = torch.full_like(images, baseline)
         if abs(shift) < width:
-            here, there = slice(max(shift, 0), width + min(shift, 0)), slice(max(-shift, 0), width + min(-shift, 0))
-            moved[..., here] = images[..., there]
+            destination, source = (
+                slice(max(shift, 0), width + min(shift, 0)),
+                slice(max(-shift, 0), width + min(-shift, 0)),
+            )
+            moved[..., destination] = images[..., source]
         after = _stretched(shown(explain(moved, classes), images, signed=True))
         largest = torch.maximum(largest, (after - before).abs().sum(1) / (_length(moved - images) + 1e-9))
     return largest

@@ -36,8 +36,8 @@ def three_layers(filters: int, pool: int | None = None, side: int = SIDE) -> nn.
         pool: side of the pool's windows.
         side: of the images, in pixels.
     """
-    kept = (side - PATCH) // STRIDE + 1
-    pooled = kept if pool is None else (kept - pool) // pool + 1
+    positions = (side - PATCH) // STRIDE + 1
+    pooled = positions if pool is None else (positions - pool) // pool + 1
     return normal(
         nn.Sequential(
             *(nn.Conv2d(3, filters, PATCH, STRIDE), nn.ReLU(), nn.Identity() if pool is None else nn.MaxPool2d(pool)),

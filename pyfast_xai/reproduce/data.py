@@ -90,24 +90,24 @@ class Data:
         """Returns the data with fewer pictures, for experiments that take long."""
         return replace(self, count=count if self.count is None else min(count, self.count))
 
-    def advance(self, doing: str, pictures: int) -> None:
+    def advance(self, title: str, pictures: int) -> None:
         """Report that so many pictures more are done."""
         if self.progress is not None:
-            self.progress(doing, pictures)
+            self.progress(title, pictures)
 
-    def progress_of(self, doing: str) -> ProgressCallback:
+    def progress_of(self, title: str) -> ProgressCallback:
         """Returns a callback that reports the pictures which are done since its last call."""
         reported = 0
 
         def report(progress: Progress) -> None:
             nonlocal reported
-            self.advance(doing, progress.done - reported)
+            self.advance(title, progress.done - reported)
             reported = progress.done
 
         return report
 
     @property
-    def own_networks(self) -> bool:
+    def has_networks(self) -> bool:
         """Returns whether the folder has networks of its own."""
         return (self.root / "models.py").is_file()
 
@@ -117,8 +117,8 @@ class Data:
         Args:
             paper: names of torchvision that come next to those of the paper.
         """
-        for name in self.names or (COLLECTION if self.own_networks else paper):
-            loaded = self._collected(name) if self.own_networks else load_model(f"torchvision/{name}", "DEFAULT")
+        for name in self.names or (COLLECTION if self.has_networks else paper):
+            loaded = self._collected(name) if self.has_networks else load_model(f"torchvision/{name}", "DEFAULT")
             loaded.model.to(self.device)
             yield loaded
 
@@ -141,10 +141,10 @@ class Data:
         if (folder / "annotations.json").is_file():
             rows = json.loads((folder / "annotations.json").read_text())
             # Only the part that is complete and of one size, where it is told apart.
-            kept = [row for row in rows if row["file"].startswith("val227")] or rows
+            selected = [row for row in rows if row["file"].startswith("val227")] or rows
             annotations = [
                 Annotation(folder / r["file"], r["cls"], torch.tensor(r["boxes"]).float(), [r["cls"]] * len(r["boxes"]))
-                for r in kept
+                for r in selected
             ]
         else:
             table = self._file("imagenet/LOC_val_solution.csv", "ILSVRC 2012's validation set")
@@ -181,12 +181,12 @@ class Data:
             return self._some(read_annotations(table, find_images([table.parent]))[0])
         annotations = []
         for row in json.loads((free / "annotations.json").read_text()):
-            objects = [thing for thing in row["objects"] if not thing["iscrowd"]]
-            boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (thing["bbox_xywh"] for thing in objects)]
-            kinds = [thing["category"] for thing in objects]
+            objects = [item for item in row["objects"] if not item["iscrowd"]]
+            boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (item["bbox_xywh"] for item in objects)]
+            kinds = [item["category"] for item in objects]
             shapes: list[Any] = []
-            for thing in objects:
-                outline = thing["segmentation"]
+            for item in objects:
+                outline = item["segmentation"]
                 shapes += [outline] if isinstance(outline, dict) else outline
             annotations.append(
                 Annotation(free / row["file"], None, torch.tensor(boxes).float().view(-1, 4), kinds, shapes)
@@ -201,13 +201,13 @@ class Data:
         published, truth = (np.load(self._file(name, "the published boxes of CNN-Fixations")) for name in names)
         return published, truth
 
-    def folder_of(self, name: str, what: str) -> Path:
+    def folder_of(self, name: str, contents: str) -> Path:
         """Returns a folder or file of a data set.
 
         Raises:
             InputError: it is not there.
         """
-        return self._file(name, what)
+        return self._file(name, contents)
 
     def inputs(self, annotations: Sequence[Annotation], preprocess: Preprocess) -> Tensor:
         """Returns the inputs of a network for some pictures, `[N, C, H, W]`."""
@@ -217,10 +217,10 @@ class Data:
         """Returns the pictures for display, `[N, 3, H, W]` in 0..1."""
         return torch.stack([preprocess(load_image(entry.path))[1] for entry in annotations])
 
-    def _file(self, name: str, what: str) -> Path:
+    def _file(self, name: str, contents: str) -> Path:
         path = self.root / name
         if not path.exists():
-            raise InputError(f"data must hold {what} at {name}, got {str(self.root)!r} without it")
+            raise InputError(f"data must hold {contents} at {name}, got {str(self.root)!r} without it")
         return path
 
     def _some(self, annotations: list[Annotation]) -> list[Annotation]:

@@ -72,7 +72,7 @@ def adversarial(data: Data) -> Outcome:
         ground = data.shown(pictures[:4], loaded.preprocess)
         shown[loaded.name] = render.montage(
             [list(explanation.overlay(ground)) for pair in lines for explanation in pair],
-            labels=[f"{name}{when}" for name in able for when in ("", ", attacked")],
+            labels=[f"{name}{suffix}" for name in able for suffix in ("", ", attacked")],
         )
     heads = ["network", "method", "cosine of maps", "overlap of boxes"]
     differs = ["The paper shows examples (Fig. 5); the noise here is 2 % of the range of the input, in one step."]

@@ -40,7 +40,7 @@ def _family(name: str, known: Sequence[str]) -> str | None:
 
 def _sure(loaded: LoadedModel, data: Data, count: int, least: float = 0.995) -> Tensor:
     """Returns the pictures that the network classifies correctly with at least this probability."""
-    kept: list[Tensor] = []
+    selected: list[Tensor] = []
     pictures = replace(data, count=None).imagenet()
     for start in range(0, len(pictures), data.batch_size):
         part = pictures[start : start + data.batch_size]
@@ -48,12 +48,12 @@ def _sure(loaded: LoadedModel, data: Data, count: int, least: float = 0.995) -> 
         with torch.no_grad():
             shares = loaded.model(images).softmax(1)
         labels = torch.tensor([int(entry.label or 0) for entry in part], device=images.device)
-        kept += list(images[shares.gather(1, labels[:, None])[:, 0] >= least])
-        if len(kept) >= count:
+        selected += list(images[shares.gather(1, labels[:, None])[:, 0] >= least])
+        if len(selected) >= count:
             break
-    if not kept:
+    if not selected:
         raise InputError(f"data must hold pictures that {loaded.name} is sure of, got none with p >= {least}")
-    return torch.stack(kept[:count])
+    return torch.stack(selected[:count])
 
 
 def table_1(data: Data) -> Outcome:
@@ -123,22 +123,22 @@ def color_swap(data: Data) -> Outcome:
     pictures = data.imagenet()
     rows = []
     for loaded in data.networks(("vgg16",)):
-        kept: dict[int, list[bool]] = defaultdict(list)
+        unchanged: dict[int, list[bool]] = defaultdict(list)
         for start in range(0, len(pictures), data.batch_size):
             part = pictures[start : start + data.batch_size]
             shown = [load_image(entry.path) for entry in part]
             classes = [
-                _seen(loaded, data, shown),
-                *(_seen(loaded, data, [_swapped(i, s) for i in shown]) for s in SWAPS),
+                _predictions(loaded, data, shown),
+                *(_predictions(loaded, data, [_swapped(i, s) for i in shown]) for s in SWAPS),
             ]
             for i, entry in enumerate(part):
                 if classes[0][i] == entry.label:
-                    kept[entry.label] += [answers[i] == entry.label for answers in classes[1:]]
+                    unchanged[entry.label] += [answers[i] == entry.label for answers in classes[1:]]
             data.advance(f"{loaded.name}, colour swap", len(part))
-        every = [stays for answers in kept.values() for stays in answers]
-        lost = sum(sum(answers) <= 0.25 * len(answers) for answers in kept.values())
+        every = [stays for answers in unchanged.values() for stays in answers]
+        lost = sum(sum(answers) <= 0.25 * len(answers) for answers in unchanged.values())
         share = sum(every) / max(1, len(every))
-        rows.append([loaded.name, str(len(every) // len(SWAPS)), percent(share), f"{lost} of {len(kept)}"])
+        rows.append([loaded.name, str(len(every) // len(SWAPS)), percent(share), f"{lost} of {len(unchanged)}"])
     heads = ["network", "pictures that are right", "keep their label", "classes that lose 75 % of theirs"]
     differs = [
         f"Of {len(pictures)} pictures most classes have one or two. The paper, on VGG-16 and ILSVRC's whole validation "
@@ -147,7 +147,7 @@ def color_swap(data: Data) -> Outcome:
     return Outcome("FGVis, section 4.3: labels kept when colours trade places, percent", heads, rows, differs)
 
 
-def _seen(loaded: LoadedModel, data: Data, shown: Sequence[Any]) -> list[int]:
+def _predictions(loaded: LoadedModel, data: Data, shown: Sequence[Any]) -> list[int]:
     images = torch.stack([loaded.preprocess(image)[0] for image in shown]).to(data.device)
     with torch.no_grad():
         return loaded.model(images).argmax(1).tolist()

@@ -96,9 +96,9 @@ def table_2(data: Data) -> Outcome:
         for method in result.cost:
             values = [result.figure(method, metric).value for metric in ("eer-precision", "pxap")]
             rows.append([loaded.name, method, TABLE_2.get(method, "-"), *map(percent, values)])
-    where = "Graz-02" if graz else "COCO"
+    dataset = "Graz-02" if graz else "COCO"
     differs.append(
-        f"{len(pictures)} pictures of {where}, all their objects as one, the class predicted by networks trained on "
+        f"{len(pictures)} pictures of {dataset}, all their objects as one, the class predicted by networks trained on "
         "ImageNet; the paper fine-tunes VGG-16 on the three classes of Graz-02 and takes the mean over them."
     )
     heads = ["network", "method", "paper, VGG-16, mean", "precision at EER", "PxAP"]
@@ -112,8 +112,8 @@ def table_3(data: Data) -> Outcome:
     kinds = sorted({str(kind) for entry in pictures for kind in entry.kinds})
     rows, differs = [], []
     for loaded in data.networks(("googlenet",)):
-        able, why = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
+        able, reasons = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += reasons
         for method, make in able.items():
             explainer, metric = make(loaded.model), metrics.SingleProposal(len(kinds))
             for entry in pictures:
@@ -124,8 +124,8 @@ def table_3(data: Data) -> Outcome:
             score = metric.compute()
             measured = f"{float(score.recall):.2f}/{float(score.precision):.2f}"
             rows.append([loaded.name, method, TABLE_3.get(method, "-"), measured])
-    where = "PASCAL VOC 2007" if voc else "COCO, whose scenes are fuller,"
-    differs.append(f"{len(pictures)} pictures of {where} and networks trained on ImageNet, as in the paper.")
+    dataset = "PASCAL VOC 2007" if voc else "COCO, whose scenes are fuller,"
+    differs.append(f"{len(pictures)} pictures of {dataset} and networks trained on ImageNet, as in the paper.")
     heads = ["network", "method", "paper, GoogLeNet, mean recall/precision", "measured"]
     return Outcome("CNN-Fixations, Table III: a single proposal an image", heads, rows, differs)
 

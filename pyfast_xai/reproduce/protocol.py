@@ -35,9 +35,9 @@ def measured(
         resamples: for intervals.
     """
     for loaded in data.networks(networks):
-        able, why = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += why
-        doing = f"{loaded.name}, {', '.join(metrics)}"
+        able, reasons = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        differs += reasons
+        title = f"{loaded.name}, {', '.join(metrics)}"
         yield (
             loaded,
             evaluate(
@@ -45,22 +45,22 @@ def measured(
                 batch_size=data.batch_size,
                 device=data.device,
                 resamples=resamples,
-                progress=data.progress_of(doing),
+                progress=data.progress_of(title),
             ),
         )
 
 
 def fitting(methods: Mapping[str, Make], loaded: LoadedModel, images: Tensor) -> tuple[dict[str, Make], list[str]]:
     """Returns the methods that can explain a network, and why others cannot."""
-    able, why = {}, []
+    able, reasons = {}, []
     for name, make in methods.items():
         try:
             make(loaded.model)(images[:1])
         except InputError as error:
-            why.append(f"{name} is left out on {loaded.name}: {error}.")
+            reasons.append(f"{name} is left out on {loaded.name}: {error}.")
         else:
             able[name] = make
-    return able, why
+    return able, reasons
 
 
 def placed(metrics: Sequence[str], result: Evaluation, method: str) -> list[str]:

@@ -40,8 +40,8 @@ class FusedAttention:
 
 def recorded_number(node: Node, name: str) -> Tensor:
     """Returns what an argument of a node was, in float32 or more: saved if it depends on the images, or a constant."""
-    found = argument(node, name)
-    return at_least_float32(node.saved[str(found.index)].tensor if isinstance(found, Value) else found.detach())
+    value = argument(node, name)
+    return at_least_float32(node.saved[str(value.index)].tensor if isinstance(value, Value) else value.detach())
 
 
 def fused_attention(node: Node, query: Tensor, key: Tensor) -> FusedAttention:

@@ -60,8 +60,8 @@ def with_numbers(node: Node, numbers: Sequence[Tensor]) -> tuple[tuple[Any, ...]
     def number(value: Value) -> Tensor:
         if not has_gradient(value):
             return outside_inference_mode(node.saved[str(value.index)].tensor)
-        given = next(following)
-        return given.clone() if writes(node) else given
+        tensor = next(following)
+        return tensor.clone() if writes(node) else tensor
 
     args, kwargs = substitute(Tensor, usable, node.args, node.kwargs)
     return substitute(Value, number, args, kwargs)

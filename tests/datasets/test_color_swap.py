@@ -66,7 +66,7 @@ def test_answers_stay_where_the_metric_says_so(folder, loaded, tmp_path):
     mean, std = (torch.tensor(own).view(3, 1, 1) for own in (loaded.preprocess.mean, loaded.preprocess.std))
     told = color_swap(loaded.model, (images - mean) / std, mean=loaded.preprocess.mean, std=loaded.preprocess.std)
     stays = [[own == row["topk_index"][0] for own in row["swapped_index"]] for row in datasets.open(tmp_path / "out")]
-    assert stays == told.kept.tolist()
+    assert stays == told.unchanged.tolist()
 
 
 def test_it_is_asked_for(folder, loaded, tmp_path):

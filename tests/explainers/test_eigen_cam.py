@@ -303,10 +303,10 @@ def test_settings_that_do_not_exist(settings):
 def test_layers_are_judged_together(caplog):
     fine, doubtful, spoiled = torch.tensor([-1.0, 1e-6]), torch.tensor([-1.0, 0.5]), torch.tensor([2.0, 0.0]).double()
     with caplog.at_level(logging.WARNING, "pyfast_xai"):
-        eigen_cam._look(["one"], [fine])
+        eigen_cam._log_diagnostics(["one"], [fine])
         assert not caplog.messages
         with pytest.raises(InputError, match=r"activations of layer 'three' must be finite, got .* for image 2"):
-            eigen_cam._look(["one", "two", "three"], [fine, doubtful, spoiled])
+            eigen_cam._log_diagnostics(["one", "two", "three"], [fine, doubtful, spoiled])
     assert caplog.messages == ["eigen-cam: the components of layer 'two' are known to 5e-01 of the largest only; raise "
                                "power_iterations"]  # fmt: skip
 

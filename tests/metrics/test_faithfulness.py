@@ -356,9 +356,9 @@ def test_swapped_colours_change_a_class_of_one_colour():
     images = torch.rand(6, 3, 8, 8) + 3 * nn.functional.one_hot(torch.arange(6) % 3)[:, :, None, None]
     result = color_swap(Hue().eval(), images, torch.tensor([0, 1, 2, 0, 1, 0]))
     assert result.correct.tolist() == [True] * 5 + [False]
-    assert not result.kept[:5].any()
+    assert not result.unchanged[:5].any()
     assert result.share == 0
-    assert result.kept.shape == (6, 2)
+    assert result.unchanged.shape == (6, 2)
     grey = images.mean(1, keepdim=True).expand_as(images)
     assert color_swap(network(), grey).share == 1
     same = color_swap(Hue().eval(), images, swaps=[(0, 1, 2)])
@@ -371,13 +371,13 @@ def test_the_default_swaps_are_the_two_of_the_paper_in_bgr_and_in_rgb():
         before = model(images).argmax(1)
         b, g, r = images.unbind(1)
         expected = [model(torch.stack(x, 1)).argmax(1) == before for x in ((r, b, g), (g, r, b))]
-    assert torch.equal(color_swap(model, images).kept, torch.stack(expected, 1))
+    assert torch.equal(color_swap(model, images).unchanged, torch.stack(expected, 1))
 
     class Reversed(nn.Module):
         def forward(self, x):
             return model(x.flip(1))
 
-    kept = color_swap(Reversed().eval(), images.flip(1)).kept
+    kept = color_swap(Reversed().eval(), images.flip(1)).unchanged
     assert torch.equal(kept.sum(1), torch.stack(expected, 1).sum(1))
 
 
@@ -388,7 +388,7 @@ def test_colours_are_swapped_before_they_are_normalised():
     images = (colors - shift) / scale
     with torch.no_grad():
         expected = model((colors[:, [1, 2, 0]] - shift) / scale).argmax(1) == model(images).argmax(1)
-    assert torch.equal(color_swap(model, images, swaps=[(1, 2, 0)], mean=mean, std=std).kept[:, 0], expected)
+    assert torch.equal(color_swap(model, images, swaps=[(1, 2, 0)], mean=mean, std=std).unchanged[:, 0], expected)
 
 
 # Strong features

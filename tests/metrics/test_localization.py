@@ -340,7 +340,7 @@ def test_a_proposal_finds_one_object_of_a_class_at_most():
     metric = SingleProposal(2)
     truth = [torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [0, 0, 9, 9]])]
     metric.update(torch.tensor([[0.0, 0, 9, 9]]), truth, [torch.tensor([0, 0, 1])])
-    assert metric.found.tolist() == [1, 1]
+    assert metric.hits.tolist() == [1, 1]
     result = metric.compute()
     assert (float(result.recall), float(result.precision)) == (0.75, 1)
 

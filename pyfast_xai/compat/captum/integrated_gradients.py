@@ -137,12 +137,12 @@ class IntegratedGradients(GradientAttribution):
     ) -> list[Tensor]:
         """Returns the gradients at some places, weighed and added up."""
         steps = len(places)
-        on_the_way = tuple(
+        path_points = tuple(
             cat([start + float(place) * (tensor - start) for place in places])
             for tensor, start in zip(inputs, starts, strict=True)
         )
         more = repeated_further(further(additional_forward_args), steps)
-        gradients = self._gradients(on_the_way, repeated(target, steps), more)
+        gradients = self._gradients(path_points, repeated(target, steps), more)
         return [(gradient.unflatten(0, (steps, -1)) * _column(weights, gradient)).sum(0) for gradient in gradients]
 
     def has_convergence_delta(self) -> bool:

@@ -126,7 +126,7 @@ class LayerGradientXActivation(LayerOf):
 class _Path(LayerOf):
     """Base of methods that look at a layer on the way from a baseline to the inputs."""
 
-    def _on_the_way(
+    def _path_gradients(
         self,
         inputs: tuple[Tensor, ...],
         starts: tuple[Tensor, ...],
@@ -200,7 +200,7 @@ class InternalInfluence(_Path):
         """
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         places, weights = places_and_weights(method, n_steps)
-        _, gradients = self._on_the_way(
+        _, gradients = self._path_gradients(
             tensors,
             full_baselines(baselines, tensors),
             places,
@@ -264,7 +264,7 @@ class LayerConductance(_Path):
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         starts = full_baselines(baselines, tensors)
         places, _ = places_and_weights(method, n_steps + 1)
-        activations, gradients = self._on_the_way(
+        activations, gradients = self._path_gradients(
             tensors, starts, places, target, additional_forward_args, attribute_to_layer_input, internal_batch_size
         )
         result = [

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from pyfast_xai.compat.acceleration import Replaying
 from pyfast_xai.compat.grad_cam.pictures import scaled
-from pyfast_xai.compat.grad_cam.projection import Sign, check_sign, project, project_by_kernel, with_the_larger_peak_up
+from pyfast_xai.compat.grad_cam.projection import (
+    Sign,
+    check_sign,
+    project,
+    project_by_kernel,
+    with_larger_peak_positive,
+)
 from pyfast_xai.compat.grad_cam.targets import ClassifierOutputTarget
 from pyfast_xai.compat.recording import Recording, evaluating, read_call
 from pyfast_xai.errors import InputError
@@ -432,7 +438,7 @@ class SegEigenCAM(EigenGradCAM):
         grads: Tensor | None,
         eigen_smooth: bool = False,
     ) -> Tensor:
-        return with_the_larger_peak_up(
+        return with_larger_peak_positive(
             super().get_cam_image(input_tensor, target_layer, targets, activations, grads, eigen_smooth)
         )
 

@@ -64,7 +64,7 @@ def project_by_kernel(activation: Tensor, kernel: Kernel = "sigmoid", gamma: flo
     return maps.view(-1, *activation.shape[2:]).float()
 
 
-def with_the_larger_peak_up(maps: Tensor) -> Tensor:
+def with_larger_peak_positive(maps: Tensor) -> Tensor:
     """Maps `[N, ...]`, each turned so that no value is further below zero than the largest is above."""
     space = tuple(range(1, maps.dim()))
     down = maps.amin(space, keepdim=True).abs() > maps.amax(space, keepdim=True).abs()
@@ -120,4 +120,4 @@ def get_2d_projection_with_sign_correction(activation_batch: np.ndarray) -> np.n
         >>> get_2d_projection_with_sign_correction(np.random.default_rng(0).random((2, 8, 7, 7))).shape
         (2, 7, 7)
     """
-    return with_the_larger_peak_up(project(torch.from_numpy(np.array(activation_batch)))).numpy()
+    return with_larger_peak_positive(project(torch.from_numpy(np.array(activation_batch)))).numpy()

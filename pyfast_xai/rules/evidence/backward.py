@@ -221,8 +221,8 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
         for node in reversed(tape.nodes):
             if to in state.pending and to.producer == node.index:
                 break
-            arrived = [[] if value is None else state.pending.pop(value, []) for value in node.outputs]
-            if not any(arrived):
+            output_points = [[] if value is None else state.pending.pop(value, []) for value in node.outputs]
+            if not any(output_points):
                 continue
             entry = _rules.get(key(node.op))
             if entry is None:
@@ -238,7 +238,7 @@ def walk(tape: Tape, starts: dict[Value, Points], to: Value, options: Options) -
             # Points that came past a layer and points that did not are traced apart: rules tell them from each other.
             for past_layers in (False, True):
                 results = []
-                for value, parts in zip(node.outputs, arrived, strict=True):
+                for value, parts in zip(node.outputs, output_points, strict=True):
                     chosen = [part for part in parts if part.start != past_layers]
                     results.append(union(chosen, value.numel) if chosen and value is not None else None)
                 if any(points is not None for points in results):

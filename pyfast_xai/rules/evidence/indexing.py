@@ -113,9 +113,9 @@ def cat(ctx: TraceContext, tensors: list[Any], dim: int = 0) -> None:
         if len(part.shape) != len(ctx.shape):
             continue  # an empty tensor, which `cat` ignores
         end = start + part.shape[dim]
-        here = (along >= start) & (along < end)
+        inside = (along >= start) & (along < end)
         coordinates[dim] = along - start
-        ctx.propagate(part, ctx.points.to(ravel(coordinates, part.shape), here))
+        ctx.propagate(part, ctx.points.to(ravel(coordinates, part.shape), inside))
         start = end
 
 

@@ -89,11 +89,11 @@ class Points:
         negative = None if self.negative is None else self.negative[keep]
         return replace(self, index=index[keep], negative=negative, share=share, distinct=distinct)
 
-    def flip(self, where: Tensor | None = None) -> "Points":
+    def flip(self, mask: Tensor | None = None) -> "Points":
         """Returns the same points with the opposite sign, everywhere or where a bool `[P]` says."""
-        flipped = torch.ones_like(self.index, dtype=torch.bool) if where is None else where
+        flipped = torch.ones_like(self.index, dtype=torch.bool) if mask is None else mask
         # A point that is there with either sign may be turned into one that is there twice.
-        distinct = self.distinct and (where is None or self.negative is None)
+        distinct = self.distinct and (mask is None or self.negative is None)
         if self.negative is not None:
             flipped = flipped ^ self.negative
         return replace(self, negative=noted(flipped), distinct=distinct)
@@ -180,5 +180,5 @@ def broadcast(index: Tensor, shape: Sequence[int], source: Sequence[int]) -> Ten
     if math.prod(shape) == math.prod(source):
         return index
     coordinates = unravel(index, shape)[len(shape) - len(source) :]
-    here = [c if size > 1 else torch.zeros_like(c) for c, size in zip(coordinates, source, strict=True)]
-    return ravel(here, source) if source else torch.zeros_like(index)
+    source_coordinates = [c if size > 1 else torch.zeros_like(c) for c, size in zip(coordinates, source, strict=True)]
+    return ravel(source_coordinates, source) if source else torch.zeros_like(index)

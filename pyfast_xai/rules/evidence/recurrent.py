@@ -84,17 +84,17 @@ def lstm(
         time, row = (second, first) if batch_first else (first, second)
         for direction in range(directions):
             for t in range(steps):
-                here = (time == t) & (torch.div(unit, hidden, rounding_mode="floor") == direction)
+                mask = (time == t) & (torch.div(unit, hidden, rounding_mode="floor") == direction)
                 index = row * hidden + unit % hidden
-                on[-1][direction][t].append(ctx.results[0].to(index, here))
+                on[-1][direction][t].append(ctx.results[0].to(index, mask))
     final = _results(ctx, 1, 2)
     if final is not None:
         cell, row, unit = unravel(final.index, state.shape)
         for layer in range(num_layers):
             for direction in range(directions):
                 last = 0 if direction else steps - 1
-                here = cell == layer * directions + direction
-                on[layer][direction][last].append(final.to(row * hidden + unit, here))
+                mask = cell == layer * directions + direction
+                on[layer][direction][last].append(final.to(row * hidden + unit, mask))
 
     for layer in reversed(range(num_layers)):
         below = read[layer]
@@ -117,10 +117,10 @@ def lstm(
                     ctx.propagate(hx[0], start.to(start.index + number * batch * hidden))
         for t, parts in enumerate(reached):
             if parts:
-                _hand_down(ctx, input, parts, t, layer, on, below, hidden, batch_first)
+                _propagate_below(ctx, input, parts, t, layer, on, below, hidden, batch_first)
 
 
-def _hand_down(
+def _propagate_below(
     ctx: TraceContext,
     input: Any,
     parts: list[Points],
@@ -137,8 +137,8 @@ def _hand_down(
     row, unit = unravel(points.index, (batch, width))
     if layer:
         for direction, at in enumerate(on[layer - 1]):
-            here = torch.div(unit, hidden, rounding_mode="floor") == direction
-            at[t].append(points.to(row * hidden + unit % hidden, here))
+            mask = torch.div(unit, hidden, rounding_mode="floor") == direction
+            at[t].append(points.to(row * hidden + unit % hidden, mask))
     elif isinstance(input, Value):
         time = torch.full_like(row, t)
         ctx.propagate(input, points.to(ravel([row, time, unit] if batch_first else [time, row, unit], input.shape)))

@@ -68,7 +68,7 @@ def _is_complex(node: Node) -> bool:
 
 @rule("detach", "round", "floor", "ceil", "trunc", "sign", "bernoulli", "poisson", blocks=True)
 @rule("sgn", unless=_is_complex, blocks=True)
-def _nothing(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
+def _no_gradient(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
     """Sends nothing: the derivative is zero wherever there is one, or the model says that no gradient passes."""
 
 

@@ -98,11 +98,11 @@ def backward_pass(
     """
     pending = Pending(_between(policy, tape, seeds, to))
     targets = len(next(iter(seeds.values())))
-    arrived: dict[Value, Tensor] = {}
+    gradients: dict[Value, Tensor] = {}
     first = min(-1 if value.producer is None else value.producer for value in to)
     with torch.inference_mode(False), torch.no_grad():
         for value, seed in seeds.items():
-            pending.lend(value, seed.to(value.device, value.dtype))
+            pending.add_borrowed(value, seed.to(value.device, value.dtype))
         for node in reversed(tape.nodes):
             if node.index < first:
                 break
@@ -110,7 +110,7 @@ def backward_pass(
             for output, grad in zip(node.outputs, grads, strict=True):
                 if output is not None and output in to and grad is not None:
                     # A copy, where what comes after could write to it.
-                    arrived[output] = grad.clone() if node.index > first else grad
+                    gradients[output] = grad.clone() if node.index > first else grad
             if node.index > first and any(grad is not None for grad in grads):
                 rule = policy.rule_of(node)
                 if not rule.stops_at(node):
@@ -118,13 +118,13 @@ def backward_pass(
             if not retain:
                 node.saved.clear()
         for value in to:
-            grad = arrived.get(value)
+            grad = gradients.get(value)
             if grad is None:
                 grad = pending.pop(value)
             if grad is None:
                 grad = torch.zeros(targets, *value.shape, dtype=value.dtype, device=value.device)
-            arrived[value] = grad
-    return [arrived[value] for value in to]
+            gradients[value] = grad
+    return [gradients[value] for value in to]
 
 
 def _between(policy: GradientRules, tape: Tape, ends: Collection[Value], to: Collection[Value]) -> set[Value]:

@@ -93,12 +93,12 @@ class Clipped(GradientRules):
         return result
 
     def rule_of(self, node: Node) -> Rule:
-        own = super().rule_of(node)
+        rule = super().rule_of(node)
         if "within" not in node.saved:
-            return own
+            return rule
 
         def backward(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
             ctx.replace(torch.where(ctx.tensor("within"), ctx.grad, 0))
-            own.backward(ctx, *args, **kwargs)
+            rule.backward(ctx, *args, **kwargs)
 
-        return replace(own, backward=backward)
+        return replace(rule, backward=backward)

@@ -39,7 +39,7 @@ class BackwardContext:
 
     def replace(self, grad: Tensor) -> None:
         """Replaces the gradient of the first result."""
-        self.grads[next(i for i, own in enumerate(self.grads) if own is self.grad)] = grad
+        self.grads[next(i for i, entry in enumerate(self.grads) if entry is self.grad)] = grad
         self.grad = grad
 
     @property
@@ -113,11 +113,11 @@ class Pending:
         self.needed = needed
         self._grads: dict[Value, Tensor] = {}
         self._holders: Counter[int] = Counter()
-        self._lent: list[Tensor] = []
+        self._borrowed: list[Tensor] = []
 
-    def lend(self, value: Value, grad: Tensor) -> None:
+    def add_borrowed(self, value: Value, grad: Tensor) -> None:
         """Adds a gradient that belongs to someone else and is never overwritten."""
-        self._lent.append(grad)
+        self._borrowed.append(grad)
         self._holders[address(grad)] += 1
         self.add(value, grad)
 

@@ -37,9 +37,9 @@ WHOLE = LINEAR | {f"aten::{name}" for name in ("scaled_dot_product_attention", "
 
 def pairs(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Value, Tensor]]:
     """Returns the values among a node's arguments with the tensors they stand for."""
-    written_down: list[Any] = find((Value, Tensor), node.args, node.kwargs)  # type: ignore[arg-type]
-    given = find(Tensor, args, kwargs)
-    return [(value, t) for value, t in zip(written_down, given, strict=True) if isinstance(value, Value)]
+    recorded_leaves: list[Any] = find((Value, Tensor), node.args, node.kwargs)  # type: ignore[arg-type]
+    tensors = find(Tensor, args, kwargs)
+    return [(value, t) for value, t in zip(recorded_leaves, tensors, strict=True) if isinstance(value, Value)]
 
 
 def save(node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -92,10 +92,10 @@ def _backward(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
 
     def leaf(value: Value) -> Tensor:
         if value not in leaves:
-            kept = node.saved.get(str(value.index))
-            if kept is not None:
+            saved = node.saved.get(str(value.index))
+            if saved is not None:
                 # A copy: what was recorded in inference mode cannot be part of a graph.
-                leaves[value] = canonical(kept.tensor.clone())
+                leaves[value] = canonical(saved.tensor.clone())
             else:
                 leaves[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
             if ctx.wants(value):
@@ -109,8 +109,8 @@ def _backward(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
     with torch.enable_grad(), torch.autocast(node_device(node), enabled=False):
         args, kwargs = substitute(Tensor, constant, args, kwargs)
         args, kwargs = substitute(Value, leaf, args, kwargs)
-        wanted = [value for value, tensor in leaves.items() if tensor.requires_grad]
-        if not wanted:
+        differentiable = [value for value, tensor in leaves.items() if tensor.requires_grad]
+        if not differentiable:
             return
         targets = len(ctx.grad)
         try:
@@ -125,7 +125,7 @@ def _backward(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
             by_target = [
                 torch.autograd.grad(
                     [r for r, _ in pairs],
-                    [leaves[value] for value in wanted],
+                    [leaves[value] for value in differentiable],
                     [canonical(g[k]) for _, g in pairs],
                     retain_graph=k + 1 < targets,
                     allow_unused=True,
@@ -136,7 +136,7 @@ def _backward(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
             raise
         except RuntimeError as error:
             raise _unsupported(node, str(error)) from error
-    for value, *grads in zip(wanted, *by_target, strict=True):
+    for value, *grads in zip(differentiable, *by_target, strict=True):
         if grads[0] is not None:
             ctx.propagate(value, grads[0][None] if targets == 1 else torch.stack(grads))
 
@@ -151,14 +151,14 @@ def _unsupported(node: Node, reason: str) -> UnsupportedOpError:
 
 def _has_no_derivative(result: Tensor) -> bool:
     """Returns whether autograd would answer with no gradient, as it does for ops that are not registered with it."""
-    stack, seen = [result.grad_fn], set()
+    stack, visited = [result.grad_fn], set()
     while stack:
         function = stack.pop()
-        if function is None or function in seen:
+        if function is None or function in visited:
             continue
         if "NotImplemented" in function.name():
             return True
-        seen.add(function)
+        visited.add(function)
         stack.extend(following for following, _ in function.next_functions)
     return False
 

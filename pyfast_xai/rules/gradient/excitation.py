@@ -58,8 +58,8 @@ def _share(ctx: BackwardContext, below: Tensor, forward: Callable[[Tensor], Tens
         total = forward(excites)
         excited = total > torch.finfo(total.dtype).tiny
         parts = []
-        for own in ctx.grad:
-            each = canonical(torch.where(excited, own / total.detach(), 0))
+        for grad in ctx.grad:
+            each = canonical(torch.where(excited, grad / total.detach(), 0))
             parts.append(torch.autograd.grad(total, excites, each, retain_graph=True)[0])
     return excites.detach() * torch.stack(parts)
 
@@ -71,7 +71,7 @@ def _apply(node: Node, below: Tensor, weight: Tensor) -> Tensor:
     """Returns a layer without its bias."""
     name = key(node.op).removeprefix("aten::")
     if name in PRODUCTS:
-        left, right = (weight, below) if _weight_is_left(node) else (below, weight)
+        left, right = (weight, below) if _left_is_weight(node) else (below, weight)
         return left @ right
     return node.op(below, weight, None, *node.args[3:], **node.kwargs)
 
@@ -81,7 +81,7 @@ _LAYERS = dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "convolution", 
 _WEIGHTED = {**_LAYERS, **PRODUCTS}
 
 
-def _weight_is_left(node: Node) -> bool:
+def _left_is_weight(node: Node) -> bool:
     """Returns whether a product weighs by its left factor: attention by its values, a constant anything."""
     return isinstance(argument(node, PRODUCTS[key(node.op).removeprefix("aten::")][1]), Value)
 
@@ -90,7 +90,7 @@ def _arguments(node: Node) -> tuple[str, str]:
     """Returns the names of what excites and what weighs."""
     name = key(node.op).removeprefix("aten::")
     below, weight = _WEIGHTED[name]
-    return (weight, below) if name in PRODUCTS and _weight_is_left(node) else (below, weight)
+    return (weight, below) if name in PRODUCTS and _left_is_weight(node) else (below, weight)
 
 
 def _excited(ctx: BackwardContext, sign: int) -> tuple[Value, Tensor]:
@@ -135,20 +135,20 @@ class Contrastive(GradientRules):
         self._layer = layer
 
     def rule_of(self, node: Node) -> Rule:
-        own = super().rule_of(node)
-        return replace(own, backward=_contrasted) if node.name == self._layer else own
+        rule = super().rule_of(node)
+        return replace(rule, backward=_contrasted) if node.name == self._layer else rule
 
 
 def last_weighted(tape: Tape, ends: Collection[Value]) -> str | None:
     """Returns the name of the last layer with weights of its own in front of some values; None where there is none."""
-    wanted = set(ends)
+    required = set(ends)
     for node in reversed(tape.nodes):
-        if wanted.isdisjoint(value for value in node.outputs if value is not None):
+        if required.isdisjoint(value for value in node.outputs if value is not None):
             continue
         name = key(node.op).removeprefix("aten::")
         if name in _WEIGHTED and not isinstance(argument(node, _arguments(node)[1]), Value):
             return node.name
-        wanted.update(node.inputs)
+        required.update(node.inputs)
     return None
 
 
@@ -176,7 +176,7 @@ def _averaged(ctx: BackwardContext, below: Value, *args: Any, **kwargs: Any) -> 
 @rule("scaled_dot_product_attention", saves=_values("query", "key", "value", "attn_mask"), table=EXCITATION)
 def _attention(ctx: BackwardContext, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> None:
     if ctx.wants(value):
-        q, k = (_constant(factor(ctx, given, name)) for given, name in ((query, "query"), (key, "key")))
+        q, k = (_constant(factor(ctx, value, name)) for value, name in ((query, "query"), (key, "key")))
         args, kwargs = substitute(Value, lambda _: ctx.tensor("attn_mask"), args, kwargs)
         args, kwargs = substitute(Tensor, _constant, args, kwargs)
         below = factor(ctx, value, "value")

@@ -32,7 +32,7 @@ def _not_only_input(node: Node) -> bool:
     return not isinstance(node.args[0], Value) or len(node.inputs) != 1
 
 
-def _unlike_its_adjoint(node: Node) -> bool:
+def _differs_from_adjoint(node: Node) -> bool:
     """Returns whether the transposed convolution does not take the arguments: maps without a batch, complex numbers."""
     if _not_only_input(node) or isinstance(_padding(node), str):
         return True
@@ -43,7 +43,7 @@ def _padding(node: Node) -> Any:
     return node.args[4] if len(node.args) > 4 else node.kwargs.get("padding", 0)
 
 
-@rule("conv1d", "conv2d", "conv3d", unless=_unlike_its_adjoint)
+@rule("conv1d", "conv2d", "conv3d", unless=_differs_from_adjoint)
 def _conv(
     ctx: BackwardContext,
     input: Value,
@@ -60,7 +60,7 @@ def _conv(
     )
 
 
-@rule("convolution", "_convolution", unless=_unlike_its_adjoint)
+@rule("convolution", "_convolution", unless=_differs_from_adjoint)
 def _convolution(
     ctx: BackwardContext,
     input: Value,
@@ -101,11 +101,11 @@ def _linear(ctx: BackwardContext, input: Value, weight: Tensor, bias: Tensor | N
     ctx.propagate(input, onednn.linear(ctx.grad, weight.detach().mH))
 
 
-def _no_matrix(node: Node) -> bool:
+def _is_not_matrix(node: Node) -> bool:
     return _not_only_input(node) or node.args[1].dim() != 2
 
 
-@rule("mm", "matmul", unless=_no_matrix)
+@rule("mm", "matmul", unless=_is_not_matrix)
 def _mm(ctx: BackwardContext, input: Value, weight: Tensor) -> None:
     ctx.propagate(input, onednn.linear(ctx.grad, weight.detach().conj()))
 

@@ -43,12 +43,12 @@ def _with_offsets(
     return output
 
 
-def _no_byte(node: Node) -> bool:
+def _without_byte_offsets(node: Node) -> bool:
     """Returns the windows whose taps a byte cannot tell apart, and images without a batch."""
     return math.prod(per_dimension(node.args[1], 2)) > 256 or len(node.args[0].shape) != 4
 
 
-@rule("max_pool2d", runs=_with_offsets, unless=_no_byte)
+@rule("max_pool2d", runs=_with_offsets, unless=_without_byte_offsets)
 def _max_pool(
     ctx: BackwardContext,
     self: Value,

@@ -65,9 +65,9 @@ def _aligned(ctx: BackwardContext) -> tuple[Tensor, bool]:
 def _rectified(ctx: BackwardContext, mode: Rectify, negative_slope: float = 0.0) -> Tensor:
     if mode is Rectify.DECONVNET:
         return ctx.grad.clamp_min_(0) if ctx.owns_memory else ctx.grad.clamp_min(0)
-    grad, ours = _aligned(ctx)
+    grad, owned = _aligned(ctx)
     bits = ctx.tensor("bits")
-    return ops.relu_backward(grad, bits, mode, negative_slope=negative_slope, out=grad if ours else None)
+    return ops.relu_backward(grad, bits, mode, negative_slope=negative_slope, out=grad if owned else None)
 
 
 def _writes(node: Node) -> bool:
@@ -191,11 +191,11 @@ def _threshold(grad: Tensor, x: Tensor, threshold: float, value: float) -> Tenso
 
 
 # Derivatives of activations with few slopes, applied to the gradients of all targets, `[K, *shape]`.
-_BENT: dict[str, Derivative] = {"prelu": _prelu, "clamp": _clamp, "clamp_min": _clamp, "threshold": _threshold}
-_DERIVATIVES = _SMOOTH | _BENT
+_PIECEWISE: dict[str, Derivative] = {"prelu": _prelu, "clamp": _clamp, "clamp_min": _clamp, "threshold": _threshold}
+_DERIVATIVES = _SMOOTH | _PIECEWISE
 
 
-def _does_not_rectify(node: Node) -> bool:
+def _is_not_rectifier(node: Node) -> bool:
     """Clamps and thresholds at another place than zero; a slope that depends on the input."""
     name = key(node.op).removeprefix("aten::")
     if name in ("clamp", "clamp_min"):
@@ -205,18 +205,18 @@ def _does_not_rectify(node: Node) -> bool:
     return len(node.inputs) > 1
 
 
-@rule(*_BENT, saves=["self"], unless=_does_not_rectify)
-def _bent(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
+@rule(*_PIECEWISE, saves=["self"], unless=_is_not_rectifier)
+def _piecewise(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
     ctx.propagate(self, _derivative(ctx)(ctx.grad, ctx.tensor("self"), *args, **kwargs))
 
 
-@rule(*_BENT, saves=["self"], unless=_does_not_rectify, table=GUIDED)
-def _bent_guided(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
+@rule(*_PIECEWISE, saves=["self"], unless=_is_not_rectifier, table=GUIDED)
+def _piecewise_guided(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
     x = ctx.tensor("self")
     ctx.propagate(self, torch.where(x > 0, _derivative(ctx)(ctx.grad.clamp_min(0), x, *args, **kwargs), 0))
 
 
-@rule(*_SMOOTH, saves=["self"], unless=_does_not_rectify)
+@rule(*_SMOOTH, saves=["self"], unless=_is_not_rectifier)
 def _smooth(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
     x = ctx.tensor("self")
     if len(ctx.grad) == 1:
@@ -226,7 +226,7 @@ def _smooth(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> Non
         ctx.propagate(self, ctx.scaled(slope))
 
 
-@rule(*_SMOOTH, saves=["self"], unless=_does_not_rectify, table=GUIDED)
+@rule(*_SMOOTH, saves=["self"], unless=_is_not_rectifier, table=GUIDED)
 def _smooth_guided(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
     x = ctx.tensor("self")
     slope = _derivative(ctx)(torch.ones_like(x), x, *args, **kwargs)
@@ -238,11 +238,11 @@ def _derivative(ctx: BackwardContext) -> Derivative:
     return _DERIVATIVES[key(ctx.node.op).removeprefix("aten::")]
 
 
-rule(*_DERIVATIVES, unless=_does_not_rectify, table=DECONVNET)(_deconvnet)
-rule(*_DERIVATIVES, unless=_does_not_rectify, table=LINEAR)(_linear)
+rule(*_DERIVATIVES, unless=_is_not_rectifier, table=DECONVNET)(_deconvnet)
+rule(*_DERIVATIVES, unless=_is_not_rectifier, table=LINEAR)(_linear)
 
 
 def rectifies(node: Node) -> bool:
     """Returns whether a node is a rectifying nonlinearity, which the tables above rewrite."""
-    found = GUIDED.get(key(node.op))
-    return found is not None and found.is_for(node)
+    rule = GUIDED.get(key(node.op))
+    return rule is not None and rule.is_for(node)

@@ -78,18 +78,18 @@ def _select(ctx: BackwardContext, self: Value, dim: int, index: int) -> None:
 @rule("split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk")
 def _split(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
     grad = ctx.grad.new_zeros(len(ctx.grad), *self.shape)
-    parts = _again(ctx.node.op, grad, args, kwargs)
-    for part, own in zip(parts, ctx.grads, strict=True):
-        if own is not None:
-            part.copy_(own)
+    parts = _split_views(ctx.node.op, grad, args, kwargs)
+    for part, part_grad in zip(parts, ctx.grads, strict=True):
+        if part_grad is not None:
+            part.copy_(part_grad)
     ctx.propagate(self, grad)
 
 
-def _again(op: Any, grad: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Tensor]:
+def _split_views(op: Any, grad: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Tensor]:
     """Returns the parts of a gradient that the parts of its value belong to."""
-    given = dict(zip([a.name for a in op._schema.arguments[1:]], args, strict=False)) | kwargs
-    given["dim"] = _shifted(given.get("dim", 0))
-    return op(grad, **given)
+    arguments = dict(zip([a.name for a in op._schema.arguments[1:]], args, strict=False)) | kwargs
+    arguments["dim"] = _shifted(arguments.get("dim", 0))
+    return op(grad, **arguments)
 
 
 @rule("mean")
@@ -142,8 +142,8 @@ def _as_strided(
     read = places.as_strided(size, stride, offset - first).flatten()
     grad.index_add_(1, read, ctx.grad.reshape(len(grad), len(read)))
     # Elements of the argument that share memory, as after `expand`, share its gradient.
-    own = places.as_strided(self.shape, self.stride, self.offset - first).flatten()
-    grad /= torch.zeros_like(places).index_add_(0, own, torch.ones_like(own)).clamp(min=1)
+    flat_places = places.as_strided(self.shape, self.stride, self.offset - first).flatten()
+    grad /= torch.zeros_like(places).index_add_(0, flat_places, torch.ones_like(flat_places)).clamp(min=1)
     whole = (len(grad), *self.shape), (end - first, *self.stride), self.offset - first
     ctx.propagate(self, grad.as_strided(*whole).clone())
 

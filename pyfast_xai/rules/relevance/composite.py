@@ -154,7 +154,7 @@ def _test(part: Any, tape: Tape, kinds: Mapping[int, str], modules: Mapping[str,
         return lambda node: node.index in chosen
     both = _kind_and_place(part)
     if both is not None:
-        of_kind, inside = (_test(own, tape, kinds, modules) for own in both)
+        of_kind, inside = (_test(test, tape, kinds, modules) for test in both)
         return lambda node: of_kind(node) and inside(node)
     known = [*filter(None, modules), *(node.name for node in tape)]
     if not any(_inside(part, name) for name in known):

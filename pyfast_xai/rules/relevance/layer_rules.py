@@ -237,7 +237,7 @@ class ZBox(LayerRule):
         highest, back_high = layer.run(high, negative_part)
         share = above / stabilized(result - lowest - highest, self.stabilizer)
         at_box = added(times(low, back_low(share)), times(high, back_high(share)))
-        return [own - box for own, box in zip(times(layer.inputs, back(share)), at_box, strict=True)]
+        return [relevance - box for relevance, box in zip(times(layer.inputs, back(share)), at_box, strict=True)]
 
     def _bound(self, end: float | Tensor, x: Tensor) -> Tensor:
         bound = torch.as_tensor(end, dtype=x.dtype, device=x.device)
@@ -314,7 +314,10 @@ class Pass(LayerRule):
             )
         return [
             above,
-            *(torch.zeros((), dtype=above.dtype, device=above.device).expand(len(above), *own.shape) for own in others),
+            *(
+                torch.zeros((), dtype=above.dtype, device=above.device).expand(len(above), *other.shape)
+                for other in others
+            ),
         ]
 
 
@@ -382,7 +385,10 @@ class Taylor(LayerRule):
         # The derivative of s_j by x_i over s_j is `[i = j] - s_i`.
         share = torch.where(result != 0, above / result, 0)
         # Masked entries are -inf, and have no relevance.
-        return [torch.where(torch.isfinite(x), x * own, 0) for x, own in zip(layer.inputs, adjoint(share), strict=True)]
+        return [
+            torch.where(torch.isfinite(x), x * gradient, 0)
+            for x, gradient in zip(layer.inputs, adjoint(share), strict=True)
+        ]
 
 
 @dataclass(frozen=True)

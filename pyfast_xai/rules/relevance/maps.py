@@ -75,8 +75,8 @@ class OperationMap:
             result = self.forward(leaves, modify, of_bias)
 
         def adjoint(share: Tensor) -> list[Tensor]:
-            found = [torch.autograd.grad(result, leaves, canonical(own), retain_graph=True) for own in share]
-            return [own[0][None] if len(own) == 1 else torch.stack(own) for own in zip(*found, strict=True)]
+            gradients = [torch.autograd.grad(result, leaves, canonical(seed), retain_graph=True) for seed in share]
+            return [parts[0][None] if len(parts) == 1 else torch.stack(parts) for parts in zip(*gradients, strict=True)]
 
         return result.detach(), adjoint
 
@@ -104,7 +104,7 @@ class OperationMap:
 
 def times(inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     """Returns the products of inputs and gradients `[K, *input]`."""
-    return [own * gradient for own, gradient in zip(inputs, gradients, strict=True)]
+    return [input * gradient for input, gradient in zip(inputs, gradients, strict=True)]
 
 
 def added(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
@@ -194,14 +194,14 @@ def batch_norm_map(node: Node) -> tuple[Tensor, Tensor]:
 
 def _normalization(node: Node, norm: Node | None, output: int) -> Forward:
     """Returns the map with the spread of its input as a constant (AttnLRP, section 3.3.2; Ali et al., 2022)."""
-    what = normalization(node)
+    settings = normalization(node)
 
     def forward(leaves: list[Tensor], modify: Modify, of_bias: Modify | None) -> Tensor:
         _fixed(node, modify)
-        centered = what.centered(leaves[0])
-        result = (centered / what.variance(centered.detach()).sqrt()).reshape(leaves[0].shape)
-        result = result if what.weight is None else result * usable(what.weight)
-        return result if what.bias is None or of_bias is None else result + of_bias(usable(what.bias))
+        centered = settings.centered(leaves[0])
+        result = (centered / settings.variance(centered.detach()).sqrt()).reshape(leaves[0].shape)
+        result = result if settings.weight is None else result * usable(settings.weight)
+        return result if settings.bias is None or of_bias is None else result + of_bias(usable(settings.bias))
 
     return forward
 

@@ -66,8 +66,8 @@ class RelevanceRules(KeepsInputs):
         rules = {}
         for index, (kind, rule) in plan.items():
             node = tape.nodes[index]
-            own = Pass() if node in behind else rule
-            rules[index] = Rule(_Walked(kind, own, norms.get(index)))
+            layer_rule = Pass() if node in behind else rule
+            rules[index] = Rule(_Walked(kind, layer_rule, norms.get(index)))
         return _Planned(rules, self.warned)
 
 
@@ -108,17 +108,17 @@ def _folded(tape: Tape, plan: Mapping[int, tuple[str, LayerRule]]) -> dict[int, 
     """Returns the batch norms that become part of the layer before them, by the place of that layer."""
     uses: Counter[Value] = Counter(value for node in tape for value in node.inputs)
     uses.update(tape.ends(None))
-    found = {}
-    for index, (kind, own) in plan.items():
+    norms = {}
+    for index, (kind, layer_map) in plan.items():
         norm = tape.nodes[index]
-        folds = kind == "batch_norm" and own.leaves
+        folds = kind == "batch_norm" and layer_map.leaves
         layer = tape.producer(norm.inputs[0]) if folds else None
         if layer is None or layer.index not in plan or uses[norm.inputs[0]] != 1:
             continue
         kind_before, rule = plan[layer.index]
         if kind_before in ("convolution", "linear") and rule.folds and _takes_channels(layer, kind_before):
-            found[layer.index] = norm
-    return found
+            norms[layer.index] = norm
+    return norms
 
 
 def _takes_channels(layer: Node, kind: str) -> bool:

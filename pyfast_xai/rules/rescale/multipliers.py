@@ -56,14 +56,14 @@ class Both:
     def __call__(self, value: Value) -> tuple[Tensor, Tensor]:
         """Returns the numbers of a value, of which those of one baseline may stand for all images."""
         other = self._counterparts[value.index]
-        own = self.node.saved[str(value.index)].tensor, self._reference.saved[str(other.index)].tensor
-        return usable(own[0]), usable(own[1])
+        pair = self.node.saved[str(value.index)].tensor, self._reference.saved[str(other.index)].tensor
+        return usable(pair[0]), usable(pair[1])
 
     def factor(self, name: str) -> tuple[Tensor, Tensor]:
         """Returns the numbers of an argument, which may be a constant."""
-        found = argument(self.node, name)
-        if isinstance(found, Value):
-            return self(found)
+        recorded = argument(self.node, name)
+        if isinstance(recorded, Value):
+            return self(recorded)
         constants = (usable(argument(node, name)) for node in (self.node, self._reference))
         return tuple(constants)  # type: ignore[return-value]
 
@@ -114,11 +114,11 @@ def derivative_at(function: Callable[[Tensor], Tensor], place: Tensor) -> Tensor
         return torch.autograd.grad(function(leaf).sum(), leaf)[0]
 
 
-def on_the_way(ctx: BackwardContext, both: Both, places: Sequence[float], weights: Sequence[float]) -> None:
+def path_gradients(ctx: BackwardContext, both: Both, places: Sequence[float], weights: Sequence[float]) -> None:
     """Takes the weighted sum of gradients at places between the baseline, 0, and the image, 1."""
     values = [value for value in both.node.inputs if has_gradient(value)]
     pairs = [both(value) for value in values]
-    kept = [(i, grad) for i, grad in enumerate(ctx.grads) if grad is not None]
+    outputs = [(i, grad) for i, grad in enumerate(ctx.grads) if grad is not None]
     totals: list[list[Any]] = [[0.0] * len(values) for _ in range(len(ctx.grad))]
     for place, weight in zip(places, weights, strict=True):
         with torch.inference_mode(False), torch.enable_grad():
@@ -126,14 +126,14 @@ def on_the_way(ctx: BackwardContext, both: Both, places: Sequence[float], weight
             result = both.run(leaves)
             results = result if isinstance(result, (list, tuple)) else (result,)
             for k, total in enumerate(totals):
-                found = torch.autograd.grad(
-                    [results[i] for i, _ in kept],
+                gradients = torch.autograd.grad(
+                    [results[i] for i, _ in outputs],
                     leaves,
-                    [grad[k].to(results[i]) for i, grad in kept],
+                    [grad[k].to(results[i]) for i, grad in outputs],
                     retain_graph=k + 1 < len(totals),
                     allow_unused=True,
                 )
-                for i, gradient in enumerate(found):
+                for i, gradient in enumerate(gradients):
                     total[i] = total[i] + (0 if gradient is None else gradient * weight)
     for i, value in enumerate(values):
         if isinstance(totals[0][i], Tensor):
@@ -142,13 +142,13 @@ def on_the_way(ctx: BackwardContext, both: Both, places: Sequence[float], weight
 
 def bilinear(ctx: BackwardContext, both: Both) -> None:
     """Takes the gradient halfway, which is exact for what is at most quadratic."""
-    on_the_way(ctx, both, [0.5], [1.0])
+    path_gradients(ctx, both, [0.5], [1.0])
 
 
 def integrated(ctx: BackwardContext, both: Both) -> None:
     """Takes the mean gradient of an operation of any kind, by Gauss-Legendre quadrature."""
     places, weights = np.polynomial.legendre.leggauss(_STEPS)
-    on_the_way(ctx, both, [float(own) for own in (places + 1) / 2], [float(own) for own in weights / 2])
+    path_gradients(ctx, both, [float(item) for item in (places + 1) / 2], [float(item) for item in weights / 2])
 
 
 def division(ctx: BackwardContext, both: Both) -> None:
@@ -197,20 +197,20 @@ def softmax(ctx: BackwardContext, both: Both) -> None:
 
 def normalized(ctx: BackwardContext, both: Both) -> None:
     """Takes a normalisation apart: `y = c v ** -1/2` with `c = x - mean(x)` and `v = mean(c ** 2) + epsilon`."""
-    value, what = both.node.inputs[0], normalization(both.node)
+    value, norm = both.node.inputs[0], normalization(both.node)
     x, r = both(value)
-    c, c_r = what.centered(x), what.centered(r.expand(x.shape))
-    v, v_r = what.variance(c), what.variance(c_r)
+    c, c_r = norm.centered(x), norm.centered(r.expand(x.shape))
+    v, v_r = norm.variance(c), norm.variance(c_r)
     root, root_r = v.sqrt(), v_r.sqrt()
     grad = ctx.grads[0] if ctx.grads[0] is not None else torch.zeros_like(ctx.grad)
-    grad = at_least_float32(grad if what.weight is None else grad * what.weight)
-    grad = grad.reshape(len(grad), *what.shape)
-    axes = tuple(axis + 1 for axis in what.axes)
+    grad = at_least_float32(grad if norm.weight is None else grad * norm.weight)
+    grad = grad.reshape(len(grad), *norm.shape)
+    axes = tuple(axis + 1 for axis in norm.axes)
     between = (c + c_r) / 2
-    count = math.prod(what.shape[axis] for axis in what.axes)
+    count = math.prod(norm.shape[axis] for axis in norm.axes)
     by_spread = (grad * between).sum(axes, keepdim=True) * (-1 / (root * root_r * (root + root_r)))
     at_centered = grad * ((1 / root + 1 / root_r) / 2) + by_spread * (2 * between / count)
-    if what.centers:
+    if norm.centers:
         at_centered = at_centered - at_centered.mean(axes, keepdim=True)
     ctx.propagate(value, at_centered.reshape(len(grad), *value.shape))
 
@@ -219,17 +219,17 @@ def attention(ctx: BackwardContext, both: Both) -> None:
     """Takes fused attention apart: two products and a softmax."""
     node = both.node
     (q, q_r), (k, k_r), (v, v_r) = (both.factor(name) for name in ("query", "key", "value"))
-    what = fused_attention(node, q, k)
-    scores, scores_r = what.scores(q, k), what.scores(q_r, k_r)
-    between = (what.softmax(scores) + what.softmax(scores_r)) / 2
-    if what.bias is not None:
-        scores, scores_r = scores + what.bias, scores_r + what.bias
+    fused = fused_attention(node, q, k)
+    scores, scores_r = fused.scores(q, k), fused.scores(q_r, k_r)
+    between = (fused.softmax(scores) + fused.softmax(scores_r)) / 2
+    if fused.bias is not None:
+        scores, scores_r = scores + fused.bias, scores_r + fused.bias
     grad = at_least_float32(ctx.grad)
-    ctx.propagate(argument(node, "value"), _summed(between.mT @ grad, what.groups))
-    at_weights = grad @ what.each_head((v + v_r) / 2).mT
-    at_scores = softmax_multiplied(at_weights, scores, scores_r, -1) * what.scale
-    ctx.propagate(argument(node, "query"), at_scores @ what.each_head((k + k_r) / 2))
-    ctx.propagate(argument(node, "key"), _summed(at_scores.mT @ ((q + q_r) / 2), what.groups))
+    ctx.propagate(argument(node, "value"), _summed(between.mT @ grad, fused.groups))
+    at_weights = grad @ fused.each_head((v + v_r) / 2).mT
+    at_scores = softmax_multiplied(at_weights, scores, scores_r, -1) * fused.scale
+    ctx.propagate(argument(node, "query"), at_scores @ fused.each_head((k + k_r) / 2))
+    ctx.propagate(argument(node, "key"), _summed(at_scores.mT @ ((q + q_r) / 2), fused.groups))
 
 
 def _summed(grad: Tensor, groups: int) -> Tensor:
@@ -274,7 +274,7 @@ def _pooled(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
     if name.startswith("adaptive"):
         return function(x, per_dimension(node.args[1], _rank(node)), return_indices=True)
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    settings = {own: argument(node, own) for own in names}
+    settings = {name: argument(node, name) for name in names}
     settings["stride"] = settings["stride"] or None
     return function(x, **settings, return_indices=True)
 
@@ -299,7 +299,7 @@ def extreme(ctx: BackwardContext, both: Both) -> None:
     back = sorted(range(x.dim()), key=order.__getitem__)
     shape = x.permute(order).shape
     x, r = (sign * tensor.expand(x.shape).permute(order).flatten(-len(dims)) for tensor in (x, r))
-    found, found_r = x.max(-1, keepdim=True), r.max(-1, keepdim=True)
-    grad = ctx.grad.reshape(len(ctx.grad), *found.values.shape)
-    total = _shared(grad, x, r, found.values, found_r.values, found.indices, found_r.indices)
+    largest, largest_r = x.max(-1, keepdim=True), r.max(-1, keepdim=True)
+    grad = ctx.grad.reshape(len(ctx.grad), *largest.values.shape)
+    total = _shared(grad, x, r, largest.values, largest_r.values, largest.indices, largest_r.indices)
     ctx.propagate(value, total.view(len(grad), *shape).permute(0, *[d + 1 for d in back]))

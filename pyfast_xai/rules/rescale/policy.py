@@ -81,20 +81,22 @@ class RescaleRules(KeepsInputs):
         Raises:
             InputError: the model did not run the same operations on both.
         """
-        names, others = ([(node.op, node.name) for node in own] for own in (tape, reference))
+        names, others = ([(node.op, node.name) for node in recorded] for recorded in (tape, reference))
         if names != others:
             both = zip(names, others, strict=False)
-            here = next((name for (_, name), (_, other) in both if name != other), "the end")
-            raise InputError(f"model must run the same operations on images and baselines, got others from {here!r} on")
+            operation = next((name for (_, name), (_, other) in both if name != other), "the end")
+            raise InputError(
+                f"model must run the same operations on images and baselines, got others from {operation!r} on"
+            )
         return _Against(reference, self.warned)
 
 
-def stands_for_all(tape: Tape, reference: Tape) -> bool:
+def reference_broadcasts(tape: Tape, reference: Tape) -> bool:
     """Returns whether the numbers kept of one baseline broadcast to those of the images."""
     for node, other in zip(tape, reference, strict=False):
         for value, counterpart in zip(node.inputs, other.inputs, strict=False):
             sizes = zip(value.shape, counterpart.shape, strict=False)
-            if len(value.shape) != len(counterpart.shape) or any(own not in (1, size) for size, own in sizes):
+            if len(value.shape) != len(counterpart.shape) or any(length not in (1, size) for size, length in sizes):
                 return False
     return True
 
