@@ -85,10 +85,10 @@ class DetectionTarget(TargetByImage):
             raise InputError(f"boxes must be one for each of {len(images)} images, got {len(self.boxes)}")
         boxes, classes = self.boxes.expand(len(images), 4), self.classes.expand(len(images))
         scores = []
-        for found, box, of_class in zip(images, boxes, classes, strict=True):
-            if not len(found.boxes):
-                scores.append(found.probabilities.sum())
+        for detections, box, of_class in zip(images, boxes, classes, strict=True):
+            if not len(detections.boxes):
+                scores.append(detections.probabilities.sum())
                 continue
-            at = overlaps(found.boxes.detach(), box[None].to(found.boxes))[:, 0]
-            scores.append((at * found.of_classes(of_class[None])[:, 0]).amax())
+            at = overlaps(detections.boxes.detach(), box[None].to(detections.boxes))[:, 0]
+            scores.append((at * detections.of_classes(of_class[None])[:, 0]).amax())
         return torch.stack(scores)

@@ -206,24 +206,24 @@ class GuidedGradCam(GradientAttribution):
             if len(recording.layers[0]) > 1:
                 refuse(f"layer must have one tensor for guided Grad-CAM, got {len(recording.layers[0])}")
             # What rectifiers keep for guided backprop serves the plain gradient as well.
-            where = _maps(recording, GradientRules(), target, True)[0].clamp_min(0)
-            return where, input_gradients(recording, tensors, target)
+            positive = _maps(recording, GradientRules(), target, True)[0].clamp_min(0)
+            return positive, input_gradients(recording, tensors, target)
 
-        where, guided = self._read(
+        positive, guided = self._read(
             tensors, additional_forward_args, read, layers=[self.layer], at_input=attribute_to_layer_input
         )
         return like(
             inputs,
-            [_times(gradient, where, tensors[i].shape[2:], interpolate_mode) for i, gradient in enumerate(guided)],
+            [_times(gradient, positive, tensors[i].shape[2:], interpolate_mode) for i, gradient in enumerate(guided)],
         )
 
 
-def _times(guided: Tensor, where: Tensor, size: Sequence[int], mode: str) -> Tensor:
+def _times(guided: Tensor, layer_map: Tensor, size: Sequence[int], mode: str) -> Tensor:
     try:
-        return guided * LayerAttribution.interpolate(where, tuple(size), mode)
+        return guided * LayerAttribution.interpolate(layer_map, tuple(size), mode)
     except (ValueError, NotImplementedError, RuntimeError) as error:
         warnings.warn(
-            f"Grad-CAM {list(where.shape)} cannot be brought to an input of size {list(size)} ({error}); its "
+            f"Grad-CAM {list(layer_map.shape)} cannot be brought to an input of size {list(size)} ({error}); its "
             "attribution is empty",
             stacklevel=3,
         )

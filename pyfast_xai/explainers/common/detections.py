@@ -73,10 +73,10 @@ def detections_in(
         return _of_queries(logits, shares, size, activation)
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     if not leaves or leaves[0].dim() != 3 or min(leaves[0].shape[1:]) < 5:
-        came = list(leaves[0].shape) if leaves else type(output).__name__
+        received = list(leaves[0].shape) if leaves else type(output).__name__
         raise InputError(
             "model must return detections, as dicts with 'boxes', 'scores' and 'labels', as 'logits' and 'pred_boxes', "
-            f"or as [N, 4 + classes, anchors] or [N, detections, 6], got {came}"
+            f"or as [N, 4 + classes, anchors] or [N, detections, 6], got {received}"
         )
     return _of_anchors(leaves[0], classes)
 
