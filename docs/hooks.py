@@ -61,6 +61,7 @@ FAMILIES = {
     "rise": "RISE",
     "score_cam": "Score-CAM",
     "sess": "SESS",
+    "shapley": "Shapley values",
     "smooth_grad_cam": "Smooth Grad-CAM++",
 }
 # Modules of which the package's own names are public, and these.
@@ -75,6 +76,7 @@ SETTINGS = [
     f"{EXPLAINERS}.common.explainer.Settings",
     f"{EXPLAINERS}.common.layer_explainer.LayerSettings",
     f"{EXPLAINERS}.common.perturbation_explainer.PerturbationSettings",
+    f"{EXPLAINERS}.common.feature_explainer.FeatureSettings",
 ]
 # Files outside docs/ to which pages link.
 LINKED = ("examples/serve_fastapi.py", "examples/huggingface_pipeline.py", "pyfast_xai/reproduce/tuning_pictures.txt")

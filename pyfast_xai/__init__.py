@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import EigenGradCAM as EigenGradCAM
     from pyfast_xai.explainers import ExcitationBackprop as ExcitationBackprop
     from pyfast_xai.explainers import Explainer as Explainer
+    from pyfast_xai.explainers import FeatureAblation as FeatureAblation
+    from pyfast_xai.explainers import FeaturePermutation as FeaturePermutation
     from pyfast_xai.explainers import FGVis as FGVis
     from pyfast_xai.explainers import FinerCAM as FinerCAM
     from pyfast_xai.explainers import FullGrad as FullGrad
@@ -57,6 +59,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import HiResCAM as HiResCAM
     from pyfast_xai.explainers import InputXGradient as InputXGradient
     from pyfast_xai.explainers import IntegratedGradients as IntegratedGradients
+    from pyfast_xai.explainers import KernelShap as KernelShap
     from pyfast_xai.explainers import LayerCAM as LayerCAM
     from pyfast_xai.explainers import MeaningfulPerturbation as MeaningfulPerturbation
     from pyfast_xai.explainers import Occlusion as Occlusion
@@ -66,6 +69,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import ScoreCAM as ScoreCAM
     from pyfast_xai.explainers import SegEigenCAM as SegEigenCAM
     from pyfast_xai.explainers import ShapleyCAM as ShapleyCAM
+    from pyfast_xai.explainers import ShapleyValues as ShapleyValues
+    from pyfast_xai.explainers import ShapleyValueSampling as ShapleyValueSampling
     from pyfast_xai.explainers import SmoothGrad as SmoothGrad
     from pyfast_xai.explainers import SmoothGradCAMPlusPlus as SmoothGradCAMPlusPlus
     from pyfast_xai.explainers import XGradCAM as XGradCAM
@@ -111,6 +116,11 @@ _PUBLIC = {
     "InputXGradient": "pyfast_xai.explainers",
     "IntegratedGradients": "pyfast_xai.explainers",
     "LIME": "pyfast_xai.explainers",
+    "ShapleyValues": "pyfast_xai.explainers",
+    "ShapleyValueSampling": "pyfast_xai.explainers",
+    "KernelShap": "pyfast_xai.explainers",
+    "FeaturePermutation": "pyfast_xai.explainers",
+    "FeatureAblation": "pyfast_xai.explainers",
     "LRP": "pyfast_xai.explainers",
     "METHODS": "pyfast_xai.explainers",
     "MeaningfulPerturbation": "pyfast_xai.explainers",

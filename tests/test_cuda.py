@@ -41,8 +41,17 @@ QUICK = {
     "integrated-gradients": {"n_steps": 2},
     "occlusion": {"window": 8, "stride": 8},
     "rise": {"n_masks": 4},
-    "lime": {"n_samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
+    "lime": {
+        "n_samples": 8,
+        "feature_mask": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1),
+    },
     "meaningful-perturbation": {"n_iterations": 2, "initial_mask": "random"},
+    **{"feature-ablation": {"feature_mask": 3}, "feature-permutation": {"feature_mask": 3}},
+    **{
+        "kernel-shap": {"feature_mask": 3, "n_samples": 20},
+        "shapley-value-sampling": {"feature_mask": 3, "n_samples": 2},
+    },
+    "shapley-values": {"feature_mask": 2},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

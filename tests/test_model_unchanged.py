@@ -175,8 +175,14 @@ QUICK = {
     "guided-ig": {"n_steps": 2},
     "occlusion": {"window": 8, "stride": 8},
     "rise": {"n_masks": 4},
-    "lime": {"n_samples": 8, "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)},
+    "lime": {"n_samples": 8, "feature_mask": 4},
     "meaningful-perturbation": {"n_iterations": 2, "initial_mask": "random"},
+    **{name: {"feature_mask": 2} for name in ("feature-ablation", "feature-permutation")},
+    "shapley-values": {"feature_mask": 2, "baseline": "mean"},
+    **{
+        name: {"feature_mask": 2, "n_samples": 10, "baseline": "mean"}
+        for name in ("kernel-shap", "shapley-value-sampling")
+    },
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

@@ -30,6 +30,7 @@ from pyfast_xai.explainers.detection_target import DetectionTarget
 from pyfast_xai.explainers.dff import DeepFeatureFactorization
 from pyfast_xai.explainers.eigen_cam import EigenCAM
 from pyfast_xai.explainers.excitation import ExcitationBackprop
+from pyfast_xai.explainers.feature_ablation import FeatureAblation, FeaturePermutation
 from pyfast_xai.explainers.fgvis import FGVis
 from pyfast_xai.explainers.finer_cam import FinerCAM
 from pyfast_xai.explainers.fixations import CNNFixations
@@ -42,6 +43,7 @@ from pyfast_xai.explainers.path_methods import BlurIG, GuidedIG, IntegratedGradi
 from pyfast_xai.explainers.rise import RISE
 from pyfast_xai.explainers.score_cam import ISCAM, SSCAM, ScoreCAM
 from pyfast_xai.explainers.sess import SESS
+from pyfast_xai.explainers.shapley import KernelShap, ShapleyValues, ShapleyValueSampling
 from pyfast_xai.explainers.smooth_grad_cam import SmoothGradCAMPlusPlus
 
 METHODS: dict[str, type[Explainer]] = {
@@ -57,6 +59,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(BlurIG, GuidedIG),
         *(LRP, DeepLift, DeepLiftShap, GradientShap),
         *(Occlusion, RISE, LIME, MeaningfulPerturbation),
+        *(FeatureAblation, FeaturePermutation, KernelShap, ShapleyValueSampling, ShapleyValues),
     )
 }
 
@@ -87,6 +90,8 @@ __all__ = [
     "ExcitationBackprop",
     "Explainer",
     "FGVis",
+    "FeatureAblation",
+    "FeaturePermutation",
     "FinerCAM",
     "FullGrad",
     "GradCAM",
@@ -99,6 +104,7 @@ __all__ = [
     "HiResCAM",
     "InputXGradient",
     "IntegratedGradients",
+    "KernelShap",
     "LayerCAM",
     "MeaningfulPerturbation",
     "Occlusion",
@@ -108,6 +114,8 @@ __all__ = [
     "ScoreCAM",
     "SegEigenCAM",
     "ShapleyCAM",
+    "ShapleyValueSampling",
+    "ShapleyValues",
     "SmoothGrad",
     "SmoothGradCAMPlusPlus",
     "XGradCAM",

@@ -309,7 +309,7 @@ with_classes = pytest.mark.parametrize("explainer", CLASSES)
 
 def made(explainer, model, **settings):
     if explainer is LIME:
-        settings["segments"] = torch.zeros(8, 8, dtype=torch.int64)
+        settings["feature_mask"] = torch.zeros(8, 8, dtype=torch.int64)
     return explainer(model, **QUICK.get(explainer, {}), **settings)
 
 

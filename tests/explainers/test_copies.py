@@ -14,6 +14,8 @@ FAST = {
     **{"rise": {"n_masks": 4}, "lime": {"n_samples": 8}, "smoothgrad": {"n_samples": 2}, "fgvis": {"n_iterations": 2}},
     **{"meaningful-perturbation": {"n_iterations": 2}, "integrated-gradients": {"n_steps": 2}},
     **{"blur-ig": {"n_steps": 2}, "guided-ig": {"n_steps": 2}},
+    "feature-permutation": {"references": torch.linspace(-1, 1, 1728).view(1, 3, 24, 24)},
+    **{"kernel-shap": {"feature_mask": 3, "n_samples": 20}, "shapley-value-sampling": {"feature_mask": 3}},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

@@ -35,7 +35,7 @@ class Fixed(nn.Module):
 METHODS = {
     "occlusion": lambda model: Occlusion(model, window=4, stride=4, batch_size=5),
     "rise": lambda model: RISE(model, n_masks=12, batch_size=5),
-    "lime": lambda model: LIME(model, n_samples=12, segments=torch.arange(256).view(16, 16) // 32, batch_size=5),
+    "lime": lambda model: LIME(model, n_samples=12, feature_mask=torch.arange(256).view(16, 16) // 32, batch_size=5),
     "meaningful-perturbation": lambda model: MeaningfulPerturbation(model, n_iterations=3, scale=4, batch_size=3),
     "fgvis": lambda model: FGVis(model, n_iterations=12, patience=0, score_ratio=0.3),
     "crops": lambda model: CNNFixations(model, crops=12),

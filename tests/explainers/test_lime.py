@@ -73,7 +73,7 @@ def authors(left, scores, kernel_width=0.25, alpha=1.0):
 @pytest.mark.parametrize("settings", [{}, {"kernel_width": 0.6, "alpha": 0.01}, {"kernel_width": 0.1, "alpha": 30}])
 @pytest.mark.parametrize("count", [5, 120])
 def test_equals_the_authors_on_the_same_samples(net, images, settings, count):
-    explain = LIME(net, n_samples=count, segments=SEGMENTS, seed=4, batch_size=16, **settings)
+    explain = LIME(net, n_samples=count, feature_mask=SEGMENTS, seed=4, batch_size=16, **settings)
     left, scores = samples(net, explain, images[:1])
     assert left.shape == (count, 20)
     assert (left[0] == 1).all()
@@ -86,7 +86,7 @@ def test_equals_the_authors_on_the_same_samples(net, images, settings, count):
 
 
 def test_equals_captum_on_the_same_samples(net, images):
-    explain = LIME(net, n_samples=60, segments=SEGMENTS, baseline=0.0)
+    explain = LIME(net, n_samples=60, feature_mask=SEGMENTS, baseline=0.0)
     left, _ = samples(net, explain, images[:1])
     rows = iter(torch.from_numpy(left)[:, None])
 
@@ -112,7 +112,7 @@ def test_equals_captum_on_the_same_samples(net, images):
 
 
 def test_samples_are_fair_coins(net, images):
-    left, _ = samples(net, LIME(net, n_samples=400, segments=SEGMENTS), images[:1])
+    left, _ = samples(net, LIME(net, n_samples=400, feature_mask=SEGMENTS), images[:1])
     # 8000 draws, five standard errors of 0.0056.
     assert abs(left[1:].mean() - 0.5) < 0.028
 
@@ -129,7 +129,7 @@ def test_a_linear_model_has_its_own_weights(images):
             return self.fc(x.flatten(1))
 
     net = Linear().eval()
-    found = LIME(net, n_samples=200, segments=SEGMENTS, baseline=0.3, alpha=1e-9, score="logit")(images, 1)
+    found = LIME(net, n_samples=200, feature_mask=SEGMENTS, baseline=0.3, alpha=1e-9, score="logit")(images, 1)
     added = ((images - 0.3) * net.fc.weight[1].view(3, *SIZE)).detach().sum(1)
     expected = torch.stack([torch.stack([own[s == SEGMENTS].sum() for s in range(20)])[SEGMENTS] for own in added])
     torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-6)
@@ -141,7 +141,7 @@ def test_a_model_that_says_always_the_same(images):
         def forward(self, x):
             return torch.tensor([[1.0, 0.0]], dtype=x.dtype).expand(len(x), 2) + 0 * x.mean((1, 2, 3))[:, None]
 
-    found = LIME(Sure().eval(), n_samples=20, segments=SEGMENTS)(images)
+    found = LIME(Sure().eval(), n_samples=20, feature_mask=SEGMENTS)(images)
     assert found.signed_map.abs().max() < 1e-12
     assert found.fit.tolist() == [1.0, 1.0]
 
@@ -149,7 +149,7 @@ def test_a_model_that_says_always_the_same(images):
 @pytest.mark.parametrize("baseline", ["mean", 0.4, torch.tensor([[[1.0]], [[2.0]], [[3.0]]])], ids=case_id)
 def test_what_is_left_out_has_the_baseline(net, images, baseline):
     net.seen = []
-    LIME(net, n_samples=9, segments=SEGMENTS, baseline=baseline)(images[:1])
+    LIME(net, n_samples=9, feature_mask=SEGMENTS, baseline=baseline)(images[:1])
     seen, image, some = torch.cat(net.seen)[3:], images[0], False
     for s in range(20):
         own = image[:, s == SEGMENTS]
@@ -168,25 +168,25 @@ def test_what_is_left_out_has_the_baseline(net, images, baseline):
 
 def test_segments_of_every_kind_are_the_same(net, images):
     explain = [
-        LIME(net, n_samples=20, segments=segments)
+        LIME(net, n_samples=20, feature_mask=segments)
         for segments in (SEGMENTS, SEGMENTS.repeat(2, 1, 1), 7 * SEGMENTS - 3, lambda image: SEGMENTS.numpy())
     ]
     first, *others = [own(images, [[0, 1], [2, 3]]) for own in explain]
-    assert first.segments.shape == (4, *SIZE)
+    assert first.feature_mask.shape == (4, 1, *SIZE)
     for other in others:
         assert torch.equal(other.signed_map, first.signed_map)
-        assert torch.equal(other.segments, first.segments)
-    assert first[1:3].segments.shape == (2, *SIZE)
+        assert torch.equal(other.feature_mask, first.feature_mask)
+    assert first[1:3].feature_mask.shape == (2, 1, *SIZE)
 
 
 def test_each_image_has_segments_of_its_own(net, images):
     both = torch.stack([SEGMENTS, SEGMENTS.flip(1) // 2])
-    found = LIME(net, n_samples=20, segments=both)(images)
+    found = LIME(net, n_samples=20, feature_mask=both)(images)
     for n in range(2):
-        alone = LIME(net, n_samples=20, segments=both[n])(images[n : n + 1])
+        alone = LIME(net, n_samples=20, feature_mask=both[n])(images[n : n + 1])
         torch.testing.assert_close(alone.signed_map[0], found.signed_map[n], rtol=0, atol=1e-12)
     given = []
-    LIME(net, n_samples=2, segments=lambda image: given.append(image.clone()) or SEGMENTS)(images)
+    LIME(net, n_samples=2, feature_mask=lambda image: given.append(image.clone()) or SEGMENTS)(images)
     assert torch.equal(torch.stack(given), images)
 
 
@@ -198,22 +198,22 @@ def discs():
     return image + 0.01 * torch.randn(1, 3, 64, 80)
 
 
-@pytest.mark.parametrize("settings", [{}, {"segments": "slic", "n_superpixels": 30}], ids=case_id)
+@pytest.mark.parametrize("settings", [{}, {"feature_mask": "slic", "n_superpixels": 30}], ids=case_id)
 def test_superpixels_repeat_whatever_the_scale_of_the_pixels(settings):
     net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3)).eval()
     image = discs()
     found = LIME(net, n_samples=4, **settings)(image)
-    segments = found.segments[0]
+    segments = found.feature_mask[0, 0]
     assert segments.unique().tolist() == list(range(int(segments.max()) + 1))
-    assert torch.equal(LIME(net, n_samples=4, **settings)(image).segments[0], segments)
+    assert torch.equal(LIME(net, n_samples=4, **settings)(image).feature_mask[0, 0], segments)
     # Colours as people see them, not as the model wants them.
-    assert torch.equal(LIME(net, n_samples=4, **settings)(3 * image + 20).segments[0], segments)
+    assert torch.equal(LIME(net, n_samples=4, **settings)(3 * image + 20).feature_mask[0, 0], segments)
 
 
 def test_slic_follows_what_is_there():
     net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3)).eval()
     image = discs()
-    segments = LIME(net, n_samples=4, segments="slic", n_superpixels=30)(image).segments[0]
+    segments = LIME(net, n_samples=4, feature_mask="slic", n_superpixels=30)(image).feature_mask[0, 0]
     assert 15 <= segments.max() <= 45
     # Superpixels hardly mix a disc with the ground: their mean colours are as good as the pixels'.
     means = torch.stack([image[0][:, s == segments].mean(1) for s in range(int(segments.max()) + 1)], 1)
@@ -223,7 +223,7 @@ def test_slic_follows_what_is_there():
 
 def test_quickshift_is_that_of_the_authors():
     image = (discs() + 2) / 5
-    found = LIME(nn.Sequential(nn.Flatten(), nn.Linear(15360, 2)).eval(), n_samples=2, seed=3)(image).segments[0]
+    found = LIME(nn.Sequential(nn.Flatten(), nn.Linear(15360, 2)).eval(), n_samples=2, seed=3)(image).feature_mask[0, 0]
     pixels = image[0].permute(1, 2, 0).double().numpy()
     expected = segmentation.quickshift(pixels, kernel_size=4, max_dist=200, ratio=0.2, rng=3)
     assert torch.equal(found, torch.from_numpy(expected))
@@ -239,22 +239,25 @@ def test_without_scikit_image_there_is_a_remedy(net, images, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"segments 'quickshift' need scikit-image \(pip install pyfast-xai\[lime\]\)"):
+    with pytest.raises(InputError, match=r"'quickshift' needs scikit-image \(pip install pyfast-xai\[lime\]\)"):
         LIME(net, n_samples=4)(images)
-    LIME(net, n_samples=4, segments=SEGMENTS)(images)
+    LIME(net, n_samples=4, feature_mask=SEGMENTS)(images)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"n_samples": 1}, "n_samples must be at least 2, got 1"),
-        ({"segments": "watershed"}, "segments must be one of 'quickshift', 'slic', got 'watershed'"),
-        ({"segments": None}, "segments must be one of 'quickshift', 'slic', got None"),
-        ({"segments": SEGMENTS.T}, r"segments must have shape \[12, 15\] or \[2, 12, 15\], got \[15, 12\]"),
-        ({"segments": SEGMENTS.double()}, "segments must hold integers, got torch.float64"),
+        ({"feature_mask": "watershed"}, "feature_mask must be one of 'quickshift', 'slic', got 'watershed'"),
+        ({"feature_mask": 0}, "feature_mask must be at least 1, got 0"),
+        (
+            {"feature_mask": SEGMENTS.T},
+            r"feature_mask must have shape \[12, 15\], \[2, 12, 15\] or \[2, 3, 12, 15\], got \[15, 12\]",
+        ),
+        ({"feature_mask": SEGMENTS.double()}, "feature_mask must hold integers, got torch.float64"),
         pytest.param(
-            {"segments": lambda image: SEGMENTS[:3]},
-            r"segments must return \[12, 15\], got \[3, 15\]",
+            {"feature_mask": lambda image: SEGMENTS[:3]},
+            r"feature_mask must return \[12, 15\] or \[3, 12, 15\], got \[3, 15\]",
             id="segments of another shape",
         ),
         ({"n_superpixels": 0}, "n_superpixels must be at least 1, got 0"),

@@ -10,15 +10,31 @@ from captum.attr import Occlusion as Captum
 from torch import nn
 from torch.nn import functional
 
-from pyfast_xai import LIME, RISE, MeaningfulPerturbation, Occlusion
+from pyfast_xai import (
+    LIME,
+    RISE,
+    FeatureAblation,
+    FeaturePermutation,
+    KernelShap,
+    MeaningfulPerturbation,
+    Occlusion,
+    ShapleyValues,
+    ShapleyValueSampling,
+)
 from pyfast_xai.errors import InputError
 
 DOUBLE = torch.float64
 BLOCKS = torch.arange(9).view(3, 3).repeat_interleave(4, 0).repeat_interleave(4, 1)[:, :11]  # of 12 x 11 pixels
+REFERENCES = torch.arange(2 * 3 * 12 * 11, dtype=DOUBLE).view(2, 3, 12, 11).cos()
 QUICK = {
     Occlusion: {"window": (5, 4), "stride": (3, 2)},
     RISE: {"n_masks": 13, "cells": 3},
-    LIME: {"n_samples": 13, "segments": BLOCKS},
+    LIME: {"n_samples": 13, "feature_mask": BLOCKS},
+    FeatureAblation: {"feature_mask": BLOCKS},
+    FeaturePermutation: {"feature_mask": BLOCKS, "references": REFERENCES},
+    KernelShap: {"feature_mask": BLOCKS, "n_samples": 20},
+    ShapleyValueSampling: {"feature_mask": BLOCKS, "n_samples": 2},
+    ShapleyValues: {"feature_mask": BLOCKS // 2},
     MeaningfulPerturbation: {"n_iterations": 3, "scale": 4, "smooth": 2, "blur": 3},
 }
 every_method = pytest.mark.parametrize("method", QUICK, ids=lambda method: method.method)
@@ -178,10 +194,12 @@ def test_a_model_that_looks_at_one_quadrant(method, score):
     settings = {
         Occlusion: {"window": 4, "stride": 4},
         RISE: {"n_masks": 4000, "cells": 4, "batch_size": 500},
-        LIME: {
-            "n_samples": 200,
-            "segments": torch.arange(16).view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1),
-        },
+        LIME: {"n_samples": 200, "feature_mask": 4},
+        FeatureAblation: {"feature_mask": 4},
+        FeaturePermutation: {"feature_mask": 4, "references": torch.zeros(1, 3, 16, 16, dtype=DOUBLE)},
+        KernelShap: {"feature_mask": 2, "n_samples": 14},
+        ShapleyValueSampling: {"feature_mask": 4, "n_samples": 3},
+        ShapleyValues: {"feature_mask": 2},
         MeaningfulPerturbation: {
             "n_iterations": 60,
             "scale": 4,
@@ -206,7 +224,7 @@ def test_a_model_that_looks_at_one_quadrant(method, score):
         # The penalty leaves a little of the nonlinear rest everywhere.
         assert (outside.amax((1, 2)) < 0.1 * within.amin((1, 2))).all()
     else:
-        assert outside.amax() < (1e-12 if method is Occlusion else 1e-3)
+        assert outside.amax() < (1e-3 if method is MeaningfulPerturbation else 1e-12)
 
 
 @every_method
@@ -218,7 +236,7 @@ def test_a_seed_repeats_and_the_random_numbers_of_the_process_are_left_alone(net
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(7)
     assert torch.equal(explain(images).heatmap, first)
-    if method is not Occlusion:
+    if method not in (Occlusion, FeatureAblation, ShapleyValues):  # which draw nothing
         assert not torch.equal(method(net, **QUICK[method], **settings, seed=1)(images).heatmap, first)
 
 

@@ -69,7 +69,7 @@ def single(request):
 PERTURB = {
     "occlusion": lambda model, **own: Occlusion(model, window=4, stride=4, **own),
     "rise": lambda model, **own: RISE(model, n_masks=64, **own),
-    "lime": lambda model, **own: LIME(model, n_samples=64, segments=_squares(), **own),
+    "lime": lambda model, **own: LIME(model, n_samples=64, feature_mask=_squares(), **own),
     "meaningful-perturbation": lambda model, **own: MeaningfulPerturbation(model, n_iterations=5, scale=4, **own),
 }
 
