@@ -1,1 +1,1 @@
-"""Tapes that run faster: replays with folded and packed weights, and CUDA graphs."""
+"""Faster recordings of a model: replays with folded and packed weights, and CUDA graphs."""

@@ -1,4 +1,4 @@
-"""The same function in fewer operations: batch norm folded into convolutions, and nothing that leads nowhere."""
+"""Fewer operations for the same function: batch norm is folded into convolutions, unused results are dropped."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -19,42 +19,42 @@ class Folded(NamedTuple):
     bias: Tensor
 
 
-def fold_batch_norm(tape: Tape, until: Value | None, once: WeightCache) -> None:
-    """Fold batch norm into the convolutions before it, and drop the nodes whose results nobody uses.
+def fold_batch_norm(tape: Tape, until: Value | None, cache: WeightCache) -> None:
+    """Folds batch norm into the convolutions before it, and drops the nodes whose results are not used.
 
-    A convolution is left alone where anything but its batch norm reads it, and where the cache has no room. One that is
-    folded has the name and the path of its batch norm. The names of what gave other results are in `tape.folded`.
+    A convolution is left unfolded if anything but its batch norm reads it, or if the cache has no room. A folded one
+    takes the name and the path of its batch norm. Names that no longer have their own result are in `tape.folded`.
 
     Args:
-        tape: which is changed.
-        until: the value it was stopped at, None for a whole forward.
-        once: keeps the folded weights.
+        tape: changed in place.
+        until: the value the tape was stopped at, None for a whole forward.
+        cache: holds the folded weights.
     """
-    wanted = tape.ends(until)
+    end_values = tape.end_values(until)
     uses = Counter(value for node in tape.nodes for value in node.inputs)
-    uses.update(wanted)
-    gone: set[Value] = set()
+    uses.update(end_values)
+    replaced: set[Value] = set()
     for norm in tape.nodes:
         convolution = _foldable(tape, norm, uses)
         if convolution is None:
             continue
         sources = [argument(convolution, name) for name in ("weight", "bias")]
         sources += [argument(norm, name) for name in ("weight", "bias", "running_mean", "running_var", "eps")]
-        folded = once(_folded, *sources, pinned=True)
+        folded = cache(_folded, *sources, pinned=True)
         if folded is None:
             continue
         convolution.args = (convolution.args[0], *folded, *convolution.args[3:])
         convolution.kwargs = {k: v for k, v in convolution.kwargs.items() if k not in ("weight", "bias")}
-        gone.update(value for value in convolution.outputs if value is not None)
+        replaced.update(value for value in convolution.outputs if value is not None)
         convolution.outputs, norm.outputs = norm.outputs, []
         tape.folded.add(convolution.name)
-        # It gives what the batch norm gave, and must be found as that.
+        # It now computes the output of the batch norm, and must be found under that name.
         convolution.name, convolution.path = norm.name, norm.path
-    _drop(tape, wanted, gone)
+    _drop(tape, end_values, replaced)
 
 
 def _foldable(tape: Tape, norm: Node, uses: Counter[Value]) -> Node | None:
-    """Returns the convolution that a batch norm can be folded into, if it is one and there is one."""
+    """Returns the convolution that `norm` can be folded into; None if it is no batch norm or there is none."""
     if key(norm.op) != "aten::batch_norm" or len(norm.inputs) != 1:
         return None
     if argument(norm, "training") or argument(norm, "running_mean") is None:
@@ -85,31 +85,31 @@ def _folded(
     offset = offset * factor
     if shift is not None:
         offset = offset + shift.double()
-    # A product of two numbers in float32 is as near as its last digit; in less, the factor must not be rounded first.
+    # A product in float32 is exact to the last digit; below float32 the factor must not be rounded first.
     factor = factor.view(-1, *[1] * (weight.dim() - 1)).to(torch.promote_types(weight.dtype, torch.float32))
     return Folded((weight * factor).to(weight.dtype), offset.to(weight.dtype))
 
 
-def _drop(tape: Tape, wanted: set[Value], gone: set[Value]) -> None:
-    """Keep the nodes that lead to what is wanted."""
-    needed = set(wanted)
-    kept = []
+def _drop(tape: Tape, end_values: set[Value], replaced: set[Value]) -> None:
+    """Drops the nodes that no end value depends on."""
+    needed = set(end_values)
+    used = []
     for node in reversed(tape.nodes):
         if any(value in needed for value in node.outputs):
             needed.update(node.inputs)
-            kept.append(node)
+            used.append(node)
         else:
-            gone.update(value for value in node.outputs if value is not None)
-    tape.nodes = kept[::-1]
+            replaced.update(value for value in node.outputs if value is not None)
+    tape.nodes = used[::-1]
     for index, node in enumerate(tape.nodes):
         node.index = index
         for value in node.outputs:
             if value is not None:
                 value.producer = index
     for path, calls in list(tape.modules.items()):
-        left = [values for values in calls if not gone.intersection(values)]
-        if left:
-            tape.modules[path] = left
+        remaining = [values for values in calls if not replaced.intersection(values)]
+        if remaining:
+            tape.modules[path] = remaining
         else:
             del tape.modules[path]
             tape.folded.add(path)

@@ -13,30 +13,30 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
-from pyfast_xai.acceleration.freshness import is_from_library, is_plain
+from pyfast_xai.acceleration.freshness import is_from_library, is_immutable
 
 
 def cache_key(args: Any, kwargs: Any) -> Hashable | None:
-    """Returns what calls with the same key have in common: all but the numbers in tensors.
+    """Returns a key of the arguments: calls with equal keys differ in nothing but the numbers in tensors.
 
-    Tensors count by shape, memory format, dtype, device; numbers and strings by value, NumPy arrays by content,
-    functions and classes by identity. Settings of PyTorch that change what operations do are in the key, too.
+    Tensors are compared by shape, strides, dtype and device; numbers and strings by value, NumPy arrays by content,
+    functions and classes by identity. Settings of PyTorch that change what operations do are part of the key.
 
     Args:
         args: positional arguments, nested in tuples, lists and dictionaries.
-        kwargs: keyword arguments, likewise.
+        kwargs: keyword arguments, nested in the same way.
 
     Returns:
-        None where a call cannot be told from another: an argument is an object that may change, or functions of
+        The key; None if calls cannot be told apart, because an argument is an object that may change, or functions of
         PyTorch are overridden.
     """
     leaves, structure = pytree.tree_flatten((args, kwargs))
-    described = [_describe(leaf) for leaf in leaves]
+    descriptions = [_describe(leaf) for leaf in leaves]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     settings = _settings({tensor.device.type for tensor in tensors})
-    if None in described or settings is None:
+    if None in descriptions or settings is None:
         return None
-    return tuple(described), structure, _sharing(tensors), settings
+    return tuple(descriptions), structure, _sharing(tensors), settings
 
 
 def _describe(leaf: Any) -> Hashable | None:
@@ -44,7 +44,7 @@ def _describe(leaf: Any) -> Hashable | None:
         if type(leaf) not in (Tensor, torch.nn.Parameter) or leaf.layout != torch.strided:
             return None
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.is_conj(), leaf.is_neg()
-    if is_plain(leaf):
+    if is_immutable(leaf):
         return type(leaf), repr(leaf)
     if type(leaf) is np.ndarray:
         if leaf.dtype.hasobject:
@@ -54,24 +54,24 @@ def _describe(leaf: Any) -> Hashable | None:
         return leaf
     if isinstance(leaf, (type, types.FunctionType)) and is_from_library(leaf):
         return leaf
-    if type(leaf).__module__.partition(".")[0] == "pyfast_xai":  # settings of an explainer
+    if type(leaf).__module__.partition(".")[0] == "pyfast_xai":  # an explainer's settings
         return _Identity(leaf)
-    # Another function or class may read names from outside itself, which may change.
+    # Any other function or class may read names outside itself, which may change.
     closed = isinstance(leaf, types.FunctionType) and _is_closed(leaf)
     return leaf if closed or isinstance(leaf, types.BuiltinFunctionType) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Identity:
-    """One object, which is kept so that no other has its address."""
+    """Compares an object by identity, and keeps it alive so that no other object gets its address."""
 
-    thing: Any
+    value: Any
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.thing is self.thing
+        return isinstance(other, _Identity) and other.value is self.value
 
     def __hash__(self) -> int:
-        return id(self.thing)
+        return id(self.value)
 
 
 def _is_closed(function: types.FunctionType) -> bool:

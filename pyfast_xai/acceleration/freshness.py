@@ -1,10 +1,9 @@
-"""Detection of changes to a model: all that its outputs depend on besides its inputs.
+"""Detection of changes to a model, in everything that its outputs depend on besides its inputs.
 
-Python has no log of what was written to an object, so the objects that a model can reach are walked once: its modules
-with all their attributes and hooks, the lists, dictionaries and plain objects among those, the functions of its classes
-with their closures and the globals that they name, but not what installed packages have inside. What is found is then
-compared by identity, which takes some tenths of a millisecond for hundreds of modules, and by value where an object was
-replaced.
+Python does not log writes to objects, so the objects that a model can reach are visited once: its modules with all
+their attributes and hooks, the lists, dictionaries and plain objects among those, the functions of its classes with
+their closures and the globals that they name, but not the internals of installed packages. They are then compared by
+identity, which takes some tenths of a millisecond for hundreds of modules, and by value where an object was replaced.
 """
 
 import collections
@@ -28,22 +27,22 @@ from torch.nn.modules import module as process_wide
 from pyfast_xai.acceleration.weight_samples import WeightSamples
 from pyfast_xai.tape import module_hooks
 
-# Immutable types: two objects of a type that print alike are alike, and zeros of two signs are not.
-_PLAIN_TYPES = frozenset(
+# Immutable types: objects of one type are equal if their `repr` is equal, which also tells 0.0 from -0.0.
+_IMMUTABLE_TYPES = frozenset(
     {
         *(type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented)),
         *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, types.CodeType),
     }
 )
-_PLAIN_KINDS = (np.generic, np.dtype, pathlib.PurePath, re.Pattern)
+_IMMUTABLE_BASES = (np.generic, np.dtype, pathlib.PurePath, re.Pattern)
 # Types compared by identity alone, because their behaviour cannot be changed.
-_FIXED = (
+_FIXED_TYPES = (
     *(types.ModuleType, types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GetSetDescriptorType, enum.Enum),
     *(types.MemberDescriptorType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.Generator),
 )
-# Objects of these say how a program runs or reports, not what it computes.
-_ASIDE = frozenset(
+# Modules whose objects affect how a program runs or reports, not what it computes.
+_IGNORED_MODULES = frozenset(
     {
         *("logging", "threading", "_thread", "weakref", "_weakref", "typing", "abc", "_abc", "inspect", "warnings"),
         *("contextlib", "importlib", "_collections", "_frozen_importlib", "_frozen_importlib_external", "dataclasses"),
@@ -53,11 +52,11 @@ _CONTAINERS = (dict, collections.OrderedDict, collections.defaultdict, list, tup
 _LIBRARIES = frozenset({"torch", "numpy", "pyfast_xai", *sys.stdlib_module_names} - {"__main__"})
 _INSTALLED = ("site-packages", "dist-packages")
 
-_MOST_BYTES = 1 << 18  # of an array, which is compared whole
-_MOST_OBJECTS = 200_000
+_MAX_BYTES = 1 << 18  # of a NumPy array; arrays are compared as a whole
+_MAX_OBJECTS = 200_000
 
 _MISSING = object()
-# Of a module; they run as its weights are saved and loaded.
+# Hooks of a module that run only when its weights are saved or loaded.
 _SAVING = (
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
@@ -67,15 +66,15 @@ _HOOKS = (
 
 
 class Snapshot:
-    """A model at one time.
+    """The state of a model at one time.
 
     Attributes:
-        unproven: what the model can reach of which a change could not be seen, as a clause; None where there is none.
-        modules: all that the model can reach, registered or not.
+        unproven: the reason, as a clause, why a change of the model could go unnoticed; None if it cannot.
+        modules: all modules that the model can reach, registered or not.
 
     Args:
         model: any module.
-        weights: also watch its tensors; without, only their shapes.
+        weights: also watch the numbers in its tensors; False watches their shapes only.
     """
 
     def __init__(self, model: nn.Module, *, weights: bool = True) -> None:
@@ -86,7 +85,7 @@ class Snapshot:
         self._slots: list[tuple[Any, str]] = []
         self._globals: list[tuple[dict[str, Any], str]] = []
         self._arrays: list[tuple[np.ndarray, bytes]] = []
-        self._known: dict[int, Any] = {}
+        self._visited: dict[int, Any] = {}
         self._watches_tensors = weights
         self._tensors: list[Tensor] = []
         self.modules: list[nn.Module] = []
@@ -96,8 +95,8 @@ class Snapshot:
             self._visit_all((hook, "a global hook") for hook in _hooks(name))
         self._empty = [table for table in self._tables if type(table) in _CONTAINERS and not table]
         self._tables = [table for table in self._tables if type(table) not in _CONTAINERS or table]
-        self._keys, self._values = self._look()
-        self._frozen = [set(found) for found in self._sets]
+        self._keys, self._values = self._read()
+        self._frozen = [set(members) for members in self._sets]
         try:
             self._weights = WeightSamples(self._tensors if weights else [])
         except (TypeError, RuntimeError, NotImplementedError) as error:
@@ -105,49 +104,49 @@ class Snapshot:
             self.unproven = self.unproven or f"it has a tensor that cannot be watched ({error})"
 
     def storages(self) -> set[int]:
-        """Returns the addresses of the memory that the model's tensors lie in."""
+        """Returns the addresses of the storages of the model's tensors."""
         return {tensor.untyped_storage().data_ptr() for tensor in self._tensors}
 
-    def holds(self) -> bool:
-        """Returns whether nothing has changed, as far as `WeightSamples` can tell for the numbers of large tensors."""
+    def is_current(self) -> bool:
+        """Returns whether nothing has changed; for the numbers of large tensors, as far as `WeightSamples` can tell."""
         if any(self._empty):
             return False
-        keys, values = self._look()
+        keys, values = self._read()
         if keys != self._keys or len(values) != len(self._values):
             return False
         if not all(map(operator.is_, values, self._values)):
             pairs = zip(values, self._values, strict=True)
-            if not all(now is before or self._is_alike(now, before) for now, before in pairs):
+            if not all(current is previous or self._is_equivalent(current, previous) for current, previous in pairs):
                 return False
             self._values = values
         if any(map(operator.ne, self._sets, self._frozen)):
             return False
-        return all(array.tobytes() == numbers for array, numbers in self._arrays) and self._weights.hold()
+        return all(array.tobytes() == numbers for array, numbers in self._arrays) and self._weights.unchanged()
 
-    def _is_alike(self, now: Any, before: Any) -> bool:
-        if not self._watches_tensors and isinstance(now, Tensor) and isinstance(before, Tensor):
-            return type(now) is type(before) and now.shape == before.shape
-        return _alike(now, before)
+    def _is_equivalent(self, current: Any, previous: Any) -> bool:
+        if not self._watches_tensors and isinstance(current, Tensor) and isinstance(previous, Tensor):
+            return type(current) is type(previous) and current.shape == previous.shape
+        return _equivalent(current, previous)
 
     def renew(self) -> bool:
-        """Returns the takes the model as it is now, if nothing changed but tensors, numbers and strings that it keeps.
+        """Updates the snapshot to the current model, if nothing but tensors, numbers and strings changed.
 
         Returns:
-            False where more changed, and another snapshot is to be made.
+            Whether it did; if False, more has changed, and a new snapshot is needed.
         """
-        keys, values = self._look()
+        keys, values = self._read()
         if any(self._empty) or keys != self._keys or len(values) != len(self._values):
             return False
-        changed = [now for now, before in zip(values, self._values, strict=True) if now is not before]
+        changed = [current for current, previous in zip(values, self._values, strict=True) if current is not previous]
         if any(map(operator.ne, self._sets, self._frozen)) or not all(
-            isinstance(now, Tensor) or is_plain(now) for now in changed
+            isinstance(current, Tensor) or is_immutable(current) for current in changed
         ):
             return False
         self._values = values
         self._arrays = [(array, array.tobytes()) for array, _ in self._arrays]
         return True
 
-    def _look(self) -> tuple[list[Any], list[Any]]:
+    def _read(self) -> tuple[list[Any], list[Any]]:
         keys = [*itertools.chain.from_iterable(map(dict.keys, self._tables))]
         keys += map(dict.__len__, self._tables)
         keys += map(len, self._sequences)
@@ -157,111 +156,111 @@ class Snapshot:
             members = vars(kind)
             keys += members
             values += members.values()
-        values += [getattr(found, name, _MISSING) for found, name in self._slots]
+        values += [getattr(owner, name, _MISSING) for owner, name in self._slots]
         values += [names.get(name, _MISSING) for names, name in self._globals]
         for name in _HOOKS:
             values += _hooks(name)
         return keys, values
 
-    # The walk
+    # Traversal of the objects that the model can reach
 
-    def _visit_all(self, found: Any) -> None:
-        waiting = list(found)
-        while waiting:
-            thing, where = waiting.pop()
-            if is_plain(thing) or id(thing) in self._known:
+    def _visit_all(self, roots: Any) -> None:
+        pending = list(roots)
+        while pending:
+            obj, path = pending.pop()
+            if is_immutable(obj) or id(obj) in self._visited:
                 continue
-            self._known[id(thing)] = thing
-            if len(self._known) > _MOST_OBJECTS:
-                self.unproven = self.unproven or f"it reaches more than {_MOST_OBJECTS:,} objects"
+            self._visited[id(obj)] = obj
+            if len(self._visited) > _MAX_OBJECTS:
+                self.unproven = self.unproven or f"it reaches more than {_MAX_OBJECTS:,} objects"
                 return
-            waiting.extend(self._inside(thing, where))
+            pending.extend(self._members(obj, path))
 
-    def _inside(self, thing: Any, where: str) -> Iterator[tuple[Any, str]]:
-        """Put one object among those to be watched, and return what it leads to."""
-        if isinstance(thing, _FIXED) or type(thing).__module__ in _ASIDE:
+    def _members(self, obj: Any, path: str) -> Iterator[tuple[Any, str]]:
+        """Watches one object, and yields the objects that it refers to, with their paths."""
+        if isinstance(obj, _FIXED_TYPES) or type(obj).__module__ in _IGNORED_MODULES:
             return
-        if isinstance(thing, type):
-            yield from self._inside_class(thing, where)
-        elif isinstance(thing, types.FunctionType):
-            yield from self._inside_function(thing, where)
-        elif isinstance(thing, types.MethodType):
-            yield from ((thing.__self__, where), (thing.__func__, where))
-        elif isinstance(thing, types.CellType):
-            self._slots.append((thing, "cell_contents"))
-            yield getattr(thing, "cell_contents", None), where
-        elif isinstance(thing, (staticmethod, classmethod)):
-            yield thing.__func__, where
-        elif isinstance(thing, (property, functools.cached_property)):
-            names = ("fget",) if isinstance(thing, property) else ("func",)
-            yield from ((getattr(thing, name), where) for name in names)
-        elif isinstance(thing, functools._lru_cache_wrapper):
-            yield thing.__wrapped__, where
-        elif isinstance(thing, functools.partial):
-            yield from ((thing.func, where), (thing.args, where), (thing.keywords, where))
-        elif isinstance(thing, np.ndarray):
-            if thing.dtype.hasobject or thing.nbytes > _MOST_BYTES:
-                self._doubt(where, "a NumPy array that is too large or of objects")
+        if isinstance(obj, type):
+            yield from self._class_members(obj, path)
+        elif isinstance(obj, types.FunctionType):
+            yield from self._function_members(obj, path)
+        elif isinstance(obj, types.MethodType):
+            yield from ((obj.__self__, path), (obj.__func__, path))
+        elif isinstance(obj, types.CellType):
+            self._slots.append((obj, "cell_contents"))
+            yield getattr(obj, "cell_contents", None), path
+        elif isinstance(obj, (staticmethod, classmethod)):
+            yield obj.__func__, path
+        elif isinstance(obj, (property, functools.cached_property)):
+            names = ("fget",) if isinstance(obj, property) else ("func",)
+            yield from ((getattr(obj, name), path) for name in names)
+        elif isinstance(obj, functools._lru_cache_wrapper):
+            yield obj.__wrapped__, path
+        elif isinstance(obj, functools.partial):
+            yield from ((obj.func, path), (obj.args, path), (obj.keywords, path))
+        elif isinstance(obj, np.ndarray):
+            if obj.dtype.hasobject or obj.nbytes > _MAX_BYTES:
+                self._mark_unproven(path, "a NumPy array that is too large or of objects")
             else:
-                self._arrays.append((thing, thing.tobytes()))
+                self._arrays.append((obj, obj.tobytes()))
         else:
-            yield from self._inside_object(thing, where)
+            yield from self._object_members(obj, path)
 
-    def _inside_object(self, thing: Any, where: str) -> Iterator[tuple[Any, str]]:
-        kind = type(thing)
-        if isinstance(thing, Tensor):
-            self._tensors.append(thing)
+    def _object_members(self, obj: Any, path: str) -> Iterator[tuple[Any, str]]:
+        kind = type(obj)
+        if isinstance(obj, Tensor):
+            self._tensors.append(obj)
             if kind in (Tensor, nn.Parameter, nn.Buffer):
                 return
-        elif isinstance(thing, dict):
-            self._tables.append(thing)
-            yield from ((value, f"{where}[{key!r}]") for key, value in dict.items(thing))
-        elif isinstance(thing, (list, tuple, collections.deque)):
-            if not isinstance(thing, tuple):
-                self._sequences.append(thing)
-            yield from ((value, f"{where}[{index}]") for index, value in enumerate(thing))
-        elif isinstance(thing, (set, frozenset)):
-            self._sets.append(thing)
-            yield from ((value, where) for value in thing)
-        elif isinstance(thing, torch.jit.ScriptModule):
-            self._doubt(where, "a TorchScript module")
+        elif isinstance(obj, dict):
+            self._tables.append(obj)
+            yield from ((value, f"{path}[{key!r}]") for key, value in dict.items(obj))
+        elif isinstance(obj, (list, tuple, collections.deque)):
+            if not isinstance(obj, tuple):
+                self._sequences.append(obj)
+            yield from ((value, f"{path}[{index}]") for index, value in enumerate(obj))
+        elif isinstance(obj, (set, frozenset)):
+            self._sets.append(obj)
+            yield from ((value, path) for value in obj)
+        elif isinstance(obj, torch.jit.ScriptModule):
+            self._mark_unproven(path, "a TorchScript module")
             return
         if kind in _CONTAINERS:
             return
-        if isinstance(thing, nn.Module):
-            self.modules.append(thing)
-        yield kind, where
-        self._slots.append((thing, "__class__"))
-        slots = [name for base in kind.__mro__ for name in _slots_of(base)]
-        self._slots += ((thing, name) for name in slots)
-        yield from ((getattr(thing, name, None), f"{where}.{name}") for name in slots)
-        attributes = getattr(thing, "__dict__", None)
+        if isinstance(obj, nn.Module):
+            self.modules.append(obj)
+        yield kind, path
+        self._slots.append((obj, "__class__"))
+        slots = [name for base in kind.__mro__ for name in _slot_names(base)]
+        self._slots += ((obj, name) for name in slots)
+        yield from ((getattr(obj, name, None), f"{path}.{name}") for name in slots)
+        attributes = getattr(obj, "__dict__", None)
         if isinstance(attributes, dict):
             self._tables.append(attributes)
-            self._known[id(attributes)] = attributes
-            aside = _SAVING if isinstance(thing, nn.Module) else ()
-            yield from ((value, f"{where}.{name}") for name, value in attributes.items() if name not in aside)
-        if not (_is_open(kind) or isinstance(thing, Tensor) or (callable(thing) and is_from_library(thing))):
-            self._doubt(where, f"a {kind.__module__}.{kind.__qualname__}")
+            self._visited[id(attributes)] = attributes
+            ignored = _SAVING if isinstance(obj, nn.Module) else ()
+            yield from ((value, f"{path}.{name}") for name, value in attributes.items() if name not in ignored)
+        if not (_is_transparent(kind) or isinstance(obj, Tensor) or (callable(obj) and is_from_library(obj))):
+            self._mark_unproven(path, f"a {kind.__module__}.{kind.__qualname__}")
 
-    def _inside_class(self, kind: type, where: str) -> Iterator[tuple[Any, str]]:
-        if not kind.__flags__ & _HEAP_TYPE:  # compiled, and closed
+    def _class_members(self, kind: type, path: str) -> Iterator[tuple[Any, str]]:
+        if not kind.__flags__ & _HEAP_TYPE:  # a compiled class, which cannot be changed
             return
         self._classes.append(kind)
-        yield from ((base, where) for base in kind.__bases__)
+        yield from ((base, path) for base in kind.__bases__)
         if not is_from_library(kind):
             members = dict(vars(kind))
             for name in ("__dict__", "__weakref__", "__doc__", "_abc_impl", "__abstractmethods__"):
                 members.pop(name, None)
             yield from ((value, f"{kind.__qualname__}.{name}") for name, value in members.items())
 
-    def _inside_function(self, function: types.FunctionType, where: str) -> Iterator[tuple[Any, str]]:
+    def _function_members(self, function: types.FunctionType, path: str) -> Iterator[tuple[Any, str]]:
         if is_from_library(function):
             return
         for name in ("__code__", "__defaults__", "__kwdefaults__", "__closure__"):
             self._slots.append((function, name))
-        yield from ((thing, where) for thing in (function.__defaults__, function.__kwdefaults__, function.__dict__))
-        yield from ((cell, where) for cell in function.__closure__ or ())
+        yield from ((obj, path) for obj in (function.__defaults__, function.__kwdefaults__, function.__dict__))
+        yield from ((cell, path) for cell in function.__closure__ or ())
         for name in _names(function.__code__):
             value = function.__globals__.get(name, _MISSING)
             if value is _MISSING:
@@ -274,44 +273,46 @@ class Snapshot:
                         self._globals.append((vars(value), inner))
                         yield vars(value)[inner], f"{name}.{inner}"
 
-    def _doubt(self, where: str, what: str) -> None:
-        self.unproven = self.unproven or f"a change of {where}, {what}, could not be seen"
+    def _mark_unproven(self, path: str, description: str) -> None:
+        self.unproven = self.unproven or f"a change of {path}, {description}, could not be seen"
 
 
 _HEAP_TYPE = 1 << 9
 _POINTER = struct.calcsize("P")
-_OPEN = frozenset({object, *_CONTAINERS, types.SimpleNamespace})
+_TRANSPARENT = frozenset({object, *_CONTAINERS, types.SimpleNamespace})
 
 
-def _is_open(kind: type) -> bool:
-    """Returns whether objects of a class hold nothing but attributes and elements."""
-    return all(base in _OPEN or (base.__flags__ & _HEAP_TYPE and not _hides(base)) for base in kind.__mro__)
+def _is_transparent(kind: type) -> bool:
+    """Returns whether objects of a class have no state besides attributes and elements."""
+    return all(
+        base in _TRANSPARENT or (base.__flags__ & _HEAP_TYPE and not _has_hidden_memory(base)) for base in kind.__mro__
+    )
 
 
-def _hides(kind: type) -> bool:
+def _has_hidden_memory(kind: type) -> bool:
     """Returns whether a class adds memory besides its slots, its dictionary and its weak references."""
     if kind.__base__ is None:
         return False
     added = kind.__basicsize__ - kind.__base__.__basicsize__
-    return added > _POINTER * (len(_slots_of(kind)) + 2)
+    return added > _POINTER * (len(_slot_names(kind)) + 2)
 
 
-def _slots_of(kind: type) -> list[str]:
-    named = vars(kind).get("__slots__", ())
-    named = [named] if isinstance(named, str) else named
+def _slot_names(kind: type) -> list[str]:
+    names = vars(kind).get("__slots__", ())
+    names = [names] if isinstance(names, str) else names
     mangled = f"_{kind.__name__.lstrip('_')}"
-    hidden = [f"{mangled}{name}" if name.startswith("__") and not name.endswith("__") else name for name in named]
+    hidden = [f"{mangled}{name}" if name.startswith("__") and not name.endswith("__") else name for name in names]
     return [name for name in hidden if name not in ("__dict__", "__weakref__")]
 
 
-def is_plain(thing: Any) -> bool:
-    """Returns whether an object cannot change, and shows all that it is when it is printed."""
-    return type(thing) in _PLAIN_TYPES or isinstance(thing, _PLAIN_KINDS)
+def is_immutable(obj: Any) -> bool:
+    """Returns whether an object is immutable, with a `repr` that shows all of its value."""
+    return type(obj) in _IMMUTABLE_TYPES or isinstance(obj, _IMMUTABLE_BASES)
 
 
-def is_from_library(thing: Any) -> bool:
-    """Returns whether a function or class is of an installed package, which changes only if it is replaced."""
-    return _is_library(str(getattr(thing, "__module__", None)))
+def is_from_library(obj: Any) -> bool:
+    """Returns whether a function or class belongs to an installed package, and can change only by being replaced."""
+    return _is_library(str(getattr(obj, "__module__", None)))
 
 
 @functools.cache
@@ -322,18 +323,18 @@ def _is_library(name: str) -> bool:
 
 @functools.cache
 def _names(code: types.CodeType) -> frozenset[str]:
-    """Returns the names that a function and those written inside it take from outside, or from an attribute."""
+    """Returns the global and attribute names that a function and its nested functions use."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return frozenset(code.co_names).union(*inner)
 
 
 def _hooks(name: str) -> list[Any]:
-    """Returns the hooks of all modules of the process, but those of a recording."""
-    return [hook for hook in getattr(process_wide, name).values() if not module_hooks.is_of_a_recording(hook)]
+    """Returns the process-wide module hooks of one kind, except those of a recording."""
+    return [hook for hook in getattr(process_wide, name).values() if not module_hooks.is_recording_hook(hook)]
 
 
-def _alike(now: Any, before: Any) -> bool:
-    """Returns whether one object in place of another makes no difference."""
-    if type(now) is type(before) is tuple and len(now) == len(before):
-        return all(one is other or _alike(one, other) for one, other in zip(now, before, strict=True))
-    return type(now) is type(before) and is_plain(now) and repr(now) == repr(before)
+def _equivalent(current: Any, previous: Any) -> bool:
+    """Returns whether replacing one object by the other makes no difference."""
+    if type(current) is type(previous) is tuple and len(current) == len(previous):
+        return all(left is right or _equivalent(left, right) for left, right in zip(current, previous, strict=True))
+    return type(current) is type(previous) and is_immutable(current) and repr(current) == repr(previous)

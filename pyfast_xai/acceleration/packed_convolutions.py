@@ -1,8 +1,8 @@
-"""The CPU's kernels for convolutions, with weights laid out once as they want them, instead of in every call.
+"""Convolution kernels of the CPU with weights that are packed once, instead of in every call.
 
-On small maps, re-packing the weights costs more than the convolution. The kernels can also rectify their results before
-they write them. Which kernel serves a convolution, PyTorch's own in either memory format, oneDNN's with
-packed weights or Winograd's, is found out by a contest on the first maps that it is given; likewise for its adjoint.
+On small maps, packing the weights costs more than the convolution. The kernels can also apply an activation to their
+results. A contest on the first maps decides which kernel serves a convolution: PyTorch's own in either memory format,
+oneDNN's with packed weights, or Winograd's. A second contest decides for its adjoint.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from pyfast_xai.acceleration.weight_cache import WeightCache
 from pyfast_xai.tape.graph import Node, Tape, Value, argument, key
 from pyfast_xai.tuning import Candidate, Site
 
-# Activations that a convolution can apply to its own results: the kernel's name, and its parameters.
-_FINISHES: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
+# Activations that a convolution kernel can apply to its results: the kernel's name, and its parameters.
+_ACTIVATIONS: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
     "aten::relu": lambda node: ("relu", []),
     "aten::relu6": lambda node: ("hardtanh", [0, 6]),
     "aten::hardtanh": lambda node: ("hardtanh", [argument(node, "min_val"), argument(node, "max_val")]),
@@ -35,7 +35,7 @@ _FINISHES: dict[str, Callable[[Node], tuple[str, list[float]]]] = {
 _LIMITS: dict[str, list[float]] = {"none": [-math.inf, math.inf], "relu": [0, math.inf]}
 
 
-# The same, done by PyTorch afterwards.
+# The same activations in PyTorch, for kernels that cannot fuse them.
 _IN_PLACE: dict[str, Callable[..., Tensor]] = {
     "none": lambda maps: maps,
     "relu": torch.relu_,
@@ -50,11 +50,11 @@ _TOLERANCE = 1e-5
 
 
 class Allowance:
-    """The seconds that contests may take in one call of a model; contests that are left over wait for the next call.
+    """The seconds that contests may take in one call of a model; the remaining contests wait for the next call.
 
     Attributes:
-        seconds: for each call; unlimited until they are set.
-        count: contests that were held or put off.
+        seconds: allowance of each call; unlimited until set.
+        count: number of contests that were run or postponed.
     """
 
     def __init__(self) -> None:
@@ -63,48 +63,48 @@ class Allowance:
         self.next_call()
 
     def next_call(self, share: float = 1) -> None:
-        """Says that the model is called, and that contests have a share of the seconds in it; none for zero."""
-        self._left = share * self.seconds if share else 0.0
+        """Starts a call of the model, in which contests may take a share of the seconds; zero allows none."""
+        self._remaining = share * self.seconds if share else 0.0
 
     def grants(self) -> bool:
-        """Returns whether another contest may begin."""
+        """Returns whether another contest may start."""
         self.count += 1
-        return self._left > 0
+        return self._remaining > 0
 
     @property
     def rounds(self) -> float:
-        """Returns the seconds after which a contest begins no further round."""
+        """Returns the seconds after which a contest starts no further round."""
         return self.seconds / 100
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
-        """Yields the counts the seconds of a contest."""
-        past = tuning.stopwatch("cpu", torch.get_num_threads())
+        """Subtracts the seconds that the block takes from the allowance."""
+        elapsed = tuning.stopwatch("cpu", torch.get_num_threads())
         try:
             yield
         finally:
-            self._left -= past()
+            self._remaining -= elapsed()
 
 
 def pack(
     tape: Tape,
-    once: WeightCache,
+    cache: WeightCache,
     *,
     until: Value | None = None,
-    seen: bool = True,
+    observed: bool = True,
     contests: Allowance | None = None,
 ) -> None:
-    """Give the 2-D convolutions of a tape on the CPU kernels with packed weights, for themselves and their adjoints.
+    """Sets kernels with packed weights on the 2-D CPU convolutions of a tape, and on their adjoints.
 
-    The operations and their arguments on the tape stay, for readings of it.
+    The operations and their arguments on the tape stay as they are, for the rules that read them.
 
     Args:
-        tape: which is changed.
-        once: keeps the packed weights.
-        until: the value it was stopped at, None for a whole forward.
-        seen: whether a reading may look at what a convolution gave. Where none does, convolutions also do the
-            rectifiers that alone read them.
-        contests: what contests may cost; None for as much as it takes.
+        tape: changed in place.
+        cache: holds the packed weights.
+        until: the value the tape was stopped at, None for a whole forward.
+        observed: whether a policy may read the result of a convolution. If False, convolutions also apply the
+            activations that are their only readers.
+        contests: time that contests may take; None for no limit.
     """
     contests = contests or Allowance()
     if not onednn.available():
@@ -113,41 +113,44 @@ def pack(
         if key(node.op) == "aten::linear" and isinstance(argument(node, "weight"), Tensor):
             node.kernel = onednn.linear
         if key(node.op) == "aten::conv2d":
-            packed = _packed(once, contests, *node.args, **node.kwargs)
+            packed = _packed_convolution(cache, contests, *node.args, **node.kwargs)
             if packed is not None:
                 node.kernel, node.adjoint = packed, packed.adjoint
-    if not seen:
-        _finish(tape, until)
+    if not observed:
+        _fuse_activations(tape, until)
 
 
-def _finish(tape: Tape, until: Value | None) -> None:
+def _fuse_activations(tape: Tape, until: Value | None) -> None:
     uses = Counter(value for node in tape.nodes for value in node.inputs)
-    uses.update(tape.ends(until))
+    uses.update(tape.end_values(until))
     for node in tape.nodes:
-        finish = _FINISHES.get(key(node.op))
-        if finish is None or len(node.inputs) != 1 or uses[node.inputs[0]] != 1:
+        activation = _ACTIVATIONS.get(key(node.op))
+        if activation is None or len(node.inputs) != 1 or uses[node.inputs[0]] != 1:
             continue
         convolution = tape.producer(node.inputs[0])
-        if convolution is not None and isinstance(convolution.kernel, _Packed):
-            convolution.kernel, node.kernel = dataclasses.replace(convolution.kernel, finish=finish(node)), _finished
+        if convolution is not None and isinstance(convolution.kernel, _PackedConvolution):
+            convolution.kernel, node.kernel = (
+                dataclasses.replace(convolution.kernel, activation=activation(node)),
+                _identity,
+            )
 
 
-def _finished(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _identity(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input
 
 
 @dataclasses.dataclass(frozen=True)
-class _Packed:
-    once: WeightCache
+class _PackedConvolution:
+    cache: WeightCache
     weight: Tensor
     bias: Tensor | None
     padding: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    finish: tuple[str, list[float]] = ("none", [])
+    activation: tuple[str, list[float]] = ("none", [])
     contests: Allowance = dataclasses.field(default_factory=Allowance)
-    # By the job and what it is done to: the names of the kernels that won, and how the first results lay in memory,
+    # Keyed by the operation and its arguments: the names of the kernels that won, and the strides of the first results,
     # which views on the tape may depend on.
     _winners: dict[Any, str] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
     _strides: dict[Any, tuple[int, ...]] = dataclasses.field(
@@ -160,9 +163,9 @@ class _Packed:
             "pytorch, other format": functools.partial(_in_other_format, self._pytorch),
             "onednn": self._onednn,
         }
-        if self._limits is not None and self._winograd_takes(input, self.padding):
+        if self._limits is not None and self._winograd_pays(input, self.padding):
             kernels["winograd"] = self._winograd
-        name, numbers = self.finish
+        name, numbers = self.activation
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         return self._fastest("conv2d", kernels, input, *geometry, self.bias is not None, name, *numbers)
 
@@ -174,7 +177,7 @@ class _Packed:
             "pytorch, other format": functools.partial(_in_other_format, pytorch),
             "onednn": functools.partial(self._onednn_adjoint, output_padding=rest),
         }
-        if self._winograd_takes(grad, self._around):
+        if self._winograd_pays(grad, self._around):
             kernels["winograd"] = self._winograd_adjoint
         geometry = (self.stride, self.padding, rest, self.groups, self.dilation)
         return self._fastest("conv_transpose2d", kernels, grad, *geometry)
@@ -187,18 +190,18 @@ class _Packed:
         job = (op, maps.shape, maps.stride(), torch.get_num_threads(), *settings, *kernels)
         if job not in self._winners:
             if tuning.enabled() and not self.contests.grants():
-                return self._as_before(job, kernels["onednn"](maps, once=self.once))
+                return self._recorded_strides(job, kernels["onednn"](maps, cache=self.cache))
             with self.contests.spending():
                 self._winners[job] = self._winner(op, kernels, maps, *settings)
-        return self._as_before(job, kernels[self._winners[job]](maps, once=self.once))
+        return self._recorded_strides(job, kernels[self._winners[job]](maps, cache=self.cache))
 
     def _winner(self, op: str, kernels: dict[str, "_Kernel"], maps: Tensor, *settings: Any) -> str:
         # Each with a cache of its own: what the losers made of the weight is thrown away.
-        caches = {name: WeightCache(parent=self.once) for name in kernels}
+        caches = {name: WeightCache(parent=self.cache) for name in kernels}
         field = [
             Candidate(
                 name,
-                functools.partial(run, once=caches[name]),
+                functools.partial(run, cache=caches[name]),
                 depends_on_data=name == "winograd",
                 prepares=name in ("onednn", "winograd"),
             )
@@ -207,81 +210,81 @@ class _Packed:
         site = Site.of(op, maps, tuple(self.weight.shape), *settings)
         rounds, last = self.contests.rounds, field[-1].name
         winner = tuning.choose(site, field, (maps,), tolerance=_TOLERANCE, untuned=last, seconds=rounds)
-        self.once.take_over(caches[winner.name])
+        self.cache.merge(caches[winner.name])
         return winner.name
 
-    def _as_before(self, job: Any, maps: Tensor) -> Tensor:
+    def _recorded_strides(self, job: Any, maps: Tensor) -> Tensor:
         """Returns results in the memory format that the first of their kind had."""
         stride = self._strides.setdefault(job, maps.stride())
         if maps.stride() == stride:
             return maps
         return torch.empty_strided(maps.shape, stride, dtype=maps.dtype, device=maps.device).copy_(maps)
 
-    def _pytorch(self, input: Tensor, once: WeightCache) -> Tensor:
+    def _pytorch(self, input: Tensor, cache: WeightCache) -> Tensor:
         maps = F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        name, numbers = self.finish
+        name, numbers = self.activation
         return _IN_PLACE[name](maps, *numbers)
 
-    def _onednn(self, input: Tensor, once: WeightCache) -> Tensor:
+    def _onednn(self, input: Tensor, cache: WeightCache) -> Tensor:
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_weight.default
-        weight = self._laid_out(once, reorder, *geometry, onednn.shape_to_pack_for(input))
-        return onednn.convolution(input, weight, self.bias, *geometry, self.finish)
+        weight = self._reordered_weight(cache, reorder, *geometry, onednn.shape_to_pack_for(input))
+        return onednn.convolution(input, weight, self.bias, *geometry, self.activation)
 
-    def _winograd(self, input: Tensor, once: WeightCache) -> Tensor:
-        weight = once(ops.winograd_weight, self.weight, size=_winograd_bytes(self.weight))
+    def _winograd(self, input: Tensor, cache: WeightCache) -> Tensor:
+        weight = cache(ops.winograd_weight, self.weight, size=_winograd_bytes(self.weight))
         if weight is None:
-            return self._onednn(input, once)
+            return self._onednn(input, cache)
         return ops.winograd_conv2d(input, weight, self.bias, self.padding, *(self._limits or ()))
 
-    def _pytorch_adjoint(self, grad: Tensor, once: WeightCache, output_padding: tuple[int, ...]) -> Tensor:
+    def _pytorch_adjoint(self, grad: Tensor, cache: WeightCache, output_padding: tuple[int, ...]) -> Tensor:
         geometry = (self.stride, self.padding, output_padding, self.groups, self.dilation)
         return F.conv_transpose2d(grad, self.weight, None, *geometry)
 
-    def _onednn_adjoint(self, grad: Tensor, once: WeightCache, output_padding: tuple[int, ...]) -> Tensor:
+    def _onednn_adjoint(self, grad: Tensor, cache: WeightCache, output_padding: tuple[int, ...]) -> Tensor:
         geometry = (self.padding, output_padding, self.stride, self.dilation, self.groups)
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight.default
-        weight = self._laid_out(once, reorder, *geometry, onednn.shape_to_pack_for(grad))
+        weight = self._reordered_weight(cache, reorder, *geometry, onednn.shape_to_pack_for(grad))
         return onednn.transposed_convolution(grad, weight, *geometry)
 
-    def _winograd_adjoint(self, grad: Tensor, once: WeightCache) -> Tensor:
+    def _winograd_adjoint(self, grad: Tensor, cache: WeightCache) -> Tensor:
         # The adjoint of a convolution without a stride is one, too, with its kernels turned round.
-        weight = once(_winograd_adjoint_weight, self.weight, size=_winograd_bytes(self.weight))
+        weight = cache(_winograd_adjoint_weight, self.weight, size=_winograd_bytes(self.weight))
         if weight is None:
-            return self._onednn_adjoint(grad, once, (0, 0))
+            return self._onednn_adjoint(grad, cache, (0, 0))
         return ops.winograd_conv2d(grad, weight, None, self._around)
 
-    def _laid_out(self, once: WeightCache, reorder: Callable[..., Tensor], *geometry: Any) -> Tensor:
+    def _reordered_weight(self, cache: WeightCache, reorder: Callable[..., Tensor], *geometry: Any) -> Tensor:
         """Returns the weight as a kernel wants it; sizes of maps for which it wants the same share the memory."""
-        packed = once(reorder, self.weight, *geometry, layout=_layout)
+        packed = cache(reorder, self.weight, *geometry, layout=_layout)
         return self.weight if packed is None else packed
 
     @property
     def _limits(self) -> list[float] | None:
         """Returns the limits of the results, or None if the node ends otherwise."""
-        name, numbers = self.finish
+        name, numbers = self.activation
         return numbers if name == "hardtanh" else _LIMITS.get(name)
 
     @property
     def _around(self) -> tuple[int, ...]:
         return tuple(2 - extent for extent in self.padding)
 
-    def _winograd_takes(self, maps: Tensor, padding: tuple[int, ...]) -> bool:
-        plain = (*self.stride, *self.dilation, self.groups) == (1, 1, 1, 1, 1)
-        return plain and min(padding) >= 0 and ops.winograd_pays(maps, self.weight, padding)
+    def _winograd_pays(self, maps: Tensor, padding: tuple[int, ...]) -> bool:
+        unit = (*self.stride, *self.dilation, self.groups) == (1, 1, 1, 1, 1)
+        return unit and min(padding) >= 0 and ops.winograd_pays(maps, self.weight, padding)
 
 
-# A kernel takes maps, and a cache for what it makes of the weight.
+# A kernel takes maps, and a cache for its packed weight.
 _Kernel = Callable[..., Tensor]
 
 
-def _in_other_format(kernel: _Kernel, maps: Tensor, once: WeightCache) -> Tensor:
-    """Returns what a kernel gives for maps in the other memory format, in that of the maps."""
+def _in_other_format(kernel: _Kernel, maps: Tensor, cache: WeightCache) -> Tensor:
+    """Runs a kernel on the maps in the other memory format, and returns the result in that of the maps."""
     formats = [torch.contiguous_format, torch.channels_last]
     if maps.is_contiguous(memory_format=torch.channels_last):
         formats.reverse()
-    own, other = formats
-    return kernel(maps.contiguous(memory_format=other), once).contiguous(memory_format=own)
+    current, other = formats
+    return kernel(maps.contiguous(memory_format=other), cache).contiguous(memory_format=current)
 
 
 def _winograd_adjoint_weight(weight: Tensor) -> Tensor:
@@ -298,8 +301,8 @@ def _layout(packed: Tensor) -> bytes:
     return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md.default(packed).tolist())
 
 
-def _packed(
-    once: WeightCache,
+def _packed_convolution(
+    cache: WeightCache,
     contests: Allowance,
     input: Any,
     weight: Any,
@@ -308,7 +311,7 @@ def _packed(
     padding: Any = (0, 0),
     dilation: Any = (1, 1),
     groups: int = 1,
-) -> _Packed | None:
+) -> _PackedConvolution | None:
     if not (isinstance(input, Value) and len(input.shape) == 4 and input.device.type == "cpu"):
         return None
     floats = isinstance(weight, Tensor) and input.dtype == weight.dtype == torch.float32
@@ -316,4 +319,4 @@ def _packed(
         return None
     padding, stride, dilation = (tuple(value) * (3 - len(value)) for value in (padding, stride, dilation))
     bias = None if bias is None else bias.detach()
-    return _Packed(once, weight, bias, padding, stride, dilation, groups, contests=contests)
+    return _PackedConvolution(cache, weight, bias, padding, stride, dilation, groups, contests=contests)

@@ -1,4 +1,4 @@
-"""Recordings of a model that runs faster: a replay in the model's place, with folded and packed weights."""
+"""Faster recordings of a model: a replay with folded and packed weights takes the place of the model."""
 
 import functools
 import logging
@@ -36,16 +36,16 @@ T = TypeVar("T")
 MEMORY_LIMIT = 1 << 30
 
 # Tolerance relative to the largest output: well above rounding, well below what a different branch would change.
-_AGREES = {torch.float64: 1e-9, torch.float32: 1e-2}
-# An audit allows so many times the difference that there was at first, and at least a hundredth of the above.
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-2}
+# An audit allows this multiple of the first difference, and at least a hundredth of the tolerance above.
 _AUDIT_SLACK = 100
 
-_TAPES_SHARE = 4  # of the memory limit, tapes may take one part in so many
-_NODE_BYTES = 2048  # what Python takes for one operation of a tape
-_CALLS_OF_ONE_EXPLANATION = 2  # at most, of a signature: to find a layer, and to explain
-_CONTESTS = 1.5  # recordings of the model: what contests of kernels may take in a call
-_MANY_SIGNATURES = 8  # from so many on, kernels are contested for those alone that come again
-_MOST_CHANGES = 4  # of the model one after another, without a replay between
+_TAPES_SHARE = 4  # tapes may take the memory limit divided by this
+_NODE_BYTES = 2048  # Python objects of one operation of a tape
+_CALLS_OF_ONE_EXPLANATION = 2  # at most, with one signature: to find a layer, and to explain
+_CONTESTS = 1.5  # time that contests of kernels may take in a call, in recordings of the model
+_MANY_SIGNATURES = 8  # beyond this number, contests are held only for signatures that are called repeatedly
+_MAX_CHANGES = 4  # successive changes of the model, without a replay in between
 
 
 @dataclass
@@ -53,55 +53,54 @@ class _Template:
     """A tape to be replayed.
 
     Attributes:
-        tape: None where the model must run itself.
+        tape: the operations; None if the model must run itself.
         until: the value at which it stops.
-        understood: what the reading said of each composite operation that it was asked about.
-        seen: whether readings may look at it.
-        rounding: the largest difference to the model that was seen, as a share of the largest output.
+        handled: for each composite operation, whether the policy of the recording handled it.
+        observed: whether policies may read it.
+        rounding: the largest difference from the model so far, as a share of the largest output.
         nbytes: memory of its operations, and of the tensors that are neither the model's nor in the weight cache.
-        calls: how often it was used.
+        calls: number of uses.
     """
 
     tape: Tape | None
     until: Value | None
-    understood: dict[OpOverload, bool]
-    seen: bool
+    handled: dict[OpOverload, bool]
+    observed: bool
     rounding: float = 0.0
     nbytes: int = _NODE_BYTES
     calls: int = 0
 
     def serves(self, policy: RecordingPolicy | None) -> bool:
-        if policy is not None and not self.seen:
+        if policy is not None and not self.observed:
             return False
-        return all(_understands(policy, op) == answer for op, answer in self.understood.items())
+        return all(_handles(policy, op) == handled for op, handled in self.handled.items())
 
 
 class ReplayedModel:
     """Records a model by replaying it: without its Python, batch norm folded, weights packed, dead branches dropped.
 
-    The first recording for a signature (`cache_key`) is of the model itself. It is made into a replay, and that must
-    give what the model gives on these inputs, on those of the second call, and on others made of them, up to rounding.
-    A model that takes decisions from data, draws random numbers or writes to its state is recorded as it is, which is
-    logged once.
+    The first recording for a signature (`cache_key`) runs the model itself. A replay is built from it, and must agree
+    with the model, up to rounding, on these inputs, on those of the second call, and on inputs derived from them. A
+    model that takes decisions from data, draws random numbers or writes to its state is not replayed, which is logged
+    once.
 
-    A replay is used while `Snapshot` finds the model as it was: its modules, hooks, attributes, functions and weights.
-    A change begins all anew. A model of which a change could not be seen, or that changes from call to call, is
-    recorded as it is. At the 2nd, 4th, 8th and so on call of a signature the model runs beside its replay; where they
-    differ, the model's results are returned, and it is recorded as it is from then on.
+    A replay is used while `Snapshot` finds the modules, hooks, attributes, functions and weights of the model
+    unchanged. After a change, new replays are built. A model whose changes could go unnoticed, or that changes from
+    call to call, is not replayed. At the 2nd, 4th, 8th and so on call of a signature the model runs beside its replay;
+    if they differ, the model's results are returned, and it is not replayed any more.
 
-    What reads no number on the way can be handed to `run`, which makes a CUDA graph of it on a device.
+    A function that does not synchronise can be passed to `run`, which captures it as a CUDA graph on a device.
 
     Args:
         model: any module.
         fold: fold batch norm into convolutions.
-        memory_limit: bytes that replays, packed weights and CUDA graphs may take; those that were used longest ago
-            are let go.
-        tentative: nobody has asked for replays. Once the model has changed it is recorded as it is until `forget`,
-            instead of replays being made anew, and reasons not to replay are logged as information.
+        memory_limit: bytes that replays, packed weights and CUDA graphs may take; the least recently used are evicted.
+        tentative: replays are a default that the user did not request. Once the model has changed it is not replayed
+            until `forget`, and reasons not to replay are logged at level INFO.
 
     Attributes:
-        outdated: whether the model has changed since replays were made of it, and none are made of what it is now.
-        replays: recordings that were replays.
+        outdated: whether the model has changed since its replays were built, and no new ones are built.
+        replays: number of recordings that were replays.
     """
 
     def __init__(
@@ -118,53 +117,53 @@ class ReplayedModel:
         self.forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Replays and packed weights are made again where a copy lands.
-        made = functools.partial(
+        # A copy builds its own replays and packed weights.
+        factory = functools.partial(
             ReplayedModel, fold=self._fold, memory_limit=self._memory_limit, tentative=self._tentative
         )
-        return made, (self._model,)
+        return factory, (self._model,)
 
     @property
     def nbytes(self) -> int:
         """Returns the memory that replays, packed weights and CUDA graphs take."""
         with self._lock:
-            return self._tapes_bytes() + self._weights.nbytes + self._captured.nbytes
+            return self._tapes_nbytes() + self._weights.nbytes + self._captured.nbytes
 
     @property
-    def refused(self) -> bool:
-        """Returns whether the model is recorded as it is for good."""
-        return self._refused
+    def disabled(self) -> bool:
+        """Returns whether the model is never replayed any more."""
+        return self._disabled
 
     @property
     def has_forward_hooks(self) -> bool:
-        """Returns whether forward hooks run with the model, its own or those of all modules; replays leave them out."""
+        """Returns whether the model or the process has forward hooks, which replays do not run."""
         snapshot = self._snapshot
         modules = module_hooks.modules_of(self._model) if snapshot is None else snapshot.modules
         return module_hooks.any_forward_hooks(modules)
 
     @property
     def preparations(self) -> int:
-        """Returns how often calls did more than replay: made a replay, compared it, held a contest, packed a weight."""
+        """Returns the number of preparations: replays built or compared, contests held, weights packed."""
         with self._lock:
-            return self._prepared + self._contests.count + self._weights.made
+            return self._prepared + self._contests.count + self._weights.computed
 
     def forget(self) -> None:
-        """Begins anew."""
+        """Discards all replays, packed weights and graphs, and allows replays again."""
         with self._lock:
             self._changes = 0
-            self._refused = self.outdated = False
-            self._begin()
+            self._disabled = self.outdated = False
+            self._reset()
 
     def record(
         self, *args: Any, policy: RecordingPolicy | None = None, until: str | None = None, **kwargs: Any
     ) -> Tape:
         """Records a forward pass of the model, as `tape.record` does."""
-        template, due, recorded = self._template_for(args, kwargs, policy, until)
+        template, audits, recorded = self._template_for(args, kwargs, policy, until)
         if recorded is not None and not getattr(policy, "compares", False):
             return recorded
         if template is not None and template.tape is not None:
             tape = replay_recording(template.tape, *tensors_in((args, kwargs)), policy=policy, until=template.until)
-            if all(self._passes(audit, template, tape, args, kwargs, until) for audit in due):
+            if all(self._passes(audit, template, tape, args, kwargs, until) for audit in audits):
                 self.replays += 1
                 return tape
         return record(self._model, *args, policy=policy, until=until, **kwargs)
@@ -181,86 +180,88 @@ class ReplayedModel:
 
     def _graphs(self) -> CudaGraphCache:
         with self._lock:
-            self._look()
+            self._check_snapshot()
             return self._captured
 
     # Freshness
 
-    def _begin(self) -> None:
-        self._prepared += 1 + self._contests.count + self._weights.made
+    def _reset(self) -> None:
+        self._prepared += 1 + self._contests.count + self._weights.computed
         self._templates: OrderedDict[Hashable, list[_Template]] = OrderedDict()
         self._weights = WeightCache(self._memory_limit)
         self._contests = Allowance()
         self._captured = CudaGraphCache(self._memory_limit // 2, _audited)
-        if self._refused or self.outdated:
+        if self._disabled or self.outdated:
             self._captured.stop()
         self._snapshot: Snapshot | None = None
 
-    def _look(self) -> None:
-        """Begins anew if the model has changed."""
-        if self._refused or self.outdated or is_capturing():
+    def _check_snapshot(self) -> None:
+        """Discards the replays if the model has changed."""
+        if self._disabled or self.outdated or is_capturing():
             return
-        if self._snapshot is not None and not self._snapshot.holds():
+        if self._snapshot is not None and not self._snapshot.is_current():
             self._changes += 1
             if self._tentative:
                 self.outdated = True
-                self._begin()
+                self._reset()
                 return
-            if self._changes == _MOST_CHANGES:
-                self._refuse("it changes from call to call")
+            if self._changes == _MAX_CHANGES:
+                self._disable("it changes from call to call")
                 return
-            self._begin()
+            self._reset()
         if self._snapshot is None:
             self._snapshot = Snapshot(self._model)
             if self._snapshot.unproven is not None:
-                self._refuse(self._snapshot.unproven)
+                self._disable(self._snapshot.unproven)
 
-    def _refuse(self, reason: str) -> None:
-        """Lets the model run as it is for good."""
-        self._refused = True
-        self._begin()
+    def _disable(self, reason: str) -> None:
+        """Stops replaying the model for good."""
+        self._disabled = True
+        self._reset()
         self._warn(reason)
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
             level = logging.INFO if self._tentative else logging.WARNING
-            logger.log(level, "accelerate: the model runs as it is: %s", reason)
+            logger.log(level, "accelerate: the model runs without replays: %s", reason)
 
     def _passes(
         self, audit: "_Audit", template: _Template, tape: Tape, args: Any, kwargs: Any, until: str | None
     ) -> bool:
-        """Returns whether a replay gives the outputs of the model; if not, the model is no longer replayed."""
-        reason = self._differs(audit, template, tape if audit is _given else None, args, kwargs, until)
+        """Returns whether a replay agrees with the model; if not, the model is no longer replayed."""
+        reason = self._find_difference(audit, template, tape if audit is _unchanged else None, args, kwargs, until)
         if reason is None:
             return True
         with self._lock:
-            if not self._refused:
-                self._refuse(reason)
+            if not self._disabled:
+                self._disable(reason)
         return False
 
-    def _differs(
-        self, audit: "_Audit", template: _Template, came: Tape | None, args: Any, kwargs: Any, until: str | None
+    def _find_difference(
+        self, audit: "_Audit", template: _Template, replayed: Tape | None, args: Any, kwargs: Any, until: str | None
     ) -> str | None:
-        """Returns why the replay is not the model on inputs made of these, if it is not."""
+        """Compares the replay with the model on inputs derived from these; returns the reason if they differ."""
         tape = template.tape
-        if tape is None:  # another thread has seen it
+        if tape is None:  # another thread has found a difference
             return None
-        others, names = pytree.tree_map_only(Tensor, audit, (args, kwargs))
+        other_args, other_kwargs = pytree.tree_map_only(Tensor, audit, (args, kwargs))
         try:
-            expected = _answers(record(self._model, *others, policy=_Asked(None), until=until, **names))
-        except Exception as error:  # whatever the model says to what it did not expect
+            expected = _outputs(
+                record(self._model, *other_args, policy=_PolicyProbe(None), until=until, **other_kwargs)
+            )
+        except Exception as error:  # a model may raise anything on inputs that it does not expect
             return f"it cannot be compared on other inputs ({error})"
         with self._lock:
             if not self._renew():
                 return "it changes its own attributes as it runs"
         allowed = min(1.0, max(_AUDIT_SLACK * template.rounding, 1 / _AUDIT_SLACK))
-        if came is not None and _difference(_answers(came), expected) <= allowed:
+        if replayed is not None and _difference(_outputs(replayed), expected) <= allowed:
             return None
-        # Without the policy of the call, which may change what operations give.
-        came = replay_recording(tape, *tensors_in((others, names)), until=template.until)
-        difference = _difference(_answers(came), expected)
-        if audit is _given:
+        # The policy of the call may change results, so none is used here.
+        replayed = replay_recording(tape, *tensors_in((other_args, other_kwargs)), until=template.until)
+        difference = _difference(_outputs(replayed), expected)
+        if audit is _unchanged:
             return None if difference <= allowed else "an audit found that its replay no longer gives its results"
         template.rounding = max(template.rounding, difference)
         return None if difference <= 1 else "its replay gives other results"
@@ -270,103 +271,108 @@ class ReplayedModel:
     def _template_for(
         self, args: Any, kwargs: Any, policy: RecordingPolicy | None, until: str | None
     ) -> tuple[_Template | None, Sequence["_Audit"], Tape | None]:
-        """Returns the template to replay, None if the model must run, and how to compare it with the model.
+        """Returns the template to replay, None if the model must run, and the audits that compare it with the model.
 
-        The third is the recording of the model that a replay was made of in this call.
+        The third result is the recording of the model, if a replay was built from it in this call.
         """
         with self._lock:
-            self._look()
-            if self._refused or self.outdated:
+            self._check_snapshot()
+            if self._disabled or self.outdated:
                 return None, (), None
             signature = cache_key(args, kwargs)
             if signature is None:
-                self._warn("it is given an object that may change without being seen")
+                self._warn("it receives an object whose changes would go unnoticed")
                 return None, (), None
-            known = (signature, until)
-            templates = self._templates.setdefault(known, [])
-            self._templates.move_to_end(known)
+            template_key = (signature, until)
+            templates = self._templates.setdefault(template_key, [])
+            self._templates.move_to_end(template_key)
             template = next((template for template in templates if template.serves(policy)), None)
             repeated = template is not None and template.calls >= _CALLS_OF_ONE_EXPLANATION
             contested = repeated or len(self._templates) <= _MANY_SIGNATURES
-            self._make_room(lay_out=repeated)
+            self._evict(lay_out=repeated)
             self._contests.next_call(share=1.0 if contested else 0.0)
             recorded = None
             if template is None:
                 self._prepared += 1
-                template, recorded = self._make(args, kwargs, policy, until, contested=contested)
+                template, recorded = self._make_template(args, kwargs, policy, until, contested=contested)
                 templates.append(template)
                 give_back_freed_memory()
             elif template.tape is not None:
                 self._changes = 0
             template.calls += 1
-            audits = () if is_capturing() else _due(template.calls)
+            audits = () if is_capturing() else _audits_at(template.calls)
             self._prepared += len(audits)
-            return None if self._refused else template, audits, recorded
+            return None if self._disabled else template, audits, recorded
 
-    def _tapes_bytes(self) -> int:
+    def _tapes_nbytes(self) -> int:
         return sum(template.nbytes for templates in self._templates.values() for template in templates)
 
-    def _make_room(self, *, lay_out: bool) -> None:
-        while len(self._templates) > 1 and self._tapes_bytes() > self._memory_limit // _TAPES_SHARE:
+    def _evict(self, *, lay_out: bool) -> None:
+        while len(self._templates) > 1 and self._tapes_nbytes() > self._memory_limit // _TAPES_SHARE:
             self._templates.popitem(last=False)
-        # Sizes that come one time only are not worth weights of their own.
-        self._weights.next_call(self._memory_limit - self._tapes_bytes() - self._captured.nbytes, lay_out=lay_out)
+        # Signatures that are called only once are not worth weights of their own.
+        self._weights.next_call(self._memory_limit - self._tapes_nbytes() - self._captured.nbytes, lay_out=lay_out)
 
-    def _make(
+    def _make_template(
         self, args: Any, kwargs: Any, policy: RecordingPolicy | None, until: str | None, *, contested: bool
     ) -> tuple[_Template, Tape]:
-        """Records the model, makes a replay of that, and returns it.
+        """Records the model, builds a replay from the recording, and returns its template.
 
-        The second is the recording, or what the replay gave where nobody reads more of it than its operations.
+        The second result is the recording, or that of the first replay where no policy reads it.
         """
-        asked = _Asked(policy)
-        past = stopwatch("cpu", torch.get_num_threads())
-        recorded = record(self._model, *args, policy=asked, until=until, **kwargs)
-        self._contests.seconds = min(self._contests.seconds, _CONTESTS * past())
-        self._contests.next_call(share=0.5 if contested else 0.0)  # this one makes a replay, too
+        recording_policy = _PolicyProbe(policy)
+        elapsed = stopwatch("cpu", torch.get_num_threads())
+        recorded = record(self._model, *args, policy=recording_policy, until=until, **kwargs)
+        self._contests.seconds = min(self._contests.seconds, _CONTESTS * elapsed())
+        self._contests.next_call(share=0.5 if contested else 0.0)  # building the replay takes time, too
         self._renew()
         tape = recorded.copy()
-        template = _Template(tape, None if until is None else tape.find(until), asked.answers, seen=policy is not None)
+        template = _Template(
+            tape, None if until is None else tape.find(until), recording_policy.handled, observed=policy is not None
+        )
         reason, replayed = tape.not_replayable, None
         if len({value.device for node in tape for value in node.outputs if value is not None}) > 1:
-            self._captured.stop()  # a graph is of one
+            self._captured.stop()  # a graph serves one device
         if reason is None:
-            reason, replayed = self._speed_up(template, recorded, args, kwargs, until)
+            reason, replayed = self._optimize(template, recorded, args, kwargs, until)
         if reason is None and cuda_graphs.device_of((args, kwargs)) is not None:
             # Once it is in a graph, nothing compares the next calls.
-            reasons = (self._differs(audit, template, None, args, kwargs, until) for audit in (_mirrored, _faint))
+            reasons = (
+                self._find_difference(audit, template, None, args, kwargs, until) for audit in (_mirrored, _scaled_down)
+            )
             reason = next(filter(None, reasons), None)
         if reason is None:
-            template.nbytes = self._bytes_of(tape)
-            return template, recorded if template.seen or replayed is None else replayed
+            template.nbytes = self._tape_nbytes(tape)
+            return template, recorded if template.observed or replayed is None else replayed
         self._warn(reason)
         self._captured.stop()  # a graph is a replay, too
-        return _Template(None, None, asked.answers, seen=True), recorded
+        return _Template(None, None, recording_policy.handled, observed=True), recorded
 
     def _renew(self) -> bool:
-        """Looks at the model again after it ran, and says whether it was as before."""
-        if self._snapshot is None or self._snapshot.holds():
+        """Takes a new snapshot if the model has changed while it ran; returns whether it was unchanged."""
+        if self._snapshot is None or self._snapshot.is_current():
             return True
         self._snapshot = Snapshot(self._model)
         return False
 
-    def _bytes_of(self, tape: Tape) -> int:
+    def _tape_nbytes(self, tape: Tape) -> int:
         assert self._snapshot is not None
         owned = self._snapshot.storages()
         memory: dict[int, int] = {}
         for node in tape:
             for tensor in find(Tensor, node.args, node.kwargs):
-                if tensor.layout == torch.strided and not self._weights.keeps(tensor):
+                if tensor.layout == torch.strided and not self._weights.contains(tensor):
                     memory[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return _NODE_BYTES * len(tape.nodes) + sum(size for place, size in memory.items() if place not in owned)
+        return _NODE_BYTES * len(tape.nodes) + sum(size for storage, size in memory.items() if storage not in owned)
 
-    def _speed_up(
+    def _optimize(
         self, template: _Template, recorded: Tape, args: Any, kwargs: Any, until: str | None
     ) -> tuple[str | None, Tape | None]:
-        """Folds and packs, writes down the memory layouts that come of it, and compares the results.
+        """Folds and packs, records the resulting memory layouts, and compares the results with the recording.
 
         Returns:
-            Why the model is not to be replayed, None if it is; and the replay on what was recorded, nothing saved.
+            The reason not to replay the model, None if there is none; and a replay on the recorded inputs, with nothing
+            saved.
         """
         tape = template.tape
         assert tape is not None
@@ -374,18 +380,18 @@ class ReplayedModel:
         if not any(node.op in (aliasing.scatter_view, aliasing.regenerate_view) for node in tape.nodes):
             if self._fold:
                 fold_batch_norm(tape, template.until, self._weights)
-            pack(tape, self._weights, until=template.until, seen=template.seen, contests=self._contests)
-            policy = _Layouts(tape)
-        # Otherwise where a view lies depends on the layout of what it is of, and the tape is replayed as it is.
+            pack(tape, self._weights, until=template.until, observed=template.observed, contests=self._contests)
+            policy = _LayoutRecorder(tape)
+        # Otherwise the memory of views depends on the layout of their base, and the tape is replayed unchanged.
         try:
             first = replay_recording(tape, *tensors_in((args, kwargs)), policy=policy, until=template.until)
         except RuntimeError as error:
             return f"its replay failed ({error})", None
-        came = _answers(first)
-        template.rounding = _difference(came, _answers(recorded))
-        if template.rounding > 1 and template.seen:  # the policy may have changed what operations give
-            expected = record(self._model, *args, policy=_Asked(None), until=until, **kwargs)
-            template.rounding = _difference(came, _answers(expected))
+        outputs = _outputs(first)
+        template.rounding = _difference(outputs, _outputs(recorded))
+        if template.rounding > 1 and template.observed:  # the policy may have changed results
+            expected = record(self._model, *args, policy=_PolicyProbe(None), until=until, **kwargs)
+            template.rounding = _difference(outputs, _outputs(expected))
         return (None, first) if template.rounding <= 1 else ("its replay gives other results", None)
 
 
@@ -393,24 +399,24 @@ _thread = threading.local()
 
 
 def _audited(function: Callable[[], T]) -> T:
-    """Calls a function, and compares the replays in it with the model."""
-    before, _thread.due = getattr(_thread, "due", False), True
+    """Calls a function, during which every replay is compared with the model."""
+    previous, _thread.auditing = getattr(_thread, "due", False), True
     try:
         return function()
     finally:
-        _thread.due = before
+        _thread.auditing = previous
 
 
-class _Asked:
-    """Wraps a policy and remembers which operations it takes as a whole; saves nothing without one."""
+class _PolicyProbe:
+    """Wraps a policy and remembers which operations it handles; without a policy it saves nothing."""
 
     def __init__(self, policy: RecordingPolicy | None) -> None:
         self._policy = policy
-        self.answers: dict[OpOverload, bool] = {}
+        self.handled: dict[OpOverload, bool] = {}
 
     def handles(self, op: OpOverload) -> bool:
-        self.answers[op] = _understands(self._policy, op)
-        return self.answers[op]
+        self.handled[op] = _handles(self._policy, op)
+        return self.handled[op]
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._policy is not None:
@@ -420,10 +426,10 @@ class _Asked:
         return node(*args, **kwargs) if self._policy is None else self._policy.run(node, keep, args, kwargs)
 
 
-class _Layouts(_Asked):
-    """Puts on the tape how results lie in memory, which other kernels may have changed.
+class _LayoutRecorder(_PolicyProbe):
+    """Records the strides of results on the tape, which other kernels may have changed.
 
-    A view that cannot be taken of the new layout is taken of a copy in the one that the model had.
+    A view that the new layout does not allow is taken of a copy with the strides that the model had.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -437,7 +443,7 @@ class _Layouts(_Asked):
         except RuntimeError:
             if key(node.op) not in _VIEWS or node.kernel is not None:
                 raise
-            node.kernel = _OfCopy(node.op, self._recorded[node.inputs[0]])
+            node.kernel = _ViewOfCopy(node.op, self._recorded[node.inputs[0]])
             result = node(*args, **kwargs)
             self._nodes[node.index].kernel = node.kernel
         for value, tensor in zip(node.outputs, result if isinstance(result, (list, tuple)) else [result], strict=True):
@@ -450,7 +456,7 @@ _VIEWS = {"aten::view", "aten::_unsafe_view", "aten::view_as", "aten::view_as_co
 
 
 @dataclass(frozen=True)
-class _OfCopy:
+class _ViewOfCopy:
     """Takes a view of a copy with other strides."""
 
     op: Callable[..., Any]
@@ -461,67 +467,67 @@ class _OfCopy:
         return self.op(copy.copy_(input), *args, **kwargs)
 
 
-def _understands(policy: RecordingPolicy | None, op: OpOverload) -> bool:
-    # Without a reading nothing is taken apart.
+def _handles(policy: RecordingPolicy | None, op: OpOverload) -> bool:
+    # Without a policy no operation is decomposed.
     return policy is None or policy.handles(op)
 
 
 _Audit = Callable[[Tensor], Tensor]
 
 
-def _given(tensor: Tensor) -> Tensor:
+def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
 def _mirrored(tensor: Tensor) -> Tensor:
-    """Returns other numbers of the same kind."""
-    other = tensor.flip(-1) if tensor.dim() else tensor.clone()
-    return -other if tensor.is_floating_point() else other
+    """Returns other numbers of the same magnitude."""
+    mirrored = tensor.flip(-1) if tensor.dim() else tensor.clone()
+    return -mirrored if tensor.is_floating_point() else mirrored
 
 
-def _faint(tensor: Tensor) -> Tensor:
-    """Returns numbers of another size."""
+def _scaled_down(tensor: Tensor) -> Tensor:
+    """Returns numbers of another magnitude."""
     return tensor / 8 if tensor.is_floating_point() else tensor.clone()
 
 
-def _due(call: int) -> Sequence[_Audit]:
-    """Returns the audits at one call: the ways in which a replay is compared with the model.
+def _audits_at(call: int) -> Sequence[_Audit]:
+    """Returns the audits of a call: functions that derive the inputs on which the replay is compared with the model.
 
-    The first call was compared as it was made. The second is compared on its inputs and the third after other inputs
-    have shown no difference, so that no results are returned before that which were not the model's.
+    The first call was compared when the replay was built. The second is compared on its own and on mirrored inputs, the
+    third on scaled ones. After that, calls 4, 8, 16 and so on are compared on their own inputs.
     """
     if getattr(_thread, "due", False):
-        return (_given,)
+        return (_unchanged,)
     if call == 2:
-        return _given, _mirrored
+        return _unchanged, _mirrored
     if call == 3:
-        return (_faint,)
-    return (_given,) if call > 3 and call & (call - 1) == 0 else ()
+        return (_scaled_down,)
+    return (_unchanged,) if call > 3 and call & (call - 1) == 0 else ()
 
 
-def _answers(tape: Tape) -> list[Tensor]:
+def _outputs(tape: Tape) -> list[Tensor]:
     return tensors_in(tape.result if tape.reached is None else tape.reached)
 
 
-def _difference(came: list[Tensor], wanted: list[Tensor]) -> float:
+def _difference(actual: list[Tensor], expected: list[Tensor]) -> float:
     """Returns the largest difference of results as a share of the rounding error; infinite if they do not compare."""
-    if len(came) != len(wanted):
+    if len(actual) != len(expected):
         return float("inf")
-    return max(map(_difference_of, came, wanted), default=0.0)
+    return max(map(_tensor_difference, actual, expected), default=0.0)
 
 
-def _difference_of(came: Tensor, wanted: Tensor) -> float:
-    if came.shape != wanted.shape or came.dtype != wanted.dtype:
+def _tensor_difference(actual: Tensor, expected: Tensor) -> float:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
-    if not (wanted.is_floating_point() or wanted.is_complex()):
-        return 0.0 if torch.equal(came, wanted) else float("inf")
-    if not wanted.numel():
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return 0.0 if torch.equal(actual, expected) else float("inf")
+    if not expected.numel():
         return 0.0
-    both = torch.isfinite(wanted)
-    if not torch.equal(torch.isfinite(came), both):
+    finite = torch.isfinite(expected)
+    if not torch.equal(torch.isfinite(actual), finite):
         return float("inf")
-    zero = torch.zeros((), dtype=wanted.dtype, device=wanted.device)
-    difference = float(torch.where(both, came - wanted, zero).abs().max())
-    largest = float(torch.where(both, wanted, zero).abs().max())
-    allowed = _AGREES.get(wanted.dtype, 0.1) * largest
+    zero = torch.zeros((), dtype=expected.dtype, device=expected.device)
+    difference = float(torch.where(finite, actual - expected, zero).abs().max())
+    largest = float(torch.where(finite, expected, zero).abs().max())
+    allowed = _TOLERANCES.get(expected.dtype, 0.1) * largest
     return difference / allowed if allowed else (float("inf") if difference else 0.0)

@@ -1,8 +1,8 @@
 """Weights of convolutions in oneDNN's order, kept between the recorded calls of a model.
 
-oneDNN brings a weight into an order of its own before it convolves. On small maps that takes longer than the
-convolution, and PyTorch has it done in every call, forward and backward. What is kept here gives the same results to
-the last bit, and serves only where a digest of all bits of the weight shows that it was made of these very numbers.
+oneDNN reorders a weight before it convolves. On small maps that takes longer than the convolution, and PyTorch repeats
+it in every call, forward and backward. The reordered weights give bit-identical results, and are used only if a digest
+of all bits of the weight shows that they were computed from the same numbers.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from pyfast_xai.rules.dimensions import per_dimension
 from pyfast_xai.tape.graph import Node, key
 
 LIMIT = 1 << 28  # bytes of all layouts of a process
-# Where a layout is worth its digest: the positions of all maps together, and the numbers of the weight.
-_MOST_POSITIONS = 1024
-_LEAST_NUMBERS = 1 << 16
-_RECENT = 8  # layouts used in so many calls before this one are not let go for others
+# A layout is worth its digest up to this number of positions in all maps together, from this number of weights on.
+_MAX_POSITIONS = 1024
+_MIN_NUMBERS = 1 << 16
+_RECENT_CALLS = 8  # layouts used within this number of calls are not evicted
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Layout:
 
     Attributes:
         digest: of the weight it belongs to.
-        packed: the weight in that order; None until the weight came with the same numbers a second time.
+        packed: the weight in that order; None until the weight is used a second time with the same numbers.
         call: the last recording that used it.
     """
 
@@ -45,11 +45,11 @@ class _Layout:
 
 
 class WeightLayouts:
-    """Keeps weights in oneDNN's order: made at the second recording with the same numbers, let go with the model.
+    """Caches weights in oneDNN's order, from the second recording with the same numbers until the model is deleted.
 
     Args:
-        limit: bytes of all that is kept. Where they do not suffice, what was not used lately is let go; if nothing is,
-            PyTorch lays out the weight in every call.
+        limit: bytes of all layouts. Beyond it, layouts that were not used recently are evicted; if all were, PyTorch
+            reorders the weight in every call.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -60,13 +60,13 @@ class WeightLayouts:
 
     @property
     def nbytes(self) -> int:
-        """Returns the memory that the layouts take."""
+        """Returns the bytes of all layouts."""
         with self._lock:
             return sum(nbytes(layout.packed) for layout in self._layouts() if layout.packed is not None)
 
     def begin(self) -> Callable[[Node, tuple[Any, ...], dict[str, Any]], None] | None:
-        """Returns what prepares the nodes of one recording, see `tape.record`; None where oneDNN does not serve."""
-        backend: Any = torch.backends.mkldnn  # its stub knows no convolutions
+        """Returns the argument `prepare` of `tape.record` for one recording; None if oneDNN is not used."""
+        backend: Any = torch.backends.mkldnn  # its stub has no convolutions
         if not onednn.available() or backend.conv.fp32_precision not in ("none", "ieee"):
             return None
         recording = next(self._recordings)
@@ -79,15 +79,15 @@ class WeightLayouts:
 
         return prepare
 
-    def take(
+    def get(
         self, weight: nn.Parameter, digest: bytes, recording: int, reorder: Callable[..., Tensor], *geometry: Any
     ) -> Tensor | None:
-        """Returns a weight in the order that `reorder(weight, *geometry)` gives; None where it is not kept.
+        """Returns `reorder(weight, *geometry)` from the cache; None if it is not there.
 
         Args:
-            weight: of a convolution.
-            digest: of its numbers.
-            recording: the number of the recording.
+            weight: weight of a convolution.
+            digest: digest of its numbers.
+            recording: number of the recording.
             reorder: oneDNN's operation.
             *geometry: its other arguments.
         """
@@ -98,17 +98,17 @@ class WeightLayouts:
                 layouts[reorder, geometry] = _Layout(digest, None, recording)
                 return None
             layout.call = recording
-            if layout.packed is None and self._make_room(weight.nbytes, recording):
+            if layout.packed is None and self._evict(weight.nbytes, recording):
                 layout.packed = reorder(weight.detach(), *geometry)
             return layout.packed
 
     def _layouts(self) -> list[_Layout]:
         return [layout for layouts in list(self._weights.values()) for layout in layouts.values()]
 
-    def _make_room(self, size: int, recording: int) -> bool:
+    def _evict(self, size: int, recording: int) -> bool:
         size += self.nbytes
         for layout in sorted(self._layouts(), key=lambda layout: layout.call):
-            if size <= self._limit or layout.call > recording - _RECENT:
+            if size <= self._limit or layout.call > recording - _RECENT_CALLS:
                 break
             if layout.packed is not None:
                 size -= nbytes(layout.packed)
@@ -140,9 +140,9 @@ class _Convolution:
         return onednn.convolution(input, packed, bias, *geometry)
 
     def adjoint(self, grad: Tensor, output_padding: Sequence[int]) -> Tensor | None:
-        """Takes a gradient of the result to one of the input; None where the weight is laid out anew for it."""
+        """Returns the gradient of the input from that of the result; None to leave it to PyTorch."""
         geometry = (self.padding, tuple(output_padding), self.stride, self.dilation, 1)
-        if self.weight._version != self.version or not _fits(grad):
+        if self.weight._version != self.version or not _is_small(grad):
             return None
         if not onednn.serves_transposed(grad, self.weight, *geometry):
             return None
@@ -152,7 +152,7 @@ class _Convolution:
     def _packed(self, reorder: Callable[..., Tensor], *geometry: Any) -> Tensor | None:
         *settings, maps = geometry
         shape = onednn.shape_to_pack_for(maps)
-        return self.layouts.take(self.weight, self.digest, self.recording, reorder, *settings, shape)
+        return self.layouts.get(self.weight, self.digest, self.recording, reorder, *settings, shape)
 
 
 def _convolution(
@@ -166,13 +166,13 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> _Convolution | None:
-    """Returns the convolution with these arguments of `conv2d`; None where no layout would pay."""
-    if not isinstance(weight, nn.Parameter) or weight.numel() < _LEAST_NUMBERS or groups != 1:
+    """Returns the convolution with these arguments of `conv2d`; None if a cached layout would not pay."""
+    if not isinstance(weight, nn.Parameter) or weight.numel() < _MIN_NUMBERS or groups != 1:
         return None
     if isinstance(padding, str) or input.dim() != 4 or not onednn.takes(input, weight):
         return None
     stride, padding, dilation = (tuple(per_dimension(value, 2)) for value in (stride, padding, dilation))
-    if not _fits(input, math.prod(stride)):
+    if not _is_small(input, math.prod(stride)):
         return None
     digest = _digest(weight)
     if digest is None:
@@ -180,15 +180,15 @@ def _convolution(
     return _Convolution(layouts, recording, weight, weight._version, digest, stride, padding, dilation)
 
 
-def _fits(maps: Tensor, stride: int = 1) -> bool:
-    """Returns whether maps are small, and in channels_last alone: for others oneDNN takes other kernels than here."""
+def _is_small(maps: Tensor, stride: int = 1) -> bool:
+    """Returns whether maps are small and in channels_last; for other formats oneDNN chooses other kernels."""
     if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
         return False
-    return maps.shape[0] * maps.shape[2] * maps.shape[3] // stride <= _MOST_POSITIONS
+    return maps.shape[0] * maps.shape[2] * maps.shape[3] // stride <= _MAX_POSITIONS
 
 
 def _digest(weight: Tensor) -> bytes | None:
-    """Returns a digest of all numbers of a weight, in the order of its memory; None where that has gaps."""
+    """Returns a digest of all numbers of a weight in memory order; None if the weight is not dense."""
     memory_format = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
     if not weight.is_contiguous(memory_format=memory_format):
         return None
@@ -196,4 +196,4 @@ def _digest(weight: Tensor) -> bytes | None:
     return xxhash.xxh3_128_digest(numbers) + bytes([memory_format is torch.channels_last])
 
 
-LAYOUTS = WeightLayouts()  # of all models that are recorded in this process
+LAYOUTS = WeightLayouts()  # shared by all models that are recorded in this process

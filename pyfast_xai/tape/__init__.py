@@ -1,4 +1,4 @@
-"""A forward pass written down: record it once, read it many ways, run it again without Python's overhead."""
+"""Recorded forward passes: record once, interpret with many rules, replay without Python's overhead."""
 
 from pyfast_xai.tape.graph import Node, Saved, Tape, Value, key
 from pyfast_xai.tape.record import RecordingPolicy, record

@@ -1,4 +1,4 @@
-"""Two operations that ATen leaves implicit: what a write to one tensor does to others on the same memory.
+"""Two operations that ATen leaves implicit: the effect of a write to one tensor on others that share its memory.
 
 A tape holds values, not memory. When a view is written to, the tensor that owns the memory changes (`scatter_view`),
 and so does every other view of it (`regenerate_view`).
@@ -20,11 +20,11 @@ class Geometry:
 
 
 def scatter_view(owner: Tensor, part: Tensor, geometry: Geometry) -> Tensor:
-    """Returns the owner of some memory after `part` was written at `geometry`, as a function of both."""
+    """Returns the owner of a memory after `part` was written at `geometry`, as a function of both."""
     offset = owner.storage_offset() + geometry.offset
     return torch.as_strided_scatter(owner, part, geometry.size, geometry.stride, offset)
 
 
 def regenerate_view(owner: Tensor, geometry: Geometry) -> Tensor:
-    """Returns a view of the owner, taken anew after the owner changed."""
+    """Returns a view of the owner, recomputed after the owner changed."""
     return owner.as_strided(geometry.size, geometry.stride, owner.storage_offset() + geometry.offset)

@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """One version of one tensor that depends on the inputs; the numbers themselves are not kept.
+    """One version of one tensor that depends on the inputs; it does not hold the numbers.
 
-    The node that made it is known by its place on the tape: a reference would close a cycle, and all that a reading
-    saved would wait for the garbage collector.
+    It refers to its producer by index on the tape: a reference would close a cycle, and saved tensors would be freed
+    only by the garbage collector.
     """
 
     index: int
@@ -44,7 +44,7 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Saved:
-    """A tensor that a reading keeps; replaced by a copy just before an in-place op would overwrite it."""
+    """A tensor that a policy saved; replaced by a copy just before an in-place op would overwrite it."""
 
     tensor: Tensor
 
@@ -54,19 +54,19 @@ class Node:
     """One operation of the forward pass.
 
     Attributes:
-        index: place on the tape.
+        index: position on the tape.
         op: the ATen overload, or one of the two operations of `tape.aliasing`.
         args: positional arguments, with a `Value` for every tensor that depends on the inputs.
-        kwargs: keyword arguments, likewise.
-        outputs: the flattened results, None for one that is no tensor or does not depend on the inputs.
+        kwargs: keyword arguments, with `Value`s in the same way.
+        outputs: the flattened results, None for each that is no tensor or does not depend on the inputs.
         path: module the op ran in, "" for the model itself.
         name: unique on the tape: path, op and a count.
-        saved: what the reading saved, by name.
+        saved: the tensors that the policy saved, by name.
         inputs: the values among the arguments.
-        kernel: does what `op` does, faster; None for `op` itself.
-        adjoint: of a convolution, `adjoint(gradient, output_padding)` takes a gradient of its result to one of its
-            input, or returns None for PyTorch's own kernel to do so; None where nobody has prepared that.
-        rule: the policy that looked for a rule for this node last, and the rule.
+        kernel: computes the same as `op`, faster; None for `op` itself.
+        adjoint: backward of a convolution with respect to its input, `adjoint(gradient, output_padding)`; it returns
+            None to leave a call to PyTorch's own kernel. None for operations without a prepared one.
+        rule: the last policy that looked up a rule for this node, and the rule.
     """
 
     index: int
@@ -83,20 +83,20 @@ class Node:
     rule: tuple[Any, Any] | None = None
 
     def __post_init__(self) -> None:
-        # Looked at several times a node, in every recording and walk.
+        # Computed once, because every recording and backward pass reads it several times.
         self.inputs = find(Value, self.args, self.kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the operation on tensors."""
         return (self.kernel or self.op)(*args, **kwargs)
 
-    def fresh(self) -> "Node":
-        """Returns the same operation on the same values, with nothing saved, as every replay does of each."""
-        other = object.__new__(Node)
-        other.index, other.op, other.args, other.kwargs = self.index, self.op, self.args, self.kwargs
-        other.outputs, other.path, other.name, other.inputs = self.outputs, self.path, self.name, self.inputs
-        other.saved, other.kernel, other.adjoint, other.rule = {}, self.kernel, self.adjoint, None
-        return other
+    def without_saved(self) -> "Node":
+        """Returns the same operation on the same values, without saved tensors; `dataclasses.replace` is slower."""
+        copy = object.__new__(Node)
+        copy.index, copy.op, copy.args, copy.kwargs = self.index, self.op, self.args, self.kwargs
+        copy.outputs, copy.path, copy.name, copy.inputs = self.outputs, self.path, self.name, self.inputs
+        copy.saved, copy.kernel, copy.adjoint, copy.rule = {}, self.kernel, self.adjoint, None
+        return copy
 
     def __repr__(self) -> str:
         return f"{self.outputs} = {self.name}({', '.join(map(str, self.inputs))})"
@@ -108,16 +108,16 @@ class Tape:
 
     Attributes:
         inputs: values of the tensors the model was given, in order of the flattened arguments.
-        input_structure: how they nest in `(args, kwargs)`, other arguments in place.
+        input_structure: the `(args, kwargs)` of the model with the values in place of tensors.
         nodes: the operations that depend on the inputs.
-        outputs: what the model returned, with a `Value` for each tensor that depends on the inputs; None where the
-            forward was stopped early.
-        result: what the model returned, as copies of its tensors.
-        modules: the values each module returned, by module path, one list a call.
+        outputs: the model's outputs, with a `Value` for each tensor that depends on the inputs; None if the forward
+            was stopped early.
+        result: the model's outputs, as copies of its tensors.
+        modules: the values that each module returned, by module path, with one list for each call.
         reached: the tensor at which the forward was stopped.
         not_replayable: why `replay` would not repeat this forward, or None.
-        writes: whether the model wrote to tensors that were there before; they are as they were.
-        folded: names of what ran as part of something else, or led nowhere and did not run.
+        writes: whether the model wrote to tensors that existed before; they have been restored.
+        folded: names of modules and operations that were fused into others, or removed because nothing used them.
     """
 
     inputs: list[Value] = field(default_factory=list)
@@ -135,7 +135,7 @@ class Tape:
         return iter(self.nodes)
 
     def copy(self) -> "Tape":
-        """Returns the same operations on values of their own, without results and what was saved."""
+        """Returns a tape with the same operations on new values, without results and saved tensors."""
         copies: dict[Value, Value] = {}
 
         def copied(value: Value) -> Value:
@@ -163,7 +163,7 @@ class Tape:
         """Returns the node that made a value; None for an input."""
         return None if value.producer is None else self.nodes[value.producer]
 
-    def ends(self, until: Value | None) -> set[Value]:
+    def end_values(self, until: Value | None) -> set[Value]:
         """Returns the values that a replay returns: the model's outputs, or the value at which it stopped."""
         outputs = self.outputs if until is None else until
         return {leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Value)}
@@ -175,11 +175,11 @@ class Tape:
     def find(self, name: str, argument: str = "layer") -> Value:
         """Returns the value that a module or an operation returned; the first tensor of several.
 
-        Of a module that runs several times the last call is taken; "name@0" is the first, "name@1" the second, and
+        A module that ran several times is read at its last call; "name@0" is the first call, "name@1" the second, and
         "name@-1" the last.
 
         Raises:
-            InputError: no such name or call; the message has the close ones.
+            InputError: there is no such name or call; the message suggests similar ones.
         """
         path, call = call_of(name)
         calls: list[Any] = [*self.modules.get(path, []), *(n.outputs for n in self.nodes if n.name == path)]
@@ -190,14 +190,16 @@ class Tape:
                 if value is not None:
                     return value
         if path in self.folded:
-            raise InputError(f"{argument} must name what runs on its own in an accelerated model, got {name!r}")
+            raise InputError(
+                f"{argument} must name a layer that an accelerated model does not fuse into another, got {name!r}"
+            )
         raise InputError(unknown_name(name, self.names(), argument))
 
 
 def call_of(name: str) -> tuple[str, int]:
     """Returns the name before an "@" and the number of the call behind it, -1 without one."""
-    path, at, call = name.rpartition("@")
-    return (path, int(call)) if at and call.lstrip("-").isdecimal() else (name, -1)
+    path, separator, call = name.rpartition("@")
+    return (path, int(call)) if separator and call.lstrip("-").isdecimal() else (name, -1)
 
 
 def cached_by_identity(function: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -217,7 +219,7 @@ def cached_by_identity(function: Callable[[Any], T]) -> Callable[[Any], T]:
 
 @cached_by_identity
 def key(op: Any) -> str:
-    """Returns the name that rules for an op are registered under: of its schema, in-place forms included."""
+    """Returns the name that rules for an op are registered under: its schema's, the same for in-place forms."""
     return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"aliasing::{op.__name__}"
 
 
@@ -230,9 +232,9 @@ def argument(node: Node, name: str) -> Any:
 
 
 def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T]:
-    """Returns the arguments of an op that are of a kind.
+    """Returns the arguments of an op that are instances of `kind`.
 
-    Arguments of an op nest no deeper than a list of tensors, and this runs for each op that is recorded: no pytree.
+    Arguments of an op nest no deeper than a list of tensors. This runs for each recorded op, so it avoids pytree.
     """
     matching: list[T] = []
     for argument in (*args, *kwargs.values()) if kwargs else args:
@@ -246,7 +248,7 @@ def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 def substitute(
     kind: type[T], function: Callable[[T], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments of an op with `function` applied to those of a kind."""
+    """Returns the arguments of an op with `function` applied to the instances of `kind`."""
 
     def changed(argument: Any) -> Any:
         if isinstance(argument, kind):
@@ -259,7 +261,7 @@ def substitute(
 
 
 def unknown_name(name: str, names: list[str], argument: str) -> str:
-    """Returns the error message for a layer that does not exist."""
+    """Returns the error message for the name of a layer that does not exist."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = (
         f" such as {', '.join(map(repr, close))}"

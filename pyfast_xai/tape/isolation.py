@@ -1,6 +1,6 @@
-"""Run a forward so that neither the process nor the model can tell: no autograd, compiler or fused fast path.
+"""Runs a forward without autograd, compiler and fused fast paths, invisibly to other threads and to the model.
 
-All of it holds on the running thread alone, and nothing of it is a switch of the process.
+Every setting applies to the running thread alone; no process-wide switch is changed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 logger = logging.getLogger("pyfast_xai")
 
-# Ways to the numbers of a tensor on which no operation of PyTorch is called.
+# Methods that read the numbers of a tensor without an operation of PyTorch.
 _READS = {
     Tensor.numpy,
     Tensor.tolist,
@@ -36,15 +36,15 @@ _READS = {
 _GRADIENT_HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 _WATCHED = _READS | _GRADIENT_HOOKS | {Tensor.retain_grad}
 
-# A compiled function runs as it was written while a kernel runs on fake tensors, which each thread tells of itself.
+# A compiled function runs eagerly while a kernel runs on fake tensors; this context makes a thread look like that.
 _COMPILES_NOTHING: Any = TracingContext(SimpleNamespace(in_kernel_invocation=True, shape_env=None))  # type: ignore[arg-type]
 
 
 class _TensorMethods(TorchFunctionMode):
-    """Watches methods of tensors that no operation stands for.
+    """Intercepts tensor methods that call no operation.
 
-    As long as a mode of this kind is on, PyTorch's modules leave out their fused transformer kernels, which have no
-    derivative and hide the attention that is traced.
+    While such a mode is active, PyTorch's modules avoid their fused transformer kernels, which have no derivative and
+    hide the attention that is traced.
     """
 
     def __init__(self, read: Callable[[Tensor], None]) -> None:
@@ -54,31 +54,31 @@ class _TensorMethods(TorchFunctionMode):
         if func in _WATCHED:
             if func in _READS:
                 self._read(args[0])
-            else:  # no gradient arrives here, and the model must not fail for that
+            else:  # no gradient arrives here, and the model must not fail because of it
                 return _hooked() if func in _GRADIENT_HOOKS else None
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
 def _hooked() -> RemovableHandle:
-    _say_that_hooks_do_not_run()
+    _warn_hooks_do_not_run()
     return RemovableHandle(OrderedDict())
 
 
 @functools.cache
-def _say_that_hooks_do_not_run() -> None:
+def _warn_hooks_do_not_run() -> None:
     logger.warning("the model hooks gradients of tensors in its forward: these hooks do not run in an explanation")
 
 
 @contextlib.contextmanager
 def isolated(read: Callable[[Tensor], None] = lambda tensor: None, *, inference: bool = False) -> Iterator[None]:
-    """Run what is inside without autograd, compiler and fused transformer kernels, on this thread alone.
+    """Runs the block without autograd, compiler and fused transformer kernels, on this thread alone.
 
     Operations are called below autograd, so that composite ones (linear, conv2d, lstm, attention) arrive whole at a
-    dispatch mode; the tensors that come of it are ordinary ones all the same, which a model may keep and train with.
+    dispatch mode; the resulting tensors are ordinary ones, which a model may keep and train with.
 
     Args:
-        read: called with a tensor whose numbers are taken past PyTorch, by NumPy or DLPack or an address.
-        inference: run in inference mode, for a model whose own tensors were made there and are written to.
+        read: called with a tensor whose numbers are read through NumPy, DLPack or an address.
+        inference: run in inference mode, for a model that writes to tensors of its own that were made there.
     """
     autocast_cache = torch.is_autocast_cache_enabled()
     compiler = set_eval_frame(None)

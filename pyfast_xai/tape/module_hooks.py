@@ -1,7 +1,7 @@
-"""The modules of a model: inside which wrappers they lie, under which paths, and which of them are running.
+"""The modules of a model: their wrappers, their paths, and which of them are running.
 
-Nothing is put on the user's modules. PyTorch's process-wide module hooks are installed while any thread follows the
-modules of a model, and act on those threads alone.
+The user's modules get no hooks. PyTorch's process-wide module hooks are installed while any thread follows the modules
+of a model, and act on those threads alone.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ _thread = threading.local()
 _following = 0  # on all threads
 _handles: list[Any] = []
 
-Called = Callable[[nn.Module, Any], None]
-Returned = Callable[[nn.Module, Any], None]
+OnCall = Callable[[nn.Module, Any], None]
+OnReturn = Callable[[nn.Module, Any], None]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Returns the user's own module inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers."""
     while True:
         parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        inside: Any = model.module if parallel else getattr(model, "_orig_mod", None)
-        if not isinstance(inside, nn.Module):
+        inner: Any = model.module if parallel else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
-        model = inside
+        model = inner
 
 
 def modules_of(model: nn.Module) -> dict[nn.Module, str]:
@@ -58,9 +58,9 @@ def exported_modules(model: nn.Module) -> set[nn.Module]:
 class Paths:
     """The stack of modules that are running, by their paths in the model."""
 
-    def __init__(self, modules: dict[nn.Module, str], returned: Callable[[str, Any], None]) -> None:
+    def __init__(self, modules: dict[nn.Module, str], on_return: Callable[[str, Any], None]) -> None:
         self._names = modules
-        self._returned = returned
+        self._on_return = on_return
         self._stack: list[tuple[nn.Module, str]] = []
 
     @property
@@ -84,41 +84,41 @@ class Paths:
         while self._stack:
             running, name = self._stack.pop()
             if running is module:
-                self._returned(name, output)
+                self._on_return(name, output)
                 return
 
 
 def _enter(module: nn.Module, args: Any) -> None:
-    with torch._C.DisableTorchFunction():  # what followers do with tensors is none of the model's
-        for called, _ in getattr(_thread, "followers", ()):
-            called(module, args)
+    with torch._C.DisableTorchFunction():  # the operations of followers are not the model's
+        for on_call, _ in getattr(_thread, "followers", ()):
+            on_call(module, args)
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
     with torch._C.DisableTorchFunction():
-        for _, returned in getattr(_thread, "followers", ()):
-            returned(module, output)
+        for _, on_return in getattr(_thread, "followers", ()):
+            on_return(module, output)
 
 
 @contextlib.contextmanager
-def following(called: Called, returned: Returned) -> Iterator[None]:
+def following(on_call: OnCall, on_return: OnReturn) -> Iterator[None]:
     """Follows the modules that run on this thread.
 
     Args:
-        called: receives each module and its positional arguments, just before it runs.
-        returned: receives each module and its result.
+        on_call: receives each module and its positional arguments, just before it runs.
+        on_return: receives each module and its result.
     """
     global _following
-    before = getattr(_thread, "followers", ())
+    outer = getattr(_thread, "followers", ())
     with _lock:
         _following += 1
         if _following == 1:
             _handles.extend([register_module_forward_pre_hook(_enter), register_module_forward_hook(_leave)])
-    _thread.followers = (*before, (called, returned))
+    _thread.followers = (*outer, (on_call, on_return))
     try:
         yield
     finally:
-        _thread.followers = before
+        _thread.followers = outer
         with _lock:
             _following -= 1
             _remove_unused()
@@ -129,8 +129,8 @@ def _remove_unused() -> None:
         _handles.pop().remove()
 
 
-def _in_child() -> None:
-    """Forget the threads that a fork leaves behind."""
+def _after_fork_in_child() -> None:
+    """Removes the state of threads that do not exist in a forked child."""
     global _following
     _following = len(getattr(_thread, "followers", ()))
     _remove_unused()
@@ -138,18 +138,18 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork waits until no other thread is amidst a change.
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)
+    # A fork waits until no other thread is changing the hooks.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
 
 
 def any_forward_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Returns whether some modules, or all modules of the process, have forward hooks that are not of a recording."""
+    """Returns whether the modules or the process have forward hooks other than those of a recording."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return True
-    of_all = (process_wide._global_forward_hooks, process_wide._global_forward_pre_hooks)
-    return any(not is_of_a_recording(hook) for hooks in of_all for hook in hooks.values())
+    process_hooks = (process_wide._global_forward_hooks, process_wide._global_forward_pre_hooks)
+    return any(not is_recording_hook(hook) for hooks in process_hooks for hook in hooks.values())
 
 
-def is_of_a_recording(hook: Any) -> bool:
-    """Returns whether a process-wide hook is one that a recording has installed while it runs."""
+def is_recording_hook(hook: Any) -> bool:
+    """Returns whether a process-wide hook was installed by a recording."""
     return hook is _enter or hook is _leave

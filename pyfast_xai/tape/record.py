@@ -1,7 +1,7 @@
-"""Write down the ATen operations of one forward pass.
+"""Record the ATen operations of one forward pass.
 
-The model runs once, as it is, below autograd, so that composite operations (linear, conv2d, lstm, attention) arrive
-whole instead of in pieces. A reading says which of them it understands; the others are taken apart.
+The model runs once, unchanged, below autograd, so that composite operations (linear, conv2d, lstm, attention) arrive
+whole instead of decomposed. A recording policy says which of them it handles; the others are decomposed.
 """
 
 import functools
@@ -30,7 +30,7 @@ Prepare = Callable[[Node, tuple[Any, ...], dict[str, Any]], None]
 class RecordingPolicy(Protocol):
     """The decisions that a recording leaves to the rules it is made for.
 
-    A policy whose `compares` is true keeps numbers that are compared, bit by bit, with those of other recordings: where
+    A policy whose `compares` is true saves numbers that are compared, bit by bit, with those of other recordings: where
     a model is replayed, all of them must be replays.
     """
 
@@ -38,10 +38,10 @@ class RecordingPolicy(Protocol):
         """Returns whether the policy has a rule for this op as a whole."""
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep what the rule of `node` will need; called just before it runs, with the real tensors."""
+        """Saves the tensors that the rule of `node` needs; called just before it runs, with the real tensors."""
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do what `node(*args, **kwargs)` does and return its result; may keep of the result, too."""
+        """Returns the result of `node(*args, **kwargs)`; may save parts of it."""
 
 
 def record(
@@ -52,24 +52,24 @@ def record(
     prepare: Prepare | None = None,
     **kwargs: Any,
 ) -> Tape:
-    """Run `model(*args, **kwargs)` once and return its tape.
+    """Runs `model(*args, **kwargs)` once and returns its tape.
 
-    The model receives copies of the tensors. What it writes to in place, and the random number generators, are as
-    before when this returns or raises; what it assigns to attributes of its own stays, as after any forward.
+    The model receives copies of the tensors. Tensors that it writes to in place, and the random number generators, are
+    restored when this returns or raises; attributes that it assigns stay, as after any forward.
 
     Args:
-        model: any module; compiled and data-parallel wrappers are looked through.
-        *args: what the model is called with. Every tensor among them, at any depth, is an input of the tape; one that
-            is there twice is two inputs of the same numbers.
-        policy: what to save for reading the tape later; None to write down the operations only.
+        model: any module; compiled and data-parallel wrappers are unwrapped.
+        *args: arguments of the model. Every tensor among them, at any depth, is an input of the tape; a tensor that
+            occurs twice is two inputs with the same numbers.
+        policy: saves the tensors that later rules need; None records the operations only.
         until: module path or operation name at which the forward stops the first time, "path@1" for the second call
-            of a module; `tape.reached` is what it returned.
-        prepare: called with each node and its arguments just before it runs; may give it a kernel that gives the same
+            of a module; `tape.reached` is the tensor that it returned.
+        prepare: called with each node and its arguments just before it runs; may set a kernel that computes the same
             numbers, for this run alone, and an adjoint.
         **kwargs: keyword arguments of the model.
 
     Raises:
-        InputError: `until` is no module or operation that ran, there is no tensor among the inputs, or lazy modules
+        InputError: `until` names no module or operation that ran, there is no tensor among the inputs, or lazy modules
             of the model have not run yet.
         Exception: whatever the model raises.
 
@@ -84,13 +84,13 @@ def record(
     """
     model = module_hooks.unwrap(model)
     modules = module_hooks.modules_of(model)
-    inference = _made_in_inference_mode(modules)
+    inference = _needs_inference_mode(modules)
     with torch.inference_mode(inference), torch.no_grad():
         args, kwargs = copies((args, kwargs))
     recorder = _Recorder(policy, until, modules, prepare)
     try:
         recorder.begin(args, kwargs)
-        recorder.paths = paths = module_hooks.Paths(modules, recorder.returned)
+        recorder.paths = paths = module_hooks.Paths(modules, recorder.module_returned)
         with (
             module_hooks.following(paths.enter, paths.leave),
             isolated(recorder.read, inference=inference),
@@ -100,34 +100,34 @@ def record(
         if until is not None:
             raise InputError(unknown_name(until, recorder.tape.names(), "layer"))
         recorder.finish(result)
-    except _Reached:
+    except _StopForward:
         pass
     finally:
         recorder.restore()
     return recorder.tape
 
 
-def _made_in_inference_mode(modules: dict[nn.Module, str]) -> bool:
+def _needs_inference_mode(modules: dict[nn.Module, str]) -> bool:
     """Returns whether a model has tensors that may be written to in inference mode only.
 
     Raises:
         InputError: a parameter or buffer that has no shape yet.
     """
-    inside = torch.is_inference_mode_enabled()
+    enabled = torch.is_inference_mode_enabled()
     for module, path in modules.items():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
                 if is_lazy(tensor):
-                    where = f"{path}.{name}" if path else name
+                    tensor_path = f"{path}.{name}" if path else name
                     raise InputError(
                         "model must have run before it is explained (call model(images)), "
-                        f"got {where!r} without a shape"
+                        f"got {tensor_path!r} without a shape"
                     )
                 if tensor.is_inference():
                     return True
-        if inside and any(isinstance(value, Tensor) and value.is_inference() for value in vars(module).values()):
+        if enabled and any(isinstance(value, Tensor) and value.is_inference() for value in vars(module).values()):
             return True
     return False
 
@@ -137,8 +137,8 @@ def copies(tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
 
 
-class _Reached(BaseException):
-    """Leaves the forward early; not an Exception, so that no model catches it by accident."""
+class _StopForward(BaseException):
+    """Ends the forward early; not an Exception, so that no model catches it by accident."""
 
 
 class _Facts(NamedTuple):
@@ -172,7 +172,7 @@ def _facts(op: OpOverload) -> _Facts:
         # Old schemas do not say that running statistics are written to.
         statistics=tuple((i, a.name) for i, a in arguments if a.name in _STATISTICS and a.alias_info is None),
         training=tuple((i, a.name, a.default_value) for i, a in arguments if a.name in _TRAINING),
-        # The shape of these depends on a tensor, the contents do not.
+        # Only the shape of these results depends on a tensor, the contents do not.
         constant=name.endswith("_like") or name.startswith(("new_", "sym_")),
         data_dependent=name in _DATA_DEPENDENT
         or torch.Tag.data_dependent_output in op.tags
@@ -196,13 +196,13 @@ def _statistics_written(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _trains(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Returns whether an op does what it does in training: draws numbers for dropout, updates statistics."""
+    """Returns whether an op runs in training mode: draws numbers for dropout, updates statistics."""
     training = _facts(op).training
     return all(kwargs.get(name, args[i] if i < len(args) else default) for i, name, default in training)
 
 
 def not_repeatable(node: Node) -> str | None:
-    """Returns why an operation would not do the same on other numbers; None where it would."""
+    """Returns why an operation cannot be replayed on other numbers; None if it can."""
     if not isinstance(node.op, OpOverload):
         return None
     facts = _facts(node.op)
@@ -219,13 +219,13 @@ def tensors_in(tree: Any) -> list[Tensor]:
 class _Memory:
     """One storage on the tape: the value that spans it, and how often it was written to."""
 
-    __slots__ = ("alive", "owner", "writes")
+    __slots__ = ("owner", "storage", "writes")
 
     def __init__(self, owner: Value, tensor: Tensor) -> None:
         self.owner = owner
         self.writes = 0
-        # Also keeps the address, by which the storage is known, from being used again.
-        self.alive = StorageWeakRef(tensor.untyped_storage())
+        # The reference also keeps the address, which identifies the storage, from being reused.
+        self.storage = StorageWeakRef(tensor.untyped_storage())
 
 
 class _Recorder(TorchDispatchMode):
@@ -246,23 +246,23 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.tape = Tape()
         self.paths: module_hooks.Paths | None = None
-        self._reading = policy
+        self._policy = policy
         self._until = until
         self._prepare = prepare
         self._shared = SharedState(modules)
-        # By id of the tensor: what it is, how often its memory had been written to then, and the address of that.
-        # An id that is used again is told by the address, which is not.
+        # Keyed by the id of the tensor: its value, the number of writes to its storage so far, and the storage address.
+        # An id may be reused, an address is not while the storage is on the tape.
         self._values: dict[int, tuple[Value, int, int]] = {}
-        # By storage address.
+        # Keyed by storage address.
         self._memory: dict[int, _Memory] = {}
-        self._kept: dict[int, list[Saved]] = {}
+        self._saved: dict[int, list[Saved]] = {}
         self._constants: set[int] = set()
-        self._created: set[int] = set()  # by this forward; all else was there before
-        # No operation has the name of a module, which `until` and `Tape.find` take, too.
+        self._created: set[int] = set()  # storages allocated by this forward; all others existed before
+        # Names of operations differ from those of modules, because `until` and `Tape.find` accept both.
         self._names = dict.fromkeys(modules.values(), 0)
         self._count = 0
 
-    # PyTorch's own context managers also set flags of the process, which other threads would leave behind.
+    # PyTorch's own context managers also set process-wide flags, which other threads would see.
 
     def __enter__(self) -> "_Recorder":
         _push_mode(self)
@@ -272,40 +272,40 @@ class _Recorder(TorchDispatchMode):
         _pop_mode()
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take copies of the inputs."""
+        """Puts the inputs on the tape."""
         tensors = tensors_in((args, kwargs))
         if not tensors:
             raise InputError("the inputs must hold at least one tensor, got none")
         for tensor in tensors:
-            self.tape.inputs.append(self._fresh(tensor, None))
-        self.tape.input_structure = pytree.tree_map_only(Tensor, self._known, (args, kwargs))
+            self.tape.inputs.append(self._new_owner(tensor, None))
+        self.tape.input_structure = pytree.tree_map_only(Tensor, self._value_of, (args, kwargs))
 
     def read(self, tensor: Tensor) -> None:
-        """Records that the numbers of a tensor were taken past PyTorch."""
+        """Records that the numbers of a tensor were read without an operation of PyTorch."""
         if address(tensor) in self._memory:
             self.tape.not_replayable = HANDS_OUT
 
     def finish(self, result: Any) -> None:
-        self.tape.outputs = pytree.tree_map_only(Tensor, lambda t: self._known(t) or t, result)
+        self.tape.outputs = pytree.tree_map_only(Tensor, lambda t: self._value_of(t) or t, result)
         with torch.inference_mode(False):
             self.tape.result = copies(result)
 
     def restore(self) -> None:
-        """Put back what the forward changed, and let go of everything but the tape."""
-        self.paths = None  # it knows `returned`, and so this recorder
+        """Restores the state that the forward changed, and releases everything but the tape."""
+        self.paths = None  # it refers to `module_returned`, and so to this recorder
         written = self._shared.written
         for storage in written:
             self._preserve(storage)
         reached = self.tape.reached
         if reached is not None and address(reached) in written:
             self.tape.reached = reached.clone()
-        self._kept.clear()
+        self._saved.clear()
         self._shared.restore()
 
-    def returned(self, path: str, output: Any) -> None:
+    def module_returned(self, path: str, output: Any) -> None:
         """Records the outputs of each module as it returns."""
         tensors = [output] if isinstance(output, Tensor) else tensors_in(output)
-        pairs = [(tensor, value) for tensor in tensors if (value := self._known(tensor)) is not None]
+        pairs = [(tensor, value) for tensor in tensors if (value := self._value_of(tensor)) is not None]
         if pairs:
             self.tape.modules.setdefault(path, []).append([value for _, value in pairs])
             until = self._until
@@ -314,27 +314,27 @@ class _Recorder(TorchDispatchMode):
 
     def _stop(self, tensor: Tensor) -> None:
         self.tape.reached = tensor
-        raise _Reached
+        raise _StopForward
 
     def __torch_dispatch__(self, op: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunction():  # what is done here with tensors is none of the model's
-            return self._written_down(op, args, kwargs or {})
+        with torch._C.DisableTorchFunction():  # the operations in here are not the model's
+            return self._record_op(op, args, kwargs or {})
 
-    def _written_down(self, op: OpOverload, args: Any, kwargs: Any) -> Any:
+    def _record_op(self, op: OpOverload, args: Any, kwargs: Any) -> Any:
         facts = _facts(op)
         tensors = find(Tensor, args, kwargs)
         values: dict[int, Value] = {}
-        sources: set[int] = set()  # addresses of what depends on the inputs
-        others: list[tuple[Tensor, int]] = []
+        sources: set[int] = set()  # storage addresses of the tensors that depend on the inputs
+        constants: list[tuple[Tensor, int]] = []
         for tensor in tensors:
             storage = address(tensor)
-            value = self._value(tensor, storage) if storage in self._memory else None
+            value = self._value_at(tensor, storage) if storage in self._memory else None
             if value is None:
-                others.append((tensor, storage))
+                constants.append((tensor, storage))
             else:
                 values[id(tensor)] = value
                 sources.add(storage)
-        if values and facts.composite and self._reading is not None and not self._reading.handles(op):
+        if values and facts.composite and self._policy is not None and not self._policy.handles(op):
             with self:
                 return op.decompose(*args, **kwargs)
         if facts.random and _trains(op, args, kwargs):
@@ -344,30 +344,30 @@ class _Recorder(TorchDispatchMode):
             self.tape.not_replayable = f"{op} takes a decision from the data"
         written = written_by(op, args, kwargs) if facts.written else []
         if facts.statistics:
-            self._about_to_write(_statistics_written(op, args, kwargs))
+            self._before_write(_statistics_written(op, args, kwargs))
         if not values or facts.constant:
-            self._about_to_write(written)
+            self._before_write(written)
             result = op(*args, **kwargs)
-            self._note_created(result, tensors, facts.name)
+            self._mark_created(result, tensors, facts.name)
             return result
         for tensor in written:
             if id(tensor) not in values:
                 values[id(tensor)] = self._adopt(tensor)
                 sources.add(address(tensor))
-        self._constants.update(storage for tensor, storage in others if id(tensor) not in values)
+        self._constants.update(storage for tensor, storage in constants if id(tensor) not in values)
 
         node = self._node(op, facts.name, args, kwargs, values)
         if self._prepare is not None:
             self._prepare(node, args, kwargs)
-        if self._reading is None:
-            self._about_to_write(written)
+        if self._policy is None:
+            self._before_write(written)
             result = node(*args, **kwargs)
         else:
-            keep = functools.partial(self._keep, node)
-            self._reading.save(node, keep, args, kwargs)
-            self._about_to_write(written)
-            result = self._reading.run(node, keep, args, kwargs)
-        node.kernel = None  # whoever runs the node later may have other numbers, or want their gradient
+            keep = functools.partial(self._save, node)
+            self._policy.save(node, keep, args, kwargs)
+            self._before_write(written)
+            result = self._policy.run(node, keep, args, kwargs)
+        node.kernel = None  # later runs of the node may have other numbers, or need their gradient
         for output in result if isinstance(result, (list, tuple)) else (result,):
             node.outputs.append(self._output(output, node, written, sources) if isinstance(output, Tensor) else None)
         if node.name == self._until:
@@ -386,14 +386,14 @@ class _Recorder(TorchDispatchMode):
         self.tape.nodes.append(node)
         return node
 
-    def _keep(self, node: Node, name: str, tensor: Tensor) -> None:
+    def _save(self, node: Node, name: str, tensor: Tensor) -> None:
         saved = Saved(tensor)
         node.saved[name] = saved
-        self._kept.setdefault(address(tensor), []).append(saved)
+        self._saved.setdefault(address(tensor), []).append(saved)
 
     # Values and memory
 
-    def _new(self, tensor: Tensor, producer: Node | None) -> Value:
+    def _new_value(self, tensor: Tensor, producer: Node | None) -> Value:
         strided = tensor.layout == torch.strided
         value = Value(
             self._count,
@@ -407,38 +407,38 @@ class _Recorder(TorchDispatchMode):
         self._count += 1
         return value
 
-    def _fresh(self, tensor: Tensor, producer: Node | None) -> Value:
-        """Returns a value with memory of its own."""
-        value = self._new(tensor, producer)
+    def _new_owner(self, tensor: Tensor, producer: Node | None) -> Value:
+        """Returns a value that owns its memory."""
+        value = self._new_value(tensor, producer)
         storage = address(tensor)
         self._memory[storage] = _Memory(value, tensor)
         self._values[id(tensor)] = (value, 0, storage)
         self._created.add(storage)
         return value
 
-    def _note_created(self, result: Any, sources: list[Tensor], op: str) -> None:
-        """Know what does not depend on the inputs, but was made by this forward."""
+    def _mark_created(self, result: Any, sources: list[Tensor], op: str) -> None:
+        """Marks the storages of results that do not depend on the inputs, but were allocated by this forward."""
         outputs = find(Tensor, (result,), {})
         if outputs:
-            before = {address(tensor) for tensor in sources} if op != "lift_fresh" else ()
-            self._created.update(storage for output in outputs if (storage := address(output)) not in before)
+            existing = {address(tensor) for tensor in sources} if op != "lift_fresh" else ()
+            self._created.update(storage for output in outputs if (storage := address(output)) not in existing)
 
-    def _known(self, tensor: Tensor) -> Value | None:
-        """Returns the present value of a tensor on the tape; None if it does not depend on the inputs."""
-        return self._value(tensor, address(tensor))
+    def _value_of(self, tensor: Tensor) -> Value | None:
+        """Returns the current value of a tensor on the tape; None if it does not depend on the inputs."""
+        return self._value_at(tensor, address(tensor))
 
-    def _value(self, tensor: Tensor, storage: int) -> Value | None:
-        """Returns the same of a tensor whose address is known."""
+    def _value_at(self, tensor: Tensor, storage: int) -> Value | None:
+        """Returns the same as `_value_of` for a tensor at a known storage address."""
         memory = self._memory.get(storage)
         if memory is None:
             return None
         entry = self._values.get(id(tensor))
-        known = entry is not None and entry[2] == storage and entry[0].shape == tensor.shape
-        if entry is not None and known and entry[1] == memory.writes:
+        valid = entry is not None and entry[2] == storage and entry[0].shape == tensor.shape
+        if entry is not None and valid and entry[1] == memory.writes:
             return entry[0]
-        # Another view of this memory was written to since, or the view was made out of sight (`x.data`).
+        # Another view of this memory was written to since, or the view was made without an operation (`x.data`).
         node = self._node(aliasing.regenerate_view, "refresh", (memory.owner, _geometry(tensor, memory.owner)), {}, {})
-        value = self._new(tensor, node)
+        value = self._new_value(tensor, node)
         node.outputs.append(value)
         self._values[id(tensor)] = (value, memory.writes, storage)
         return value
@@ -447,40 +447,40 @@ class _Recorder(TorchDispatchMode):
         storage = address(tensor)
         if not any(tensor is other for other in written):
             if storage not in sources:
-                return self._fresh(tensor, node)
-            value = self._new(tensor, node)
+                return self._new_owner(tensor, node)
+            value = self._new_value(tensor, node)
             self._values[id(tensor)] = (value, self._memory[storage].writes, storage)
             return value
         memory = self._memory[storage]
-        value = self._new(tensor, node)
+        value = self._new_value(tensor, node)
         owner = memory.owner
         geometry = _geometry(tensor, owner)
         if (geometry.size, geometry.stride, geometry.offset) == (owner.shape, owner.stride, 0):
             memory.owner = value
         else:
-            spread = self._node(aliasing.scatter_view, "overwrite", (owner, value, geometry), {}, {})
+            scatter = self._node(aliasing.scatter_view, "overwrite", (owner, value, geometry), {}, {})
             memory.owner = Value(
-                self._count, owner.shape, owner.stride, owner.offset, owner.dtype, owner.device, spread.index
+                self._count, owner.shape, owner.stride, owner.offset, owner.dtype, owner.device, scatter.index
             )
             self._count += 1
-            spread.outputs.append(memory.owner)
+            scatter.outputs.append(memory.owner)
         memory.writes += 1
         self._values[id(tensor)] = (value, memory.writes, storage)
         return value
 
     def _adopt(self, tensor: Tensor) -> Value:
-        """Put a constant on the tape that is about to receive something that depends on the inputs."""
+        """Puts a constant on the tape, because an operation is about to write input-dependent numbers to it."""
         length = tensor.untyped_storage().nbytes() // tensor.element_size()
-        whole = tensor.as_strided((length,), (1,), 0)
-        node = self._node(torch.ops.aten.clone.default, "clone", (whole.clone(),), {}, {})
-        owner = self._new(whole, node)
+        flat = tensor.as_strided((length,), (1,), 0)
+        node = self._node(torch.ops.aten.clone.default, "clone", (flat.clone(),), {}, {})
+        owner = self._new_value(flat, node)
         node.outputs.append(owner)
         self._memory[address(tensor)] = _Memory(owner, tensor)
-        value = self._known(tensor)
+        value = self._value_of(tensor)
         assert value is not None
         return value
 
-    def _about_to_write(self, tensors: list[Tensor]) -> None:
+    def _before_write(self, tensors: list[Tensor]) -> None:
         for tensor in tensors:
             storage = address(tensor)
             if storage in self._constants:
@@ -493,8 +493,8 @@ class _Recorder(TorchDispatchMode):
                     self.tape.not_replayable = "the model writes to its own state"
 
     def _preserve(self, storage: int) -> None:
-        """Copy what the tape holds of a memory, before other numbers come there."""
-        for saved in self._kept.pop(storage, ()):
+        """Copies the tensors of a storage that the tape holds, before the storage is overwritten."""
+        for saved in self._saved.pop(storage, ()):
             saved.tensor = saved.tensor.clone()
         if storage in self._constants:
             self._constants.remove(storage)

@@ -1,4 +1,4 @@
-"""Run a tape again on other inputs of the same shapes, without the model's Python."""
+"""Replays of a tape on other inputs of the same shapes, without the model's Python code."""
 
 import dataclasses
 from typing import Any
@@ -21,11 +21,11 @@ def replay(tape: Tape, *inputs: Tensor) -> Any:
         *inputs: one tensor for each of `tape.inputs`, of the same shape, dtype and device.
 
     Returns:
-        What the model returned, anew.
+        The outputs of the model, in new tensors.
 
     Raises:
-        InputError: other inputs, or a tape that cannot be replayed (it says why: a decision taken from the data, a
-            random op, a forward stopped early).
+        InputError: the inputs differ in shape, dtype or device, or the tape cannot be replayed (the message says why:
+            a decision taken from the data, a random op, a forward stopped early).
 
     Example:
         >>> import torch
@@ -46,13 +46,13 @@ def replay_recording(
     """Records the operations of `tape` on other inputs, without running the model's Python.
 
     Args:
-        tape: a recording that understood its composite operations as `policy` does.
+        tape: a recording whose policy handled the same composite operations as `policy`.
         *inputs: one tensor for each of `tape.inputs`, of the same shape, dtype and device. None is written to.
-        reading: what to save for reading the new tape; None to run the operations only.
+        policy: saves the tensors that later rules need; None runs the operations only.
         until: the value that `tape` was stopped at, None for a whole forward.
 
     Returns:
-        A tape of the same values, with results and what was saved of its own.
+        A tape of the same values, with its own results and saved tensors.
 
     Raises:
         InputError: as `replay`.
@@ -64,13 +64,13 @@ def replay_recording(
         # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
         environment[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
         environment[value].copy_(tensor.detach())
-    unused = _unused_after(tape, tape.ends(until))
-    kept: dict[int, list[Saved]] = {}
+    unused = _unused_after(tape, tape.end_values(until))
+    saved_by_address: dict[int, list[Saved]] = {}
     with torch.inference_mode():
         for recorded in tape.nodes:
-            node = recorded.fresh()
+            node = recorded.without_saved()
             replayed.nodes.append(node)
-            results = _run(node, environment, policy, kept)
+            results = _run(node, environment, policy, saved_by_address)
             for output, result in zip(node.outputs, results, strict=True):
                 if output is not None:
                     environment[output] = result
@@ -97,23 +97,26 @@ def _check(tape: Tape, inputs: tuple[Tensor, ...]) -> None:
             )
 
 
-def _unused_after(tape: Tape, ends: set[Value]) -> list[list[Value]]:
+def _unused_after(tape: Tape, end_values: set[Value]) -> list[list[Value]]:
     """Returns, for each node, the values that no later node needs."""
     last = {output: node.index for node in tape.nodes for output in node.outputs if output is not None}
     last.update({value: node.index for node in tape.nodes for value in node.inputs})
     unused: list[list[Value]] = [[] for _ in tape.nodes]
     for value, index in last.items():
-        if value not in ends:
+        if value not in end_values:
             unused[index].append(value)
     return unused
 
 
 def _run(
-    node: Node, environment: dict[Value, Tensor], policy: RecordingPolicy | None, kept: dict[int, list[Saved]]
+    node: Node,
+    environment: dict[Value, Tensor],
+    policy: RecordingPolicy | None,
+    saved_by_address: dict[int, list[Saved]],
 ) -> list[Any]:
     """Runs a node and returns its results; saves what the policy needs of it."""
     if node.op is aliasing.scatter_view:
-        # The write itself has happened to the memory that both share.
+        # The write has already happened in the shared memory.
         return [environment[node.args[0]]]
     args, kwargs = substitute(Value, environment.__getitem__, node.args, node.kwargs)
     if node.op is aliasing.regenerate_view:
@@ -121,12 +124,12 @@ def _run(
 
     def keep(name: str, tensor: Tensor) -> None:
         node.saved[name] = saved = Saved(tensor)
-        kept.setdefault(address(tensor), []).append(saved)
+        saved_by_address.setdefault(address(tensor), []).append(saved)
 
     if policy is not None:
         policy.save(node, keep, args, kwargs)
     for tensor in written_by(node.op, args, kwargs):
-        for saved in kept.pop(address(tensor), ()):
+        for saved in saved_by_address.pop(address(tensor), ()):
             saved.tensor = saved.tensor.clone()
     result = node(*args, **kwargs) if policy is None else policy.run(node, keep, args, kwargs)
     return list(result) if isinstance(result, (list, tuple)) else [result]

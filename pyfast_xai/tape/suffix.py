@@ -1,4 +1,4 @@
-"""The suffix of a tape: what depends on one value, run again with other numbers in its place."""
+"""The suffix of a tape: the operations that depend on one value, replayed with other numbers for that value."""
 
 import functools
 from collections.abc import Iterator
@@ -15,63 +15,63 @@ from pyfast_xai.tape.record import HANDS_OUT, SaveTensor, address, not_repeatabl
 
 
 class KeepSuffix:
-    """A recording policy that keeps what `replay_suffix` needs: the value itself, and what joins it from elsewhere.
+    """A recording policy that saves what `replay_suffix` needs: the value itself, and the other inputs of the suffix.
 
-    It knows what has run, so each is for one recording at a time.
+    It tracks what has run, so an instance serves one recording at a time.
 
     Args:
-        name: of the operation that makes the value, see `Tape.find`; "" for the first input.
-        output: which of its results.
+        name: the operation that produces the value, see `Tape.find`; "" for the first input.
+        output: index of the value among its results.
     """
 
     def __init__(self, name: str, output: int = 0) -> None:
         self._name, self._output = name, output
-        self._maker: Node | None = None
-        self._above: set[int] = set()  # operations that depend on the value
+        self._producer: Node | None = None
+        self._dependent: set[int] = set()  # operations that depend on the value
 
     def handles(self, op: OpOverload) -> bool:
         """Returns True: every operation is replayed as a whole."""
         return True
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the arguments of an operation above the value that do not depend on it."""
+        """Saves those arguments of an operation of the suffix that do not depend on the value."""
         if node.index == 0:
-            self._maker, self._above = None, set()
+            self._producer, self._dependent = None, set()
         if not any(map(self._depends, node.inputs)):
             return
-        self._above.add(node.index)
+        self._dependent.add(node.index)
         for value, tensor in _pairs(node, args, kwargs):
             if not self._depends(value):
-                keep(_kept(value), tensor)
+                keep(_saved_name(value), tensor)
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Returns what the operation returns, and keeps it where it is the value."""
+        """Runs the operation and returns its result; saves it if it is the value."""
         result = node(*args, **kwargs)
         if node.name == self._name:
-            self._maker = node
+            self._producer = node
             keep(VALUE, find(Tensor, (result,), {})[self._output])
         return result
 
     def _depends(self, value: Value) -> bool:
-        if value.producer in self._above:
+        if value.producer in self._dependent:
             return True
         if self._name == "":
             return value.producer is None and value.index == 0
-        return self._maker is not None and value is self._maker.outputs[self._output]
+        return self._producer is not None and value is self._producer.outputs[self._output]
 
 
-VALUE = "value"  # what is kept of the operation that makes the value
+VALUE = "value"  # the name under which the value is saved
 
 
-def kept_value(tape: Tape, value: Value) -> Tensor:
+def recorded_value(tape: Tape, value: Value) -> Tensor:
     """Returns the recorded numbers of the value that `KeepSuffix` named."""
-    maker = tape.producer(value)
-    if maker is None:
-        raise InputError("layer must return what an operation made, got the images themselves")
-    return maker.saved[VALUE].tensor
+    producer = tape.producer(value)
+    if producer is None:
+        raise InputError("layer must name a layer that computes its output, got one that returns the images themselves")
+    return producer.saved[VALUE].tensor
 
 
-def _kept(value: Value) -> str:
+def _saved_name(value: Value) -> str:
     return f"joins.{value.index}"
 
 
@@ -97,23 +97,23 @@ def suffix_nodes(tape: Tape, value: Value) -> list[Node]:
 
 
 def replay_suffix(tape: Tape, value: Value, replacement: Tensor) -> Any:
-    """Returns what the model returns when one value has other numbers; what does not depend on it is not run again.
+    """Computes the outputs of the model with other numbers for one value; runs only the operations that depend on it.
 
-    Random numbers that were drawn elsewhere stay as they were recorded, and nothing is written to the model.
+    Random numbers drawn elsewhere stay as recorded, and nothing is written to the model.
 
     Args:
-        tape: of a whole forward pass, recorded with `KeepSuffix`.
-        value: the value that was named there, or one above it through which everything above it passes.
-        replacement: numbers of the shape, dtype and device of the value, which an operation may write to; any number of
-            rows where nothing depends on the value but what the model returned. Gradients are followed where they are
-            enabled and the model was recorded outside inference mode.
+        tape: a whole forward pass, recorded with `KeepSuffix`.
+        value: the value that was named there, or a later one through which all of its suffix passes.
+        replacement: shape, dtype and device of the value; operations may write to it. Any number of rows if the value
+            is itself an output of the model. Gradients flow to it where they are enabled and the model was recorded
+            outside inference mode.
 
     Returns:
-        What the model returned, with a new tensor for each that depends on the value.
+        The outputs of the model, with a new tensor for each that depends on the value.
 
     Raises:
-        InputError: a forward that draws random numbers from the value, takes decisions from it or hands numbers to
-            other code, or a replacement that does not fit.
+        InputError: the suffix draws random numbers, takes decisions from the value or hands numbers to other code, or
+            the replacement does not fit.
         UnsupportedOpError: the model writes to a part of a tensor that does not depend on the value.
     """
     nodes = suffix_nodes(tape, value)
@@ -128,7 +128,7 @@ def replay_suffix(tape: Tape, value: Value, replacement: Tensor) -> Any:
             f"replacement must be {list(value.shape)} {value.dtype}, got {list(replacement.shape)} {replacement.dtype}"
         )
     last = {source: node.index for node in nodes for source in node.inputs}
-    ends = tape.ends(None)
+    end_values = tape.end_values(None)
     environment = {value: replacement}
     for node in nodes:
         number = functools.partial(_number, node, environment)
@@ -139,37 +139,37 @@ def replay_suffix(tape: Tape, value: Value, replacement: Tensor) -> Any:
             (output, tensor) for output, tensor in zip(node.outputs, results, strict=True) if output is not None
         )
         for source in node.inputs:
-            if last[source] == node.index and source not in ends:
+            if last[source] == node.index and source not in end_values:
                 environment.pop(source, None)
     leaves, structure = pytree.tree_flatten(tape.outputs)
     recorded = pytree.tree_leaves(tape.result)
-    returned = [
+    new_leaves = [
         environment.get(leaf, tensor) if isinstance(leaf, Value) else tensor
         for leaf, tensor in zip(leaves, recorded, strict=True)
     ]
-    return pytree.tree_unflatten(returned, structure)
+    return pytree.tree_unflatten(new_leaves, structure)
 
 
 def _number(node: Node, environment: dict[Value, Tensor], source: Value) -> Tensor:
     if source in environment:
         return environment[source]
-    kept = node.saved.get(_kept(source))
-    if kept is None:
+    saved = node.saved.get(_saved_name(source))
+    if saved is None:
         raise UnsupportedOpError(
             f"operation {node.name!r} writes to a part of a tensor that does not depend on the layer, from which the "
             "model cannot be replayed; take a layer further up, or a method of another kind"
         )
-    return kept.tensor
+    return saved.tensor
 
 
 def _run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Returns what an operation returns; what was kept of the recording is not written to."""
+    """Returns the result of an operation; saved tensors of the recording are not written to."""
     if node.op is aliasing.scatter_view:
         return _scattered(*args)
     if node.op is aliasing.regenerate_view:
         return node.op(*args)
-    kept = {id(saved.tensor) for saved in node.saved.values()}
-    written = {id(tensor) for tensor in written_by(node.op, args, kwargs)} & kept
+    saved_ids = {id(saved.tensor) for saved in node.saved.values()}
+    written = {id(tensor) for tensor in written_by(node.op, args, kwargs)} & saved_ids
     if written:
         args, kwargs = substitute(Tensor, lambda t: t.clone() if id(t) in written else t, args, kwargs)
     return node(*args, **kwargs)
@@ -178,7 +178,7 @@ def _run(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _scattered(owner: Tensor, part: Tensor, geometry: aliasing.Geometry) -> Tensor:
     """Returns the owner of some memory after a part of it was written."""
     if address(part) == address(owner):
-        return owner  # they share the memory: the write has happened
+        return owner  # they share the memory, so the write has already happened
     owner = owner.clone()
     aliasing.regenerate_view(owner, geometry).copy_(part)
     return owner

@@ -61,7 +61,7 @@ class Pretended:
         return result, replay
 
     @contextlib.contextmanager
-    def turn(self, tensors):
+    def on_current_stream(self, tensors):
         Pretended.turns += 1
         self.within += 1
         yield
@@ -147,7 +147,7 @@ def test_an_object_is_told_from_one_that_moves_in_where_it_was(device):
 
 
 def test_only_the_last_graphs_are_kept(device, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "_KEPT", 2)
+    monkeypatch.setattr(cuda_graphs, "_MAX_GRAPHS", 2)
     run = CudaGraphCache()
     for size in (1, 2, 1, 3, 1, 2):
         for _ in range(2):

@@ -385,9 +385,9 @@ def test_what_changes_nothing_costs_nothing(model, images):
 def test_numbers_that_compare_alike_are_told_apart(model, numbers):
     model.block.slope = numbers[0]
     snapshot = Snapshot(model)
-    assert snapshot.holds()
+    assert snapshot.is_current()
     model.block.slope = numbers[1]
-    assert not snapshot.holds()
+    assert not snapshot.is_current()
 
 
 OPAQUE = {
@@ -408,7 +408,7 @@ def test_what_cannot_be_watched_runs_as_it_is(model, images, kind, caplog):
         for _ in range(3):
             assert torch.equal(accelerated.record(images).result, record(model, images).result)
     (message,) = caplog.messages
-    assert message.startswith("accelerate: the model runs as it is: ")
+    assert message.startswith("accelerate: the model runs without replays: ")
     assert not accelerated._templates
 
 
@@ -484,7 +484,7 @@ def _is_missed(weight, index):
     samples = WeightSamples([weight])
     before = weight.data.view(-1)[index].clone()
     weight.data.view(-1)[index] = 1e3
-    missed = samples.hold()
+    missed = samples.unchanged()
     weight.data.view(-1)[index] = before
     return missed
 
@@ -525,15 +525,15 @@ def test_every_number_of_a_small_tensor_is_seen(dtype):
     views = [tensor, tensor.t(), tensor[::2, 1::3], tensor[1].expand(4, 7), tensor[:0], tensor[0, 0]]
     for view in views:
         samples = WeightSamples([view])
-        assert samples.hold()
+        assert samples.unchanged()
         with torch.inference_mode():
             for index in range(view.numel()):
                 place = np.unravel_index(index, tuple(view.shape))
                 before = view.data[place].clone()
                 view.data[place] = 1
-                assert not samples.hold(), place
+                assert not samples.unchanged(), place
                 view.data[place] = before
-    assert WeightSamples(views).hold()
+    assert WeightSamples(views).unchanged()
 
 
 @pytest.mark.parametrize(
@@ -548,16 +548,16 @@ def test_a_piece_of_a_large_tensor_is_seen(shape, columns):
     for piece in pieces:
         before = piece.clone()
         piece.data.mul_(2)
-        assert not samples.hold()
+        assert not samples.unchanged()
         piece.data.copy_(before)
-        assert samples.hold()
+        assert samples.unchanged()
 
 
 def test_memory_that_was_given_back_is_not_read():
     tensor = torch.rand(10_000)
     samples = WeightSamples([tensor])
     tensor.untyped_storage().resize_(0)
-    assert not samples.hold()
+    assert not samples.unchanged()
 
 
 def test_a_look_is_no_operation_that_others_see(model):
@@ -570,13 +570,13 @@ def test_a_look_is_no_operation_that_others_see(model):
             return op(*args, **(kwargs or {}))
 
     with Sees():
-        assert snapshot.holds()
+        assert snapshot.is_current()
     assert not seen
 
 
 def test_versions_and_memory_of_the_model_are_left_alone(model):
     before = {name: (tensor._version, tensor.data_ptr()) for name, tensor in model.state_dict(keep_vars=True).items()}
-    assert Snapshot(model).holds()
+    assert Snapshot(model).is_current()
     after = {name: (tensor._version, tensor.data_ptr()) for name, tensor in model.state_dict(keep_vars=True).items()}
     assert after == before
     model.head.weight.untyped_storage().resize_(1000)  # NumPy arrays on it would forbid that

@@ -10,7 +10,7 @@ from torch import nn
 
 import pyfast_xai
 from pyfast_xai import onednn, ops, tuning
-from pyfast_xai.acceleration.packed_convolutions import _Packed
+from pyfast_xai.acceleration.packed_convolutions import _PackedConvolution
 from pyfast_xai.acceleration.replayed_model import ReplayedModel
 from pyfast_xai.acceleration.weight_cache import WeightCache
 from pyfast_xai.tuning import Candidate, Contest, Verdicts
@@ -70,14 +70,14 @@ def serving(monkeypatch):
     methods["winograd"] = ("_winograd", "_winograd_adjoint")
     for name, attributes in methods.items():
         for attribute in attributes:
-            monkeypatch.setattr(_Packed, attribute, watched(name, getattr(_Packed, attribute)))
+            monkeypatch.setattr(_PackedConvolution, attribute, watched(name, getattr(_PackedConvolution, attribute)))
     return names
 
 
 def packed(finish=("none", []), **settings):
     weight, bias = torch.randn(32, 16, 3, 3), torch.randn(32)
     geometry = {"padding": (1, 1), "stride": (1, 1), "dilation": (1, 1), "groups": 1, **settings}
-    return _Packed(WeightCache(), weight, bias, finish=finish, **geometry)
+    return _PackedConvolution(WeightCache(), weight, bias, finish=finish, **geometry)
 
 
 def maps(channels=16):

@@ -451,7 +451,7 @@ def test_what_cannot_be_replayed_runs_as_it_is(images, caplog, kind, reason):
             torch.manual_seed(3)
             assert torch.equal(found, record(model, batch).result)
     (told,) = caplog.messages
-    assert told.startswith("accelerate: the model runs as it is: ")
+    assert told.startswith("accelerate: the model runs without replays: ")
     assert reason in told
 
 

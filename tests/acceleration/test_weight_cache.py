@@ -55,7 +55,7 @@ def test_what_was_used_longest_ago_goes_first():
     assert cache.nbytes <= limit
     cache.next_call(limit)
     assert cache(copied, given[0]) is kept
-    assert cache.keeps(kept)
+    assert cache.contains(kept)
 
 
 def test_what_a_call_uses_is_not_thrown_out_by_the_same_call():
@@ -80,7 +80,7 @@ def test_what_is_pinned_stays_and_counts():
     pinned = cache(copied, weights(1, 20 * KB)[0], pinned=True)
     cache.next_call(25 * KB)
     assert cache(copied, weights(1, 20 * KB)[0]) is None
-    assert cache.keeps(pinned)
+    assert cache.contains(pinned)
 
 
 def test_results_that_lie_alike_are_one():
@@ -92,7 +92,7 @@ def test_results_that_lie_alike_are_one():
     assert cache.nbytes < 2 * 100 * KB + 60 * 512
     cache.next_call(0)
     assert cache.nbytes == 0
-    assert not cache.keeps(alike[0])
+    assert not cache.contains(alike[0])
 
 
 def test_layouts_can_be_put_off():

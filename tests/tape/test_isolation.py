@@ -233,7 +233,7 @@ def test_weights_cast_by_autocast_can_be_trained_in_the_same_region():
 
 @pytest.mark.parametrize("hook", ["register_hook", "retain_grad"])
 def test_a_model_may_hook_its_tensors(hook, caplog):
-    isolation._say_that_hooks_do_not_run.cache_clear()
+    isolation._warn_hooks_do_not_run.cache_clear()
 
     class Hooks(nn.Module):
         def __init__(self):
@@ -316,5 +316,5 @@ def test_a_child_forked_while_others_record_can_record():
         stop.set()
         for thread in threads:
             thread.join()
-    with shared_state._one_at_a_time:  # nobody holds it
+    with shared_state._exclusive:  # nobody holds it
         pass

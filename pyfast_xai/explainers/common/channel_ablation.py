@@ -18,7 +18,7 @@ from pyfast_xai.explainers.common.classifier_head import on_vectors
 from pyfast_xai.explainers.common.tensors import at_least_float32
 from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.graph import substitute
-from pyfast_xai.tape.suffix import kept_value, replay_suffix, suffix_nodes
+from pyfast_xai.tape.suffix import recorded_value, replay_suffix, suffix_nodes
 
 # These keep channels apart, make zeros of zeros, and leave alone what is positive and the same everywhere.
 _KEEPS_CHANNELS = {
@@ -64,7 +64,7 @@ def scores_without_channels(
     if copies > 1 and suffix_nodes(tape, value if front is None else front.value):
         tape, value = record(copies)
         front = front and linear_front(tape, value, dim)
-    activation = kept_value(tape, value)
+    activation = recorded_value(tape, value)
     rows = torch.arange(images, device=activation.device)
     before = read(first_rows(replay_suffix(tape, value, activation.clone()), len(activation), images), rows)
     after = [
@@ -99,7 +99,7 @@ def without_channels(
         InputError: the model cannot be replayed, see `replay_suffix`.
         UnsupportedOpError: likewise.
     """
-    activation = kept_value(tape, value)
+    activation = recorded_value(tape, value)
     if front is None:
         replaced, without = value, _zeroed(activation, dim, images)
     else:
@@ -188,7 +188,7 @@ def linear_front(tape: Tape, value: Value, dim: int) -> LinearFront | None:
         reached = node.outputs[0]
     else:
         return None
-    between = {value, *(output for node in chain for output in node.outputs)} & tape.ends(None)
+    between = {value, *(output for node in chain for output in node.outputs)} & tape.end_values(None)
     read = {source for other in nodes[len(chain) + 1 :] for source in other.inputs}
     if between or not read.isdisjoint([value, *(output for node in chain for output in node.outputs)]):
         return None

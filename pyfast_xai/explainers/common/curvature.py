@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.tape import Tape, Value
-from pyfast_xai.tape.suffix import kept_value, replay_suffix
+from pyfast_xai.tape.suffix import recorded_value, replay_suffix
 
 
 def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any], Tensor]) -> Tensor:
@@ -26,7 +26,7 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
         InputError: the model cannot be replayed, see `replay_suffix`.
         UnsupportedOpError: an operation above the layer has no second derivative.
     """
-    activation = kept_value(tape, value).detach().clone()
+    activation = recorded_value(tape, value).detach().clone()
     results = []
     with torch.inference_mode(False), torch.enable_grad():
         start = activation.clone().requires_grad_()

@@ -61,7 +61,7 @@ class ModelCache(Generic[Entry]):
         """Returns the entries of the model as it is; None where changes of it cannot be seen."""
         model = self._explainer.model
         known, snapshot = self._snapshot or (None, None)
-        if known is not model or snapshot is None or (snapshot.unproven is None and not snapshot.holds()):
+        if known is not model or snapshot is None or (snapshot.unproven is None and not snapshot.is_current()):
             snapshot = Snapshot(model, weights=False)
             self._snapshot, self._entries = (model, snapshot), {}
         return self._entries if snapshot.unproven is None else None

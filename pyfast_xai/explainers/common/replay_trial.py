@@ -254,7 +254,7 @@ class ReplayTrial:
             self._thread.replayed = None
         settled = self._replayed.preparations == before
         with self._lock:
-            if self._replayed.outdated or self._replayed.refused:
+            if self._replayed.outdated or self._replayed.disabled:
                 self._stop()
             elif entry.state is _State.WARMING:
                 entry.warm += 1

@@ -19,7 +19,7 @@ from pyfast_xai.explainers.common.tensors import at_least_float32, take_rows, ta
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 from pyfast_xai.tape import Tape, Value
-from pyfast_xai.tape.suffix import KeepSuffix, kept_value
+from pyfast_xai.tape.suffix import KeepSuffix, recorded_value
 
 # Records so many copies of the images, one behind the other; gives the tape and the layer on it.
 Record = Callable[[int], tuple[Tape, Value]]
@@ -66,7 +66,7 @@ class SuffixCAM(LayerExplainer):
                 return tape, tape.find(source.place.name)
 
             tape, value = record(1)
-            activation = kept_value(tape, value)
+            activation = recorded_value(tape, value)
             one_row_an_image(place.name, activation, images)
             if scores is None:
                 scores = self._scores(tape, images, target)

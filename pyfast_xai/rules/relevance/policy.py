@@ -107,7 +107,7 @@ class _Walked:
 def _folded(tape: Tape, plan: Mapping[int, tuple[str, LayerRule]]) -> dict[int, Node]:
     """Returns the batch norms that become part of the layer before them, by the place of that layer."""
     uses: Counter[Value] = Counter(value for node in tape for value in node.inputs)
-    uses.update(tape.ends(None))
+    uses.update(tape.end_values(None))
     norms = {}
     for index, (kind, layer_map) in plan.items():
         norm = tape.nodes[index]
