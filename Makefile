@@ -12,8 +12,8 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*
 
 .PHONY: demo check test docs notebooks crash-test fuzz sanitize sanitize-memory sanitize-threads lint gallery bench \
   bench-quick bench-quick-avx2 bench-cost bench-ops \
-  bench-growth bench-memory bench-cold-start bench-report bench-throughput bench-peers peer-suites wheel-check \
-  cuda-check aarch64-check gpu-check clean
+  bench-growth bench-memory bench-cold-start bench-report bench-throughput bench-throughput-avx2 bench-peers \
+  peer-suites wheel-check cuda-check aarch64-check gpu-check clean
 
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
@@ -78,14 +78,16 @@ bench-quick: $(VENV)/test
 
 # The same with AVX2 alone, on a machine with AVX-512. Our clones follow the processor, which no setting changes, so that
 # a library with AVX2 alone is built.
-bench-quick-avx2: $(VENV)/test
+bench-quick-avx2: AVX2 := quick
+bench-throughput-avx2: AVX2 := throughput
+bench-quick-avx2 bench-throughput-avx2: $(VENV)/test
 	$(BIN)/cmake -S . -B build/avx2 -G Ninja -DPYFAST_XAI_EXT=ON -DCMAKE_BUILD_TYPE=Release \
 	  -DCMAKE_CXX_FLAGS="-march=x86-64-v3 -DPYFAST_XAI_ONE_TARGET" -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build build/avx2 --target _C
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 	  GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD \
-	  $(BIN)/python bench/quick.py --library build/avx2/_C.so $(ARGS)
+	  $(BIN)/python bench/$(AVX2).py --library build/avx2/_C.so $(ARGS)
 
 bench-cost: $(VENV)/test
 	$(BENCH) bench/test_cost.py $(ARGS)
@@ -106,6 +108,7 @@ bench-cold-start: $(VENV)/test
 bench-report: $(VENV)/test
 	$(BIN)/python bench/report.py
 
+# Runs beside what they are made of; ARGS="--rows" keeps what was measured.
 bench-throughput: $(VENV)/test
 	$(BIN)/python bench/throughput.py $(ARGS)
 

@@ -39,6 +39,14 @@ COLUMNS = {
     "quick": (
         *("freed", "network", "batch", "what", "quotient", "ms", "beside_ms", "value", "goal", "rounds", "load"),
     ),
+    # A run on files beside what it is made of; `load` is that of the machine, cores in use by others among it.
+    "throughput": (
+        *("load", "network", "method", "images", "pixels", "batch", "accelerated", "reduced_jpeg"),
+        *("forward_per_s", "explainer_per_s", "loop_per_s", "run_per_s"),
+        *("forward_cpu_ms", "explainer_cpu_ms", "loop_cpu_ms", "run_cpu_ms"),
+        *("of_loop", "of_explainer", "of_forward", "of_loop_cpu", "of_explainer_cpu", "of_forward_cpu"),
+        *("decoding_threads", "waiting_for_decoding", "waiting_for_writing", "rounds"),
+    ),
     "cpu_cold_start": ("what", "backend", "first_ms", "low", "high", "again_ms", "processes"),
 }
 

@@ -8,8 +8,9 @@ Four sides take turns in one process, and the least of several rounds of each co
   `np.savez`; CNN-Fixations has no such peer, and its loop explains with this library;
 - `run`: `datasets.explain`, from files to a folder of parts.
 
-Where others use the machine, wall times mean little; the columns in seconds of processor time say what the work takes,
-all threads together. `--memory` follows the resident size over one long run in a process of its own, on Linux.
+`of_loop`, `of_explainer` and `of_forward` are how many times as fast as each the run is. Where others use the machine,
+wall times mean little; the columns in seconds of processor time say what the work takes, all threads together.
+`--memory` follows the resident size over one long run in a process of its own, on Linux.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import measured
 import numpy as np
 import torch
 from PIL import Image
+from quick import load
 from trained import loaded, photographs
 
 from pyfast_xai import datasets
@@ -123,7 +126,12 @@ def measure(
     def run() -> None:
         with tempfile.TemporaryDirectory() as out:
             options = datasets.RunOptions(
-                method=explainer, out=out, batch_size=batch, top_k=given.top_k, shard_size=8 * batch
+                method=explainer,
+                out=out,
+                batch_size=batch,
+                top_k=given.top_k,
+                shard_size=8 * batch,
+                reduced_jpeg=given.reduced_jpeg,
             )
             done = datasets.explain([str(path) for path in paths], network, options)
             assert (done.rows, done.errors) == (len(paths), 0)
@@ -142,23 +150,24 @@ def measure(
     clock, cpu = ({side: min(pair[n] for pair in pairs) for side, pairs in seconds.items()} for n in (0, 1))
     count = len(paths)
     return {
+        "load": round(os.getloadavg()[0], 1),
         "network": name,
         "method": method,
         "images": count,
         "pixels": f"{given.width}x{given.height}",
         "batch": batch,
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
         "accelerated": given.accelerate,
+        "reduced_jpeg": given.reduced_jpeg,
         **{f"{side}_per_s": round(count / taken, 2) for side, taken in clock.items()},
         **{f"{side}_cpu_ms": round(1000 * taken / count, 1) for side, taken in cpu.items()},
         "of_loop": round(clock["loop"] / clock["run"], 2),
         "of_explainer": round(clock["explainer"] / clock["run"], 2),
         "of_forward": round(clock["forward"] / clock["run"], 2),
-        "of_loop_cpu": round(cpu["loop"] / cpu["run"], 2),
+        **{f"of_{side}_cpu": round(cpu[side] / cpu["run"], 2) for side in ("loop", "explainer", "forward")},
         "decoding_threads": progress["threads"],
         "waiting_for_decoding": round(progress["waiting"] / progress["seconds"], 3),
         "waiting_for_writing": round(progress["writing"] / progress["seconds"], 3),
+        "rounds": given.rounds,
     }
 
 
@@ -216,27 +225,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--top-k", type=int, default=0, help="classes that come with each image")
     parser.add_argument("--accelerate", action="store_true")
+    parser.add_argument("--reduced-jpeg", action="store_true", help="in runs alone; the loop decodes files whole")
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--method", choices=EXPLAINED_BY)
     parser.add_argument("--memory", type=int, default=0, metavar="IMAGES", help="a long run, for its memory")
-    parser.add_argument("--rows", type=Path, help="write the table here")
+    parser.add_argument("--rows", action="store_true", help="keep what was measured in bench/data/throughput.csv")
+    parser.add_argument("--library", metavar="_C.so", help="ours in place of the one that is installed")
     parser.add_argument("--long", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.long:
         print(json.dumps(memory(*given.long, given.memory, given.batch)))
         return
-    rows = []
+    load(given.library)
     for row in cases(given):
-        rows.append(row)
         print(json.dumps(row), flush=True)
+        if given.rows:
+            measured.append("throughput", [row])
     if given.memory:
         command = [sys.executable, __file__, "--memory", str(given.memory), "--batch", str(given.batch), "--long"]
         subprocess.run([*command, NETWORKS[1], "eigen-cam"], check=True, env=os.environ)
-    if given.rows:
-        with given.rows.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
 
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # tag of Exif
 _TRANSPOSES = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -202,7 +202,7 @@ def upright(picture: Any, source: Any) -> Any:
     from PIL import Image
 
     try:
-        orientation = source.getexif().get(_ORIENTATION)
+        orientation = source.getexif().get(ORIENTATION)
     except Exception:  # broken metadata is no reason to refuse a picture
         return picture
     turn = _TRANSPOSES.get(orientation)

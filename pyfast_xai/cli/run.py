@@ -44,6 +44,7 @@ class RunRequest:
     map_dtype: str
     pictures: bool
     color_swap: bool
+    reduced_jpeg: bool
     accelerate: bool
     batch_size: str
     shard_size: int
@@ -109,6 +110,7 @@ class RunRequest:
             map_dtype=self.map_dtype,
             pictures=self.pictures,
             color_swap=self.color_swap,
+            reduced_jpeg=self.reduced_jpeg,
             accelerate=self.accelerate,
             box_rule=self.box_rule,
             batch_size=_batch(self.batch_size),
@@ -184,6 +186,14 @@ def run(
             "--color-swap",
             help="Run the network with colours swapped, too, for `report`: two more forward passes.",
             rich_help_panel=options.METHOD,
+        ),
+    ] = False,
+    reduced_jpeg: Annotated[
+        bool,
+        typer.Option(
+            "--reduced-jpeg",
+            help="Decode large JPEG files at a fraction of their size: sooner, inputs differ by a few grey levels.",
+            rich_help_panel=options.SPEED,
         ),
     ] = False,
     accelerate: Annotated[
@@ -276,6 +286,7 @@ def run(
         map_dtype=map_dtype,
         pictures=pictures,
         color_swap=color_swap,
+        reduced_jpeg=reduced_jpeg,
         accelerate=accelerate,
         batch_size=batch_size,
         shard_size=shard_size,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyfast_xai.datasets.reduced_jpeg import reduced
 from pyfast_xai.datasets.sources import Item, Labelled
 from pyfast_xai.datasets.sources.labels import read_label
 from pyfast_xai.images import FORMATS, ImageError, Preprocess, pillow_allows, to_rgb, upright
@@ -42,13 +43,14 @@ class Decoded:
     error: Exception | None = None
 
 
-def decode(item: Item, preprocess: Preprocess, max_pixels: int) -> Decoded:
+def decode(item: Item, preprocess: Preprocess, max_pixels: int, reduced_jpeg: bool = False) -> Decoded:
     """Reads an item and cuts out what the network sees.
 
     Args:
         item: of a source.
         preprocess: of the network.
         max_pixels: width times height allowed, checked before anything is decoded.
+        reduced_jpeg: see `RunOptions`.
 
     Returns:
         The pixels, or the error that came instead.
@@ -60,7 +62,7 @@ def decode(item: Item, preprocess: Preprocess, max_pixels: int) -> Decoded:
         picture = item.read()
         if isinstance(picture, Labelled):
             picture, label = picture.picture, picture.label
-        decoded = _input(decoded, picture, preprocess, max_pixels)
+        decoded = _input(decoded, picture, preprocess, max_pixels, reduced_jpeg)
     except Exception as error:  # sources and decoders raise whatever they come across in broken data
         # Its frames hold the picture.
         error = error.with_traceback(None)
@@ -72,14 +74,44 @@ def decode(item: Item, preprocess: Preprocess, max_pixels: int) -> Decoded:
     return replace(decoded, seconds=time.perf_counter() - start)
 
 
-def _input(decoded: Decoded, picture: Any, preprocess: Preprocess, max_pixels: int) -> Decoded:
+def _input(decoded: Decoded, picture: Any, preprocess: Preprocess, max_pixels: int, reduced_jpeg: bool) -> Decoded:
     name = decoded.item.id
     if isinstance(picture, Tensor) and picture.is_floating_point():
         if picture.dim() != 3 or picture.numel() == 0:
             raise ImageError(f"image {name!r} must have shape [C, H, W], got {list(picture.shape)}")
         return replace(decoded, input=picture.detach().cpu())
+    pixels, size = input_pixels(picture, name, preprocess, max_pixels, reduced_jpeg)
+    return replace(decoded, input=pixels, size=size)
+
+
+def input_pixels(
+    picture: Any, name: str, preprocess: Preprocess, max_pixels: int, reduced_jpeg: bool
+) -> tuple[Tensor, tuple[int, int]]:
+    """Returns what the network sees of a picture, uint8 `[3, H, W]`, and (W, H) of the whole upright picture.
+
+    Args:
+        picture: bytes, a PIL image, or a uint8 tensor `[3, H, W]`.
+        name: of the picture, for messages.
+        preprocess: of the network.
+        max_pixels: width times height allowed.
+        reduced_jpeg: see `RunOptions`.
+
+    Raises:
+        ImageError: no picture, broken, or too large.
+    """
+    if reduced_jpeg and isinstance(picture, (bytes, bytearray, memoryview)):
+        found = reduced(bytes(picture), max_pixels, lambda size, factor: _suffices(size, factor, preprocess))
+        if found is not None:
+            return pixels_seen(preprocess, *found), found[1]
     image = rgb_of(picture, name, max_pixels)
-    return replace(decoded, input=pixels_seen(preprocess, image), size=image.size)
+    return pixels_seen(preprocess, image), image.size
+
+
+def _suffices(size: tuple[int, int], factor: int, preprocess: Preprocess) -> bool:
+    """Returns whether a picture that is reduced by a factor has twice the pixels a side that the network sees."""
+    # Where the factor does not divide a side, the last pixel lies partly beyond the picture.
+    sides = zip(size, preprocess.scaled(size), strict=True)
+    return all(whole % factor == 0 and whole >= 2 * factor * seen for whole, seen in sides)
 
 
 def rgb_of(picture: Any, name: str, max_pixels: int) -> Any:
@@ -197,17 +229,23 @@ def pillow_for_threads(max_pixels: int) -> Iterator[None]:
         yield
 
 
-def pixels_seen(preprocess: Preprocess, image: Any) -> Tensor:
+def pixels_seen(preprocess: Preprocess, image: Any, size: tuple[int, int] | None = None) -> Tensor:
     """Returns what the network sees of an RGB image, uint8 `[3, H, W]`: `Preprocess` before its numbers are scaled.
 
     Bytes wait for their turn in a quarter of the memory, and no thread of PyTorch is needed to make them.
+
+    Args:
+        preprocess: of the network.
+        image: a PIL image of mode "RGB".
+        size: (W, H) of the picture that it is a reduced copy of; None for the whole picture.
     """
     from PIL import Image
 
     image = preprocess.without_far_ends(image)
+    size = image.size if size is None else size
     height, width = preprocess.shape
-    left, top = preprocess.corner(image.size)
-    image = image.resize(preprocess.scaled(image.size), Image.Resampling[preprocess.interpolation.upper()])
+    left, top = preprocess.corner(size)
+    image = image.resize(preprocess.scaled(size), Image.Resampling[preprocess.interpolation.upper()])
     image = image.crop((left, top, left + width, top + height))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

@@ -25,6 +25,7 @@ class WorkerSettings:
             image without one is an error row.
         top_k: classes that come with each image.
         max_pixels: larger pictures are error rows.
+        reduced_jpeg: see `RunOptions`.
         batch_size: images at a time.
         workers: threads that decode, at most.
         adapt: use fewer of these threads where fewer keep up with the model.
@@ -37,6 +38,7 @@ class WorkerSettings:
     target: Target = None
     top_k: int = 5
     max_pixels: int = 64_000_000
+    reduced_jpeg: bool = False
     batch_size: int = 16
     workers: int = 2
     adapt: bool = False

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from pyfast_xai.datasets.columns import explanation_of, unpacked
-from pyfast_xai.datasets.decode import pixels_seen, rgb_of
+from pyfast_xai.datasets.decode import input_pixels
 from pyfast_xai.datasets.listing import StoredListing
 from pyfast_xai.datasets.manifest import Manifest, read_manifest
 from pyfast_xai.datasets.run import stored_listing
@@ -205,8 +205,9 @@ class Results:
         picture = picture.picture if isinstance(picture, Labelled) else picture
         if isinstance(picture, torch.Tensor) and picture.is_floating_point():
             return picture
-        image = rgb_of(picture, item.id, self.manifest.described["rows"]["max_pixels"])
-        return pixels_seen(self.preprocess, image).float() / 255
+        rows = self.manifest.described["rows"]
+        pixels, _ = input_pixels(picture, item.id, self.preprocess, rows["max_pixels"], rows.get("reduced_jpeg", False))
+        return pixels.float() / 255
 
     @property
     def preprocess(self) -> Preprocess:

@@ -222,6 +222,8 @@ def prepare(
     # A run without these has the description it had before there were any.
     if options.color_swap:
         described["rows"]["color_swap"] = SWAPS
+    if options.reduced_jpeg:
+        described["rows"]["reduced_jpeg"] = True
     if explainer.accelerated:
         described["method"]["accelerated"] = True
     noted = {"source": opened.spec, "labels": stored.labels, "anchor": anchor, **(made or {})}
@@ -238,6 +240,7 @@ def prepare(
             target=options.target,
             top_k=options.top_k,
             max_pixels=options.max_pixels,
+            reduced_jpeg=options.reduced_jpeg,
             batch_size=_first_batch(options, explainer, store),
             workers=cores() if options.workers is None else options.workers,
             adapt=options.workers is None,

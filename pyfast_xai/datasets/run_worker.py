@@ -423,7 +423,7 @@ class _Ahead:
 
     def _decode(self, item: Item) -> Decoded:
         with self.threads:
-            decoded = decode(item, self._settings.preprocess, self._settings.max_pixels)
+            decoded = decode(item, self._settings.preprocess, self._settings.max_pixels, self._settings.reduced_jpeg)
         if self._settings.target == "label" and decoded.label is None and decoded.error is None:
             reason = decoded.label_error or "got none"
             missing = InputError(f"label of {item.id!r} must be there where it is explained, {reason}")

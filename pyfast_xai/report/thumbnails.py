@@ -1,6 +1,5 @@
 """Small pictures of what a network saw."""
 
-import io
 from typing import Any
 
 import torch
@@ -8,11 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyfast_xai import render
+from pyfast_xai.datasets import reduced_jpeg
 from pyfast_xai.datasets.decode import pixels_seen, rgb_of
 from pyfast_xai.datasets.sources import Item, Labelled
-from pyfast_xai.images import Preprocess, to_rgb, upright
-
-_SMALLER = (8, 4, 2)  # what a JPEG can be decoded at without the rest of it
+from pyfast_xai.images import Preprocess
 
 
 def thumbnail(item: Item, preprocess: Preprocess, side: int, max_pixels: int) -> Any:
@@ -48,28 +46,19 @@ def thumbnail(item: Item, preprocess: Preprocess, side: int, max_pixels: int) ->
 
 def _decoded_small(data: bytes, preprocess: Preprocess, size: tuple[int, int], max_pixels: int) -> Any:
     """Returns the crop of a JPEG that a half, a quarter or an eighth of the pixels a side suffice for, or None."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        opened = Image.open(io.BytesIO(data), formats=("JPEG",))
-    except UnidentifiedImageError:
-        return None
-    with opened as image:
-        if image.width * image.height > max_pixels:
-            return None
-        enough = []
-        for whole in (image.size, image.size[::-1]):  # the camera may have been turned
-            left, top, right, bottom = preprocess.window(whole)
-            if left < 0 or top < 0:  # black beyond the picture
-                return None
-            enough.append(min((right - left) / size[0], (bottom - top) / size[1]))
+    def suffices(whole: tuple[int, int], factor: int) -> bool:
+        left, top, right, bottom = preprocess.window(whole)
+        if left < 0 or top < 0:  # black beyond the picture
+            return False
         # Half more than are shown: else pixels would be mixtures of their neighbours.
-        times = next((times for times in _SMALLER if 1.5 * times <= min(enough)), None)
-        if times is None:
-            return None
-        image.draft(image.mode, (max(1, image.width // times), max(1, image.height // times)))
-        image.load()
-        picture = upright(to_rgb(image), image)
+        return 1.5 * factor <= min((right - left) / size[0], (bottom - top) / size[1])
+
+    found = reduced_jpeg.reduced(data, max_pixels, suffices)
+    if found is None:
+        return None
+    picture = found[0]
     left, top, right, bottom = preprocess.window(picture.size)
     box = (left, top, min(right, picture.width), min(bottom, picture.height))
     return picture.resize(size, Image.Resampling.BILINEAR, box=box)

@@ -31,9 +31,9 @@ def picture(seed, size=(32, 28)):
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
 
-def encoded(seed, kind="PNG", **how):
+def encoded(seed, kind="PNG", size=(32, 28), **how):
     sink = io.BytesIO()
-    picture(seed).save(sink, kind, **how)
+    picture(seed, size).save(sink, kind, **how)
     return sink.getvalue()
 
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from pyfast_xai.datasets import decode as decoding
+from pyfast_xai.datasets import reduced_jpeg
 from pyfast_xai.datasets.decode import decode, decode_bytes, normalised, pillow_for_threads, pixels_seen
 from pyfast_xai.datasets.sources import Item, Labelled
-from pyfast_xai.images import ImageError, Preprocess, load_image
+from pyfast_xai.images import ImageError, Preprocess, load_image, upright
 
 MOST = 1_000_000
 
@@ -169,6 +170,48 @@ def test_threads_share_one_pillow(make_picture, monkeypatch):
         assert all(image.mode == "RGB" for image in pool.map(lambda data: decode_bytes(data, "a", 10_000), work))
     assert Image.MAX_IMAGE_PIXELS == 1000
     assert warnings.filters == filters
+
+
+@pytest.mark.parametrize(
+    ("size", "preprocess", "decoded_at"),
+    [
+        ((1600, 1200), Preprocess(128, 150), (400, 300)),
+        ((1202, 1602), Preprocess(128, 150), (601, 801)),
+        ((1201, 1601), Preprocess(128, 150), (1201, 1601)),
+        ((1600, 1200), Preprocess((60, 80), crop="squash"), (200, 150)),
+        ((590, 900), Preprocess(128, 150), (590, 900)),  # a half would be less than twice the input
+    ],
+    ids=["quarter", "half", "odd", "squashed", "too small"],
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_large_jpeg_files_at_a_fraction_of_their_size(size, preprocess, decoded_at, orientation, monkeypatch):
+    exif, sizes = Image.Exif(), []
+    exif[0x0112] = orientation
+    stored = size[::-1] if orientation >= 5 else size
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).resize(stored, Image.Resampling.BICUBIC).save(sink, "JPEG", quality=90, exif=exif)
+    whole = decode(item(sink.getvalue()), preprocess, 2_000_000)
+    for module in (decoding, reduced_jpeg):
+        monkeypatch.setattr(module, "upright", lambda *given: sizes.append(upright(*given)) or sizes[-1])
+    found = decode(item(sink.getvalue()), preprocess, 2_000_000, reduced_jpeg=True)
+    assert [image.size for image in sizes] == [decoded_at]
+    assert found.size == whole.size == size
+    difference = (found.input.int() - whole.input.int()).abs()
+    assert difference.float().mean() < 1
+    assert difference.max() <= 8
+    assert bool(difference.any()) == (decoded_at != size)
+
+
+def test_only_whole_jpeg_files_are_reduced(make_picture):
+    preprocess = Preprocess(24)
+    for data in (make_picture(0), make_picture(0, "JPEG")[:-300], b"no picture", make_picture(0, "JPEG", exif=b"Exif")):
+        plain, found = (decode(item(data), preprocess, MOST, reduced_jpeg=reduced) for reduced in (False, True))
+        assert (str(plain.error), plain.size) == (str(found.error), found.size)
+        assert (plain.input is None) == (found.input is None)
+        assert plain.input is None or torch.equal(plain.input, found.input)
+    too_large = decode(item(make_picture(0, "JPEG", size=(600, 400))), preprocess, 1000, reduced_jpeg=True)
+    assert "must have at most 1,000 pixels, got 600 x 400" in str(too_large.error)
 
 
 def mutated(data, chance):

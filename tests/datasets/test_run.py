@@ -51,6 +51,22 @@ def steady(row):
     return {name: value for name, value in row.items() if name not in ("decode_ms", "explain_ms")}
 
 
+def test_a_run_with_reduced_jpeg_files_says_so_and_shows_what_the_network_saw(tmp_path, loaded, make_picture):
+    (tmp_path / "photos").mkdir()
+    for n in range(3):
+        (tmp_path / "photos" / f"{n}.jpg").write_bytes(make_picture(n, "JPEG", quality=95))
+    Image.open(tmp_path / "photos" / "0.jpg").resize((800, 600)).save(tmp_path / "photos" / "0.jpg")
+    run(str(tmp_path / "photos"), loaded, tmp_path / "plain")
+    run(str(tmp_path / "photos"), loaded, tmp_path / "reduced", reduced_jpeg=True)
+    plain, reduced = datasets.open(tmp_path / "plain"), datasets.open(tmp_path / "reduced")
+    assert reduced.manifest.described["rows"]["reduced_jpeg"] is True
+    assert "reduced_jpeg" not in plain.manifest.described["rows"]
+    assert [(row["width"], row["height"]) for row in reduced] == [(800, 600), (32, 28), (32, 28)]
+    assert [torch.equal(plain.picture(n), reduced.picture(n)) for n in range(3)] == [False, True, True]
+    with pytest.raises(InputError, match=r"^out .* must be continued as it was begun, with rows.reduced_jpeg true"):
+        run(str(tmp_path / "photos"), loaded, tmp_path / "reduced")
+
+
 def test_an_accelerated_run_says_the_same_and_that_it_is_one(folder, loaded, tmp_path):
     run(str(folder), loaded, tmp_path / "plain")
     run(str(folder), loaded, tmp_path / "fast", accelerate=True)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from pyfast_xai import datasets, report
+from pyfast_xai.datasets import reduced_jpeg
 from pyfast_xai.datasets.sources import Item, Labelled
 from pyfast_xai.images import MAX_PIXELS, Preprocess, load_image
-from pyfast_xai.report import thumbnails
 from pyfast_xai.report.thumbnails import thumbnail
 
 
@@ -68,7 +68,7 @@ def test_a_picture_that_is_decoded_small_shows_the_same(size, preprocess, shown,
 
 def test_large_pictures_are_not_decoded_in_full(monkeypatch):
     sizes = []
-    monkeypatch.setattr(thumbnails, "to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
+    monkeypatch.setattr(reduced_jpeg, "to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
     for size in ((4000, 3000), (1300, 900), (700, 500), (350, 350)):
         thumbnail(item(encoded(photo(size))), Preprocess(224, 256), 112, MAX_PIXELS)
     # Reduced so that 1.5 pixels are left for each of the 112 shown; the decoder of runs reads the full size.
