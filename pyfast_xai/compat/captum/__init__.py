@@ -8,6 +8,13 @@ from pyfast_xai.compat.captum.deep_lift import (
     LayerDeepLift,
     LayerDeepLiftShap,
 )
+from pyfast_xai.compat.captum.feature_ablation import (
+    FeatureAblation,
+    FeaturePermutation,
+    LayerFeatureAblation,
+    LayerFeaturePermutation,
+    NeuronFeatureAblation,
+)
 from pyfast_xai.compat.captum.gradients import Deconvolution, GuidedBackprop, InputXGradient, Saliency
 from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients
 from pyfast_xai.compat.captum.layer_methods import (
@@ -31,12 +38,15 @@ from pyfast_xai.compat.captum.neurons import (
 )
 from pyfast_xai.compat.captum.noise_tunnel import NoiseTunnel
 from pyfast_xai.compat.captum.occlusion import Occlusion
+from pyfast_xai.compat.captum.shapley import ShapleyValues, ShapleyValueSampling
 
 __all__ = [
     "LRP",
     "Deconvolution",
     "DeepLift",
     "DeepLiftShap",
+    "FeatureAblation",
+    "FeaturePermutation",
     "GradientShap",
     "GuidedBackprop",
     "GuidedGradCam",
@@ -48,6 +58,8 @@ __all__ = [
     "LayerConductance",
     "LayerDeepLift",
     "LayerDeepLiftShap",
+    "LayerFeatureAblation",
+    "LayerFeaturePermutation",
     "LayerGradCam",
     "LayerGradientShap",
     "LayerGradientXActivation",
@@ -56,6 +68,7 @@ __all__ = [
     "NeuronDeconvolution",
     "NeuronDeepLift",
     "NeuronDeepLiftShap",
+    "NeuronFeatureAblation",
     "NeuronGradient",
     "NeuronGradientShap",
     "NeuronGuidedBackprop",
@@ -63,6 +76,8 @@ __all__ = [
     "NoiseTunnel",
     "Occlusion",
     "Saliency",
+    "ShapleyValueSampling",
+    "ShapleyValues",
     "metrics",
     "visualization",
 ]

@@ -442,7 +442,7 @@ class LayerIntegratedGradients(LayerOf):
             as_tuple(activation.attribute(points, additional_forward_args, attribute_to_layer_input))
             for points in (tensors, starts)
         )
-        above = _WithLayer(self.forward_func, self.layers[0], tensors, len(ends), attribute_to_layer_input)
+        above = WithLayer(self.forward_func, self.layers[0], tensors, len(ends), attribute_to_layer_input)
         result = IntegratedGradients(above, self._multiply_by_inputs).attribute(
             ends,
             begins,
@@ -466,8 +466,16 @@ class LayerIntegratedGradients(LayerOf):
         return True
 
 
-class _WithLayer:
-    """The forward function with other numbers for what a layer returns or is given, of any number of copies of rows."""
+class WithLayer:
+    """The forward function with other numbers for what a layer returns or is given, of any number of copies of rows.
+
+    Args:
+        function: a module or a function.
+        layer: a module that it runs.
+        inputs: `[N, ...]` each.
+        count: tensors of the layer, which are the first arguments of a call.
+        at_input: replace what the layer is given.
+    """
 
     def __init__(
         self, function: Forward, layer: nn.Module, inputs: tuple[Tensor, ...], count: int, at_input: bool

@@ -2,34 +2,20 @@
 
 import itertools
 import math
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyfast_xai.compat.captum.arguments import (
-    Baselines,
-    Inputs,
-    Target,
-    as_tuple,
-    baselines_for,
-    further,
-    like,
-    refuse,
-    repeated,
-    repeated_further,
-    select,
-)
-from pyfast_xai.compat.captum.attribution import Attribution
-from pyfast_xai.tape import record
+from pyfast_xai.compat.captum.ablation import Ablation, hidden_values
+from pyfast_xai.compat.captum.arguments import Baselines, Inputs, Target, as_tuple, like, refuse
 
 # Of an input without its first dimension.
 Box = tuple[slice, ...]
 
 
-class Occlusion(Attribution):
+class Occlusion(Ablation):
     """Mean drop of the output over the windows that hide an element.
 
     Args:
@@ -76,12 +62,7 @@ class Occlusion(Attribution):
             InputError: arguments that do not fit.
         """
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
-        if not isinstance(perturbations_per_eval, int) or perturbations_per_eval < 1:
-            refuse(f"perturbations_per_eval must be an int of at least 1, got {perturbations_per_eval!r}")
-        hidden = [
-            _tensor(one, tensor).expand_as(tensor)
-            for one, tensor in zip(baselines_for(baselines, tensors), tensors, strict=True)
-        ]
+        hidden = hidden_values(baselines, tensors)
         shapes = [tuple(tensor.shape[1:]) for tensor in tensors]
         windows = [
             (i, box)
@@ -90,63 +71,27 @@ class Occlusion(Attribution):
             )
             for box in boxes
         ]
-        more = further(additional_forward_args)
         with torch.no_grad():
-            call, whole = _steady(self.forward_func, (*tensors, *more))
-            before = _number(select_or_number(whole, target))
-            count = before.numel()
+            before, drops = self._drops(
+                tensors,
+                windows,
+                lambda part: _occluded(tensors, hidden, part),
+                target,
+                additional_forward_args,
+                perturbations_per_eval,
+                show_progress,
+            )
             kind = torch.promote_types(before.dtype, torch.float32)
-            totals = [torch.zeros(count, *shape, dtype=kind, device=before.device) for shape in shapes]
+            totals = [torch.zeros(before.numel(), *shape, dtype=kind, device=before.device) for shape in shapes]
             covers = [torch.zeros(shape, dtype=kind, device=before.device) for shape in shapes]
-            chunks = range(0, len(windows), perturbations_per_eval)
-            report = _reporter(f"{self.get_name()} attribution", len(chunks) + 1) if show_progress else None
-            for first in chunks:
-                if report is not None:
-                    report(first // perturbations_per_eval + 1)
-                part = windows[first : first + perturbations_per_eval]
-                answer = call(
-                    *_occluded(tensors, hidden, part), *(more if len(part) == 1 else repeated_further(more, len(part)))
-                )
-                after = _number(select_or_number(answer, repeated(target, len(part))))
-                if perturbations_per_eval > 1 and not _grows(before, after, len(part)):
-                    refuse(
-                        "perturbations_per_eval must be 1 for a forward_func whose output does not grow with the "
-                        f"batch, got {perturbations_per_eval} and outputs of shape {list(before.shape)} and "
-                        f"{list(after.shape)}"
-                    )
-                drops = before.reshape(1, count).to(kind) - after.reshape(len(part), count).to(kind)
-                for (i, box), drop in zip(part, drops, strict=True):
-                    at = (slice(None), *box)
-                    totals[i][at] += drop.view(-1, *[1] * len(box))
-                    covers[i][box] += 1
-            if report is not None:
-                report(len(chunks) + 1)
+            for (i, box), drop in drops:
+                at = (slice(None), *box)
+                totals[i][at] += drop.view(-1, *[1] * len(box))
+                covers[i][box] += 1
         return like(inputs, [total / cover for total, cover in zip(totals, covers, strict=True)])
 
 
-def select_or_number(output: Any, target: Target) -> Any:
-    """Selects as `select` does; a forward function may also return a plain number for the batch."""
-    return output if isinstance(output, (int, float)) and target is None else select(output, target)
-
-
-def _tensor(baseline: Tensor | float, tensor: Tensor) -> Tensor:
-    if isinstance(baseline, Tensor):
-        return baseline.to(tensor.device)
-    # A number takes the dtype of the input, but for a fraction among integers.
-    return torch.full((), baseline, dtype=torch.result_type(tensor, baseline), device=tensor.device)
-
-
-def _number(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    return torch.tensor(output, dtype=torch.float64 if isinstance(output, float) else torch.int64)
-
-
-def _grows(before: Tensor, after: Tensor, times: int) -> bool:
-    return before.dim() > 0 and after.dim() > 0 and len(after) == times * len(before)
-
-
-def _occluded(inputs: tuple[Tensor, ...], hidden: list[Tensor], windows: list[tuple[int, Box]]) -> list[Tensor]:
+def _occluded(inputs: tuple[Tensor, ...], hidden: list[Tensor], windows: Sequence[tuple[int, Box]]) -> list[Tensor]:
     """Returns the inputs once for each window, `[windows * N, ...]`, each with its window hidden."""
     touched = {i for i, _ in windows}
     results = []
@@ -162,15 +107,6 @@ def _occluded(inputs: tuple[Tensor, ...], hidden: list[Tensor], windows: list[tu
                 copies[place][at] = baseline[at].to(copies.dtype)
         results.append(copies.flatten(0, 1))
     return results
-
-
-def _steady(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
-    """Returns the function, or one that restores the state of a model that writes to it; and its first result."""
-    if not isinstance(function, nn.Module):
-        return function, function(*args)
-    tape = record(function, *args)
-    rerun = function if tape.not_replayable is None else lambda *tensors: record(function, *tensors).result
-    return rerun, tape.result
 
 
 def _windows(sizes: Any, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -207,11 +143,3 @@ def _boxes(shape: tuple[int, ...], window: tuple[int, ...], stride: int | tuple[
         count = math.ceil((whole - size) / step) + 1
         along.append([slice(step * k, step * k + size) for k in range(count)])
     return [places[::-1] for places in itertools.product(*along[::-1])]
-
-
-def _reporter(title: str, total: int) -> Callable[[int], None]:
-    def report(done: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\r{title}: {100 * done // total}% {done}/{total}", end=end, file=sys.stderr, flush=True)  # noqa: T201
-
-    return report

@@ -1,0 +1,218 @@
+"""Captum's methods that hide and permute features: its numbers, in float64, from the same random state."""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from pyfast_xai import InputError
+from pyfast_xai.compat import captum as ours
+
+theirs = pytest.importorskip("captum.attr")
+DOUBLE = torch.float64
+GRID = (
+    torch.arange(4)
+    .view(1, 1, 2, 2)
+    .repeat_interleave(5, 2)
+    .repeat_interleave(3, 3)[:, :, :8]
+    .repeat(1, 1, 1, 2)[..., :8]
+)
+GRID = GRID.contiguous()  # of 8 x 8 pixels
+CHANNELS = torch.arange(3).view(1, 3, 1, 1)
+APART = torch.cat([GRID, GRID.mT, GRID // 2], 1)
+MASKS = {"grid": GRID, "channels": CHANNELS, "apart": APART, "for each row": torch.cat([APART, APART // 2, 3 - APART])}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()
+        self.conv2, self.relu2 = nn.Conv2d(6, 8, 3, stride=2), nn.Sigmoid()
+        self.flat, self.fc = nn.Flatten(), nn.Linear(72, 5)
+
+    def forward(self, x, scale=1.0):
+        return self.fc(self.flat(self.relu2(self.conv2(self.relu1(self.conv1(x)))))) * scale
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().to(DOUBLE).eval()
+
+
+def images(seed=1, count=3):
+    return torch.randn(count, 3, 8, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def exactly(monkeypatch):
+    """Captum sums in float32 whatever the model computes in."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(torch, "float", DOUBLE)
+
+
+def attributed(library, name, made, *args, seed=0, **settings):
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(library, name)(*made).attribute(*args, **settings)
+
+
+def agree(name, made, *args, atol=1e-12, **settings):
+    expected = attributed(theirs, name, made, *args, **settings)
+    found = attributed(ours, name, made, *args, **settings)
+    assert type(found) is type(expected)
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+    return found
+
+
+PERTURBATION = ("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues")
+LAYERS = ("LayerFeatureAblation", "LayerFeaturePermutation", "NeuronFeatureAblation")
+every_method = pytest.mark.parametrize("name", PERTURBATION)
+
+
+def settings_of(name, **settings):
+    if name == "FeaturePermutation":
+        settings.pop("baselines", None)
+    return settings | ({"n_samples": 3} if name == "ShapleyValueSampling" else {})
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("at_once", [1, 4])
+@every_method
+def test_masks(net, name, mask, at_once):
+    settings = settings_of(name, feature_mask=MASKS[mask], perturbations_per_eval=at_once, target=[1, 3, 0])
+    assert agree(name, [net], images(), **settings).shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("baseline", [0.5, 2, images(7), images(8, 1)], ids=["float", "int", "each", "one for all"])
+@pytest.mark.parametrize("name", ["FeatureAblation", "ShapleyValueSampling", "ShapleyValues"])
+def test_baselines(net, name, baseline):
+    agree(name, [net], images(), **settings_of(name, feature_mask=GRID, baselines=baseline, target=2))
+
+
+@pytest.mark.parametrize("target", [None, 1, (2,), torch.tensor([0, 4, 2]), [(1,), (0,), (3,)]], ids=str)
+@every_method
+def test_targets(net, name, target):
+    if target is None and name.startswith("Feature"):
+        # Numbers for each row and class take the place of rows.
+        agree(name, [lambda x: net(x).flatten()], images(), **settings_of(name, feature_mask=CHANNELS))
+    else:
+        agree(name, [net], images(), **settings_of(name, feature_mask=CHANNELS, target=target))
+
+
+@every_method
+def test_several_inputs_with_features_in_common(net, name):
+    both = (images(), torch.randn(3, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(3)))
+    masks = (CHANNELS, torch.tensor([[2, 2, 3, 4]]))
+    settings = settings_of(name, feature_mask=masks, baselines=(0.1, 0.2), target=1, perturbations_per_eval=2)
+    found = agree(name, [lambda x, y: net(x) * y.sum(1, keepdim=True)], both, **settings)
+    assert [one.shape for one in found] == [(3, 3, 8, 8), (3, 4)]
+
+
+@every_method
+def test_each_element_is_a_feature_without_a_mask(name):
+    tensor = torch.randn(3, 5, dtype=DOUBLE)
+    agree(name, [lambda x: x.cumprod(1).sin().sum(1)], tensor, **settings_of(name))
+
+
+@every_method
+def test_further_arguments(net, name):
+    scale = torch.tensor([[1.0], [2.0], [3.0]], dtype=DOUBLE)
+    settings = settings_of(name, feature_mask=GRID // 2, target=1, perturbations_per_eval=3)
+    agree(name, [net], images(), additional_forward_args=scale, **settings)
+
+
+@pytest.mark.parametrize("kind", [float, torch.Tensor])
+@every_method
+def test_one_number_for_the_batch(net, name, kind):
+    def total(x):
+        value = net(x)[:, 1].sum()
+        return float(value) if kind is float else value
+
+    if kind is float:
+        pytest.MonkeyPatch().undo()
+    agree(name, [total], images(), atol=1e-6, **settings_of(name, feature_mask=CHANNELS))
+
+
+def test_whole_numbers_stay_so():
+    x = torch.arange(12).view(3, 4)
+    found = agree("FeatureAblation", [lambda x: x.sum(1)], x, feature_mask=torch.tensor([[0, 0, 1, 2]]))
+    assert found.dtype == torch.int64
+
+
+def test_a_permutation_of_the_callers_own(net):
+    def reversed_rows(x, mask):
+        return torch.where(mask, x.flip(0), x)
+
+    agree("FeaturePermutation", [net, reversed_rows], images(), target=1, feature_mask=GRID)
+
+
+def test_one_row_cannot_be_permuted(net, caplog):
+    found = ours.FeaturePermutation(net).attribute(images(count=1), target=1, feature_mask=GRID)
+    assert not found.any()
+    assert "at least two rows" in caplog.text
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("baseline", [None, 0.3])
+def test_features_of_a_layer(net, baseline, at_once):
+    mask = torch.arange(8).view(1, 8, 1, 1) // 2
+    settings = {"layer_mask": mask, "layer_baselines": baseline, "target": 1, "perturbations_per_eval": at_once}
+    found = agree("LayerFeatureAblation", [net, net.conv2], images(), **settings)
+    assert found.shape == (3, 8, 3, 3)
+    agree("LayerFeatureAblation", [net, net.relu2], images(), attribute_to_layer_input=True, **settings)
+    # Captum takes the target twice, and fails.
+    scores = lambda x: net(x)[:, 1]  # noqa: E731
+    permuted = {"layer_mask": mask, "perturbations_per_eval": at_once}
+    agree("LayerFeaturePermutation", [scores, net.conv2], images(), **permuted)
+
+
+def test_a_neuron(net):
+    for settings in ({}, {"attribute_to_neuron_input": True, "baselines": 0.2, "perturbations_per_eval": 4}):
+        neuron = (2, 1, 1)
+        agree("NeuronFeatureAblation", [net, net.relu2], images(), neuron, feature_mask=GRID, **settings)
+    agree("NeuronFeatureAblation", [net, net.fc], images(), 3, feature_mask=GRID)
+
+
+def test_no_subset_goes_through_the_model_twice(net):
+    rows = []
+
+    def counted(x):
+        rows.append(len(x))
+        return net(x)
+
+    ours.ShapleyValues(counted).attribute(images(), target=1, feature_mask=GRID, perturbations_per_eval=8)
+    assert sum(rows) == 3 * 2**4
+    rows.clear()
+    ours.ShapleyValueSampling(counted).attribute(images(), target=1, feature_mask=GRID, n_samples=50)
+    assert sum(rows) <= 3 * 2**4
+
+
+@pytest.mark.parametrize("name", [*PERTURBATION, *LAYERS])
+def test_signatures_are_captums(name):
+    for method in ("__init__", "attribute"):
+        own, other = (inspect.signature(getattr(getattr(one, name), method)).parameters for one in (ours, theirs))
+        assert list(own) == list(other)
+        for parameter in own.values():
+            if parameter.name not in ("perm_func", "forward_func"):
+                assert parameter.default == other[parameter.name].default, parameter.name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"feature_mask": GRID[0, 0, :3]}, r"feature_mask must broadcast to the input, \[3, 3, 8, 8\], got \[3, 8\]"),
+        ({"feature_mask": (GRID, GRID)}, "feature_mask must be one for each of 1 inputs, got 2"),
+        ({"perturbations_per_eval": 0}, "perturbations_per_eval must be an int of at least 1, got 0"),
+    ],
+    ids=["shape", "number", "at once"],
+)
+@every_method
+def test_bad_arguments(net, name, settings, message):
+    with pytest.raises(InputError, match=message):
+        getattr(ours, name)(net).attribute(images(), **{"target": 1, "feature_mask": GRID, **settings})
