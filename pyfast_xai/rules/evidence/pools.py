@@ -90,7 +90,7 @@ def _fixed(coordinates: Sequence[Tensor]) -> list[_Along]:
 
 
 def _contributors(
-    ctx: TraceContext, input: Value, activation: Tensor, reduced: Sequence[int], coordinates: Sequence[Tensor]
+    ctx: TraceContext, input: Value, activation: Tensor, reduced: Sequence[int], outer: Sequence[Tensor]
 ) -> None:
     """Traces an explained neuron that is an average over a map, as a fully connected layer with equal weights.
 
@@ -103,7 +103,7 @@ def _contributors(
     cells = cells.view(-1, len(sizes))
     coordinates = []
     for d in range(activation.dim()):
-        along = cells[None, :, reduced.index(d)] if d in reduced else coordinates[d][:, None]
+        along = cells[None, :, reduced.index(d)] if d in reduced else outer[d][:, None]
         coordinates.append(along.expand(len(points), len(cells)))
     index = ravel(coordinates, activation.shape)
     values = gather(activation, index.flatten()).view(index.shape)
