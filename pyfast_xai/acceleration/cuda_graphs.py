@@ -139,6 +139,12 @@ class CudaGraphCache:
             return graph, False
 
     @property
+    def captured(self) -> int:
+        """Returns how many graphs there are."""
+        with self._order:
+            return sum(graph.captured for graph in self._graphs.values())
+
+    @property
     def nbytes(self) -> int:
         """Returns the bytes of the inputs and outputs of all graphs."""
         with self._order:

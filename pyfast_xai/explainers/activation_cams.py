@@ -43,7 +43,7 @@ class _ActivationCAM(LayerExplainer):
             cells = self.grid(outside_inference_mode(activation), images.shape[2:], place.name, place.layout)
             maps.append(self._map(at_least_float32(cells)))
         return Explanation(
-            **self._fields(images, read.outputs),
+            **self._fields(images, self._read.outputs(read.tape, len(images))),
             heatmap=self.heat(maps, images.shape[2:]).float(),
             signed_map=maps[0] if len(maps) == 1 else None,
         )

@@ -15,16 +15,17 @@ from pyfast_xai.explainers.backprop import REDUCTIONS, Reduction
 from pyfast_xai.explainers.common.cam_rules import RULES, CamRule, Rule, grad_cam_plus_plus, weighted_sum
 from pyfast_xai.explainers.common.classifier_head import PooledHead, classifier_head
 from pyfast_xai.explainers.common.explainer import Settings, one_of
+from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.layer_explainer import FUSES, Fuse, LayerExplainer, LayerName, LayerSettings
 from pyfast_xai.explainers.common.layer_recorder import LayerRecorder, Recorded
 from pyfast_xai.explainers.common.layer_search import Place, last_sensitive, pooled_place
-from pyfast_xai.explainers.common.output_gradients import OutputGradients, output_gradients
+from pyfast_xai.explainers.common.output_gradients import OutputGradients
 from pyfast_xai.explainers.common.perturbation_explainer import positive
 from pyfast_xai.explainers.common.targets import Goal, logits_of
 from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
-from pyfast_xai.rules.gradient import GUIDED, GradientRules, backward_pass, rectifies
+from pyfast_xai.rules.gradient import GUIDED, GradientRules, rectifies
 from pyfast_xai.tape import Tape, Value
 
 
@@ -69,10 +70,16 @@ class CAM(LayerExplainer):
         self._record = LayerRecorder(self, {}, self._averaged)
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
+        key = (CAM._step, self.tokens, self.layout)
+        _, seeds, maps = run_step(self, self._step, images, target, args, kwargs, key=key)
+        return self.explanation(images, seeds, [maps], self.heat([maps], images.shape[2:]))
+
+    def _step(self, start: Start, images: Tensor, args: Any, kwargs: Any) -> tuple[Tape, Tensor]:
+        """Returns the tape and the maps `[N * K, h, w]`."""
         recorded = self._record(images, args, kwargs)
         head = _head(recorded.tape)
         scores, _ = logits_of(recorded.tape)
-        seeds = output_gradients(recorded.tape, target, self.outputs, self.labels)
+        seeds = start(recorded.tape)
         if list(seeds.grads) != [scores]:
             raise InputError("target must be a function of the class scores alone, got one of other outputs")
         weights = seeds.grads[scores].reshape(seeds.each, len(images), -1)
@@ -83,8 +90,7 @@ class CAM(LayerExplainer):
             activation = activation.movedim(head.channels, -1)
         if layout is not None or activation.dim() == 3:
             activation = self.grid(activation, images.shape[2:], head.pool.name, layout)
-        maps = targets_to_rows(weighted_sum(at_least_float32(weights), at_least_float32(activation)))
-        return self.explanation(images, seeds, [maps], self.heat([maps], images.shape[2:]))
+        return recorded.tape, targets_to_rows(weighted_sum(at_least_float32(weights), at_least_float32(activation)))
 
     def _averaged(self, tape: Tape, ends: Collection[Value] | None) -> list[Place]:
         """Returns where the averaged map is."""
@@ -480,12 +486,12 @@ class GuidedGradCAM(GradCAM):
         recorded, seeds, gradients = self._record.gradients(
             images, target, args, kwargs, policy=self._plain, key=tuple(self.layers)
         )
-        tape = recorded.tape
-        if not any(map(rectifies, tape)):
+        if not any(map(rectifies, recorded.tape)):
             self.warn("the model has no rectifier, so that guided backprop is its plain gradient")
         maps = self._maps(recorded, gradients, images.shape[2:])
         heatmap = self.heat(maps, images.shape[2:], self.interpolation)
-        guided = targets_to_rows(backward_pass(recorded.policy, tape, seeds.grads, [tape.inputs[0]])[0])
+        assert recorded.input_gradient is not None
+        guided = targets_to_rows(recorded.input_gradient)
         attribution = guided * heatmap[:, None].to(guided.dtype)
         explanation = self.explanation(images, seeds, maps, REDUCTIONS[self.reduction](at_least_float32(attribution)))
         explanation.attribution = attribution

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyfast_xai import memory, ops, render
+from pyfast_xai.acceleration.cuda_graphs import is_capturing
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.classifier_head import PooledHead, classifier_head
 from pyfast_xai.explainers.common.explainer import Explainer, Settings, at_least, one_of
-from pyfast_xai.explainers.common.targets import Target, class_columns, logits_of, targets_of
+from pyfast_xai.explainers.common.gradient_pass import Start, run_step
+from pyfast_xai.explainers.common.targets import Target, class_columns, logits_of
 from pyfast_xai.explainers.common.tensors import at_least_float32, repeat_rows, targets_to_rows
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.rules.gradient import DECONVNET, GUIDED, LINEAR, NEAREST, GradientRules, Table, backward_pass, rectifies
@@ -185,28 +187,17 @@ class CLEAR(Explainer):
         self._reported = False
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> ClassExplanation:
-        source = self._record(images, args, kwargs)
-        targets = targets_of(source.tape, target, self.outputs, self.labels)
-        assert targets.target is not None
-        rows = self._rows(source.logits)
-        chosen_classes = targets.target.T
-        # Targets that do not compete are walked back in the end, for themselves.
-        alone = chosen_classes[~(rows[:, None] == chosen_classes).any(0).all(1)]
-
-        size = (len(images), *images.shape[2:])
-        best = torch.full(size, -torch.inf, dtype=at_least_float32(images[:0]).dtype, device=images.device)
-        winner = torch.full(size, -1, device=images.device)
-        attribution = images.new_empty(len(chosen_classes), *images.shape)
-        for part, response in self._responses(source, rows):
-            k, target_row, n = (part[:, None] == chosen_classes).nonzero(as_tuple=True)
-            attribution[target_row, n] = response[k, n]
-            ops.response_argmax(self._reduced(response), part, best, winner)
-        for part, response in self._responses(source, alone):
-            k, target_row, n = (part[:, None] == chosen_classes).nonzero(as_tuple=True)
-            attribution[target_row, n] = response[k, n]
-        best.masked_fill_(winner < 0, 0)  # responses that are no numbers at all
-
-        each = len(chosen_classes)
+        competing = (
+            None if not isinstance(self.candidates, list) else torch.tensor(self.candidates, device=images.device)
+        )
+        # Of the classes with the largest outputs, and of all, the largest is one.
+        sure = self.candidates is None or (isinstance(self.candidates, int) and target is None)
+        key = (CLEAR._step, self.variant, self.unpooling, self.project_from, self.activations, self.reduction)
+        _, targets, (best, winner, attribution) = run_step(
+            *(self, self._step, images, target, competing, sure, args, kwargs),
+            key=(*key, self.scale, self.chunk_size, repr(self.candidates)),
+        )
+        each = targets.each
         return ClassExplanation(
             **self._fields(images, targets),
             heatmap=repeat_rows(best.clamp_min(0), each),
@@ -214,6 +205,48 @@ class CLEAR(Explainer):
             signed_map=repeat_rows(best, each),
             dominant_class=repeat_rows(winner, each),
         )
+
+    def _step(
+        self, start: Start, images: Tensor, competing: Tensor | None, sure: bool, args: Any, kwargs: Any
+    ) -> tuple[Tape, tuple[Tensor, Tensor, Tensor]]:
+        """Returns the tape, and the largest response, its class, and the responses of the targets.
+
+        Args:
+            start: of targets on a tape.
+            images: `[N, C, H, W]`.
+            competing: the classes that compete, where they are named.
+            sure: the targets compete.
+            args: further arguments of the model.
+            kwargs: further keyword arguments of the model.
+        """
+        source = self._record(images, args, kwargs)
+        chosen = start(source.tape).target
+        assert chosen is not None
+        rows, chosen = self._rows(source.logits, competing), chosen.T
+        count, numbers = len(chosen), torch.arange(len(images), device=images.device)
+
+        size = (len(images), *images.shape[2:])
+        best = torch.full(size, -torch.inf, dtype=at_least_float32(images[:0]).dtype, device=images.device)
+        winner = torch.full(size, -1, device=images.device)
+        # The last row takes the responses that are no target's.
+        attribution = images.new_empty(count + 1, *images.shape)
+        for part, response in self._responses(source, rows):
+            attribution[_places(part, chosen), numbers] = response
+            ops.response_argmax(self._reduced(response), part, best, winner)
+        for part, response in self._responses(source, chosen[:0] if sure else self._alone(rows, chosen)):
+            attribution[_places(part, chosen), numbers] = response
+        best.masked_fill_(winner < 0, 0)  # responses that are no numbers at all
+        # A class that is a target more than once lies where the first of them does.
+        return source.tape, (best, winner, attribution[_places(chosen, chosen), numbers])
+
+    def _alone(self, rows: Tensor, chosen: Tensor) -> Tensor:
+        """Returns the targets `[T, N]` that are walked back for themselves, since they may not be among the others.
+
+        Which these are is not read from a device: there all are.
+        """
+        if rows.device.type != "cpu" or is_capturing():
+            return chosen
+        return chosen[~(rows[:, None] == chosen).any(0).all(1)]
 
     def responses(self, images: Tensor, classes: Sequence[int], *args: Any, **kwargs: Any) -> Tensor:
         """Returns the attentive responses of some classes, one number a pixel.
@@ -233,7 +266,9 @@ class CLEAR(Explainer):
         self.check(images)
         with torch.inference_mode(False), torch.no_grad():
             source = self._record(images, args, kwargs)
-            rows = _for_all_rows("classes", _as_class_list("classes", classes), source.logits)
+            listed = _as_class_list("classes", classes)
+            _check_classes("classes", listed, source.logits.shape[1])
+            rows = torch.tensor(listed, device=images.device)[:, None].expand(-1, len(images))
             maps = [at_least_float32(self._reduced(response)).sum(2) for _, response in self._responses(source, rows)]
             return torch.cat(maps).transpose(0, 1).contiguous()
 
@@ -283,14 +318,16 @@ class CLEAR(Explainer):
             return torch.zeros_like(flat).scatter_(2, at, flat.gather(2, at)).view(maps.shape)
         return maps
 
-    def _rows(self, logits: Tensor) -> Tensor:
+    def _rows(self, logits: Tensor, competing: Tensor | None) -> Tensor:
         """Returns the classes that compete, int64 `[K, N]`."""
-        count = logits.shape[1]
-        if self.candidates is None or (isinstance(self.candidates, int) and self.candidates >= count):
-            return _for_all_rows("candidates", list(range(count)), logits)
-        if isinstance(self.candidates, int):
+        images, count = logits.shape
+        if isinstance(self.candidates, list):
+            _check_classes("candidates", self.candidates, count)
+        elif isinstance(self.candidates, int) and self.candidates < count:
             return logits.argsort(dim=1, descending=True, stable=True)[:, : self.candidates].T
-        return _for_all_rows("candidates", self.candidates, logits)
+        if competing is None:
+            competing = torch.arange(count, device=logits.device)
+        return competing[:, None].expand(-1, images)
 
     def _responses(self, source: "_Source", rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the classes `[k, N]` with their responses `[k, N, C, H, W]`, chunk by chunk."""
@@ -415,9 +452,13 @@ def _as_class_list(argument: str, classes: Any) -> list[int]:
     return listed
 
 
-def _for_all_rows(argument: str, classes: list[int], logits: Tensor) -> Tensor:
-    """Returns the same classes for every image, `[K, N]`."""
-    worst = next((c for c in classes if not 0 <= c < logits.shape[1]), None)
+def _check_classes(argument: str, classes: Sequence[int], count: int) -> None:
+    worst = next((c for c in classes if not 0 <= c < count), None)
     if worst is not None:
-        raise InputError(f"{argument} must lie in [0, {logits.shape[1]}), got {worst}")
-    return torch.tensor(classes, device=logits.device)[:, None].expand(-1, len(logits))
+        raise InputError(f"{argument} must lie in [0, {count}), got {worst}")
+
+
+def _places(part: Tensor, chosen: Tensor) -> Tensor:
+    """Returns which of the targets `[T, N]` each of some classes `[k, N]` is, the first of equals; T for none."""
+    same = part[:, None] == chosen
+    return torch.where(same.any(1), same.byte().argmax(1), len(chosen))

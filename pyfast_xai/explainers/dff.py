@@ -147,7 +147,7 @@ class DeepFeatureFactorization(LayerExplainer):
         factors, concepts = self.factorize(cells.movedim(-1, 1))
         chosen = factors[:, self.factor - 1].contiguous()
         return FactorExplanation(
-            **self._fields(images, read.outputs),
+            **self._fields(images, self._read.outputs(read.tape, len(images))),
             heatmap=self.heat([chosen], images.shape[2:]).float(),
             signed_map=chosen,
             factors=factors,

@@ -1,5 +1,6 @@
 """Eigen-CAM (Muhammad and Yeasin, 2020): activations projected on their own first principal direction."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyfast_xai import ops
+from pyfast_xai.acceleration.cuda_graphs import is_capturing
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.activation_reader import ActivationReader
 from pyfast_xai.explainers.common.axes import Layout
 from pyfast_xai.explainers.common.explainer import one_of
+from pyfast_xai.explainers.common.gradient_pass import bare
 from pyfast_xai.explainers.common.layer_explainer import (
     LayerExplainer,
     LayerName,
@@ -25,6 +28,7 @@ from pyfast_xai.explainers.common.tensors import outside_inference_mode
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 from pyfast_xai.ops import Solver
+from pyfast_xai.tape import Tape
 
 logger = logging.getLogger("pyfast_xai")
 
@@ -91,9 +95,30 @@ class EigenCAM(LayerExplainer):
         self._read = ActivationReader(self)
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
+        key = (EigenCAM._step, tuple(self.layers), self.tokens, self.layout, tuple(self.components), self.center)
+        tape, result, names, maps, diagnostics, heatmap = self.captured(
+            *(self._step, images, self._runs_whole_model, args, kwargs),
+            key=(*key, self.solver, self.power_iterations, self.seed),
+        )
+        _log_diagnostics(names, diagnostics)
+        outputs = self._read.outputs(None if tape is None else dataclasses.replace(tape, result=result), len(images))
+        return Explanation(
+            **self._fields(images, outputs, len(self.components)),
+            heatmap=heatmap,
+            signed_map=maps[0] if len(maps) == 1 else None,
+        )
+
+    def _step(
+        self, images: Tensor, run_whole_model: bool, args: Any, kwargs: Any
+    ) -> tuple[Tape | None, Any, list[str], list[Tensor], list[Tensor], Tensor]:
+        """Returns all that an explanation needs without a number being read.
+
+        These are the tape and what the model returned, None where it stopped at the layers; names, maps and diagnostic
+        numbers of the layers; and the heat map.
+        """
         size = images.shape[2:]
         names, maps, heatmaps, diagnostics = [], [], [], []
-        read = self._read(images, args, kwargs, run_whole_model=self._runs_whole_model)
+        read = self._read(images, args, kwargs, run_whole_model=run_whole_model)
         for place, activation in read.layers:
             with torch.inference_mode():
                 projected, diagnostic = self._project(activation, size, place.name, place.layout)  # [N, K, h, w]
@@ -102,12 +127,8 @@ class EigenCAM(LayerExplainer):
             maps.append(outside_inference_mode(projected.flatten(0, 1)))
             heatmaps.append(outside_inference_mode(heat.clamp_min(0).flatten(0, 1)))
             diagnostics.append(diagnostic)
-        _log_diagnostics(names, diagnostics)
-        return Explanation(
-            **self._fields(images, read.outputs, len(self.components)),
-            heatmap=fused(heatmaps),
-            signed_map=maps[0] if len(maps) == 1 else None,
-        )
+        whole = (None, None) if read.tape is None else (bare(read.tape), read.tape.result)
+        return *whole, names, maps, diagnostics, fused(heatmaps)
 
     def project(self, activation: Tensor, size: Sequence[int], name: str = "activation") -> Tensor:
         """Returns the maps of one activation.
@@ -142,7 +163,7 @@ class EigenCAM(LayerExplainer):
         finite = torch.isfinite(matrices).flatten(1).all(1)
         # The first image that is not, or -1.
         non_finite = torch.where(finite.all(), -1, finite.byte().argmin())
-        if matrices.device.type == "cpu":
+        if matrices.device.type == "cpu" and not is_capturing():
             _require_finite(name, int(non_finite))
         else:  # said in the end, which costs a pass here but no wait
             matrices = torch.where(finite[:, None, None], matrices, 0)

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from pyfast_xai import localize, ops
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.explainer import Explainer, Settings, one_of
+from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.model_cache import ModelCache, one_of_batch
 from pyfast_xai.explainers.common.outputs import OutputKinds, is_probability, kinds_of
 from pyfast_xai.explainers.common.targets import (
@@ -22,7 +23,6 @@ from pyfast_xai.explainers.common.targets import (
     class_columns,
     logits_of,
     resolve_target,
-    targets_of,
 )
 from pyfast_xai.explainers.common.tensors import outside_inference_mode, take_rows
 from pyfast_xai.explanation import Explanation
@@ -168,26 +168,36 @@ class CNNFixations(Explainer):
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         if self.crops is not None:
             return self._explain_crops(images, target, args, kwargs)
-        tape, value, targets = self._starts(images, target, args, kwargs)
-        assert targets.target is not None
-        traced = []
-        for k in range(targets.each):
-            first = torch.arange(len(images), device=images.device) * (value.numel // len(images))
-            starts = Points(first + targets.target[:, k])
-            traced.append(self._pixels(tape, {value: starts}, images.shape))
+        targets: Targets
+        if self.neuron is None:
+            key = (CNNFixations._step, self.options, self.duplicates, self.stop_layer)
+            _, targets, traced = run_step(self, self._step, images, target, args, kwargs, key=key)
+        else:
+            tape, value, targets = self._at_neuron(self.neuron, images, target, args, kwargs)
+            traced = self._traced(tape, value, targets, images)
         pixels = _by_image(traced, images.shape)
         # Image by image, not target by target.
         points = [pixels[k][n] for n in range(len(images)) for k in range(targets.each)]
         return self._explanation(points, images, targets)
 
-    def _starts(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> tuple[Tape, Value, Targets]:
+    def _step(self, start: Start, images: Tensor, args: Any, kwargs: Any) -> tuple[Tape, list[Tensor]]:
+        """Returns the tape, and what `_traced` does for classes."""
+        tape = self.record(images, *args, policy=evidence.policy, **kwargs)
+        return tape, self._traced(tape, logits_of(tape)[0], start(tape), images)
+
+    def _traced(self, tape: Tape, value: Value, targets: Targets, images: Tensor) -> list[Tensor]:
+        """Returns the pixels of each target of an image, see `_pixels`."""
+        assert targets.target is not None
+        first = torch.arange(len(images), device=images.device) * (value.numel // len(images))
+        return [self._pixels(tape, {value: Points(first + chosen)}, images.shape) for chosen in targets.target.T]
+
+    def _at_neuron(
+        self, neuron: Neuron, images: Tensor, target: Target, args: Any, kwargs: Any
+    ) -> tuple[Tape, Value, Targets]:
         """Returns the tape, the value to start on, and the neurons of it for each image with their scores."""
-        if self.neuron is None:
-            tape = self.record(images, *args, policy=evidence.policy, **kwargs)
-            return tape, logits_of(tape)[0], targets_of(tape, target, self.outputs, self.labels)
         if target is not None:
             raise InputError(f"target must be None where neuron names one, got {target!r}")
-        layer, index = self.neuron
+        layer, index = neuron
         with self._calls.entry(images, args, kwargs) as calls:
             name = self._last_call(self._path(layer), calls, images, args, kwargs)
             tape = self.record(images, *args, policy=evidence.policy, until=name, **kwargs)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -41,11 +41,11 @@ class Activations:
 
     Attributes:
         layers: each layer with its activation, of as many rows as there are images; to be read through one time.
-        outputs: of the model, without a target; empty where the forward stopped at the layers.
+        tape: of the whole forward; None where it stopped at the layers.
     """
 
     layers: Iterable[tuple[Place, Tensor]]
-    outputs: Targets = field(default_factory=Targets)
+    tape: Tape | None = None
 
 
 class ActivationReader:
@@ -66,7 +66,7 @@ class ActivationReader:
             images: `[N, C, H, W]`.
             args: further arguments of the model.
             kwargs: further keyword arguments of the model.
-            run_whole_model: run the model to its end, where it runs beyond the layers, and return its outputs, too.
+            run_whole_model: run the model to its end, where it runs beyond the layers, for its `outputs`.
 
         Raises:
             InputError: a layer that is not there, or has not one row an image; where the forward stops at the layers,
@@ -100,9 +100,12 @@ class ActivationReader:
             activation = producer.saved[_result(producer.outputs.index(value))].tensor
             one_row_an_image(source.place.name, activation, images)
             layers.append((source.place, activation))
-        return Activations(layers, self._outputs(tape, len(images)))
+        return Activations(layers, tape)
 
-    def _outputs(self, tape: Tape, count: int) -> Targets:
+    def outputs(self, tape: Tape | None, count: int) -> Targets:
+        """Returns the outputs of the model for so many images, without a target; nothing without a tape."""
+        if tape is None:
+            return Targets()
         try:
             targets = targets_of(tape, None, self._explainer.outputs)
         except InputError:  # no scores of classes

@@ -329,6 +329,11 @@ class Explainer(abc.ABC):
         """Returns what `record` does of the model itself, also where it is accelerated."""
         return self._recorded(images, args, kwargs, self._record_unaccelerated)
 
+    def captured(self, function: Callable[..., T], *arguments: Any, key: Hashable) -> T:
+        """Returns `function(*arguments)`, which reads no number and so may be a CUDA graph; see `CudaGraphCache`."""
+        accelerated = self.accelerated_model
+        return function(*arguments) if accelerated is None else accelerated.run(function, *arguments, key=key)
+
     def repeating(
         self, function: Callable[..., T], *arguments: Any, key: Hashable
     ) -> AbstractContextManager[Repeatable[T]]:

@@ -52,8 +52,7 @@ def run_step(
     Raises:
         InputError: a target that does not fit the output.
     """
-    accelerated = explainer.accelerated_model
-    if accelerated is None or key is None or callable(target) or device_of((images, more)) is None:
+    if explainer.accelerated_model is None or key is None or callable(target) or device_of((images, more)) is None:
         return _run_eagerly(explainer, step, images, target, *more)
     if isinstance(target, Tensor) and target.is_floating_point():
         return _run_eagerly(explainer, step, images, target, *more)
@@ -63,9 +62,9 @@ def run_step(
 
     def captured(images: Tensor, classes: Tensor | None, *more: Any) -> tuple[Tape, Any, T]:
         tape, result = step(lambda tape: output_gradients_without_sync(tape, classes), images, *more)
-        return _bare(tape), tape.result, result
+        return bare(tape), tape.result, result
 
-    tape, output, result = accelerated.run(captured, images.detach(), classes, *more, key=key)
+    tape, output, result = explainer.captured(captured, images.detach(), classes, *more, key=key)
     tape = dataclasses.replace(tape, result=output)
     return tape, output_gradients(tape, target, explainer.outputs, explainer.labels), result
 
@@ -83,7 +82,7 @@ def _run_eagerly(
     return tape, started[-1], result
 
 
-def _bare(tape: Tape) -> Tape:
+def bare(tape: Tape) -> Tape:
     """Returns a tape without numbers, which holds no memory of the graph."""
     nodes = [dataclasses.replace(node, saved={}) for node in tape.nodes]
     return dataclasses.replace(tape, nodes=nodes, result=None)

@@ -70,6 +70,8 @@ class Recorded:
         places: where the layers are.
         layers: the values of the layers.
         activations: their numbers.
+        input_gradient: the gradient that arrived at the images, `[K, *shape]`, by the rules of the recording; None
+            where the recorder does not walk there.
     """
 
     tape: Tape
@@ -77,6 +79,7 @@ class Recorded:
     places: list[Place]
     layers: list[Value]
     activations: list[Tensor]
+    input_gradient: Tensor | None = None
 
     def gradients(self, seeds: Mapping[Value, Tensor], policy: GradientRules | None = None) -> list[Tensor]:
         """Returns the gradient at each layer, `[K, *shape]`; the tape can be walked again.
@@ -124,7 +127,7 @@ class LayerRecorder:
         explainer: whose model is recorded.
         overlay: rules that replace those of the gradient.
         places: finds the layers on a tape, for the outputs that are explained.
-        to_inputs: keep what lies below, too.
+        to_inputs: keep what lies below, too, and walk on to the images.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class LayerRecorder:
         to_inputs: bool = False,
     ) -> None:
         self._explainer, self._overlay, self._find = explainer, overlay, places
+        self._to_inputs = to_inputs
         self._always = {INPUT} if to_inputs else set()
         self._known: ModelCache[_Known] = ModelCache(explainer, _Known)
 
@@ -232,13 +236,17 @@ class LayerRecorder:
                 recorded = self._recorded(known, images, args, kwargs)
                 seeds = start(recorded.tape)
             gradients = recorded.gradients(starts(recorded.tape, seeds), policy(recorded.tape, seeds))
-            return recorded.tape, (recorded.policy, recorded.activations, gradients)
+            input_gradient = None
+            if self._to_inputs:
+                images_value = recorded.tape.inputs[0]
+                (input_gradient,) = backward_pass(recorded.policy, recorded.tape, seeds.grads, [images_value])
+            return recorded.tape, (recorded.policy, recorded.activations, gradients, input_gradient)
 
-        graph = None if self._always else (LayerRecorder.gradients, key)
+        graph = (LayerRecorder.gradients, key)
         tape, seeds, outcome = run_step(self._explainer, step, images, target, args, kwargs, key=graph)
-        policy_used, activations, gradients = outcome
+        policy_used, activations, gradients, input_gradient = outcome
         places = known.places
-        recorded = Recorded(tape, policy_used, places, self._values(tape, places), activations)
+        recorded = Recorded(tape, policy_used, places, self._values(tape, places), activations, input_gradient)
         ends = _among_outputs(tape, seeds.grads)
         if images.device.type != "cpu" and ends in known.checked:
             return recorded, seeds, gradients  # another look would wait for the device
