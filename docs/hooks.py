@@ -47,6 +47,7 @@ FAMILIES = {
     "clear": "CLEAR",
     "common.explainer": "Explainer",
     "deep_lift": "DeepLIFT",
+    "drise": "D-RISE",
     "eigen_cam": "Eigen-CAM",
     "dff": "Deep feature factorization",
     "excitation": "Excitation backprop",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.errors import UnsupportedOpError as UnsupportedOpError
     from pyfast_xai.explainers import CAM as CAM
     from pyfast_xai.explainers import CLEAR as CLEAR
+    from pyfast_xai.explainers import DRISE as DRISE
     from pyfast_xai.explainers import FEM as FEM
     from pyfast_xai.explainers import ISCAM as ISCAM
     from pyfast_xai.explainers import KPCACAM as KPCACAM
@@ -96,6 +97,7 @@ _PUBLIC = {
     "BlurIG": "pyfast_xai.explainers",
     "CNNFixations": "pyfast_xai.explainers",
     "DeconvNet": "pyfast_xai.explainers",
+    "DRISE": "pyfast_xai.explainers",
     "DeepLift": "pyfast_xai.explainers",
     "DeepLiftShap": "pyfast_xai.explainers",
     "DetectionTarget": "pyfast_xai.explainers",

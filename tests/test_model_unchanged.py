@@ -148,6 +148,15 @@ class Encoder(nn.Module):
         return self.fc(self.encoder(self.patches(x).flatten(2).mT).mean(1))
 
 
+class Detects:
+    """In front of another model: its scores become those of twelve boxes."""
+
+    def forward(self, x):
+        scores = super().forward(x).softmax(1)[..., None].expand(-1, -1, 12)
+        boxes = 0 * scores[:, :4] + torch.tensor([8.0, 8, 12, 12]).to(scores)[:, None]
+        return torch.cat([boxes, scores], 1)
+
+
 KINDS = [Small, WritesToItsBuffer, WritesToItsParameter, WritesToItsInput, Draws, Encoder]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
@@ -155,6 +164,8 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name
 def build(method, kind=Small, dtype=torch.float32, memory_format=torch.contiguous_format):
     if METHODS[method].needs_attention and kind is not Encoder:
         kind = type(kind.__name__, (Attends, kind), {})
+    if METHODS[method].needs_detections:
+        kind = type(kind.__name__, (Detects, kind), {})
     model = kind().eval().to(dtype)
     images = torch.randn(2, 3, 16, 16).to(dtype).contiguous(memory_format=memory_format)
     # A step of training leaves gradients.
@@ -175,6 +186,7 @@ QUICK = {
     "guided-ig": {"n_steps": 2},
     "occlusion": {"window": 8, "stride": 8},
     "rise": {"n_masks": 4},
+    "d-rise": {"n_masks": 4},
     "lime": {"n_samples": 8, "feature_mask": 4},
     "meaningful-perturbation": {"n_iterations": 2, "initial_mask": "random"},
     **{name: {"feature_mask": 2} for name in ("feature-ablation", "feature-permutation")},

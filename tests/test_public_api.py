@@ -11,9 +11,9 @@ import pyfast_xai
 def test_every_public_name_is_there():
     assert sorted(pyfast_xai.__all__) == [
         "AblationCAM", "AttentionRelevance", "AttentionRollout", "BackendError", "BlurIG", "CAM", "CLEAR",
-        "CNNFixations", "Composite", "DeconvNet", "DeepFeatureFactorization", "DeepLift", "DeepLiftShap",
-        "DetectionTarget", "EigenCAM", "EigenGradCAM", "ExcitationBackprop", "Explainer", "Explanation", "FEM", "FGVis",
-        "FeatureAblation", "FeaturePermutation", "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise",
+        "CNNFixations", "Composite", "DRISE", "DeconvNet", "DeepFeatureFactorization", "DeepLift", "DeepLiftShap",
+        "DetectionTarget", "EigenCAM", "EigenGradCAM", "ExcitationBackprop", "Explainer", "Explanation", "FEM",
+        "FGVis", "FeatureAblation", "FeaturePermutation", "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise",
         "GradCAMPlusPlus", "GradientShap", "GuidedBackprop", "GuidedGradCAM", "GuidedIG", "HiResCAM", "ISCAM",
         "InputError", "InputXGradient", "IntegratedGradients", "KPCACAM", "KernelShap", "LIME", "LRP", "LayerCAM",
         "METHODS", "MeaningfulPerturbation", "Occlusion", "Preprocess", "PyFastXaiError", "RISE", "RandomCAM",

@@ -28,6 +28,7 @@ from pyfast_xai.explainers.common.explainer import Explainer
 from pyfast_xai.explainers.deep_lift import DeepLift, DeepLiftShap, GradientShap
 from pyfast_xai.explainers.detection_target import DetectionTarget
 from pyfast_xai.explainers.dff import DeepFeatureFactorization
+from pyfast_xai.explainers.drise import DRISE
 from pyfast_xai.explainers.eigen_cam import EigenCAM
 from pyfast_xai.explainers.excitation import ExcitationBackprop
 from pyfast_xai.explainers.feature_ablation import FeatureAblation, FeaturePermutation
@@ -58,7 +59,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(SmoothGradCAMPlusPlus, FinerCAM, RefineCAM, FEM, KPCACAM, RandomCAM, SESS),
         *(BlurIG, GuidedIG),
         *(LRP, DeepLift, DeepLiftShap, GradientShap),
-        *(Occlusion, RISE, LIME, MeaningfulPerturbation),
+        *(Occlusion, RISE, DRISE, LIME, MeaningfulPerturbation),
         *(FeatureAblation, FeaturePermutation, KernelShap, ShapleyValueSampling, ShapleyValues),
     )
 }
@@ -66,6 +67,7 @@ METHODS: dict[str, type[Explainer]] = {
 __all__ = [
     "CAM",
     "CLEAR",
+    "DRISE",
     "FEM",
     "ISCAM",
     "KPCACAM",

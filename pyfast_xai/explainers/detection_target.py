@@ -5,9 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.common.detections import ACTIVATIONS, Activation, check_boxes, detections_in, overlaps
+from pyfast_xai.explainers.common.detections import (
+    ACTIVATIONS,
+    Activation,
+    Detections,
+    check_boxes,
+    detections_in,
+    overlaps,
+)
 from pyfast_xai.explainers.common.explainer import one_of
 from pyfast_xai.explainers.common.targets import TargetByImage
 
@@ -24,6 +32,7 @@ class DetectionTarget(TargetByImage):
     Args:
         boxes: corners (x0, y0, x1, y1) in pixels of the images: `[N, 4]`, or `[4]` for all images.
         classes: `[N]` indices, or one for all images, as the detector counts them.
+        probabilities: of the classes in each box, `[N, C]`, which D-RISE compares; None where each is certain.
         size: height and width of the images in pixels; needed for detectors whose boxes are shares of them (DETR).
         activation: what makes probabilities of "logits" beside "pred_boxes": a "softmax" with "no object" as the last
             class (DETR, YOLOS), or a "sigmoid" (Deformable DETR, RT-DETR).
@@ -49,6 +58,7 @@ class DetectionTarget(TargetByImage):
         self,
         boxes: Tensor | Sequence[Any],
         classes: Tensor | Sequence[int] | int,
+        probabilities: Tensor | None = None,
         *,
         size: tuple[int, int] | None = None,
         activation: Activation = "softmax",
@@ -63,7 +73,44 @@ class DetectionTarget(TargetByImage):
                 f"classes must be one for each box, {list(self.boxes.shape[:-1])}, got {list(self.classes.shape)}"
             )
         self.classes = self.classes.long().expand(self.boxes.shape[:-1])
+        if probabilities is not None and probabilities.shape[:-1] != self.boxes.shape[:-1]:
+            raise InputError(
+                f"probabilities must be one row for each box, {[*self.boxes.shape[:-1], 'C']}, "
+                f"got {list(probabilities.shape)}"
+            )
+        self.probabilities = probabilities
         self.size, self.activation, self.n_classes = size, one_of("activation", activation, ACTIVATIONS), n_classes
+
+    @classmethod
+    def strongest(
+        cls,
+        output: Any,
+        *,
+        size: tuple[int, int] | None = None,
+        activation: Activation = "softmax",
+        n_classes: int | None = None,
+    ) -> "DetectionTarget":
+        """Returns the target of the detection of each image whose class has the largest probability.
+
+        Args:
+            output: what a detector returned for images.
+            size: height and width of the images in pixels, see the class.
+            activation: what makes probabilities of "logits", see the class.
+            n_classes: classes of the detector, see the class.
+
+        Raises:
+            InputError: an image without a detection, or an output of another kind.
+        """
+        images = detections_in(output, size, activation, n_classes)
+        empty = [place for place, found in enumerate(images) if not len(found.boxes)]
+        if empty:
+            raise InputError(f"output must have a detection for every image, got none for image {empty[0]}")
+        best = [int(found.probabilities.amax(1).argmax()) for found in images]
+        boxes = torch.stack([found.boxes[place].detach() for found, place in zip(images, best, strict=True)])
+        rows = [found.probabilities[place].detach() for found, place in zip(images, best, strict=True)]
+        width = max(len(row) for row in rows)
+        vectors = torch.stack([functional.pad(row, (0, width - len(row))) for row in rows])
+        return cls(boxes, vectors.argmax(1), vectors, size=size, activation=activation, n_classes=n_classes)
 
     def rows(self, rows: Tensor) -> "DetectionTarget":
         """Returns the target of some of the images, int64 `[M]`."""
@@ -73,16 +120,31 @@ class DetectionTarget(TargetByImage):
         return DetectionTarget(
             self.boxes[rows],
             self.classes[rows],
+            None if self.probabilities is None else self.probabilities[rows.to(self.probabilities.device)],
             size=self.size,
             activation=self.activation,
             n_classes=self.n_classes,
         )
 
-    def __call__(self, output: Any) -> Tensor:
-        """Returns the score of the box of each image, `[N]`, in what the detector returned."""
+    def detections(self, output: Any) -> list[Detections]:
+        """Returns the detections of each image in what the detector returned.
+
+        Raises:
+            InputError: there are more or fewer images than boxes.
+        """
         images = detections_in(output, self.size, self.activation, self.n_classes)
         if self.boxes.dim() == 2 and len(self.boxes) != len(images):
             raise InputError(f"boxes must be one for each of {len(images)} images, got {len(self.boxes)}")
+        return images
+
+    def vectors(self, count: int) -> Tensor:
+        """Returns the probabilities of the classes in the boxes of so many images, `[count, C]`."""
+        vectors = functional.one_hot(self.classes) if self.probabilities is None else self.probabilities
+        return vectors.expand(count, vectors.shape[-1])
+
+    def __call__(self, output: Any) -> Tensor:
+        """Returns the score of the box of each image, `[N]`, in what the detector returned."""
+        images = self.detections(output)
         boxes, classes = self.boxes.expand(len(images), 4), self.classes.expand(len(images))
         scores = []
         for detections, box, of_class in zip(images, boxes, classes, strict=True):

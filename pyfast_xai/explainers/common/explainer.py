@@ -92,6 +92,7 @@ class Explainer(abc.ABC):
     takes_functions: ClassVar[bool] = True  # a target may be a function of what the model returned
     takes_gradients: ClassVar[bool] = True  # a target may be a gradient to start from
     needs_attention: ClassVar[bool] = False  # explains transformers alone
+    needs_detections: ClassVar[bool] = False  # explains detectors alone
     slow = False  # takes tens of forward passes or more
     folds = True  # reads a convolution with its batch norm folded in as it reads the two
     _arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
