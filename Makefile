@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*
 .PHONY: demo check test docs notebooks crash-test fuzz sanitize sanitize-memory sanitize-threads lint gallery bench \
   bench-quick bench-quick-avx2 bench-cost bench-ops \
   bench-growth bench-memory bench-cold-start bench-report bench-throughput bench-throughput-avx2 bench-peers \
-  peer-suites wheel-check cuda-check aarch64-check gpu-check clean
+  peer-suites wheel-check cuda-check aarch64-check gpu-check zoo clean
 
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
@@ -111,6 +111,12 @@ bench-report: $(VENV)/test
 # Runs beside what they are made of; ARGS="--rows" keeps what was measured.
 bench-throughput: $(VENV)/test
 	$(BIN)/python bench/throughput.py $(ARGS)
+
+# Every explainer on a small model of every family of timm, Transformers, torchvision, segmentation-models-pytorch, MONAI
+# and Ultralytics, as far as they are installed; hours on two cores, and it goes on where it was stopped.
+zoo: $(VENV)/test
+	$(BIN)/python bench/zoo.py $(ARGS)
+	$(BIN)/python bench/zoo.py --table
 
 bench-peers: $(VENV)/test
 	$(BIN)/python bench/peers.py $(ARGS)

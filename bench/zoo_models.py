@@ -1,0 +1,352 @@
+"""The models of the zoo: one small one of every family of the libraries that people use, with random weights."""
+
+import functools
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zoo_judge import Specimen, liven
+
+from pyfast_xai import DetectionTarget
+from pyfast_xai.explainers.common.detections import detections_in
+
+CLASSES = 10
+SIDES = (96, 128, 160, 224, 256)  # of images, the first that a network takes
+COUNTED = Path(__file__).parent / "data" / "zoo_timm.json"
+
+
+@dataclass
+class Entry:
+    """A family of a library, its smallest model, and what builds it."""
+
+    library: str
+    family: str
+    model: str
+    build: Callable[[], Specimen]
+
+
+def entries() -> list[Entry]:
+    """Returns all models of the libraries that are installed."""
+    return [*_timm(), *_segmentation_models(), *_ultralytics(), *_torchvision(), *_transformers(), *_monai()]
+
+
+def _has(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def specimen(model: nn.Module, images: Tensor, target: Any = None) -> Specimen:
+    """Returns a model with lively weights in evaluation mode."""
+    liven(model, images)
+    return Specimen(model.eval(), images[:2], target)
+
+
+def drawn(*size: int) -> Tensor:
+    """Returns four images; the first two are explained."""
+    return torch.randn(4, *size, generator=torch.Generator().manual_seed(2))
+
+
+def middle_of_class(output: Any) -> Tensor:
+    """Returns the mean score of class 1 over the middle of a map of classes, `[N]`."""
+    scores = output
+    while not isinstance(scores, Tensor):
+        if isinstance(scores, (list, tuple)):
+            scores = scores[0]
+        else:
+            scores = next(scores[name] for name in ("out", "logits") if name in scores)
+    height, width = scores.shape[2:]
+    return scores[:, 1, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None].mean((1, 2))
+
+
+def strongest(model: nn.Module, images: Tensor, **settings: Any) -> DetectionTarget:
+    """Returns the strongest detection of each of the first two images as a target."""
+    with torch.no_grad():
+        read = {"size": settings.get("size"), "activation": settings.get("activation", "softmax")}
+        found = detections_in(model(images[:2]), **read, classes=settings.get("n_classes"))
+    boxes, classes = [], []
+    for one in found:
+        best = int(one.probabilities.amax(1).argmax())
+        low, high = one.boxes[best].view(2, 2)
+        boxes.append(torch.cat([low, torch.maximum(high, low + 1)]).detach())
+        classes.append(int(one.probabilities[best].argmax()))
+    return DetectionTarget(torch.stack(boxes), classes, **settings)
+
+
+# timm
+
+
+def count_timm() -> None:
+    """Writes the smallest model of every module of timm, counted on the meta device, which takes ten minutes."""
+    import timm
+
+    found = {}
+    for module in sorted(timm.list_modules()):
+        sizes = []
+        for name in timm.list_models(module=module):
+            with torch.device("meta"):
+                try:
+                    model = timm.create_model(name, num_classes=CLASSES)
+                except (NotImplementedError, RuntimeError):  # a network that reads numbers while it is made
+                    continue
+            sizes.append((sum(parameter.numel() for parameter in model.parameters()), name))
+        if sizes:
+            found[module] = min(sizes)[1]
+    COUNTED.write_text(json.dumps(found, indent=0) + "\n")
+
+
+def _timm() -> Iterator[Entry]:
+    if _has("timm"):
+        for family, name in json.loads(COUNTED.read_text()).items():
+            yield Entry("timm", family, name, functools.partial(_of_timm, name))
+
+
+def _of_timm(name: str) -> Specimen:
+    import timm
+
+    for side in SIDES:
+        for settings in ({"img_size": side}, {}):
+            torch.manual_seed(0)
+            try:
+                model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **settings).eval()
+                images = drawn(*model.default_cfg["input_size"][:1], side, side)
+                with torch.no_grad():
+                    model(images)
+            except Exception:  # whatever a network says to a size that it does not take
+                continue
+            return specimen(model, images)
+    raise ValueError(f"{name} takes images of none of the sides {SIDES}")
+
+
+# torchvision
+
+OF_TORCHVISION = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32"),
+    "wide_resnet50_2",
+)
+SEGMENTERS = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+DETECTORS = (
+    *("fasterrcnn_mobilenet_v3_large_320_fpn", "fcos_resnet50_fpn", "retinanet_resnet50_fpn"),
+    *("ssdlite320_mobilenet_v3_large", "ssd300_vgg16", "maskrcnn_resnet50_fpn"),
+)
+
+
+def _torchvision() -> Iterator[Entry]:
+    if _has("torchvision"):
+        for name in OF_TORCHVISION:
+            yield Entry("torchvision", name.split("_")[0], name, functools.partial(_classifier_of_torchvision, name))
+        for name in SEGMENTERS:
+            yield Entry("torchvision segmentation", name, name, functools.partial(_segmenter_of_torchvision, name))
+        for name in DETECTORS:
+            yield Entry("torchvision detection", name, name, functools.partial(_detector_of_torchvision, name))
+
+
+def _classifier_of_torchvision(name: str) -> Specimen:
+    from torchvision import models
+
+    torch.manual_seed(0)
+    auxiliary = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    side = {"maxvit_t": 224, "vit_b_32": 224}.get(name, 96)
+    return specimen(models.get_model(name, weights=None, num_classes=CLASSES, **auxiliary), drawn(3, side, side))
+
+
+def _segmenter_of_torchvision(name: str) -> Specimen:
+    from torchvision import models
+
+    torch.manual_seed(0)
+    model = models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES)
+    return specimen(model, drawn(3, 96, 96), middle_of_class)
+
+
+def _detector_of_torchvision(name: str) -> Specimen:
+    from torchvision import models
+
+    torch.manual_seed(0)
+    sizes = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 128}
+    model = models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES, **sizes).eval()
+    made = specimen(model, drawn(3, 96, 96).sigmoid())
+    made.target = strongest(model.double(), made.images.double())
+    return made
+
+
+# Transformers: small configurations of every classifier of images
+
+_BLOCKS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+_VIT = {**_BLOCKS, "image_size": 64, "patch_size": 16}
+_SWIN = {
+    "image_size": 64,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [1, 1, 1],
+    "num_heads": [2, 2, 4],
+    "window_size": 4,
+}
+OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    **{name: {**_VIT, "use_relative_position_bias": True} for name in ("Beit", "Data2VecVision")},
+    **dict.fromkeys(("DeiT", "Dinov2", "Dinov2WithRegisters", "IJepa", "ViT", "ViTMSN"), _VIT),
+    "Bit": {"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "num_groups": 8},
+    "CLIP": {"vision_config": _VIT},
+    "MetaClip2": {"vision_config": _VIT},
+    "Siglip": {"vision_config": _VIT},
+    "ConvNext": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
+    "ConvNextV2": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
+    "Cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 1, 2]},
+    "DonutSwin": _SWIN,
+    "EfficientNet": {"image_size": 96, "width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 128},
+    "FocalNet": {
+        "image_size": 64,
+        "embed_dim": 16,
+        "depths": [1, 1, 1],
+        "focal_levels": [2, 2, 2],
+        "focal_windows": [3, 3, 3],
+    },
+    "HGNetV2": {},
+    "Hiera": {"image_size": [96, 96], "embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
+    "ImageGPT": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "Levit": {"image_size": 96, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1]},
+    "MobileNetV1": {"depth_multiplier": 0.25, "min_depth": 4},
+    "MobileNetV2": {"depth_multiplier": 0.25, "min_depth": 4},
+    "MobileViT": {"image_size": 96, "hidden_sizes": [32, 40, 48], "neck_hidden_sizes": [8, 16, 24, 32, 40, 48, 96]},
+    "MobileViTV2": {"image_size": 96, "width_multiplier": 0.5},
+    "PoolFormer": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]},
+    "PPLCNet": {},
+    "Pvt": {
+        "image_size": 64,
+        "hidden_sizes": [16, 32, 48, 64],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 2, 3, 4],
+    },
+    "PvtV2": {
+        "image_size": 64,
+        "hidden_sizes": [16, 32, 48, 64],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 2, 3, 4],
+    },
+    "RegNet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "groups_width": 8},
+    "ResNet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]},
+    "Segformer": {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]},
+    "SwiftFormer": {"image_size": 96, "depths": [1, 1, 2, 1], "embed_dims": [16, 24, 32, 48]},
+    "Swin": _SWIN,
+    "Swinv2": _SWIN,
+    "TextNet": {},
+}
+
+
+def _transformers() -> Iterator[Entry]:
+    if _has("transformers"):
+        for name, settings in OF_TRANSFORMERS.items():
+            yield Entry(
+                "Transformers",
+                name,
+                f"{name}ForImageClassification",
+                functools.partial(_of_transformers, name, settings),
+            )
+        yield Entry("Transformers detection", "Yolos", "YolosForObjectDetection", _yolos)
+
+
+def _of_transformers(name: str, settings: dict[str, Any]) -> Specimen:
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **settings)
+    model = getattr(transformers, f"{name}ForImageClassification")(config)
+    side = settings.get("image_size", settings.get("vision_config", {}).get("image_size", 96))
+    side = side[0] if isinstance(side, list) else side
+    return specimen(model, drawn(3, side, side))
+
+
+def _yolos() -> Specimen:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.YolosConfig(**{**_VIT, "image_size": [64, 96]}, num_detection_tokens=6, num_labels=CLASSES)
+    made = specimen(transformers.YolosForObjectDetection(config), drawn(3, 64, 96))
+    made.target = strongest(made.model.double(), made.images.double(), size=(64, 96))
+    return made
+
+
+# Segmenters
+
+
+def _segmentation_models() -> Iterator[Entry]:
+    names = (
+        "Unet",
+        "UnetPlusPlus",
+        "MAnet",
+        "Linknet",
+        "FPN",
+        "PSPNet",
+        "DeepLabV3",
+        "DeepLabV3Plus",
+        "PAN",
+        "UPerNet",
+    )
+    if _has("segmentation_models_pytorch"):
+        for name in (*names, "Segformer"):
+            yield Entry("segmentation-models-pytorch", name, f"{name}(resnet18)", functools.partial(_of_smp, name))
+
+
+def _of_smp(name: str) -> Specimen:
+    module = importlib.import_module("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    model = getattr(module, name)("resnet18", encoder_weights=None, classes=CLASSES)
+    return specimen(model, drawn(3, 96, 96), middle_of_class)
+
+
+OF_MONAI: dict[str, dict[str, Any]] = {
+    "UNet": {"in_channels": 1, "out_channels": CLASSES, "channels": (8, 16, 32), "strides": (2, 2), "num_res_units": 1},
+    "BasicUNet": {"in_channels": 1, "out_channels": CLASSES, "features": (8, 8, 16, 16, 32, 8)},
+    "AttentionUnet": {"in_channels": 1, "out_channels": CLASSES, "channels": (8, 16, 32), "strides": (2, 2)},
+    "SegResNet": {"in_channels": 1, "out_channels": CLASSES, "init_filters": 8},
+    "VNet": {"in_channels": 1, "out_channels": CLASSES},
+    "DenseNet121": {"in_channels": 1, "out_channels": CLASSES},
+    "SEResNet50": {"in_channels": 1, "num_classes": CLASSES},
+    "ViT": {
+        **{"in_channels": 1, "img_size": (64, 64), "patch_size": 16, "hidden_size": 32, "mlp_dim": 64, "num_layers": 2},
+        **{"num_heads": 4, "classification": True, "num_classes": CLASSES, "post_activation": ""},
+    },
+}
+
+
+def _monai() -> Iterator[Entry]:
+    if _has("monai"):
+        for name, settings in OF_MONAI.items():
+            yield Entry("MONAI", name, name, functools.partial(_of_monai, name, settings))
+
+
+def _of_monai(name: str, settings: dict[str, Any]) -> Specimen:
+    networks = importlib.import_module("monai.networks.nets")
+    torch.manual_seed(0)
+    side = settings.get("img_size", (96,))[0]
+    model = getattr(networks, name)(spatial_dims=2, **settings)
+    dense = "classification" not in settings and name not in ("DenseNet121", "SEResNet50")
+    return specimen(model, drawn(1, side, side), middle_of_class if dense else None)
+
+
+def _ultralytics() -> Iterator[Entry]:
+    if _has("ultralytics"):
+        for name in ("yolov3-tiny", "yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"):
+            yield Entry("Ultralytics", name, name, functools.partial(_of_ultralytics, name))
+        yield Entry(
+            "Ultralytics", "yolo11n-cls", "yolo11n-cls", functools.partial(_classifier_of_ultralytics, "yolo11n-cls")
+        )
+
+
+def _of_ultralytics(name: str) -> Specimen:
+    tasks = importlib.import_module("ultralytics.nn.tasks")
+    torch.manual_seed(0)
+    made = specimen(tasks.DetectionModel(f"{name}.yaml", nc=CLASSES, verbose=False), drawn(3, 96, 128).sigmoid())
+    made.target = strongest(made.model.double(), made.images.double(), n_classes=CLASSES)
+    return made
+
+
+def _classifier_of_ultralytics(name: str) -> Specimen:
+    tasks = importlib.import_module("ultralytics.nn.tasks")
+    torch.manual_seed(0)
+    return specimen(tasks.ClassificationModel(f"{name}.yaml", nc=CLASSES, verbose=False), drawn(3, 96, 96).sigmoid())
