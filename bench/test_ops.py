@@ -20,10 +20,10 @@ import pyfast_xai
 from pyfast_xai import onednn, ops
 from pyfast_xai.images import load_image
 from pyfast_xai.ops.registry import OPS
-from pyfast_xai.proof.networks import Call, Sizes, calls, calls_of_one_dtype, outcome, share
+from pyfast_xai.proof.networks import Call, Sizes, calls, outcome, share, single_dtype_calls
 
 SIZES = Sizes(images=8, matrices=8)
-CALLS: list[Call] = [*calls("cpu", torch.float32, SIZES), *calls_of_one_dtype("cpu", SIZES)]
+CALLS: list[Call] = [*calls("cpu", torch.float32, SIZES), *single_dtype_calls("cpu", SIZES)]
 BUDGET = 3.0  # seconds for the rounds of a call
 LEAST, MOST = 3, 60  # rounds
 

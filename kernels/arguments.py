@@ -141,7 +141,7 @@ def windows_reach(size: int, windows: int, kernel: int, stride: int, padding: in
     if dilation <= size:
         return True
     in_padding = min(windows, -(-padding // stride))
-    return all((at * stride - padding) % dilation < size for at in range(in_padding))
+    return all((window * stride - padding) % dilation < size for window in range(in_padding))
 
 
 def _outside(
@@ -151,8 +151,8 @@ def _outside(
     outside = tap >= kernel[0] * kernel[1]
     rows = torch.arange(offsets.shape[2])[:, None] * stride[0] - padding[0]
     columns = torch.arange(offsets.shape[3]) * stride[1] - padding[1]
-    for d, place in enumerate((rows + tap // kernel[1] * dilation[0], columns + tap % kernel[1] * dilation[1])):
-        outside |= (place < 0) | (place >= map.shape[2 + d])
+    for d, coordinate in enumerate((rows + tap // kernel[1] * dilation[0], columns + tap % kernel[1] * dilation[1])):
+        outside |= (coordinate < 0) | (coordinate >= map.shape[2 + d])
     return outside
 
 

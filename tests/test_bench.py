@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyfast_xai.ops.registry import OPS
-from pyfast_xai.proof.networks import SMALL, Sizes, calls, calls_of_one_dtype, outcome
+from pyfast_xai.proof.networks import SMALL, Sizes, calls, outcome, single_dtype_calls
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 if not (BENCH / "turns.py").is_file():
@@ -24,7 +24,7 @@ def part():
 
 
 def small_calls():
-    return [*calls("cpu", torch.float32, SMALL), *calls_of_one_dtype("cpu", SMALL)]
+    return [*calls("cpu", torch.float32, SMALL), *single_dtype_calls("cpu", SMALL)]
 
 
 def test_calls_cover_every_op():
@@ -37,7 +37,7 @@ def test_every_backend_is_right_on_the_calls():
         expected = outcome(call, "reference", arguments)
         for backend in ("numba", "cpp"):
             if OPS[call.op].missing(backend, "cpu") is None:
-                assert call.same(outcome(call, backend, arguments), expected), (call.op, backend)
+                assert call.agree(outcome(call, backend, arguments), expected), (call.op, backend)
 
 
 def test_traced_windows_lie_on_the_map():

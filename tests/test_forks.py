@@ -133,9 +133,9 @@ def test_a_module_that_another_thread_imports_can_be_imported_in_a_child(tmp_pat
 
 def test_a_kernel_of_numba_runs_in_a_child():
     numba = pytest.importorskip("pyfast_xai.kernels.numba")
-    guarded = numba.one_at_a_time(lambda: True)
+    guarded = numba.one_thread(lambda: True)
     taken, done = threading.Event(), threading.Event()
-    thread = threading.Thread(target=numba.one_at_a_time(lambda: (taken.set(), done.wait(60))))
+    thread = threading.Thread(target=numba.one_thread(lambda: (taken.set(), done.wait(60))))
     thread.start()
     taken.wait(60)
     try:

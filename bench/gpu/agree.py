@@ -24,7 +24,7 @@ class Job:
 
     name: str
     path: str
-    words: str = ""
+    description: str = ""
     needs: tuple[str, ...] = ()
 
 
@@ -64,11 +64,11 @@ def command(job: Job, root: Path, script: Path) -> list[str]:
     """Of pytest where it is there, else of the plain runner."""
     path = root / job.path
     if importlib.util.find_spec("pytest") is None:
-        return [sys.executable, "-W", "ignore", str(script), "--plain-tests", str(path), job.words]
+        return [sys.executable, "-W", "ignore", str(script), "--plain-tests", str(path), job.description]
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(root), "-c", str(root / "pyproject.toml"), "-m", ""]
     # A warning that only this machine gives is no failure of a kernel.
     options += ["-o", "filterwarnings=default", "--tb=short", "--durations=3"]
-    return [sys.executable, "-m", "pytest", *options, *(["-k", job.words] if job.words else []), str(path)]
+    return [sys.executable, "-m", "pytest", *options, *(["-k", job.description] if job.description else []), str(path)]
 
 
 def run_all(

@@ -9,7 +9,7 @@ from gpu.steps import Rows
 from pyfast_xai.ops.registry import OPS
 from pyfast_xai.proof.clock import Clock
 from pyfast_xai.proof.examine import SIZES, network_calls
-from pyfast_xai.proof.networks import SMALL, Call, calls, calls_of_one_dtype
+from pyfast_xai.proof.networks import SMALL, Call, calls, single_dtype_calls
 from pyfast_xai.tuning import Verdicts, environment
 from pyfast_xai.tuning.proofs import Proofs
 from pyfast_xai.tuning.verdicts import cache_folder
@@ -22,7 +22,7 @@ def small_calls(kind: str) -> Iterator[Call]:
     """The ops on tiny shapes, in one dtype for a rehearsal."""
     for dtype in (torch.bfloat16, torch.float32) if kind == "cuda" else (torch.bfloat16,):
         yield from calls(kind, dtype, SMALL)
-    yield from calls_of_one_dtype(kind, SMALL)
+    yield from single_dtype_calls(kind, SMALL)
 
 
 def backends(call: Call, kind: str) -> list[str]:
@@ -49,10 +49,10 @@ def measure(rows: Rows, kind: str, small: bool) -> None:
         elif what == "row":
             rows.add(kind="op", name=message["op"], right=True if row["backend"] != "reference" else None, **row)
         elif what in ("failed", "impossible"):
-            own = {"backend": message.get("backend", "reference"), "error": message["why"]}
+            own = {"backend": message.get("backend", "reference"), "error": message["reason"]}
             rows.add(kind="op", name=message["op"], shape="", dtype="", right=False, **own)
         elif what == "skipped":
-            print(f"{message['op']} on {message['backend']}: no memory for {message['why']}", flush=True)
+            print(f"{message['op']} on {message['backend']}: no memory for {message['reason']}", flush=True)
 
     kernels = {name: op.to_prove(kind) for name, op in OPS.items()}
     Proofs(Verdicts(cache_folder(), environment()), small=small).prove_all(kernels, torch.device(kind), listen)

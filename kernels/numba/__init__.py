@@ -22,7 +22,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_free)  # no thread of the parent that held it lives in the child
 
 
-def one_at_a_time(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def one_thread(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Let one Python thread at a time into parallel kernels: Numba's workqueue layer aborts the process otherwise."""
 
     @functools.wraps(kernel)

@@ -34,14 +34,14 @@ def _count_all(words: np.ndarray) -> int:
 def _write(words: np.ndarray, columns: int, out: np.ndarray) -> None:
     filled = 0
     for row in range(words.shape[0]):
-        for at in range(words.shape[1]):
-            word = words[row, at]
-            base = row * columns + at * 64
+        for column in range(words.shape[1]):
+            word = words[row, column]
+            base = row * columns + column * 64
             while word:
-                rest = word & (word + _ALL)  # without its lowest bit
-                out[filled] = base + _count((word ^ rest) + _ALL)
+                remaining = word & (word + _ALL)  # without its lowest bit
+                out[filled] = base + _count((word ^ remaining) + _ALL)
                 filled += 1
-                word = rest
+                word = remaining
 
 
 def positions(words: np.ndarray, columns: int) -> Tensor:

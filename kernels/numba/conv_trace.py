@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyfast_xai.kernels import checks
 from pyfast_xai.kernels.enums import Location
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 
 PRODUCT, CENTER, ACTIVATION, SAME = map(int, Location)
 
@@ -18,7 +18,7 @@ def _beats(value: float, best: float) -> bool:
     return value > best or (value != value and best == best)
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _trace(
     input: np.ndarray,  # [N, D, H, W, C]
@@ -27,7 +27,7 @@ def _trace(
     batch: np.ndarray,  # [P]
     row: np.ndarray,  # [P], of `filters`
     first_channel: np.ndarray,  # [P]
-    at: np.ndarray,  # [3, P]
+    position: np.ndarray,  # [3, P]
     negative: np.ndarray,  # [P]
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
@@ -45,9 +45,9 @@ def _trace(
         for i in range(task * count // tasks, (task + 1) * count // tasks):
             p = order[i]
             n, f, c0, flip = batch[p], row[p], first_channel[p], negative[p]
-            z0 = at[0, p] * stride[0] - padding[0]
-            y0 = at[1, p] * stride[1] - padding[1]
-            x0 = at[2, p] * stride[2] - padding[2]
+            z0 = position[0, p] * stride[0] - padding[0]
+            y0 = position[1, p] * stride[1] - padding[1]
+            x0 = position[2, p] * stride[2] - padding[2]
 
             sums[:] = 0
             for tap in range(filters.shape[1]):
@@ -67,7 +67,7 @@ def _trace(
             if location in (PRODUCT, ACTIVATION):
                 z, y, x = z0, y0, x0
                 any_inside = False
-                most = filters[f, 0, 0]
+                best_value = filters[f, 0, 0]
                 for tap in range(filters.shape[1]):
                     tz = z0 + tap // (kernel[1] * kernel[2]) * dilation[0]
                     ty = y0 + tap // kernel[2] % kernel[1] * dilation[1]
@@ -77,14 +77,14 @@ def _trace(
                         if location == PRODUCT:
                             value *= filters[f, tap, best]
                             value = -value if flip else value
-                        if not any_inside or _beats(value, most):
-                            any_inside, most, z, y, x = True, value, tz, ty, tx
+                        if not any_inside or _beats(value, best_value):
+                            any_inside, best_value, z, y, x = True, value, tz, ty, tx
             elif location == CENTER:
                 z = z0 + dilation[0] * (kernel[0] // 2)
                 y = y0 + dilation[1] * (kernel[1] // 2)
                 x = x0 + dilation[2] * (kernel[2] // 2)
             else:
-                z, y, x = at[0, p] * stride[0], at[1, p] * stride[1], at[2, p] * stride[2]
+                z, y, x = position[0, p] * stride[0], position[1, p] * stride[1], position[2, p] * stride[2]
             z = min(max(z, 0), depth - 1)
             y = min(max(y, 0), height - 1)
             x = min(max(x, 0), width - 1)
@@ -117,7 +117,7 @@ def conv_trace(
         return out
     missing = 5 - input.dim()
     field = array(input.reshape(*input.shape[:2], *[1] * missing, *input.shape[2:]).movedim(1, -1))
-    batch, filters, *at = np.unravel_index(array(points), (len(input), len(weight), *[1] * missing, *output_size))
+    batch, filters, *position = np.unravel_index(array(points), (len(input), len(weight), *[1] * missing, *output_size))
     used, row = np.unique(filters, return_inverse=True)
     # Only the filters in use, channels innermost.
     rows = array(weight.detach()[torch.from_numpy(used)].flatten(2).mT.contiguous())
@@ -128,7 +128,7 @@ def conv_trace(
         batch,
         row,
         filters // (len(weight) // groups) * weight.shape[1],
-        np.stack(at),
+        np.stack(position),
         np.zeros(len(points), dtype=bool) if negative is None else array(negative),
         (*[1] * missing, *weight.shape[2:]),
         (*[1] * missing, *stride),

@@ -6,13 +6,13 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 from pyfast_xai.kernels.numba.bits import filled, positions
 
 TILE = 64  # words of one task: a row of results is split, for a single image has a single row
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _reach(
     input: np.ndarray,
@@ -21,11 +21,11 @@ def _reach(
     start: np.ndarray,
     neuron: np.ndarray,
     flip: np.ndarray,
-    reached: np.ndarray,
+    out: np.ndarray,
 ) -> None:
-    words = reached.shape[1]
+    words = out.shape[1]
     tiles = (words + TILE - 1) // TILE
-    for task in prange(reached.shape[0] * tiles):
+    for task in prange(out.shape[0] * tiles):
         row = task // tiles
         first = task % tiles * TILE
         last = min(words, first + TILE)
@@ -33,19 +33,19 @@ def _reach(
         inhibited = np.zeros(TILE, dtype=np.uint64)
         for i in range(start[row], start[row + 1]):
             for word in range(first, last):
-                up = positive[neuron[i], word]
-                down = negative[neuron[i], word]
-                excited[word - first] |= down if flip[i] else up
-                inhibited[word - first] |= up if flip[i] else down
+                positive_word = positive[neuron[i], word]
+                negative_word = negative[neuron[i], word]
+                excited[word - first] |= negative_word if flip[i] else positive_word
+                inhibited[word - first] |= positive_word if flip[i] else negative_word
         for word in range(first, last):
-            above = np.uint64(0)
-            below = np.uint64(0)
-            for at in range(word * 64, min(input.shape[1], word * 64 + 64)):
-                value = input[row, at]
-                bit = np.uint64(at & 63)
-                above |= np.uint64(value > 0) << bit
-                below |= np.uint64(value < 0) << bit
-            reached[row, word] = (excited[word - first] & above) | (inhibited[word - first] & below)
+            positive_bits = np.uint64(0)
+            negative_bits = np.uint64(0)
+            for column in range(word * 64, min(input.shape[1], word * 64 + 64)):
+                value = input[row, column]
+                bit = np.uint64(column & 63)
+                positive_bits |= np.uint64(value > 0) << bit
+                negative_bits |= np.uint64(value < 0) << bit
+            out[row, word] = (excited[word - first] & positive_bits) | (inhibited[word - first] & negative_bits)
 
 
 def linear_trace(

@@ -5,10 +5,10 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _scatter(
     grad: np.ndarray,
@@ -25,9 +25,9 @@ def _scatter(
         out[n, c] = 0
         for y in range(height):
             for x in range(width):
-                place = offsets[n % offsets.shape[0], c, y, x]
-                row = y * stride[0] - padding[0] + place // kernel[1] * dilation[0]
-                column = x * stride[1] - padding[1] + place % kernel[1] * dilation[1]
+                tap = offsets[n % offsets.shape[0], c, y, x]
+                row = y * stride[0] - padding[0] + tap // kernel[1] * dilation[0]
+                column = x * stride[1] - padding[1] + tap % kernel[1] * dilation[1]
                 out[n, c, row, column] += grad[n, c, y, x]
 
 

@@ -5,10 +5,10 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _pool(
     input: np.ndarray,
@@ -24,7 +24,7 @@ def _pool(
         n, c = plane // channels, plane % channels
         for y in range(output.shape[2]):
             for x in range(output.shape[3]):
-                best, place = -np.inf, -1
+                best, tap = -np.inf, -1
                 for i in range(kernel[0]):
                     row = y * stride[0] - padding[0] + i * dilation[0]
                     if row < 0 or row >= height:
@@ -34,10 +34,10 @@ def _pool(
                         if column < 0 or column >= width:
                             continue
                         value = input[n, c, row, column]
-                        if place < 0 or value > best or np.isnan(value):
-                            best, place = value, i * kernel[1] + j
+                        if tap < 0 or value > best or np.isnan(value):
+                            best, tap = value, i * kernel[1] + j
                 output[n, c, y, x] = best
-                offsets[n, c, y, x] = place
+                offsets[n, c, y, x] = tap
 
 
 def max_pool_forward(

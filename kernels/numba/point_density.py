@@ -8,10 +8,10 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _density(
     row_of: np.ndarray, start: np.ndarray, column: np.ndarray, count: np.ndarray, gaussian: np.ndarray, out: np.ndarray

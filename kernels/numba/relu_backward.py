@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyfast_xai.kernels import checks
 from pyfast_xai.kernels.enums import Rectify
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 from pyfast_xai.kernels.numba.relu_forward import BLOCK, pattern, patterns
 
 GRADIENT, DECONVNET, GUIDED = map(int, Rectify)
@@ -15,7 +15,7 @@ SPREAD = np.uint64(0x0101010101010101)
 PLACES = np.uint64(0x8040201008040201)
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _pass(
     grad: np.ndarray,
@@ -44,8 +44,8 @@ def _pass(
             passes = mask[j] != 0
             if rule != GRADIENT:
                 passes &= (g > 0) | ((g & magnitude) > infinity)
-            rest = leak[row, first + j]  # read in any case: bits are hard to predict, a branch would be slow
-            out[row, first + j] = g if passes else rest if leaks else 0
+            leaked = leak[row, first + j]  # read in any case: bits are hard to predict, a branch would be slow
+            out[row, first + j] = g if passes else leaked if leaks else 0
 
 
 def relu_backward(grad: Tensor, bits: Tensor | None, rule: int, negative_slope: float, out: Tensor) -> None:

@@ -10,7 +10,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 BLOCK = 4096  # elements of one task
@@ -27,7 +27,7 @@ def pattern(value: float, dtype: torch.dtype) -> int:
     return int(torch.tensor(value, dtype=dtype).view(INTEGERS[dtype.itemsize]))
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _rectify(
     input: np.ndarray,
@@ -55,10 +55,10 @@ def _rectify(
             if bounded:
                 b = bound[first + j]
                 # Nothing lies within NaN, and zero has two patterns.
-                most = -1 if b > infinity else b if b & magnitude else 0
-                passes &= y <= most
+                bound_magnitude = -1 if b > infinity else b if b & magnitude else 0
+                passes &= y <= bound_magnitude
                 if clamp:
-                    y = y if nan | (y <= most) else b
+                    y = y if nan | (y <= bound_magnitude) else b
             out[first + j] = y
             mask[j] = passes
         # Eight bytes that are 0 or 1 become the bits of one by a multiplication.

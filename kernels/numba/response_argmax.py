@@ -5,10 +5,10 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _fold(responses: np.ndarray, classes: np.ndarray, best: np.ndarray, winner: np.ndarray) -> None:
     count, images, channels, height, width = responses.shape

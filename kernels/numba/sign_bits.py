@@ -6,24 +6,24 @@ from numba import njit, prange
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.numba import array, one_at_a_time
+from pyfast_xai.kernels.numba import array, one_thread
 
 
-@one_at_a_time
+@one_thread
 @njit(nogil=True, parallel=True)
 def _pack(weight: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> None:
     columns = weight.shape[1]
     for row in prange(weight.shape[0]):
         for word in range(positive.shape[1]):
-            above = np.uint64(0)
-            below = np.uint64(0)
-            for at in range(word * 64, min(columns, word * 64 + 64)):
-                value = weight[row, at]
-                bit = np.uint64(at & 63)
-                above |= np.uint64(value > 0) << bit
-                below |= np.uint64(value < 0) << bit
-            positive[row, word] = above
-            negative[row, word] = below
+            positive_bits = np.uint64(0)
+            negative_bits = np.uint64(0)
+            for column in range(word * 64, min(columns, word * 64 + 64)):
+                value = weight[row, column]
+                bit = np.uint64(column & 63)
+                positive_bits |= np.uint64(value > 0) << bit
+                negative_bits |= np.uint64(value < 0) << bit
+            positive[row, word] = positive_bits
+            negative[row, word] = negative_bits
 
 
 def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

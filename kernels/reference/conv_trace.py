@@ -40,8 +40,8 @@ def conv_trace(
         _trace(
             input,
             weight,
-            points[at : at + step],
-            None if negative is None else negative[at : at + step],
+            points[start : start + step],
+            None if negative is None else negative[start : start + step],
             output_size,
             stride,
             padding,
@@ -49,7 +49,7 @@ def conv_trace(
             groups,
             location,
         )
-        for at in range(0, len(points), step)
+        for start in range(0, len(points), step)
     ]
     # Absent points were traced as if they were the first point.
     return torch.cat(parts).masked_fill_(points < 0, -1) if parts else points.clone()
@@ -71,22 +71,22 @@ def _trace(
     kernel = list(weight.shape[2:])
     rank = len(spatial)
     device = input.device
-    batch, filters, *at = _unravel(points.clamp(min=0), [input.shape[0], weight.shape[0], *output_size])
+    batch, filters, *position = _unravel(points.clamp(min=0), [input.shape[0], weight.shape[0], *output_size])
     per_group = weight.shape[1]
     first_channel = filters // (weight.shape[0] // groups) * per_group  # [P]
 
     # Input coordinate of every kernel tap, and whether it lies inside the input. [P, K] each.
     taps = torch.cartesian_prod(*[torch.arange(k, device=device) for k in kernel]).view(-1, rank)
     inside = torch.ones(len(points), len(taps), dtype=torch.bool, device=device)
-    place = []
+    coordinates = []
     for d in range(rank):
-        start = at[d] * stride[d] - padding[d]
+        start = position[d] * stride[d] - padding[d]
         coordinate = start[:, None] + taps[None, :, d] * dilation[d]
         inside &= (coordinate >= 0) & (coordinate < spatial[d])
-        place.append(coordinate.clamp(0, spatial[d] - 1))
+        coordinates.append(coordinate.clamp(0, spatial[d] - 1))
 
     channels = first_channel[:, None] + torch.arange(per_group, device=device)  # [P, C]
-    receptive_field = (batch[:, None, None], channels[:, :, None], *[p[:, None, :] for p in place])
+    receptive_field = (batch[:, None, None], channels[:, :, None], *[p[:, None, :] for p in coordinates])
     fields = input[receptive_field]  # [P, C, K]
     # Half-precision inputs are summed in float32, as every backend does.
     exact = torch.promote_types(input.dtype, torch.float32)
@@ -102,12 +102,12 @@ def _trace(
     if location in (PRODUCT, ACTIVATION):
         values = products[rows, best] if location == PRODUCT else fields[rows, best]
         tap = values.masked_fill(~inside, -math.inf).argmax(1)
-        target = [p[rows, tap] for p in place]
+        target = [p[rows, tap] for p in coordinates]
     else:
         target = []
         for d in range(rank):
             middle = dilation[d] * (kernel[d] // 2) - padding[d] if location == CENTER else 0
-            target.append((at[d] * stride[d] + middle).clamp(0, spatial[d] - 1))
+            target.append((position[d] * stride[d] + middle).clamp(0, spatial[d] - 1))
 
     flat = batch * input.shape[1] + channels[rows, best]
     for d in range(rank):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.places import places
+from pyfast_xai.kernels.padded_nonzero import padded_nonzero
 
 WORD = 64
 
@@ -28,7 +28,7 @@ def linear_trace(
     outputs = weight_positive.shape[0]
     if negative is None:
         negative = torch.zeros_like(points, dtype=torch.bool)
-    reached = []
+    by_sign = []
     for flip in (False, True):
         # One place more, where those that are not chosen go.
         chosen = points.masked_fill((points < 0) | (negative != flip), rows * outputs)
@@ -37,5 +37,5 @@ def linear_trace(
         # The number of selected neurons with a weight of the wanted sign on input j.
         excited = selected @ _unpack(weight_negative if flip else weight_positive, features).double() > 0
         inhibited = selected @ _unpack(weight_positive if flip else weight_negative, features).double() > 0
-        reached.append((excited & (input > 0)) | (inhibited & (input < 0)))
-    return places((reached[0] | reached[1]).flatten(), capacity)
+        by_sign.append((excited & (input > 0)) | (inhibited & (input < 0)))
+    return padded_nonzero((by_sign[0] | by_sign[1]).flatten(), capacity)

@@ -42,5 +42,5 @@ def _taps(
 ) -> tuple[Tensor, Tensor]:
     """Return places `[windows, kernel]` of the taps along a dimension, and which of them lie inside."""
     start = torch.arange(windows, device=device)[:, None] * stride - padding
-    place = start + torch.arange(kernel, device=device) * dilation
-    return place.clamp(0, size - 1), (place >= 0) & (place < size)
+    coordinate = start + torch.arange(kernel, device=device) * dilation
+    return coordinate.clamp(0, size - 1), (coordinate >= 0) & (coordinate < size)

@@ -14,8 +14,8 @@ def normals(rows: int, columns: int, seed: int, device: torch.device) -> Tensor:
 
     From the hash of SplitMix64 (Steele, Lea and Flood, 2014) by the transform of Box and Muller.
     """
-    place = torch.arange(2 * rows * columns, device=device) + 1
-    bits = _mixed(place * _signed(_GOLDEN) + _signed(_scrambled(seed)))
+    counter = torch.arange(2 * rows * columns, device=device) + 1
+    bits = _mixed(counter * _signed(_GOLDEN) + _signed(_scrambled(seed)))
     uniform = (_shifted(bits, 11).double() + 0.5) * 2.0**-53
     radius, angle = uniform.view(2, rows, columns)
     return torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)

@@ -7,8 +7,8 @@ from pyfast_xai.kernels import checks
 
 
 def _gaussian(size: int, sigma: float, device: torch.device) -> Tensor:
-    at = torch.arange(size, dtype=torch.float64, device=device)
-    return torch.exp(-(((at[:, None] - at[None, :]) / sigma) ** 2) / 2)  # [size, size]
+    position = torch.arange(size, dtype=torch.float64, device=device)
+    return torch.exp(-(((position[:, None] - position[None, :]) / sigma) ** 2) / 2)  # [size, size]
 
 
 def point_density(points: Tensor, images: int, height: int, width: int, sigma: float) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.places import places
+from pyfast_xai.kernels.padded_nonzero import padded_nonzero
 
 
 def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tensor:
@@ -12,7 +12,7 @@ def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tens
     ordered = points.sort().values
     first = ordered >= 0
     first[1:] &= ordered[1:] != ordered[:-1]
-    place = places(first, capacity)
+    index = padded_nonzero(first, capacity)
     if not len(points):
-        return place
-    return ordered[place] if capacity is None else ordered[place.clamp(min=0)].masked_fill_(place < 0, -1)
+        return index
+    return ordered[index] if capacity is None else ordered[index.clamp(min=0)].masked_fill_(index < 0, -1)

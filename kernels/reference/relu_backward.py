@@ -26,5 +26,5 @@ def relu_backward(grad: Tensor, bits: Tensor | None, rule: int, negative_slope: 
     if rule != GRADIENT:
         passes &= ~(g <= 0)
     # Never slope * g without a slope: 0 times infinity is NaN.
-    rest = g * negative_slope if negative_slope else 0
-    in_memory_order(out).copy_(torch.where(passes, g, rest).flatten())
+    leaked = g * negative_slope if negative_slope else 0
+    in_memory_order(out).copy_(torch.where(passes, g, leaked).flatten())

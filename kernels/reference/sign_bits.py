@@ -14,8 +14,8 @@ def _pack(mask: Tensor) -> Tensor:
     padded = torch.zeros(rows, words * WORD, dtype=torch.bool, device=mask.device)
     padded[:, :columns] = mask
     # The shift of bit 63 lands on the sign bit, which is what a two's complement word holds there.
-    place = torch.ones(WORD, dtype=torch.int64, device=mask.device) << torch.arange(WORD, device=mask.device)
-    return (padded.view(rows, words, WORD) * place).sum(-1)
+    weights = torch.ones(WORD, dtype=torch.int64, device=mask.device) << torch.arange(WORD, device=mask.device)
+    return (padded.view(rows, words, WORD) * weights).sum(-1)
 
 
 def sign_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

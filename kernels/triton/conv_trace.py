@@ -24,8 +24,8 @@ def _beats(value, best):
 def _first_largest(value, index):
     """Returns the index of the largest element of a block, the least index among equals."""
     is_nan = value != value
-    most = tl.max(tl.where(is_nan, float("-inf"), value), 0)
-    wins = tl.where(tl.max(is_nan.to(tl.int32), 0) > 0, is_nan, value == most)
+    largest = tl.max(tl.where(is_nan, float("-inf"), value), 0)
+    wins = tl.where(tl.max(is_nan.to(tl.int32), 0) > 0, is_nan, value == largest)
     return tl.min(tl.where(wins, index, 0x7FFFFFFFFFFFFFFF), 0)
 
 
@@ -84,18 +84,18 @@ def _conv_trace_kernel(
 ):
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     program = tl.program_id(0).to(tl.int64)
-    rest = tl.load(points_ptr + program)
-    if rest < 0:
-        tl.store(out_ptr + program, rest)
+    flat = tl.load(points_ptr + program)
+    if flat < 0:
+        tl.store(out_ptr + program, flat)
         return
-    at_x = rest % out_width
-    rest = rest // out_width
-    at_y = rest % out_height
-    rest = rest // out_height
-    at_z = rest % out_depth
-    rest = rest // out_depth
-    o = rest % filters
-    n = rest // filters
+    at_x = flat % out_width
+    flat = flat // out_width
+    at_y = flat % out_height
+    flat = flat // out_height
+    at_z = flat % out_depth
+    flat = flat // out_depth
+    o = flat % filters
+    n = flat // filters
     first = o // group_filters * group_channels
     z0 = at_z * STRIDE[0] - PADDING[0]
     y0 = at_y * STRIDE[1] - PADDING[1]
@@ -140,7 +140,7 @@ def _conv_trace_kernel(
         y = at_y * STRIDE[1]
         x = at_x * STRIDE[2]
     else:
-        most = tl.full([BLOCK_T], float("-inf"), ACC)
+        best_value = tl.full([BLOCK_T], float("-inf"), ACC)
         best_tap = tl.full([BLOCK_T], TAPS, tl.int64)  # none yet
         for t0 in range(0, TAPS, BLOCK_T):
             o_tap = (t0 + tl.arange(0, BLOCK_T)).to(tl.int64)
@@ -151,10 +151,10 @@ def _conv_trace_kernel(
             if LOCATION == PRODUCT:
                 p_weight = p_filter + channel * weight_stride_c + o_tap * weight_stride_t
                 value = sign * (value * tl.load(p_weight, mask=m_tap, other=0).to(ACC))
-            stronger = m_tap & (_beats(value, most) | (best_tap == TAPS))
-            most = tl.where(stronger, value, most)
+            stronger = m_tap & (_beats(value, best_value) | (best_tap == TAPS))
+            best_value = tl.where(stronger, value, best_value)
             best_tap = tl.where(stronger, o_tap, best_tap)
-        tap = _first_largest(most, best_tap)
+        tap = _first_largest(best_value, best_tap)
         # A window of padding alone is read at its start.
         z, y, x = _place_of(tl.where(tap < TAPS, tap, 0), z0, y0, x0, KERNEL, DILATION)
     z = tl.minimum(tl.maximum(z, 0), depth - 1)

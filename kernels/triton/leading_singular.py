@@ -77,8 +77,8 @@ def _orthonormal(basis, WIDTH: tl.constexpr):
     """Orthonormalises the rows of a block by Gram and Schmidt; a row that lies within those before it becomes zero."""
     o_vector = tl.arange(0, WIDTH)
     for i in range(WIDTH):
-        mine = (o_vector == i)[:, None]
-        row = tl.sum(tl.where(mine, basis, 0.0), 0)
+        selected = (o_vector == i)[:, None]
+        row = tl.sum(tl.where(selected, basis, 0.0), 0)
         share = tl.where(o_vector < i, tl.sum(basis * row[None, :], 1), 0.0)
         row -= tl.sum(share[:, None] * basis, 0)
         before = tl.sqrt(tl.sum(row * row, 0))
@@ -89,7 +89,7 @@ def _orthonormal(basis, WIDTH: tl.constexpr):
         norm = tl.sqrt(tl.sum(row * row, 0))
         independent = norm > NEGLIGIBLE * before
         row = tl.where(independent, row / tl.where(independent, norm, 1.0), 0.0)
-        basis = tl.where(mine, row[None, :], basis)
+        basis = tl.where(selected, row[None, :], basis)
     return basis
 
 
@@ -154,11 +154,11 @@ def _diagonalise_kernel(
     WIDTH: tl.constexpr,
 ):
     """Applies Jacobi's rotations, WIDTH / 2 disjoint ones at a time: i with i ^ mask, for every mask of a sweep."""
-    o_own = tl.arange(0, WIDTH)[:, None]
-    o_other = tl.arange(0, WIDTH)[None, :]
-    diagonal = o_own == o_other
+    o_row = tl.arange(0, WIDTH)[:, None]
+    o_column = tl.arange(0, WIDTH)[None, :]
+    diagonal = o_row == o_column
     o_matrix = tl.program_id(0).to(tl.int64) * WIDTH
-    o_element = (o_matrix + o_own) * WIDTH + o_other
+    o_element = (o_matrix + o_row) * WIDTH + o_column
     matrix = tl.load(matrix_ptr + o_element)
     vectors = tl.where(diagonal, 1.0, 0.0).to(ACC)
     norm = tl.sqrt(tl.sum(tl.sum(matrix * matrix, 1), 0))
@@ -166,21 +166,21 @@ def _diagonalise_kernel(
     done = 0
     while (done < sweeps) & (off > tolerance * norm):
         for mask in range(1, WIDTH):
-            partner = (o_own ^ mask) == o_other
-            across = 2 * tl.sum(tl.where(partner, matrix, 0.0), 1)
+            partner = (o_row ^ mask) == o_column
+            off_element = 2 * tl.sum(tl.where(partner, matrix, 0.0), 1)
             diagonal_here = tl.sum(tl.where(diagonal, matrix, 0.0), 1)
-            other = tl.sum(tl.where(partner, tl.sum(tl.where(diagonal, matrix, 0.0), 0)[None, :], 0.0), 1)
+            partner_diagonal = tl.sum(tl.where(partner, tl.sum(tl.where(diagonal, matrix, 0.0), 0)[None, :], 0.0), 1)
             # tan of the angle that makes the pair's element zero (Golub and Van Loan, 8.5.2), the smaller of two; the
             # partner finds its negative. Scaled, so that no square overflows.
-            apart = other - diagonal_here
-            scale = tl.maximum(tl.abs(apart), tl.abs(across))
+            gap = partner_diagonal - diagonal_here
+            scale = tl.maximum(tl.abs(gap), tl.abs(off_element))
             scale = tl.where(scale > 0, scale, 1.0)
-            apart = apart / scale
-            across = across / scale
+            gap = gap / scale
+            off_element = off_element / scale
             lower = tl.arange(0, WIDTH) < (tl.arange(0, WIDTH) ^ mask)
-            turn = tl.where((apart > 0) | ((apart == 0) & lower), 1.0, -1.0)
-            length = tl.abs(apart) + tl.sqrt(apart * apart + across * across)
-            tangent = turn * across / tl.where(length > 0, length, 1.0)
+            direction = tl.where((gap > 0) | ((gap == 0) & lower), 1.0, -1.0)
+            length = tl.abs(gap) + tl.sqrt(gap * gap + off_element * off_element)
+            tangent = direction * off_element / tl.where(length > 0, length, 1.0)
             cosine = 1.0 / tl.sqrt(1.0 + tangent * tangent)
             rotation = tl.where(diagonal, cosine[:, None], 0.0)
             rotation = tl.where(partner, (-tangent * cosine)[:, None], rotation).to(ACC)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.places import places
+from pyfast_xai.kernels.padded_nonzero import padded_nonzero
 from pyfast_xai.kernels.triton.accumulate import accumulator
 
 WORD = tl.constexpr(64)
@@ -112,4 +112,4 @@ def linear_trace(
             BLOCK_POINTS=BLOCK_POINTS,
             BLOCK_WORDS=block,
         )
-    return places(reached.flatten(), capacity)
+    return padded_nonzero(reached.flatten(), capacity)

@@ -64,9 +64,9 @@ def _max_pool_backward_kernel(
                 m_window = m_place & ((beside >= 0) & (at_x * STRIDE[1] == beside) & (at_x < grad_width))[None, :]
                 p_tap = p_offsets + at_y * offsets_stride_y + at_x[None, :] * offsets_stride_x
                 tap = tl.load(p_tap, mask=m_window, other=0).to(tl.int32)
-                m_won = m_window & (tap == i * KERNEL[1] + j)
-                p_own = p_grad + at_y * grad_stride_y + at_x[None, :] * grad_stride_x
-                total += tl.load(p_own, mask=m_won, other=0).to(ACC)
+                m_winner = m_window & (tap == i * KERNEL[1] + j)
+                p_source = p_grad + at_y * grad_stride_y + at_x[None, :] * grad_stride_x
+                total += tl.load(p_source, mask=m_winner, other=0).to(ACC)
     p_out = out_ptr + n * out_stride_n + y * out_stride_y
     tl.store(p_out + o_channel[:, None] * out_stride_c + o_x[None, :] * out_stride_x, total, mask=m_place)
 

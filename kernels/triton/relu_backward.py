@@ -42,8 +42,8 @@ def _relu_backward_kernel(
     if BY_SIGN:
         passes = passes & ((g > 0) | (g != g))
     # Never slope * g without a slope: 0 times infinity is NaN.
-    rest = g * tl.load(slope_ptr) if LEAKS else tl.zeros_like(g)
-    tl.store(out_ptr + target * size + o_element, tl.where(passes, g, rest), mask=m_element)
+    leaked = g * tl.load(slope_ptr) if LEAKS else tl.zeros_like(g)
+    tl.store(out_ptr + target * size + o_element, tl.where(passes, g, leaked), mask=m_element)
 
 
 def relu_backward(grad: Tensor, bits: Tensor | None, rule: int, negative_slope: float, out: Tensor) -> None:

@@ -42,10 +42,10 @@ def _relu_forward_kernel(
         passes = passes & (x < upper)
     if HAS_BOUND:
         bound = tl.load(bound_ptr + o_element, mask=m_element, other=0).to(ACC)
-        within = output <= bound
-        passes = passes & within
+        in_bound = output <= bound
+        passes = passes & in_bound
         if CLAMP:
-            output = tl.where(within | (output != output), output, bound)
+            output = tl.where(in_bound | (output != output), output, bound)
     tl.store(out_ptr + o_element, output, mask=m_element)
 
     # Lanes past the end hold zero, which does not pass.
@@ -59,13 +59,13 @@ def relu_forward(input: Tensor, upper: float, bound: Tensor | None, clamp: bool,
     bits = torch.empty((input.numel() + 7) // 8, dtype=torch.uint8, device=input.device)
     if not len(bits):
         return bits
-    end = torch.tensor(upper, dtype=input.dtype).item()  # on the host: rounded, and perhaps to infinity
-    bounded = math.isfinite(end)
+    limit = torch.tensor(upper, dtype=input.dtype).item()  # on the host: rounded, and perhaps to infinity
+    bounded = math.isfinite(limit)
     with torch.cuda.device_of(input):
         _relu_forward_kernel[(triton.cdiv(len(bits), BLOCK),)](
             input,
             # A scalar argument would be float32.
-            input.new_full((1,), end) if bounded else input,
+            input.new_full((1,), limit) if bounded else input,
             input if bound is None else bound,
             out,
             bits,

@@ -16,9 +16,9 @@ def tile(channels: int, width: int, innermost: bool) -> tuple[int, int]:
         innermost: whether the channels lie innermost in memory, else the columns do.
     """
     first, second = (channels, width) if innermost else (width, channels)
-    along = min(triton.next_power_of_2(first), LONGEST)
-    across = min(triton.next_power_of_2(second), LANES // along)
-    return (along, across) if innermost else (across, along)
+    inner = min(triton.next_power_of_2(first), LONGEST)
+    outer = min(triton.next_power_of_2(second), LANES // inner)
+    return (inner, outer) if innermost else (outer, inner)
 
 
 @triton.jit

@@ -125,7 +125,7 @@ class CudaGraphCache:
         signature = cache_key(arguments, {})
         if signature is None:
             return None, False
-        graph_key = (key, signature, registry.asked_for(), torch.are_deterministic_algorithms_enabled())
+        graph_key = (key, signature, registry.current_backend(), torch.are_deterministic_algorithms_enabled())
         with self._order:
             graph = self._graphs.get(graph_key)
             if graph is not None:

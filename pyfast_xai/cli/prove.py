@@ -47,16 +47,19 @@ def _prove(names: list[str], device: str) -> None:
         if message["kind"] == "row":
             rows.append(message)
         elif message["kind"] == "impossible":
-            impossible[message["op"]] = message["why"]
+            impossible[message["op"]] = message["reason"]
         elif message["kind"] == "stage":
             status.update(printable(f"{message['op']} on {message['backend']}"))
         elif message["kind"] == "skipped":
             console.print(
-                Text(printable(f"{message['op']} on {message['backend']}: no memory for {message['why']}"), style="dim")
+                Text(
+                    printable(f"{message['op']} on {message['backend']}: no memory for {message['reason']}"),
+                    style="dim",
+                )
             )
 
     with console.status("starting") as status:
-        own = proofs.of_this_machine()
+        own = proofs.machine_proofs()
         proven = own.prove_all({name: left for name, left in kernels.items() if left}, place, listen)
 
     table = _table("op", "shape", "dtype", "backend", "ms", "of the least time", "times plain PyTorch")
@@ -68,7 +71,7 @@ def _prove(names: list[str], device: str) -> None:
     table = _table("op", "backend", "verdict")
     for name, backends in kernels.items():
         for backend in backends if name in proven else ():
-            against, praise = own.judged(proven[name], name, backend, place)
+            against, praise = own.judge(proven[name], name, backend, place)
             words = praise if against is None else f"not chosen: {against}"
             table.add_row(name, backend, Text(printable(words), style="bold" if against is None else ""))
     console.print(table)

@@ -9,12 +9,12 @@ from pyfast_xai.ops.registry import Op
 
 def _fake(matrices: Tensor, k: int, solver: int, iterations: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, rows, columns = matrices.shape
-    like = matrices.new_empty((), dtype=torch.promote_types(matrices.dtype, torch.float32))
+    template = matrices.new_empty((), dtype=torch.promote_types(matrices.dtype, torch.float32))
     return (
-        like.new_empty(batch, rows, k),
-        like.new_empty(batch, k),
-        like.new_empty(batch, columns, k),
-        like.new_empty(batch, k),
+        template.new_empty(batch, rows, k),
+        template.new_empty(batch, k),
+        template.new_empty(batch, columns, k),
+        template.new_empty(batch, k),
     )
 
 

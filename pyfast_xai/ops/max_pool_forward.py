@@ -36,13 +36,13 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 
 def suggested_format(tensor: Tensor) -> torch.memory_format:
     """Returns the format that PyTorch gives a result of maps with such strides, dense or not."""
-    least = 0
+    smallest = 0
     for d in (1, 3, 2, 0):
         size, stride = tensor.shape[d], tensor.stride(d)
         # A batch of one channel, or of one image of one pixel, is read as contiguous.
-        if not size or stride < least or (d == 1 and not stride) or (d == 0 and least == tensor.stride(1)):
+        if not size or stride < smallest or (d == 1 and not stride) or (d == 0 and smallest == tensor.stride(1)):
             return torch.contiguous_format
-        least = stride * max(1, size)
+        smallest = stride * max(1, size)
     return torch.channels_last
 
 
@@ -84,8 +84,8 @@ def max_pool_forward(
     geometry = [list(numbers) for numbers in (kernel, stride, padding, dilation)]
     checks.pool_geometry(*geometry)
     # One map gives the output size and PyTorch's own errors; a meta tensor would import sympy.
-    one = torch.ops.aten.max_pool2d_with_indices(input[:1, :1], *geometry, ceil_mode)[0]
-    size = (*input.shape[:2], *one.shape[2:])
+    single = torch.ops.aten.max_pool2d_with_indices(input[:1, :1], *geometry, ceil_mode)[0]
+    size = (*input.shape[:2], *single.shape[2:])
     layout = suggested_format(input)
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=layout)
     offsets = torch.empty(size, dtype=torch.uint8, device=input.device, memory_format=layout)

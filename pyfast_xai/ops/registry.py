@@ -42,14 +42,14 @@ BACKENDS = ("auto", "reference", "numba", "cpp", "triton", "cuda")
 BINARIES = {"cpp": library.load("_C"), "cuda": torch.backends.cuda.is_built() and library.load("_C_cuda")}
 
 
-def _known(name: str) -> str:
+def _checked_name(name: str) -> str:
     if name not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     return name
 
 
 _forced: contextvars.ContextVar[str] = contextvars.ContextVar(
-    "pyfast_xai_backend", default=_known(os.environ.get("PYFAST_XAI_BACKEND", "auto"))
+    "pyfast_xai_backend", default=_checked_name(os.environ.get("PYFAST_XAI_BACKEND", "auto"))
 )
 
 
@@ -74,7 +74,7 @@ class backend(contextlib.ContextDecorator):  # noqa: N801 reads as a verb: `with
     """
 
     def __init__(self, name: str) -> None:
-        self.name = _known(name)
+        self.name = _checked_name(name)
         self._tokens: list[contextvars.Token[str]] = []
 
     def __enter__(self) -> "backend":
@@ -85,7 +85,7 @@ class backend(contextlib.ContextDecorator):  # noqa: N801 reads as a verb: `with
         _forced.reset(self._tokens.pop())
 
 
-def asked_for() -> str:
+def current_backend() -> str:
     """Returns the backend that ops are served from here; "auto" lets each op have its own."""
     return _forced.get()
 
@@ -124,7 +124,7 @@ class Op:
         name = _forced.get()
         if name == "auto":
             return self.overload(*args)
-        device = _device_of(args).type
+        device = _first_device(args).type
         missing = self.missing(name, device)
         if missing is not None:
             raise BackendError(f"backend {name!r} cannot serve {self.name} on {device}: {missing}")
@@ -159,21 +159,21 @@ class Op:
 
     def served(self, device: str | torch.device) -> tuple[str, str]:
         """Returns the backend that serves this op on `device` by default, and why, by what was proven so far."""
-        place = torch.device(device)
-        kernels = self.to_prove(place.type)
-        return self._served(place, proofs.of_this_machine().known(self.name, kernels, place) if kernels else None)
+        target = torch.device(device)
+        kernels = self.to_prove(target.type)
+        return self._served(target, proofs.machine_proofs().find(self.name, kernels, target) if kernels else None)
 
     def _served(self, device: torch.device, proof: Verdict | None) -> tuple[str, str]:
-        passed: list[str] = []
+        rejected: list[str] = []
         for name in PREFERENCE.get(device.type, ("reference",)):
-            missing, praise = self.missing(name, device.type), ""
+            missing, note = self.missing(name, device.type), ""
             if missing is None and name in TO_PROVE:
-                missing, praise = proofs.of_this_machine().judged(proof, self.name, name, device)
+                missing, note = proofs.machine_proofs().judge(proof, self.name, name, device)
             if missing is None and (name, self.name) in SLOWER:
                 missing = "plain PyTorch is faster"
             if missing is None:
-                return name, "; ".join(filter(None, [praise, *passed])) or "first choice"
-            passed.append(f"{name}: {missing}")
+                return name, "; ".join(filter(None, [note, *rejected])) or "first choice"
+            rejected.append(f"{name}: {missing}")
         raise AssertionError("the reference serves everything")
 
     def _module(self, name: str) -> str:
@@ -185,21 +185,21 @@ class Op:
     @functools.cache  # noqa: B019 ops live as long as the process
     def _fallback_kernel(self, device: torch.device) -> Callable[..., Any]:
         kernels = self.to_prove(device.type)
-        proof = proofs.of_this_machine().prove(self.name, kernels, device) if kernels else None
-        name, why = self._served(device, proof)
+        proof = proofs.machine_proofs().prove(self.name, kernels, device) if kernels else None
+        name, reason = self._served(device, proof)
         message = "%s on %s runs on backend %s (%s)"
         if name in TO_PROVE or device.type in _warned_devices:
-            logger.info(message, self.name, device.type, name, why)
+            logger.info(message, self.name, device.type, name, reason)
         else:
             _warned_devices.add(device.type)
-            logger.warning(f"{message}; `pyfast-xai backends` lists all ops", self.name, device.type, name, why)
+            logger.warning(f"{message}; `pyfast-xai backends` lists all ops", self.name, device.type, name, reason)
         return self.kernel(name)
 
     def _fall_back(self, *args: Any) -> Any:
-        return self._fallback_kernel(_device_of(args))(*args)
+        return self._fallback_kernel(_first_device(args))(*args)
 
 
-def _device_of(arguments: Sequence[Any]) -> torch.device:
+def _first_device(arguments: Sequence[Any]) -> torch.device:
     return next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
 
 

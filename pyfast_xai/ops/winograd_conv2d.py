@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyfast_xai.ops.registry import Op, asked_for
+from pyfast_xai.ops.registry import Op, current_backend
 
 _TILE = 4  # outputs high and wide
 _PANEL = 16  # filters next to each other in a transformed weight
@@ -57,8 +57,8 @@ def winograd_weight(weight: Tensor) -> Tensor:
     filters, channels = weight.shape[:2]
     rows = [[p**i / math.prod(p - q for q in _POINTS if q != p) for i in range(3)] for p in _POINTS]
     transform = torch.tensor([*rows, [0, 0, 1]], dtype=torch.float64, device=weight.device)
-    places = torch.einsum("ya,xb,oiab->yxio", transform, transform, weight.detach().double())
-    panels = places.float().reshape(-1, channels, filters // _PANEL, _PANEL).transpose(1, 2)
+    transformed = torch.einsum("ya,xb,oiab->yxio", transform, transform, weight.detach().double())
+    panels = transformed.float().reshape(-1, channels, filters // _PANEL, _PANEL).transpose(1, 2)
     return panels.contiguous()
 
 
@@ -120,7 +120,7 @@ def winograd_pays(input: Tensor, weight: Tensor, padding: Sequence[int]) -> bool
     filters, channels, *kernel = weight.shape
     if kernel != [3, 3] or filters % _PANEL or channels % _PANEL:
         return False
-    if asked_for() not in ("auto", "cpp") or _op.missing("cpp", input.device.type) is not None:
+    if current_backend() not in ("auto", "cpp") or _op.missing("cpp", input.device.type) is not None:
         return False
     if not input.dtype == weight.dtype == torch.float32:
         return False

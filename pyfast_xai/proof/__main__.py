@@ -10,9 +10,9 @@ from pyfast_xai.proof.examine import DeviceLostError, Examination
 
 
 def main() -> None:
-    """Examine the kernels of the request."""
+    """Examines the kernels of the request."""
     request = json.load(sys.stdin)
-    # What kernels print, an assertion on a device for one, goes elsewhere.
+    # Output of kernels, such as of a device-side assertion, goes to standard error.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     device = torch.device(request["device"])
@@ -28,7 +28,7 @@ def main() -> None:
         with torch.inference_mode():
             examination.run(request["ops"])
     except DeviceLostError as error:
-        sys.exit(str(error))  # what failed was said; another process goes on
+        sys.exit(str(error))  # the failure was reported; another process continues
 
 
 if __name__ == "__main__":

@@ -8,16 +8,18 @@ Agreement = Callable[[Sequence[Tensor], Sequence[Tensor]], bool]
 
 
 def equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Returns whether all results are the same, NaN where NaN is expected."""
-    return all(_fits(a, b) and bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in _pairs(results, expected))
+    """Returns whether all results are equal, with NaN where NaN is expected."""
+    return all(
+        _same_kind(a, b) and bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in _pairs(results, expected)
+    )
 
 
 def close(tolerance: float) -> Agreement:
-    """Returns an agreement up to a difference, in parts of the largest expected number."""
+    """Returns an agreement up to a difference relative to the largest expected number."""
 
     def agree(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         for a, b in _pairs(results, expected):
-            if not _fits(a, b):
+            if not _same_kind(a, b):
                 return False
             if b.numel() and not (a.double() - b.double()).abs().max() <= tolerance * b.double().abs().max():
                 return False
@@ -26,18 +28,18 @@ def close(tolerance: float) -> Agreement:
     return agree
 
 
-def mostly(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Returns whether 99 of 100 numbers are the same: sums in another order turn a near tie now and then."""
-    return all(_fits(a, b) and float((a == b).double().mean()) > 0.99 for a, b in _pairs(results, expected))
+def mostly_equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Returns whether 99 of 100 numbers are equal: sums in another order sometimes decide a near tie differently."""
+    return all(_same_kind(a, b) and float((a == b).double().mean()) > 0.99 for a, b in _pairs(results, expected))
 
 
 def first_triplets(results: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Returns whether first singular triplets agree, signs too, as far as the reference has done the matrices.
+    """Returns whether the first singular triplets agree, signs included, for the matrices that the reference has done.
 
-    Their values stand out, so that the vectors are determined. Of the others the values agree roughly.
+    Their singular values stand out, so that the vectors are determined. The other singular values must agree roughly.
     """
     count = len(expected[1])
-    if not all(_fits(a[:count], b) for a, b in _pairs(results, expected)):
+    if not all(_same_kind(a[:count], b) for a, b in _pairs(results, expected)):
         return False
     (left, values, right, residual), (expected_left, expected_values, expected_right, _) = results, expected
     vectors = [(left[:count], expected_left), (right[:count], expected_right)]
@@ -53,5 +55,5 @@ def _pairs(results: Sequence[Tensor], expected: Sequence[Tensor]) -> list[tuple[
     return list(zip(results, expected, strict=True))
 
 
-def _fits(result: Tensor, expected: Tensor) -> bool:
+def _same_kind(result: Tensor, expected: Tensor) -> bool:
     return result.shape == expected.shape and result.dtype == expected.dtype and result.device == expected.device

@@ -1,7 +1,7 @@
 """Corner cases of every op.
 
-They have each dtype, odd sizes, both memory formats, numbers that are not finite, nothing at all, and more elements
-than 32-bit addresses reach.
+They cover each dtype, odd sizes, both memory formats, non-finite numbers, empty tensors, and more elements than 32-bit
+indices reach.
 """
 
 import math
@@ -19,37 +19,37 @@ from pyfast_xai.proof.agreement import Agreement, close, equal, first_triplets
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMATS = (torch.contiguous_format, torch.channels_last)
-BEYOND = 2**31  # places that 32-bit addresses do not reach
+BEYOND = 2**31  # the first index that does not fit 32 bits
 
 
 @dataclass
 class Corner:
-    """A call of an op and what it must give.
+    """A call of an op and its expected results.
 
     Attributes:
-        words: what is special.
-        run: calls the op by the backend of the context and returns its results.
-        agree: whether results are right, given the expected ones.
-        expected: gives these; None for the reference, by `run`.
-        memory: bytes that it takes; 0 for few.
+        description: the special property of the case.
+        run: calls the op on the backend of the context and returns its results.
+        agree: returns whether results are correct, given the expected ones.
+        expected: returns the expected results; None calls `run` on the reference.
+        memory: bytes that the case takes; 0 for few.
     """
 
-    words: str
+    description: str
     run: Callable[[], Any]
     agree: Agreement = equal
     expected: Callable[[], list[Tensor]] | None = None
     memory: int = 0
 
 
-def of_each_dtype(cases: Iterable[Any]) -> Iterator[tuple[torch.dtype, Any]]:
-    """Yields every dtype with the first case and float32 with the others: a kernel is compiled for each."""
-    first, *others = cases
+def with_each_dtype(cases: Iterable[Any]) -> Iterator[tuple[torch.dtype, Any]]:
+    """Yields every dtype with the first case, and float32 with the other cases."""
+    first, *remaining = cases
     yield from ((dtype, first) for dtype in DTYPES)
-    yield from ((torch.float32, case) for case in others)
+    yield from ((torch.float32, case) for case in remaining)
 
 
 def results(result: Any) -> list[Tensor]:
-    """Returns the tensors that an op gave, as a list."""
+    """Returns the results of an op as a list of tensors."""
     return [result] if isinstance(result, Tensor) else list(result)
 
 
@@ -59,31 +59,31 @@ class Draw:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def whole(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns small whole numbers: no sum of them is rounded, and ties are common."""
+    def integers(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns small integers, whose sums are exact and whose ties are common."""
         return torch.randint(-2, 3, shape, device=self.device).to(dtype)
 
     def special(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Returns random numbers, an infinity of either sign, a NaN and a negative zero among them."""
+        """Returns random numbers, with infinities of both signs, NaN and negative zero among them."""
         values = torch.randn(shape, device=self.device).mul(4).to(dtype)
-        odd = torch.tensor([math.inf, -math.inf, math.nan, -0.0], device=self.device).to(dtype)
-        return torch.where(torch.rand(shape, device=self.device) < 0.9, values, odd[self.below(4, *shape)])
+        specials = torch.tensor([math.inf, -math.inf, math.nan, -0.0], device=self.device).to(dtype)
+        return torch.where(torch.rand(shape, device=self.device) < 0.9, values, specials[self.indices(4, *shape)])
 
-    def below(self, end: int, *shape: int) -> Tensor:
-        """Returns indices."""
-        return torch.randint(0, end, shape, device=self.device)
+    def indices(self, size: int, *shape: int) -> Tensor:
+        """Returns random indices in `[0, size)`."""
+        return torch.randint(0, size, shape, device=self.device)
 
-    def points(self, end: int, count: int) -> Tensor:
-        """Returns points of which a third is none."""
-        return self.below(end, count).masked_fill(torch.rand(count, device=self.device) < 0.3, -1)
+    def points(self, size: int, count: int) -> Tensor:
+        """Returns points in `[0, size)`, a third of them absent (-1)."""
+        return self.indices(size, count).masked_fill(torch.rand(count, device=self.device) < 0.3, -1)
 
-    def chance(self, count: int) -> Tensor:
-        """Returns true for a third."""
+    def third(self, count: int) -> Tensor:
+        """Returns a mask that is True for a third of the entries."""
         return torch.rand(count, device=self.device) < 0.3
 
     def bytes(self, count: int) -> Tensor:
-        """Returns random bits."""
-        return self.below(256, count).to(torch.uint8)
+        """Returns random bytes."""
+        return self.indices(256, count).to(torch.uint8)
 
 
 def relu_forward(draw: Draw) -> Iterator[Corner]:
@@ -91,10 +91,10 @@ def relu_forward(draw: Draw) -> Iterator[Corner]:
         for layout in FORMATS:
             for shape in ((3, 17, 45, 31), (1, 1, 1, 1), (0, 3, 4, 4)):
                 x, bound = (draw.special(*shape, dtype=dtype).contiguous(memory_format=layout) for _ in range(2))
-                for upper, clamp, most in ((math.inf, False, None), (6.0, False, None), (2.0, True, bound)):
+                for upper, clamp, bound_tensor in ((math.inf, False, None), (6.0, False, None), (2.0, True, bound)):
                     yield Corner(
-                        f"{_named(dtype)} {list(shape)}, {layout}",
-                        partial(ops.relu_forward, x, upper=upper, bound=most, clamp=clamp),
+                        f"{_dtype_name(dtype)} {list(shape)}, {layout}",
+                        partial(ops.relu_forward, x, upper=upper, bound=bound_tensor, clamp=clamp),
                     )
     size = BEYOND + 24
 
@@ -117,7 +117,7 @@ def relu_backward(draw: Draw) -> Iterator[Corner]:
                 for slope in (0.0, 0.25) if rule is Rectify.GRADIENT else (0.0,):
                     signs = None if rule is Rectify.DECONVNET else bits
                     yield Corner(
-                        f"{_named(dtype)} {list(shape)}, {rule.name}",
+                        f"{_dtype_name(dtype)} {list(shape)}, {rule.name}",
                         partial(ops.relu_backward, grad, signs, rule, negative_slope=slope),
                     )
     size = BEYOND + 24
@@ -143,13 +143,13 @@ POOLS: dict[str, Any] = {
 
 
 def max_pool_forward(draw: Draw) -> Iterator[Corner]:
-    for dtype, words in of_each_dtype(POOLS):
+    for dtype, case in with_each_dtype(POOLS):
         for layout in FORMATS:
             for shape in ((3, 70, 37, 29), (1, 1, 5, 5), (0, 3, 8, 8)):
                 x = draw.special(*shape, dtype=dtype).contiguous(memory_format=layout)
                 yield Corner(
-                    f"{_named(dtype)} {list(shape)}, {words}, {layout}",
-                    partial(ops.max_pool_forward, x, *POOLS[words]),
+                    f"{_dtype_name(dtype)} {list(shape)}, {case}, {layout}",
+                    partial(ops.max_pool_forward, x, *POOLS[case]),
                 )
     pool, images = POOLS["2x2 / 2"], BEYOND // (64 * 64 * 64) + 1
 
@@ -165,49 +165,51 @@ def max_pool_forward(draw: Draw) -> Iterator[Corner]:
 
 
 def max_pool_backward(draw: Draw) -> Iterator[Corner]:
-    for dtype, words in of_each_dtype(POOLS):
+    for dtype, case in with_each_dtype(POOLS):
         for layout in FORMATS:
             for shape in ((3, 70, 37, 29), (1, 1, 5, 5), (0, 3, 8, 8)):
-                x, pool = draw.whole(*shape, dtype=dtype).contiguous(memory_format=layout), POOLS[words]
+                x, pool = draw.integers(*shape, dtype=dtype).contiguous(memory_format=layout), POOLS[case]
                 with ops.backend("reference"):
                     output, offsets = ops.max_pool_forward(x, *pool)
-                grad = draw.whole(2, *output.shape, dtype=dtype)
+                grad = draw.integers(2, *output.shape, dtype=dtype)
                 yield Corner(
-                    f"{_named(dtype)} {list(shape)}, {words}, {layout}",
+                    f"{_dtype_name(dtype)} {list(shape)}, {case}, {layout}",
                     partial(ops.max_pool_backward, grad, offsets, shape[2:], *pool[:4]),
                 )
     pool, images = POOLS["2x2 / 2"], BEYOND // (64 * 64 * 64) + 1
 
-    def back(images: int) -> list[Tensor]:
+    def last_gradient(images: int) -> list[Tensor]:
         grad = torch.zeros(1, images, 64, 32, 32, dtype=torch.bfloat16, device=draw.device)
         grad[0, -1] = _pattern(64 * 32 * 32, draw.device).view(64, 32, 32)
         offsets = torch.full((images, 64, 32, 32), 3, dtype=torch.uint8, device=draw.device)
         return [ops.max_pool_backward(grad, offsets, (64, 64), *pool[:4])[0, -1]]
 
     yield Corner(
-        *("more than 2**31 elements", lambda: back(images)), expected=lambda: back(1), memory=4 * images * 64**3
+        *("more than 2**31 elements", lambda: last_gradient(images)),
+        expected=lambda: last_gradient(1),
+        memory=4 * images * 64**3,
     )
 
 
 def response_argmax(draw: Draw) -> Iterator[Corner]:
     for dtype in DTYPES:
         for count, images, height, width in ((9, 3, 61, 53), (1, 1, 1, 1), (2, 0, 5, 5), (0, 2, 5, 5)):
-            responses = draw.whole(count, images, 3, height, width, dtype=dtype)
-            classes = draw.below(50, count, images) - 1
+            responses = draw.integers(count, images, 3, height, width, dtype=dtype)
+            classes = draw.indices(50, count, images) - 1
 
             def run(responses: Tensor, classes: Tensor) -> list[Tensor]:
-                place = responses.shape[1], *responses.shape[3:]
+                map_shape = responses.shape[1], *responses.shape[3:]
                 wide = torch.promote_types(responses.dtype, torch.float32)
-                best = torch.full(place, -math.inf, dtype=wide, device=draw.device)
-                winner = torch.full(place, -1, device=draw.device)
+                best = torch.full(map_shape, -math.inf, dtype=wide, device=draw.device)
+                winner = torch.full(map_shape, -1, device=draw.device)
                 for part, names in zip(responses.split(4), classes.split(4), strict=True):
                     ops.response_argmax(part, names, best, winner)
                 return [best, winner]
 
-            yield Corner(f"{_named(dtype)} {list(responses.shape)}", partial(run, responses, classes))
+            yield Corner(f"{_dtype_name(dtype)} {list(responses.shape)}", partial(run, responses, classes))
             innermost = responses.contiguous(memory_format=torch.channels_last_3d)
             yield Corner(
-                f"{_named(dtype)} {list(responses.shape)}, channels innermost",
+                f"{_dtype_name(dtype)} {list(responses.shape)}, channels innermost",
                 partial(run, innermost, classes),
             )
 
@@ -223,23 +225,33 @@ CONVOLUTIONS: dict[str, Any] = {
 
 
 def conv_trace(draw: Draw) -> Iterator[Corner]:
-    for dtype, words in of_each_dtype(CONVOLUTIONS):
-        shape, filters, stride, padding, dilation, groups = CONVOLUTIONS[words]
-        weight = draw.whole(*filters, dtype=dtype)
+    for dtype, case in with_each_dtype(CONVOLUTIONS):
+        shape, filters, stride, padding, dilation, groups = CONVOLUTIONS[case]
+        weight = draw.integers(*filters, dtype=dtype)
         size = [
             (shape[2 + d] + 2 * padding[d] - dilation[d] * (filters[2 + d] - 1) - 1) // stride[d] + 1 for d in range(2)
         ]
         locations = (Location.PRODUCT, Location.CENTER, Location.ACTIVATION)
         for layout in FORMATS:
-            x = draw.whole(*shape, dtype=dtype).contiguous(memory_format=layout)
+            x = draw.integers(*shape, dtype=dtype).contiguous(memory_format=layout)
             for count in (3000, 0):
                 points = draw.points(shape[0] * filters[0] * math.prod(size), count)
-                negative = draw.chance(count)
-                for where in locations if words == "3x3" else locations[:1]:
+                negative = draw.third(count)
+                for location in locations if case == "3x3" else locations[:1]:
                     yield Corner(
-                        f"{_named(dtype)}, {words}, {count} points, {layout}",
+                        f"{_dtype_name(dtype)}, {case}, {count} points, {layout}",
                         partial(
-                            ops.conv_trace, x, weight, points, negative, size, stride, padding, dilation, groups, where
+                            ops.conv_trace,
+                            x,
+                            weight,
+                            points,
+                            negative,
+                            size,
+                            stride,
+                            padding,
+                            dilation,
+                            groups,
+                            location,
                         ),
                     )
     height, width = 50_000, 45_000
@@ -257,24 +269,24 @@ def conv_trace(draw: Draw) -> Iterator[Corner]:
 def linear_trace(draw: Draw) -> Iterator[Corner]:
     for dtype in DTYPES:
         for rows, features, outputs, count in ((6, 3000, 500, 200), (2, 1, 1, 1), (3, 65, 7, 0)):
-            x = draw.whole(rows, features, dtype=dtype)
+            x = draw.integers(rows, features, dtype=dtype)
             with ops.backend("reference"):
-                bits = ops.sign_bits(draw.whole(outputs, features))
+                bits = ops.sign_bits(draw.integers(outputs, features))
             points = draw.points(rows * outputs, count)
-            for negative in (None, draw.chance(count)):
-                for most in (None, rows * features):
+            for negative in (None, draw.third(count)):
+                for capacity in (None, rows * features):
                     yield Corner(
-                        f"{_named(dtype)} {[rows, features]}, {count} points, capacity {most}",
-                        partial(ops.linear_trace, x, bits[0], bits[1], points, negative, most),
+                        f"{_dtype_name(dtype)} {[rows, features]}, {count} points, capacity {capacity}",
+                        partial(ops.linear_trace, x, bits[0], bits[1], points, negative, capacity),
                     )
     rows, outputs = 2048, BEYOND // 2048 + 1
     points = rows * outputs - 1 - torch.arange(0, 5, device=draw.device)
-    words = torch.zeros(outputs, 2, dtype=torch.int64, device=draw.device)
-    words[-5:] = 0b11
+    positive_bits = torch.zeros(outputs, 2, dtype=torch.int64, device=draw.device)
+    positive_bits[-5:] = 0b11
 
     def huge() -> list[Tensor]:
         x = torch.ones(rows, 70, device=draw.device)
-        return results(ops.linear_trace(x, words, torch.zeros_like(words), points, None, 4))
+        return results(ops.linear_trace(x, positive_bits, torch.zeros_like(positive_bits), points, None, 4))
 
     def tail() -> list[Tensor]:
         first = (rows - 1) * 70
@@ -286,17 +298,17 @@ def linear_trace(draw: Draw) -> Iterator[Corner]:
 def points_union(draw: Draw) -> Iterator[Corner]:
     for count, size in ((1, 1), (0, 7), (100_000, 3_000), (50_000, 12_345_678), (10, 1 << 33)):
         points = draw.points(size, count)
-        for most in (None, count, count + 999):
+        for capacity in (None, count, count + 999):
             yield Corner(
-                f"{count} points of {size}, capacity {most}",
-                partial(ops.points_union, points, size, most),
+                f"{count} points of {size}, capacity {capacity}",
+                partial(ops.points_union, points, size, capacity),
             )
 
 
 def point_density(draw: Draw) -> Iterator[Corner]:
     for images, height, width, count in ((3, 100, 120, 5000), (1, 1, 1, 3), (2, 7, 300, 1), (2, 9, 9, 0)):
-        crowd = torch.full((count,), images * height * width // 2, device=draw.device)
-        points = torch.cat([draw.below(images * height * width, count), crowd])
+        repeated = torch.full((count,), images * height * width // 2, device=draw.device)
+        points = torch.cat([draw.indices(images * height * width, count), repeated])
         for sigma in (0.5, 12.7):
             yield Corner(
                 f"{2 * count} points, {images}x{height}x{width}, sigma {sigma}",
@@ -319,40 +331,40 @@ def sign_bits(draw: Draw) -> Iterator[Corner]:
     for dtype in DTYPES:
         for rows, columns in ((33, 1000), (1, 1), (0, 5), (3, 64)):
             weight = draw.special(rows, columns, dtype=dtype)
-            yield Corner(f"{_named(dtype)} {[rows, columns]}", partial(ops.sign_bits, weight))
+            yield Corner(f"{_dtype_name(dtype)} {[rows, columns]}", partial(ops.sign_bits, weight))
 
 
 def leading_singular(draw: Draw) -> Iterator[Corner]:
-    for dtype, shape in of_each_dtype(((40, 49, 512), (8, 196, 256), (4, 700, 130), (1, 1, 1), (3, 5, 9), (0, 5, 5))):
+    for dtype, shape in with_each_dtype(((40, 49, 512), (8, 196, 256), (4, 700, 130), (1, 1, 1), (3, 5, 9), (0, 5, 5))):
         images, rows, columns = shape
-        # As maps are after a rectifier: one direction stands out.
+        # Like maps after a rectifier, with one dominant direction.
         shared = torch.rand(images, rows, 1, device=draw.device) * torch.rand(images, 1, columns, device=draw.device)
         maps = (torch.randn(shape, device=draw.device).relu() + 0.5 * shared).to(dtype)
         for k, solver in ((min(rows, columns, 2), Solver.AUTO), (1, Solver.SUBSPACE)):
             for matrices in (maps, maps.mT.contiguous().mT):
                 yield Corner(
-                    f"{_named(dtype)} {list(shape)}, k = {k}, strides {matrices.stride()}",
+                    f"{_dtype_name(dtype)} {list(shape)}, k = {k}, strides {matrices.stride()}",
                     partial(ops.leading_singular, matrices, k, solver),
                     first_triplets,
                 )
-    side = 256
-    images = BEYOND // side**2 + 1
+    width = 256
+    images = BEYOND // width**2 + 1
 
-    def of(images: int) -> list[Tensor]:
-        matrices = torch.zeros(images, side, side, dtype=torch.bfloat16, device=draw.device)
-        matrices[-1] = _pattern(side**2, draw.device).view(side, side)
+    def last_triplets(images: int) -> list[Tensor]:
+        matrices = torch.zeros(images, width, width, dtype=torch.bfloat16, device=draw.device)
+        matrices[-1] = _pattern(width**2, draw.device).view(width, width)
         return [part[-1:] for part in ops.leading_singular(matrices, 1, Solver.SUBSPACE)]
 
     yield Corner(
-        *("more than 2**31 elements", lambda: of(images), first_triplets),
-        expected=lambda: of(1),
-        memory=8 * images * side**2,
+        *("more than 2**31 elements", lambda: last_triplets(images), first_triplets),
+        expected=lambda: last_triplets(1),
+        memory=8 * images * width**2,
     )
 
 
 def winograd_conv2d(draw: Draw) -> Iterator[Corner]:
     for shape, filters, padding in (((2, 16, 9, 7), 32, (1, 1)), ((1, 32, 3, 3), 16, (0, 0))):
-        x, weight = draw.whole(*shape), ops.winograd_weight(draw.whole(filters, shape[1], 3, 3))
+        x, weight = draw.integers(*shape), ops.winograd_weight(draw.integers(filters, shape[1], 3, 3))
         yield Corner(
             f"{list(shape)}, {filters} filters",
             partial(ops.winograd_conv2d, x, weight, None, padding, 0.0),
@@ -360,7 +372,7 @@ def winograd_conv2d(draw: Draw) -> Iterator[Corner]:
         )
 
 
-def _named(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -369,7 +381,7 @@ def _pattern(size: int, device: torch.device) -> Tensor:
 
 
 def _huge(size: int, device: torch.device) -> Tensor:
-    """Returns the zeros, and numbers of either sign at the end."""
+    """Returns zeros, with numbers of both signs at the end."""
     values = torch.zeros(size, dtype=torch.bfloat16, device=device)
     values[-24:] = _pattern(24, device)
     return values

@@ -2,8 +2,8 @@
 
 kernel = tuning.choose(Site.of("conv2d", images, weight), candidates, (images, weight), tolerance=1e-5)
 
-Nobody knows beforehand which kernel is the fastest on a user's processor or device. Those that give what the reference
-gives are timed on the data at hand, and the verdict is kept for the process and on disk.
+The fastest kernel depends on the user's processor or device. Kernels that agree with the reference are timed on the
+actual data, and the verdict is stored for the process and on disk.
 """
 
 from pyfast_xai.tuning.contest import (
@@ -12,10 +12,10 @@ from pyfast_xai.tuning.contest import (
     Stopwatch,
     choose,
     enabled,
-    keep_verdict,
     known_verdict,
     known_verdicts,
     stopwatch,
+    store_verdict,
 )
 from pyfast_xai.tuning.isolation import prove
 from pyfast_xai.tuning.verdicts import Site, Verdict, Verdicts, environment
@@ -30,9 +30,9 @@ __all__ = [
     "choose",
     "enabled",
     "environment",
-    "keep_verdict",
     "known_verdict",
     "known_verdicts",
     "prove",
     "stopwatch",
+    "store_verdict",
 ]

@@ -1,4 +1,4 @@
-"""Contests of kernels that do the same job."""
+"""Contests between kernels that compute the same result."""
 
 import functools
 import logging
@@ -18,28 +18,28 @@ from pyfast_xai.tuning.verdicts import Site, Verdict, Verdicts, cache_folder, en
 
 logger = logging.getLogger("pyfast_xai")
 
-# Rounds of a contest, and seconds after which no further round begins where the caller does not say.
+# Rounds of a contest, and the default of the seconds after which no further round starts.
 _ROUNDS, _SECONDS = 3, 0.3
 
-# Candidates that take so many times as long as the fastest are out: after the first round, which may have been
-# disturbed, and after others.
+# Candidates that are slower than the fastest by this factor drop out: after the first round, which may have been
+# disturbed, and after later ones.
 _FAR_BEHIND, _BEHIND = 2, 1.3
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A kernel for a job.
+    """A kernel that takes part in a contest.
 
     Attributes:
-        name: distinguishes it from the others.
-        run: does the job. It returns a tensor or a sequence of tensors and leaves its arguments as they are.
-        isolate: whether `run` is tried in a process of its own before this process runs it for the first time on a
-            machine, because a fault or an endless loop in it would take the process down. It must then be a function
-            at the top of a module.
-        depends_on_data: whether its errors depend on the numbers, so that agreement with the reference is looked at
-            in every call of `choose` and not in the contest alone.
-        prepares: whether the first run makes what later ones use, such as code or packed weights, so that it says
-            nothing of their time.
+        name: unique among the candidates.
+        run: the kernel. It returns a tensor or a sequence of tensors and does not change its arguments.
+        isolate: whether `run` is tried in a separate process before this process runs it for the first time on a
+            machine, because a fault or an endless loop in it would end the process. It must then be a function at the
+            top level of a module.
+        depends_on_data: whether its errors depend on the numbers, so that agreement with the reference is checked in
+            every call of `choose`, and not only in the contest.
+        prepares: whether the first run prepares later ones, such as by compiling or packing weights, so that its time
+            is not representative.
 
     Example:
         >>> import torch
@@ -60,10 +60,10 @@ Stopwatch = Callable[[], float]
 
 
 def stopwatch(device: str, threads: int) -> Stopwatch:
-    """Returns a function that gives the seconds since now, for work on a device by a number of threads.
+    """Returns a function that returns the seconds since now, for work on a device by a number of threads.
 
-    On a CPU these are seconds of the processor and not of the clock on the wall, so that other processes do not count:
-    those of this thread, or those of all threads by their number, whichever is more.
+    On a CPU these are seconds of processor time, not of wall-clock time, so that other processes do not count: the time
+    of this thread, or that of all threads divided by their number, whichever is more.
 
     Example:
         >>> from pyfast_xai import tuning
@@ -79,7 +79,7 @@ def stopwatch(device: str, threads: int) -> Stopwatch:
 
 
 def enabled() -> bool:
-    """Returns whether contests are held: not with `PYFAST_XAI_TUNING=off`.
+    """Returns whether contests are held; `PYFAST_XAI_TUNING=off` disables them.
 
     Raises:
         InputError: the variable is neither "on" nor "off".
@@ -96,12 +96,12 @@ def enabled() -> bool:
 
 
 class Contest:
-    """Holds contests, one at a time, and remembers their verdicts.
+    """Holds contests, one at a time, and stores their verdicts.
 
     Args:
-        verdicts: where they are kept.
-        clock: seconds that have passed; None for those of `stopwatch`.
-        time_limit: seconds for a candidate in a process of its own.
+        verdicts: the store of verdicts.
+        clock: returns the current time in seconds; None for `stopwatch`.
+        time_limit: seconds for a candidate in a separate process.
 
     Example:
         >>> import torch
@@ -131,17 +131,17 @@ class Contest:
     ) -> Candidate:
         """Returns the fastest candidate of those that agree with the first; within noise the simplest.
 
-        The first call for a site runs each candidate a few times. Later ones, in other processes too, know the times;
-        they run the winner once beside the first candidate where its agreement depends on the data. Call it for jobs
-        that are done again and again: one that is done once is over before a contest.
+        The first call for a site runs each candidate a few times. Later calls, also in other processes, read the stored
+        times; they run the winner once beside the first candidate if its agreement depends on the data. A contest pays
+        only for work that is repeated many times.
 
         Args:
-            site: the place that the verdict is on.
-            candidates: the simplest first, which is the reference and always admitted.
-            arguments: of `run`.
-            tolerance: the largest difference to the results of the first candidate, in parts of their largest number.
-            untuned: the name of the candidate that serves where contests are off, None for the first.
-            seconds: of the rounds of a contest, after which no further round begins.
+            site: identifies the work that the verdict is about.
+            candidates: the simplest first; it is the reference and always admitted.
+            arguments: arguments of `run`.
+            tolerance: the largest difference from the results of the first candidate, relative to their largest number.
+            untuned: name of the candidate that is returned if contests are off; None for the first.
+            seconds: time after which a contest starts no further round.
         """
         reference, by_name = candidates[0], {candidate.name: candidate for candidate in candidates}
         if not enabled():
@@ -153,7 +153,7 @@ class Contest:
             expected: Any = None
             verdict = self.verdicts.get(site)
             if verdict is None or not _complete(verdict, candidates):
-                verdict, expected, reasons = self._hold(site, candidates, arguments, tolerance, seconds)
+                verdict, expected, reasons = self._run_contest(site, candidates, arguments, tolerance, seconds)
                 self.verdicts.put(site, verdict)
             runners = [candidate.name for candidate in candidates if candidate.name in verdict.seconds]
             while (winner := by_name[verdict.fastest(runners)]) is not reference:
@@ -167,10 +167,10 @@ class Contest:
                 runners.remove(winner.name)
             return winner
 
-    def _hold(
+    def _run_contest(
         self, site: Site, candidates: Sequence[Candidate], arguments: Sequence[Any], tolerance: float, limit: float
     ) -> tuple[Verdict, Any, dict[str, str | None]]:
-        """Returns the verdict, what the reference gave, and why candidates do not agree with it."""
+        """Returns the verdict, the results of the reference, and the reasons why candidates disagree with it."""
         reference = candidates[0]
         expected, seconds = self._timed(site, reference, arguments)
         first = {reference.name: seconds}
@@ -183,14 +183,14 @@ class Contest:
                     results, first[candidate.name] = self._timed(site, candidate, arguments)
                     difference = reasons[candidate.name] = _difference(results, expected, tolerance)
                     failure = None if candidate.depends_on_data else difference
-                except Exception as error:  # whatever a kernel says to what it does not take
-                    failure = reasons[candidate.name] = _said(error)
+                except Exception as error:  # a kernel may raise anything on arguments that it does not support
+                    failure = reasons[candidate.name] = _describe_error(error)
             if failure is None:
                 running.append(candidate)
             else:
                 failed[candidate.name] = failure
         runs: dict[str, list[float]] = {candidate.name: [] for candidate in running}
-        past = self._start(site)
+        elapsed = self._start(site)
         for count in range(1, _ROUNDS + 1):
             for candidate in running:
                 counted = count == 1 and not candidate.prepares
@@ -198,9 +198,9 @@ class Contest:
                     first[candidate.name] if counted else self._timed(site, candidate, arguments)[1]
                 )
             fastest = min(min(runs[candidate.name]) for candidate in running)
-            behind = fastest * (_FAR_BEHIND if count == 1 else _BEHIND)
-            running = [candidate for candidate in running if min(runs[candidate.name]) <= behind]
-            if len(running) == 1 or past() >= limit:
+            limit_seconds = fastest * (_FAR_BEHIND if count == 1 else _BEHIND)
+            running = [candidate for candidate in running if min(runs[candidate.name]) <= limit_seconds]
+            if len(running) == 1 or elapsed() >= limit:
                 break
         return Verdict(runs, failed), expected, reasons
 
@@ -211,36 +211,36 @@ class Contest:
         return lambda: clock() - start
 
     def _timed(self, site: Site, candidate: Candidate, arguments: Sequence[Any]) -> tuple[Any, float]:
-        """Returns what a candidate gives, and the seconds it takes."""
+        """Returns the results of a candidate and the seconds it takes."""
         _wait_for(arguments)
-        past = self._start(site)
+        elapsed = self._start(site)
         results = candidate.run(*arguments)
         _wait_for(arguments)
-        return results, max(past(), 1e-9)
+        return results, max(elapsed(), 1e-9)
 
 
 def _complete(verdict: Verdict, candidates: Sequence[Candidate]) -> bool:
-    known = verdict.seconds.keys() | verdict.failed.keys()
-    return candidates[0].name in verdict.seconds and all(candidate.name in known for candidate in candidates)
+    judged = verdict.seconds.keys() | verdict.failed.keys()
+    return candidates[0].name in verdict.seconds and all(candidate.name in judged for candidate in candidates)
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
 def _disagreement(candidate: Candidate, arguments: Sequence[Any], expected: Any, tolerance: float) -> str | None:
-    """Returns why a candidate does not give what is expected, None if it does."""
+    """Returns the reason why a candidate disagrees with the expected results; None if it agrees."""
     try:
         return _difference(candidate.run(*arguments), expected, tolerance)
-    except Exception as error:  # whatever a kernel says to what it does not take
-        return _said(error)
+    except Exception as error:  # a kernel may raise anything on arguments that it does not support
+        return _describe_error(error)
 
 
 def _difference(results: Any, expected: Any, tolerance: float) -> str | None:
     pairs = [(results, expected)] if isinstance(expected, Tensor) else list(zip(results, expected, strict=True))
     for result, reference in pairs:
         if result.shape != reference.shape or result.dtype != reference.dtype:
-            return f"it gives {result.dtype} {list(result.shape)} instead of {reference.dtype} {list(reference.shape)}"
+            return f"it returns {result.dtype} {list(result.shape)}, not {reference.dtype} {list(reference.shape)}"
         if not reference.is_floating_point():
             if not torch.equal(result, reference):
                 return "it gives other numbers"
@@ -263,19 +263,19 @@ def _wait_for(arguments: Sequence[Any]) -> None:
 
 
 @functools.cache
-def _of_this_process() -> Contest:
+def _process_contest() -> Contest:
     return Contest(Verdicts(cache_folder(), environment()))
 
 
 def known_verdicts() -> dict[Site, Verdict]:
-    """Returns what contests found out on this machine, in this process and in others of this user.
+    """Returns the verdicts of all contests on this machine, of this process and of others of this user.
 
     Example:
         >>> from pyfast_xai import tuning
         >>> isinstance(tuning.known_verdicts(), dict)
         True
     """
-    return _of_this_process().verdicts.all()
+    return _process_contest().verdicts.all()
 
 
 def known_verdict(site: Site) -> Verdict | None:
@@ -287,18 +287,18 @@ def known_verdict(site: Site) -> Verdict | None:
         >>> tuning.known_verdict(tuning.Site.of("something else", torch.rand(2, 2))) is None
         True
     """
-    return _of_this_process().verdicts.get(site)
+    return _process_contest().verdicts.get(site)
 
 
-def keep_verdict(site: Site, verdict: Verdict) -> None:
-    """Keep a verdict for this process and, on disk, for others of this user on this machine.
+def store_verdict(site: Site, verdict: Verdict) -> None:
+    """Stores a verdict for this process and, on disk, for others of this user on this machine.
 
     Example:
         >>> from pyfast_xai import tuning
         >>> site = tuning.Site("something", "of no size", "cpu", threads=1)
-        >>> tuning.keep_verdict(site, tuning.Verdict({"plain": [1.0]}))  # doctest: +SKIP
+        >>> tuning.store_verdict(site, tuning.Verdict({"plain": [1.0]}))  # doctest: +SKIP
     """
-    _of_this_process().verdicts.put(site, verdict)
+    _process_contest().verdicts.put(site, verdict)
 
 
 def choose(
@@ -320,5 +320,5 @@ def choose(
         >>> tuning.choose(tuning.Site.of("matmul", a, b), kernels, (a, b), tolerance=1e-5).name
         'plain'
     """
-    contest = _of_this_process()
+    contest = _process_contest()
     return contest.choose(site, candidates, arguments, tolerance=tolerance, untuned=untuned, seconds=seconds)

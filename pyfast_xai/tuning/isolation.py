@@ -1,4 +1,4 @@
-"""The first run of a kernel, in a process of its own that may crash or hang."""
+"""The first run of a kernel, in a separate process that may crash or hang."""
 
 import importlib
 import io
@@ -15,12 +15,12 @@ _RUN = "from pyfast_xai.tuning.isolation import _serve; _serve()"
 
 
 def prove(function: Callable[..., Any], arguments: Sequence[Any], time_limit: float) -> str | None:
-    """Returns why `function(*arguments)` does not run to its end in a process of its own; None if it does.
+    """Runs `function(*arguments)` in a separate process; returns the reason why it failed, None if it did not.
 
     Args:
-        function: at the top of a module that the other process can import.
+        function: a function at the top level of a module that the other process can import.
         arguments: tensors on any device, and numbers, strings, lists, tuples and dictionaries of them.
-        time_limit: seconds, after which the process is killed; it takes some to import PyTorch.
+        time_limit: seconds after which the process is killed, including the import of PyTorch.
 
     Example:
         >>> import torch
@@ -29,7 +29,7 @@ def prove(function: Callable[..., Any], arguments: Sequence[Any], time_limit: fl
     """
     name = getattr(function, "__qualname__", "")
     if not name.isidentifier() or getattr(sys.modules.get(function.__module__), name, None) is not function:
-        return f"{function!r} is not at the top of a module, where another process finds it"
+        return f"{function!r} is not at the top level of a module, where another process finds it"
     request = io.BytesIO()
     torch.save({"module": function.__module__, "name": name, "arguments": list(arguments)}, request)
     try:
@@ -38,33 +38,33 @@ def prove(function: Callable[..., Any], arguments: Sequence[Any], time_limit: fl
             input=request.getvalue(),
             capture_output=True,
             timeout=time_limit,
-            env=environment_of_a_child(),
+            env=child_environment(),
             check=False,
         )
     except subprocess.TimeoutExpired:
         return f"it did not end within {time_limit:g} seconds"
     except OSError as error:
         return f"no process could be started for it ({error})"
-    return way_of_ending(process.returncode, process.stderr.decode(errors="replace"))
+    return failure_of(process.returncode, process.stderr.decode(errors="replace"))
 
 
-def environment_of_a_child() -> dict[str, str]:
-    """Returns the environment of a process that imports what this one does and starts no contests of its own."""
+def child_environment() -> dict[str, str]:
+    """Returns the environment of a child process: the same import path, and no contests."""
     path = os.pathsep.join(filter(None, sys.path))
     return {**os.environ, "PYTHONPATH": path, "PYFAST_XAI_TUNING": "off", "PYFAST_XAI_BACKEND": "auto"}
 
 
-def way_of_ending(code: int, printed: str) -> str | None:
-    """Returns why a process did not end well; None if it did.
+def failure_of(returncode: int, stderr: str) -> str | None:
+    """Returns the reason why a process failed; None if it succeeded.
 
     Args:
-        code: that it returned, negative for a signal.
-        printed: on its standard error.
+        returncode: its exit status, negative for a signal.
+        stderr: its output on standard error.
     """
-    if code < 0:
-        return f"it was ended by {_signal_name(-code)}"
-    if code:
-        return (printed.strip().splitlines() or [f"exit status {code}"])[-1]
+    if returncode < 0:
+        return f"it was ended by {_signal_name(-returncode)}"
+    if returncode:
+        return (stderr.strip().splitlines() or [f"exit status {returncode}"])[-1]
     return None
 
 
@@ -76,7 +76,7 @@ def _signal_name(number: int) -> str:
 
 
 def _serve() -> None:
-    """Run what `prove` wrote to the standard input of this process."""
+    """Runs the request that `prove` wrote to the standard input of this process."""
     request = torch.load(io.BytesIO(sys.stdin.buffer.read()), weights_only=True)
     function = getattr(importlib.import_module(request["module"]), request["name"])
     with torch.inference_mode():

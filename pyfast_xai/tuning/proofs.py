@@ -1,8 +1,8 @@
-"""The kernels that a device has proven: right, and faster than plain PyTorch.
+"""Proofs that kernels are correct on a device, and faster than plain PyTorch.
 
-A kernel that a device has never run may be wrong, crash or hang there. So it first runs in a process of its own, by
+A kernel that a device has never run may be wrong, crash or hang there. So it first runs in a separate process,
 `python -m pyfast_xai.proof`, which compares it with plain PyTorch on corner cases and times it at the shapes of real
-networks. The verdict is kept on disk, for this device and these versions.
+networks. The verdict is stored on disk, for this device and these versions.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from pyfast_xai.tuning.contest import enabled
-from pyfast_xai.tuning.isolation import environment_of_a_child, way_of_ending
+from pyfast_xai.tuning.isolation import child_environment, failure_of
 from pyfast_xai.tuning.verdicts import Site, Verdict, Verdicts, cache_folder, environment
 
 logger = logging.getLogger("pyfast_xai")
@@ -34,20 +34,20 @@ _PREFIX = "proof of "
 # Seconds for one kernel to agree or to be timed; Triton compiles a kernel for each dtype, and PyTorch is imported.
 _TIME_LIMIT = 120.0
 _START_LIMIT = 120.0  # seconds until the process has imported PyTorch and measured the device
-# Rounds of timing: of a proof at the first use of an op, and of `pyfast-xai prove`.
+# Rounds of timing, in a proof at the first use of an op and in `pyfast-xai prove`.
 _ROUNDS, _MANY_ROUNDS = 3, 9
 
 Message = dict[str, Any]
 
 
 class Proofs:
-    """Proofs of kernels, each made once for a device and kept.
+    """Proofs of kernels, each made once for a device and stored.
 
     Args:
-        verdicts: where they are kept.
+        verdicts: the store of verdicts.
         program: arguments of Python for the process that runs the kernels.
-        time_limit: seconds for each kernel to agree with plain PyTorch, and again to be timed.
-        small: tiny shapes, for a rehearsal.
+        time_limit: seconds for the comparison of each kernel with plain PyTorch, and again for its timing.
+        small: tiny shapes, for tests.
     """
 
     def __init__(
@@ -59,31 +59,31 @@ class Proofs:
     ) -> None:
         self.verdicts = verdicts
         self._program, self._time_limit, self._small = program, time_limit, small
-        self._impossible: dict[Site, str] = {}  # ops that could not be proven here, and why
+        self._impossible: dict[Site, str] = {}  # ops that could not be proven here, with the reason
         self._lock = threading.RLock()
 
-    def known(self, op: str, kernels: Sequence[str], device: torch.device) -> Verdict | None:
-        """Returns the verdict on some kernels of an op; None where they were not all proven."""
+    def find(self, op: str, kernels: Sequence[str], device: torch.device) -> Verdict | None:
+        """Returns the stored verdict on some kernels of an op; None if they were not all proven."""
         verdict = self.verdicts.get(_site(op, device))
         if verdict is None or not set(kernels) <= verdict.seconds.keys() | verdict.failed.keys():
             return None
         return verdict
 
     def prove(self, op: str, kernels: Sequence[str], device: torch.device) -> Verdict | None:
-        """Returns the verdict on some kernels of an op, which is found out where it is not known.
+        """Returns the verdict on some kernels of an op; proves them if there is none.
 
         Args:
-            op: its name.
+            op: name of the op.
             kernels: names of backends, the simplest first.
-            device: where they run.
+            device: the device that runs them.
 
         Returns:
-            None where proofs are off (`PYFAST_XAI_TUNING=off`) or could not be made here.
+            The verdict; None if proofs are off (`PYFAST_XAI_TUNING=off`) or not possible here.
         """
         with self._lock:
             if not enabled():
                 return None
-            verdict, site = self.known(op, kernels, device), _site(op, device)
+            verdict, site = self.find(op, kernels, device), _site(op, device)
             if verdict is None and site not in self._impossible:
                 logger.info("proving %s of %s on %s, once for this device", ", ".join(kernels), op, site.device)
                 verdict = self.prove_all({op: kernels}, device, rounds=_ROUNDS).get(op)
@@ -93,62 +93,62 @@ class Proofs:
         self,
         ops: Mapping[str, Sequence[str]],
         device: torch.device,
-        listen: Callable[[Message], None] = lambda message: None,
+        on_message: Callable[[Message], None] = lambda message: None,
         rounds: int = _MANY_ROUNDS,
     ) -> dict[str, Verdict]:
-        """Returns the prove kernels, whatever is known already, and keep the verdicts.
+        """Proves kernels, also those that have a verdict, and stores and returns the verdicts.
 
         Args:
             ops: names of backends by the name of an op, the simplest first.
-            device: where they run.
-            listen: is called with every message of the process that runs the kernels.
-            rounds: of timing at each shape.
+            device: the device that runs them.
+            on_message: receives every message of the process that runs the kernels.
+            rounds: rounds of timing at each shape.
 
         Returns:
             The verdicts by the name of an op, without the ops that could not be proven here.
         """
         proven: dict[str, Verdict] = {}
         failed: dict[str, dict[str, str]] = {op: {} for op in ops}
-        waiting = dict(ops)
+        pending = dict(ops)
 
-        def hear(message: Message) -> None:
+        def handle(message: Message) -> None:
             op = message.get("op", "")
             if message["kind"] == "failed":
-                failed[op][message["backend"]] = message["why"]
+                failed[op][message["backend"]] = message["reason"]
             elif message["kind"] == "proven":
                 proven[op] = Verdict(message["seconds"], failed[op])
                 self.verdicts.put(_site(op, device), proven[op])
-                del waiting[op]
+                del pending[op]
             elif message["kind"] == "impossible":
-                self._impossible[_site(op, device)] = message["why"]
-                del waiting[op]
-            listen(message)
+                self._impossible[_site(op, device)] = message["reason"]
+                del pending[op]
+            on_message(message)
 
         with self._lock:
-            while waiting:
-                left = {op: [name for name in names if name not in failed[op]] for op, names in waiting.items()}
-                stage, answered = None, False
+            while pending:
+                remaining = {op: [name for name in names if name not in failed[op]] for op, names in pending.items()}
+                stage, progressed = None, False
                 for message in self._messages(
-                    {"ops": left, "device": str(device), "rounds": rounds, "small": self._small}
+                    {"ops": remaining, "device": str(device), "rounds": rounds, "small": self._small}
                 ):
                     if message["kind"] == "ended":
                         break
                     if message["kind"] == "stage":
                         stage = message
                     elif message["kind"] in ("failed", "proven", "impossible"):
-                        stage, answered = None, True
-                    hear(message)
+                        stage, progressed = None, True
+                    handle(message)
                 if stage is not None and stage["backend"] != REFERENCE:
-                    # It took its process down: the others are proven without it.
-                    hear({"kind": "failed", **_kernel_of(stage), "why": message["why"]})
-                elif stage is not None or not answered:
-                    # No fault of a kernel: no process, no device, no memory.
-                    for op in list(waiting) if stage is None else [stage["op"]]:
-                        hear({"kind": "impossible", "op": op, "why": message["why"]})
+                    # The kernel ended its process: the others are proven without it.
+                    handle({"kind": "failed", **_kernel_fields(stage), "reason": message["reason"]})
+                elif stage is not None or not progressed:
+                    # The cause is not a kernel: no process, no device or no memory.
+                    for op in list(pending) if stage is None else [stage["op"]]:
+                        handle({"kind": "impossible", "op": op, "reason": message["reason"]})
         return proven
 
-    def judged(self, verdict: Verdict | None, op: str, kernel: str, device: torch.device) -> tuple[str | None, str]:
-        """Returns why a kernel does not serve, None if it may, and what is to be said for it."""
+    def judge(self, verdict: Verdict | None, op: str, kernel: str, device: torch.device) -> tuple[str | None, str]:
+        """Returns the reason why a kernel is not used, None if it is, and a note in its favour."""
         if verdict is None:
             if not enabled():
                 return "PYFAST_XAI_TUNING=off leaves it unproven", ""
@@ -164,33 +164,33 @@ class Proofs:
         speed = f"{times:.2g} times as fast as plain PyTorch"
         winner = verdict.fastest()
         if winner != kernel:
-            return (speed if winner == REFERENCE else f"right, but {winner} is faster"), ""
+            return (speed if winner == REFERENCE else f"correct, but {winner} is faster"), ""
         return None, f"proven on this device on {verdict.date[:10]}, {speed}"
 
     def _messages(self, request: Message) -> Iterator[Message]:
-        """Yields the what the process says, and last of all how it ended; it is killed where a stage takes too long."""
+        """Yields the messages of the process, and at last how it ended; kills it if a stage takes too long."""
         try:
             process = subprocess.Popen(
                 [str(sys.executable), *self._program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=environment_of_a_child(),
+                env=child_environment(),
                 text=True,
                 errors="replace",
                 start_new_session=True,
             )
         except OSError as error:
-            yield {"kind": "ended", "why": f"no process could be started for it ({error})"}
+            yield {"kind": "ended", "reason": f"no process could be started ({error})"}
             return
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        said: list[str] = []
+        errors: list[str] = []
         assert process.stdin is not None
         threads = [
-            threading.Thread(target=_pass_on, args=(process.stdout, lines.put), daemon=True),
-            threading.Thread(target=_pass_on, args=(process.stderr, said.append), daemon=True),
+            threading.Thread(target=_forward_lines, args=(process.stdout, lines.put), daemon=True),
+            threading.Thread(target=_forward_lines, args=(process.stderr, errors.append), daemon=True),
         ]
-        why: str | None = None
+        reason: str | None = None
         try:
             for thread in threads:
                 thread.start()
@@ -202,29 +202,29 @@ class Proofs:
                 limit = _START_LIMIT if message["kind"] == "ceiling" else self._time_limit
                 yield message
         except queue.Empty:
-            why = f"it did not end within {limit:g} seconds"
+            reason = f"it did not end within {limit:g} seconds"
         finally:
-            ended = why is None and _ends(process, 10)
+            exited = reason is None and _wait_until_exit(process, 10)
             _kill_with_children(process)
             for thread in threads:
                 thread.join(10)
-        if ended:
-            why = way_of_ending(process.returncode, "".join(line or "" for line in said))
-        yield {"kind": "ended", "why": why or "the process ended before the proof"}
+        if exited:
+            reason = failure_of(process.returncode, "".join(line or "" for line in errors))
+        yield {"kind": "ended", "reason": reason or "the process ended before the proof"}
 
 
-def _kernel_of(stage: Message) -> dict[str, str]:
+def _kernel_fields(stage: Message) -> dict[str, str]:
     return {"op": stage["op"], "backend": stage["backend"]}
 
 
-def _pass_on(stream: Any, put: Callable[[str | None], None]) -> None:
+def _forward_lines(stream: Any, emit: Callable[[str | None], None]) -> None:
     with stream:
         for line in stream:
-            put(line)
-    put(None)
+            emit(line)
+    emit(None)
 
 
-def _ends(process: subprocess.Popen[str], seconds: float) -> bool:
+def _wait_until_exit(process: subprocess.Popen[str], seconds: float) -> bool:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     return process.returncode is not None
@@ -236,7 +236,7 @@ def _kill_with_children(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    _ends(process, 10)  # one that hangs in a driver is left to it
+    _wait_until_exit(process, 10)  # a process that hangs in a driver cannot be killed
 
 
 def _site(op: str, device: torch.device) -> Site:
@@ -246,7 +246,7 @@ def _site(op: str, device: torch.device) -> Site:
 
 @functools.cache
 def _fingerprint() -> str:
-    """Returns the of the kernels: those that were built or written anew are proven anew."""
+    """Returns a digest of the kernels, so that changed ones are proven again."""
     package, digest = files("pyfast_xai"), hashlib.sha256()
     for entry in [package / "_C_cuda.so", *_sources(package / "kernels")]:
         if entry.is_file():
@@ -263,11 +263,11 @@ def _sources(folder: Any) -> Iterator[Any]:
 
 
 def is_proof(site: Site) -> bool:
-    """Returns whether a verdict is on the kernels of an op, and not on a contest."""
+    """Returns whether a verdict belongs to a proof, and not to a contest."""
     return site.op.startswith(_PREFIX)
 
 
 @functools.cache
-def of_this_machine() -> Proofs:
-    """Returns the proofs that are kept for this machine and user."""
+def machine_proofs() -> Proofs:
+    """Returns the proofs that are stored for this machine and user."""
     return Proofs(Verdicts(cache_folder(), environment()))

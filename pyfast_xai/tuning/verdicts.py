@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A candidate serves in the place of a simpler one if it takes so much of that one's time.
+# A candidate replaces a simpler one if it takes less than this share of its time.
 _FASTER = 0.95
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place where several kernels could serve.
+    """The key of a verdict: an op with its arguments, on a device.
 
     Attributes:
-        op: the job they do.
-        arguments: what it is done to: shapes, strides and dtypes of tensors, values of everything else.
+        op: name of the operation.
+        arguments: shapes, strides and dtypes of tensors, and values of all other arguments.
         device: "cpu", or the name of the GPU.
-        threads: of the CPU.
+        threads: number of threads of the CPU.
 
     Example:
         >>> import torch
@@ -49,13 +49,13 @@ class Site:
 
     @classmethod
     def of(cls, op: str, *arguments: Any) -> "Site":
-        """Returns the site of an op on such arguments, on the device of the first tensor among them."""
+        """Returns the site of an op with these arguments, on the device of the first tensor among them."""
         device = next((value.device for value in arguments if isinstance(value, Tensor)), torch.device("cpu"))
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return cls(op, ", ".join(map(_described, arguments)), name, torch.get_num_threads())
+        return cls(op, ", ".join(map(_describe, arguments)), name, torch.get_num_threads())
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{list(value.stride())}"
     return repr(value)
@@ -66,10 +66,10 @@ class Verdict:
     """The outcome of a contest.
 
     Attributes:
-        seconds: by the name of a candidate, its runs in the order of the rounds. Those of one round were timed next to
-            each other; who was far behind has fewer.
-        failed: by the name of a candidate, why it did not run.
-        date: when it was, in UTC.
+        seconds: by the name of a candidate, its runs in the order of the rounds. The runs of one round were timed next
+            to each other; a candidate that dropped out has fewer.
+        failed: by the name of a candidate, the reason why it was not admitted.
+        date: time of the contest, in UTC.
 
     Example:
         >>> from pyfast_xai import tuning
@@ -82,42 +82,42 @@ class Verdict:
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()))
 
     def fastest(self, names: Sequence[str] | None = None) -> str:
-        """Returns which of some candidates serves: the fastest; within noise the one that is listed first.
+        """Returns the name of the fastest candidate; within noise the one that is listed first.
 
         Args:
-            names: of candidates that ran, the simplest first; None for all of them.
+            names: candidates that ran, the simplest first; None for all of them.
         """
-        best, *others = list(self.seconds) if names is None else names
-        for name in others:
+        best, *remaining = list(self.seconds) if names is None else names
+        for name in remaining:
             if _faster(self.seconds[name], self.seconds[best]):
                 best = name
         return best
 
     @classmethod
     def read(cls, value: Any) -> "Verdict":
-        """Returns the verdict that a file holds.
+        """Returns the verdict from the content of a file.
 
         Raises:
-            ValueError, TypeError, KeyError: it holds something else.
+            ValueError, TypeError, KeyError: the content is no verdict.
         """
         seconds = {str(name): [float(run) for run in runs] for name, runs in value["seconds"].items()}
         if not seconds or not all(
             runs and all(math.isfinite(run) and run > 0 for run in runs) for runs in seconds.values()
         ):
             raise ValueError("the times of a verdict must be positive numbers")
-        return cls(seconds, {str(name): str(why) for name, why in value["failed"].items()}, str(value["date"]))
+        return cls(seconds, {str(name): str(reason) for name, reason in value["failed"].items()}, str(value["date"]))
 
 
-def _faster(runs: Sequence[float], than: Sequence[float]) -> bool:
+def _faster(runs: Sequence[float], baseline_runs: Sequence[float]) -> bool:
     """Returns whether runs are faster beyond noise: at their best, and in most rounds."""
-    rounds = list(zip(runs, than, strict=False))
-    won = sum(run < other for run, other in rounds)
-    return min(runs) < _FASTER * min(than) and 2 * won > len(rounds)
+    rounds = list(zip(runs, baseline_runs, strict=False))
+    wins = sum(run < baseline for run, baseline in rounds)
+    return min(runs) < _FASTER * min(baseline_runs) and 2 * wins > len(rounds)
 
 
 @functools.cache
 def environment() -> dict[str, str]:
-    """Returns what verdicts depend on, beside their site: processor, drivers and versions of the libraries.
+    """Returns the facts that verdicts depend on besides their site: processor, drivers and library versions.
 
     Example:
         >>> from pyfast_xai import tuning
@@ -126,7 +126,7 @@ def environment() -> dict[str, str]:
     """
     from pyfast_xai import __version__
 
-    known = {
+    facts = {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
@@ -138,11 +138,11 @@ def environment() -> dict[str, str]:
     }
     for package in ("triton", "numba"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            known[package] = metadata.version(package)
+            facts[package] = metadata.version(package)
     if torch.cuda.is_available():
-        known["driver"] = str(getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")())
-        known["cuda"] = str(torch.version.cuda or torch.version.hip)
-    return known
+        facts["driver"] = str(getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")())
+        facts["cuda"] = str(torch.version.cuda or torch.version.hip)
+    return facts
 
 
 def _processor() -> str:
@@ -154,7 +154,7 @@ def _processor() -> str:
 
 
 def cache_folder() -> Path | None:
-    """Returns the folder of this library under the user's cache folder; None where there is no home."""
+    """Returns the folder of this library under the user's cache folder; None if there is no home folder."""
     try:
         if sys.platform == "win32":
             base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
@@ -170,13 +170,13 @@ def cache_folder() -> Path | None:
 class Verdicts:
     """Verdicts by site: in memory, and a file for each in a folder of this environment.
 
-    Each file is written under another name first and says of what environment and site it is, so that several
-    processes can read and write at the same time. A file that is damaged or of another site is as good as none, and a
-    folder that cannot be written leaves the verdicts in memory.
+    Each file is written under a temporary name first and contains its environment and site, so that several processes
+    can read and write at the same time. A file that is damaged or belongs to another site is ignored, and if the folder
+    cannot be written the verdicts stay in memory.
 
     Args:
-        folder: None for memory alone.
-        environment: what verdicts depend on, beside their site.
+        folder: None keeps verdicts in memory only.
+        environment: the facts that verdicts depend on besides their site.
 
     Example:
         >>> import torch
@@ -190,22 +190,22 @@ class Verdicts:
     def __init__(self, folder: Path | None, environment: Mapping[str, str]) -> None:
         self._environment = dict(environment)
         self._folder = None if folder is None else folder / "tuning" / _digest(self._environment)
-        self._known: dict[Site, Verdict] = {}
+        self._memory: dict[Site, Verdict] = {}
         self._lock = threading.Lock()
 
     def get(self, site: Site) -> Verdict | None:
-        """Returns the verdict on a site; None where there is none yet."""
+        """Returns the verdict on a site; None if there is none."""
         with self._lock:
-            if site not in self._known and self._folder is not None:
+            if site not in self._memory and self._folder is not None:
                 entry = self._read(self._folder / f"{_digest(asdict(site))}.json")
                 if entry is not None and entry[0] == site:
-                    self._known[site] = entry[1]
-            return self._known.get(site)
+                    self._memory[site] = entry[1]
+            return self._memory.get(site)
 
     def put(self, site: Site, verdict: Verdict) -> None:
-        """Keep a verdict."""
+        """Stores a verdict."""
         with self._lock:
-            self._known[site] = verdict
+            self._memory[site] = verdict
         if self._folder is None:
             return
         content = {"environment": self._environment, "site": asdict(site), "verdict": asdict(verdict)}
@@ -229,7 +229,7 @@ class Verdicts:
                 files = sorted(self._folder.glob("*.json"))
         verdicts = dict(entry for entry in map(self._read, files) if entry is not None)
         with self._lock:
-            return verdicts | self._known
+            return verdicts | self._memory
 
     def _read(self, path: Path) -> tuple[Site, Verdict] | None:
         try:

@@ -8,7 +8,7 @@ def verdicts(monkeypatch, tmp_path):
     """Contests are on, and their verdicts begin empty."""
     monkeypatch.setenv("PYFAST_XAI_TUNING", "on")
     own = Contest(Verdicts(tmp_path, {}))
-    monkeypatch.setattr(contest, "_of_this_process", lambda: own)
+    monkeypatch.setattr(contest, "_process_contest", lambda: own)
     return own.verdicts
 
 

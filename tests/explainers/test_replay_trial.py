@@ -235,7 +235,7 @@ def test_trials_of_a_process_share_the_memory(images):
 def test_verdicts_are_kept_for_other_processes(images, monkeypatch, tmp_path):
     monkeypatch.setenv("PYFAST_XAI_TUNING", "on")
     kept = Verdicts(tmp_path, {})
-    monkeypatch.setattr(tuning, "keep_verdict", kept.put)
+    monkeypatch.setattr(tuning, "store_verdict", kept.put)
     monkeypatch.setattr(tuning, "known_verdict", Verdicts(tmp_path, {}).get)
     call = Caller(1, 3, job="a job")
     call.settled(images)

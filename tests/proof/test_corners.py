@@ -19,7 +19,7 @@ def passed(op, backend):
                 found = corners.results(corner.run())
             with ops.backend(REFERENCE):
                 expected = corners.results((corner.expected or corner.run)())
-            assert corner.agree(found, expected), corner.words
+            assert corner.agree(found, expected), corner.description
             count += 1
     return count
 

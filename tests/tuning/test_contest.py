@@ -284,7 +284,7 @@ def test_a_kernel_that_runs_in_its_own_process_may_win(clock):
 
 def test_only_what_another_process_finds_can_be_isolated():
     for kernel in (lambda values: values, Kernel(Clock(), 1.0), VALUES.mul):
-        assert "not at the top of a module" in tuning.prove(kernel, (VALUES,), 120)
+        assert "not at the top level of a module" in tuning.prove(kernel, (VALUES,), 120)
 
 
 def test_a_first_run_that_prepares_nothing_is_timed(contest, clock):

@@ -43,7 +43,7 @@ def of_all():
 @pytest.mark.parametrize("name", WORDS)
 def test_a_bad_kernel_is_not_chosen_and_the_table_says_why(of_all, name):
     own, verdict, _ = of_all
-    against, praise = own.judged(verdict, "points_union", name, CPU)
+    against, praise = own.judge(verdict, "points_union", name, CPU)
     assert against.startswith(WORDS[name])
     assert praise == ""
     assert "\n" not in against
@@ -52,10 +52,10 @@ def test_a_bad_kernel_is_not_chosen_and_the_table_says_why(of_all, name):
 
 def test_a_slow_kernel_is_not_chosen(of_all):
     own, verdict, _ = of_all
-    against, _ = own.judged(verdict, "points_union", "slower", CPU)
-    assert against == "right, but prints is faster"
+    against, _ = own.judge(verdict, "points_union", "slower", CPU)
+    assert against == "correct, but prints is faster"
     alone = proofs.Verdict({name: verdict.seconds[name] for name in ("reference", "slower")})
-    against, _ = own.judged(alone, "points_union", "slower", CPU)
+    against, _ = own.judge(alone, "points_union", "slower", CPU)
     assert against.endswith("times as fast as plain PyTorch")
     assert float(against.split()[0]) < 1
 
@@ -63,7 +63,7 @@ def test_a_slow_kernel_is_not_chosen(of_all):
 def test_a_right_and_fast_kernel_is_chosen_whatever_it_prints(of_all):
     own, verdict, _ = of_all
     assert verdict.fastest() == "prints"
-    against, praise = own.judged(verdict, "points_union", "prints", CPU)
+    against, praise = own.judge(verdict, "points_union", "prints", CPU)
     assert against is None
     assert praise.startswith(f"proven on this device on {verdict.date[:10]}, ")
 
@@ -82,7 +82,7 @@ def test_a_process_that_does_not_start_proves_nothing(monkeypatch):
     own, proven = prove("prints")
     assert proven == {}
     assert own.verdicts.all() == {}
-    against, _ = own.judged(None, "points_union", "prints", CPU)
+    against, _ = own.judge(None, "points_union", "prints", CPU)
     assert against.startswith("it could not be proven (no process could be started for it (")
 
 
@@ -90,7 +90,7 @@ def test_a_process_that_ends_at_once_proves_nothing():
     own = Proofs(Verdicts(None, {}), ("-c", "raise SystemExit('no driver')"), small=True)
     assert own.prove_all({"points_union": ["prints"], "sign_bits": ["prints"]}, CPU) == {}
     for op in ("points_union", "sign_bits"):
-        assert own.judged(None, op, "prints", CPU)[0] == "it could not be proven (no driver)"
+        assert own.judge(None, op, "prints", CPU)[0] == "it could not be proven (no driver)"
 
 
 def test_a_failed_proof_is_not_tried_at_every_call(monkeypatch):
@@ -105,20 +105,20 @@ def test_nothing_is_proven_with_tuning_off(monkeypatch):
     monkeypatch.setenv("PYFAST_XAI_TUNING", "off")
     monkeypatch.setattr(own, "prove_all", lambda *args, **kwargs: pytest.fail("started"))
     assert own.prove("points_union", ["prints"], CPU) is None
-    assert own.judged(None, "points_union", "prints", CPU)[0] == "PYFAST_XAI_TUNING=off leaves it unproven"
+    assert own.judge(None, "points_union", "prints", CPU)[0] == "PYFAST_XAI_TUNING=off leaves it unproven"
 
 
 def test_a_kernel_that_came_later_is_proven(tmp_path):
     own, proven = prove("prints", verdicts=Verdicts(tmp_path, {}))
-    assert own.known("points_union", ["prints"], CPU) == proven["points_union"]
-    assert own.known("points_union", ["prints", "slower"], CPU) is None
-    assert Proofs(Verdicts(tmp_path, {})).known("points_union", ["prints"], CPU) == proven["points_union"]
+    assert own.find("points_union", ["prints"], CPU) == proven["points_union"]
+    assert own.find("points_union", ["prints", "slower"], CPU) is None
+    assert Proofs(Verdicts(tmp_path, {})).find("points_union", ["prints"], CPU) == proven["points_union"]
 
 
 def test_kernels_that_were_written_anew_are_proven_anew(tmp_path, monkeypatch):
     own, _ = prove("prints", verdicts=Verdicts(tmp_path, {}))
     monkeypatch.setattr(proofs, "_fingerprint", lambda: "another")
-    assert own.known("points_union", ["prints"], CPU) is None
+    assert own.find("points_union", ["prints"], CPU) is None
 
 
 # A user's process, which knows nothing of proofs.
@@ -130,13 +130,13 @@ stand_in_device.install(*names)
 from pyfast_xai import ops
 from pyfast_xai.tuning import Verdicts, proofs
 own = proofs.Proofs(Verdicts(proofs.cache_folder(), proofs.environment()), stand_in_device.program(*names), 4, True)
-proofs.of_this_machine = lambda: own
+proofs.machine_proofs = lambda: own
 starts = []
 messages = own._messages
 own._messages = lambda request: (starts.append(1), messages(request))[1]
 found = [ops.points_union(torch.tensor([4, 1, 4]), 5).tolist() for _ in range(3)]
 served = next(cell for cell in ops.report() if cell.op == "points_union" and cell.device == "cpu")
-print(json.dumps({"found": found, "backend": served.backend, "why": served.reason, "starts": len(starts)}))
+print(json.dumps({"found": found, "backend": served.backend, "reason": served.reason, "starts": len(starts)}))
 """
 
 
@@ -154,7 +154,7 @@ def test_the_user_lives_and_gets_the_right_kernel(tmp_path):
     first = use(tmp_path, "dies", "hangs", "prints")
     assert first["found"] == [[1, 4]] * 3
     assert first["backend"] == "prints"
-    assert "dies: it was ended by SIGSEGV; hangs: it did not end within 4 seconds" in first["why"]
+    assert "dies: it was ended by SIGSEGV; hangs: it did not end within 4 seconds" in first["reason"]
     assert first["starts"] == 3  # one more for each that took its process down
     again = use(tmp_path, "dies", "hangs", "prints")
     assert again == {**first, "starts": 0}
@@ -170,7 +170,7 @@ def test_with_tuning_off_plain_pytorch_serves(tmp_path):
     found = use(tmp_path, "dies", "prints", tuning="off")
     assert found["found"] == [[1, 4]] * 3
     assert (found["backend"], found["starts"]) == ("reference", 0)
-    assert "PYFAST_XAI_TUNING=off leaves it unproven" in found["why"]
+    assert "PYFAST_XAI_TUNING=off leaves it unproven" in found["reason"]
 
 
 def test_every_op_has_corner_cases():

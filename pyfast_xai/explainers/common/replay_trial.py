@@ -341,7 +341,7 @@ class ReplayTrial:
         entry.verdict = Verdict(entry.seconds)
         self._decide(entry, entry.verdict.fastest())
         if self._remembers:
-            tuning.keep_verdict(site, entry.verdict)
+            tuning.store_verdict(site, entry.verdict)
 
     @property
     def _remembers(self) -> bool:

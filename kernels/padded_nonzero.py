@@ -6,7 +6,7 @@ from torch import Tensor
 from pyfast_xai.kernels import checks
 
 
-def places(mask: Tensor, capacity: int | None) -> Tensor:
+def padded_nonzero(mask: Tensor, capacity: int | None) -> Tensor:
     """Returns the indices of the True entries of a mask, in rising order.
 
     Args:
