@@ -83,7 +83,7 @@ def test_a_process_that_does_not_start_proves_nothing(monkeypatch):
     assert proven == {}
     assert own.verdicts.all() == {}
     against, _ = own.judge(None, "points_union", "prints", CPU)
-    assert against.startswith("it could not be proven (no process could be started for it (")
+    assert against.startswith("it could not be proven (no process could be started (")
 
 
 def test_a_process_that_ends_at_once_proves_nothing():
