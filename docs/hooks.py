@@ -54,6 +54,7 @@ FAMILIES = {
     "fgvis": "FGVis",
     "finer_cam": "Finer-CAM",
     "fixations": "CNN-Fixations",
+    "forgrad": "FORGrad",
     "full_grad": "FullGrad",
     "attention": "Attention",
     "lime": "LIME",
@@ -64,6 +65,7 @@ FAMILIES = {
     "sess": "SESS",
     "shapley": "Shapley values",
     "smooth_grad_cam": "Smooth Grad-CAM++",
+    "xrai": "XRAI",
 }
 # Modules of which the package's own names are public, and these.
 PARTLY = {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import RISE as RISE
     from pyfast_xai.explainers import SESS as SESS
     from pyfast_xai.explainers import SSCAM as SSCAM
+    from pyfast_xai.explainers import XRAI as XRAI
     from pyfast_xai.explainers import AblationCAM as AblationCAM
     from pyfast_xai.explainers import AttentionRelevance as AttentionRelevance
     from pyfast_xai.explainers import AttentionRollout as AttentionRollout
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import FeaturePermutation as FeaturePermutation
     from pyfast_xai.explainers import FGVis as FGVis
     from pyfast_xai.explainers import FinerCAM as FinerCAM
+    from pyfast_xai.explainers import FORGrad as FORGrad
     from pyfast_xai.explainers import FullGrad as FullGrad
     from pyfast_xai.explainers import GradCAM as GradCAM
     from pyfast_xai.explainers import GradCAMElementWise as GradCAMElementWise
@@ -106,6 +108,7 @@ _PUBLIC = {
     "Explainer": "pyfast_xai.explainers",
     "Explanation": "pyfast_xai.explanation",
     "FGVis": "pyfast_xai.explainers",
+    "FORGrad": "pyfast_xai.explainers",
     "AttentionRelevance": "pyfast_xai.explainers",
     "AttentionRollout": "pyfast_xai.explainers",
     "FullGrad": "pyfast_xai.explainers",
@@ -134,6 +137,7 @@ _PUBLIC = {
     "HiResCAM": "pyfast_xai.explainers",
     "LayerCAM": "pyfast_xai.explainers",
     "XGradCAM": "pyfast_xai.explainers",
+    "XRAI": "pyfast_xai.explainers",
     "GradCAMElementWise": "pyfast_xai.explainers",
     "EigenGradCAM": "pyfast_xai.explainers",
     "SegEigenCAM": "pyfast_xai.explainers",

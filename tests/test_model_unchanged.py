@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from case_ids import case_id
+from regions import quarters
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules import module as process_wide
@@ -184,6 +185,7 @@ QUICK = {
     "integrated-gradients": {"n_steps": 2},
     "blur-ig": {"n_steps": 2, "max_sigma": 2.0},
     "guided-ig": {"n_steps": 2},
+    "xrai": {"n_steps": 2, "regions": quarters},
     "occlusion": {"window": 8, "stride": 8},
     "rise": {"n_masks": 4},
     "d-rise": {"n_masks": 4},

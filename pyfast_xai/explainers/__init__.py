@@ -35,6 +35,7 @@ from pyfast_xai.explainers.feature_ablation import FeatureAblation, FeaturePermu
 from pyfast_xai.explainers.fgvis import FGVis
 from pyfast_xai.explainers.finer_cam import FinerCAM
 from pyfast_xai.explainers.fixations import CNNFixations
+from pyfast_xai.explainers.forgrad import FORGrad
 from pyfast_xai.explainers.full_grad import FullGrad
 from pyfast_xai.explainers.lime import LIME
 from pyfast_xai.explainers.lrp import LRP
@@ -46,6 +47,7 @@ from pyfast_xai.explainers.score_cam import ISCAM, SSCAM, ScoreCAM
 from pyfast_xai.explainers.sess import SESS
 from pyfast_xai.explainers.shapley import KernelShap, ShapleyValues, ShapleyValueSampling
 from pyfast_xai.explainers.smooth_grad_cam import SmoothGradCAMPlusPlus
+from pyfast_xai.explainers.xrai import XRAI
 
 METHODS: dict[str, type[Explainer]] = {
     explainer.method: explainer
@@ -57,7 +59,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(ScoreCAM, SSCAM, ISCAM, AblationCAM, ShapleyCAM, DeepFeatureFactorization),
         *(AttentionRollout, AttentionRelevance),
         *(SmoothGradCAMPlusPlus, FinerCAM, RefineCAM, FEM, KPCACAM, RandomCAM, SESS),
-        *(BlurIG, GuidedIG),
+        *(BlurIG, GuidedIG, XRAI, FORGrad),
         *(LRP, DeepLift, DeepLiftShap, GradientShap),
         *(Occlusion, RISE, DRISE, LIME, MeaningfulPerturbation),
         *(FeatureAblation, FeaturePermutation, KernelShap, ShapleyValueSampling, ShapleyValues),
@@ -77,6 +79,7 @@ __all__ = [
     "RISE",
     "SESS",
     "SSCAM",
+    "XRAI",
     "AblationCAM",
     "AttentionRelevance",
     "AttentionRollout",
@@ -92,6 +95,7 @@ __all__ = [
     "ExcitationBackprop",
     "Explainer",
     "FGVis",
+    "FORGrad",
     "FeatureAblation",
     "FeaturePermutation",
     "FinerCAM",

@@ -165,7 +165,7 @@ class InputXGradient(GradientShaped):
         return grads * images.detach(), seeds
 
 
-_BASES: Mapping[str, Table] = {"saliency": {}, "deconvnet": DECONVNET, "guided-backprop": GUIDED}
+BASES: Mapping[str, Table] = {"saliency": {}, "deconvnet": DECONVNET, "guided-backprop": GUIDED}
 
 
 class SmoothGrad(GradientShaped):
@@ -209,7 +209,7 @@ class SmoothGrad(GradientShaped):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(model, reduction=reduction, **settings)
-        self.policy = GradientRules(_BASES[one_of("base", base, _BASES)], self.warned)
+        self.policy = GradientRules(BASES[one_of("base", base, BASES)], self.warned)
         if noise < 0:
             raise InputError(f"noise must not be negative, got {noise}")
         self.n_samples = at_least(1, "n_samples", n_samples)

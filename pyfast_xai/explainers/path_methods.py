@@ -53,6 +53,23 @@ class PathMethod(GradientShaped):
         repeated = target[rows.to(target.device)] if isinstance(target, Tensor) else target
         return self._walk(points.flatten(0, 1), repeated, args, kwargs)[0].unflatten(1, (places, images))
 
+    def _integrated(
+        self, images: Tensor, baseline: Tensor, n_steps: int, target: Goal, args: Any, kwargs: Any
+    ) -> Tensor:
+        """Returns the integral `[K, N, C, ...]` on the straight way from a baseline `[N, C, ...]`."""
+        way = images - baseline
+        quadrature = np.stack(np.polynomial.legendre.leggauss(n_steps)) / 2
+        precision = torch.promote_types(images.dtype, torch.float32)
+        places, weights = torch.as_tensor(quadrature, dtype=precision, device=images.device)
+        total: Tensor | None = None
+        for part in self._places(n_steps, images, target):
+            left = (0.5 - places[part]).view(-1, *[1] * images.dim())
+            gradients = self._gradients((images - left * way).to(images.dtype), target, args, kwargs)
+            summed = torch.einsum("kp...,p->k...", gradients, weights[part].to(gradients.dtype))
+            total = summed if total is None else total.add_(summed)
+        assert total is not None
+        return total * way
+
 
 class IntegratedGradients(PathMethod):
     """Gradients summed on the way from a baseline to the image: they add up to the change of the score.
@@ -97,22 +114,6 @@ class IntegratedGradients(PathMethod):
         target, seeds = self._targets(images, target, args, kwargs)
         baseline = broadcast(self.baseline, images)
         return self._integrated(images, baseline, self.n_steps, target, args, kwargs), seeds
-
-    def _integrated(
-        self, images: Tensor, baseline: Tensor, n_steps: int, target: Goal, args: Any, kwargs: Any
-    ) -> Tensor:
-        """Returns the integral `[K, N, C, ...]` on the straight way from a baseline `[N, C, ...]`."""
-        way = images - baseline
-        quadrature = np.stack(np.polynomial.legendre.leggauss(n_steps)) / 2
-        places, weights = torch.as_tensor(quadrature, dtype=images.dtype, device=images.device)
-        total: Tensor | None = None
-        for part in self._places(n_steps, images, target):
-            left = (0.5 - places[part]).view(-1, *[1] * images.dim())
-            gradients = self._gradients(images - left * way, target, args, kwargs)
-            summed = torch.einsum("kp...,p->k...", gradients, weights[part])
-            total = summed if total is None else total.add_(summed)
-        assert total is not None
-        return total * way
 
 
 class BlurIG(PathMethod):

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from regions import quarters
 from torch import nn
 
 from pyfast_xai.explainers import METHODS
@@ -13,9 +14,9 @@ from pyfast_xai.serve import Explained
 FAST = {
     **{"rise": {"n_masks": 4}, "lime": {"n_samples": 8}, "smoothgrad": {"n_samples": 2}, "fgvis": {"n_iterations": 2}},
     **{"meaningful-perturbation": {"n_iterations": 2}, "integrated-gradients": {"n_steps": 2}},
-    **{"blur-ig": {"n_steps": 2}, "guided-ig": {"n_steps": 2}},
     "feature-permutation": {"references": torch.linspace(-1, 1, 1728).view(1, 3, 24, 24)},
     **{"kernel-shap": {"feature_mask": 3, "n_samples": 20}, "shapley-value-sampling": {"feature_mask": 3}},
+    **{"blur-ig": {"n_steps": 2}, "guided-ig": {"n_steps": 2}, "xrai": {"n_steps": 1, "regions": quarters}},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

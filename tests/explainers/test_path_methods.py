@@ -1,5 +1,7 @@
 """Gradients on a path: slow loops of the papers, and the change of the score that they add up to."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,13 @@ def test_they_add_up_to_the_change_of_the_score(way, family):
     expected = change(net, images, baseline(images), [1, 3])
     found = make(net)(images, [1, 3]).attribution.sum((1, 2, 3))
     assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+def test_half_precision_takes_the_places_of_the_way_exactly(net, images):
+    images = images.bfloat16()
+    expected = IntegratedGradients(net)(images.double(), 1).attribution
+    found = IntegratedGradients(copy.deepcopy(net).bfloat16())(images, 1).attribution.double()
+    assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
 @pytest.mark.parametrize("explain", [IntegratedGradients, BlurIG, GuidedIG])
