@@ -30,7 +30,7 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class GradientShaped(Explainer):
     """A gradient-shaped attribution `[N, C, H, W]` of each image."""
 
-    ranks = (3, 4, 5)
+    ranks: ClassVar[tuple[int, ...]] = (3, 4, 5)
     overlay: ClassVar[Table] = {}
     default_reduction: ClassVar[Reduction] = "max"
 
