@@ -1,6 +1,6 @@
 """Captum's methods that hide and permute features: its numbers, in float64, from the same random state."""
 
-import inspect
+import importlib
 import warnings
 
 import pytest
@@ -9,6 +9,7 @@ from torch import nn
 
 from pyfast_xai import InputError
 from pyfast_xai.compat import captum as ours
+from pyfast_xai.compat.captum import linear_models
 
 theirs = pytest.importorskip("captum.attr")
 DOUBLE = torch.float64
@@ -60,18 +61,17 @@ def attributed(library, name, made, *args, seed=0, **settings):
         return getattr(library, name)(*made).attribute(*args, **settings)
 
 
-def agree(name, made, *args, atol=1e-12, **settings):
+def agree(name, made, *args, atol=1e-12, check_dtype=True, **settings):
     expected = attributed(theirs, name, made, *args, **settings)
     found = attributed(ours, name, made, *args, **settings)
     assert type(found) is type(expected)
     pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
     for one, other in pairs:
-        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+        torch.testing.assert_close(one, other, rtol=0, atol=atol, check_dtype=check_dtype)
     return found
 
 
 PERTURBATION = ("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues")
-LAYERS = ("LayerFeatureAblation", "LayerFeaturePermutation", "NeuronFeatureAblation")
 every_method = pytest.mark.parametrize("name", PERTURBATION)
 
 
@@ -193,14 +193,139 @@ def test_no_subset_goes_through_the_model_twice(net):
     assert sum(rows) <= 3 * 2**4
 
 
-@pytest.mark.parametrize("name", [*PERTURBATION, *LAYERS])
-def test_signatures_are_captums(name):
-    for method in ("__init__", "attribute"):
-        own, other = (inspect.signature(getattr(getattr(one, name), method)).parameters for one in (ours, theirs))
-        assert list(own) == list(other)
-        for parameter in own.values():
-            if parameter.name not in ("perm_func", "forward_func"):
-                assert parameter.default == other[parameter.name].default, parameter.name
+# Its linear models are in float32.
+ROUNDED = {"atol": 1e-6, "check_dtype": False}
+LINEAR = ("Lime", "KernelShap")
+every_linear_model = pytest.mark.parametrize("name", LINEAR)
+
+
+def sure(net):
+    """A function with scores that a penalty leaves something of."""
+    return lambda x: 20 * net(x)
+
+
+@pytest.fixture
+def exact_lasso(monkeypatch):
+    """Captum's default stops early."""
+    lime = importlib.import_module("captum.attr._core.lime")
+    model = lime.SkLearnLasso
+    monkeypatch.setattr(lime, "SkLearnLasso", lambda alpha: model(alpha=alpha, tol=1e-12, max_iter=100_000))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("at_once", [1, 4])
+@every_linear_model
+def test_linear_models(net, exact_lasso, name, mask, at_once):
+    """As many samples as identify the coefficients, so that no choice among solutions is left."""
+    settings = {"feature_mask": MASKS[mask], "target": [1, 3, 0], "n_samples": 30, "perturbations_per_eval": at_once}
+    found = agree(name, [sure(net)], images(), **ROUNDED, **settings)
+    assert found.shape == (3, 3, 8, 8)
+    assert found.any()
+    rows = agree(name, [sure(net)], images(), **ROUNDED, return_input_shape=False, **settings)
+    assert rows.shape == (3, int(MASKS[mask].max()) + 1)
+
+
+@every_linear_model
+def test_linear_models_of_few_samples(net, exact_lasso, name):
+    """Of the many solutions of least squares the shortest."""
+    mask = torch.arange(64).view(1, 1, 8, 8)
+    agree(name, [sure(net)], images(), feature_mask=mask, target=1, n_samples=12, baselines=images(5), **ROUNDED)
+
+
+@every_linear_model
+def test_linear_models_of_several_inputs(net, exact_lasso, name):
+    both = (images(count=2), torch.randn(2, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(3)))
+    settings = {"feature_mask": (CHANNELS, torch.tensor([[2, 2, 3, 4]])), "baselines": (0.1, 0.2), "n_samples": 40}
+    scale = torch.tensor([[1.0], [2.0]], dtype=DOUBLE)
+    found = agree(
+        name,
+        [lambda x, y, scale: 20 * net(x) * y.sum(1, keepdim=True) * scale],
+        both,
+        target=1,
+        additional_forward_args=scale,
+        **ROUNDED,
+        **settings,
+    )
+    assert [one.shape for one in found] == [(2, 3, 8, 8), (2, 4)]
+
+
+@every_linear_model
+def test_linear_models_of_one_number_for_the_batch(net, exact_lasso, name):
+    def total(x):
+        return 20 * net(x)[:, 1].sum()
+
+    assert agree(name, [total], images(), feature_mask=GRID, n_samples=30, **ROUNDED).shape == (1, 3, 8, 8)
+    agree(name, [total], images(), feature_mask=GRID, n_samples=30, **ROUNDED, return_input_shape=False)
+
+
+def test_a_mask_that_does_not_begin_at_zero(net):
+    agree("KernelShap", [net], images(count=1), feature_mask=GRID + 3, target=1, n_samples=30, **ROUNDED)
+
+
+def test_lime_of_the_callers_own(net):
+    """Their models, weights and samples serve as they are."""
+    models = importlib.import_module("captum._utils.models.linear_model")
+    lime = importlib.import_module("captum.attr._core.lime")
+
+    def samples(inputs, **kwargs):
+        for _ in range(12):
+            yield torch.rand(1, kwargs["num_interp_features"], dtype=DOUBLE).round()
+
+    made = [
+        sure(net),
+        models.SkLearnRidge(alpha=0.5),
+        lime.get_exp_kernel_similarity_function("euclidean", 9.0),
+        samples,
+    ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.manual_seed(0)
+        found = ours.Lime(*made).attribute(images(count=1), target=1, feature_mask=GRID, n_samples=20)
+    assert "perturb_func ended before n_samples=20" in [str(one.message) for one in caught]
+    torch.testing.assert_close(
+        found,
+        attributed(theirs, "Lime", made, images(count=1), target=1, feature_mask=GRID, n_samples=20),
+        rtol=0,
+        **ROUNDED,
+    )
+
+
+@pytest.mark.parametrize("interpretable", [True, False])
+def test_lime_base(net, interpretable):
+    models = importlib.import_module("captum._utils.models.linear_model")
+
+    def drawn(inputs, **kwargs):
+        kept = torch.bernoulli(torch.full((1, 3), 0.5)).double()
+        return kept if interpretable else inputs * kept[..., None, None]
+
+    functions = [
+        lambda inputs, sample, form, **kwargs: torch.exp(-form.sum()),
+        drawn,
+        interpretable,
+        lambda form, inputs, **kwargs: inputs * form[..., None, None],
+        lambda sample, inputs, **kwargs: (sample == inputs).all(3).all(2).double(),
+    ]
+    made = [net, models.SkLearnLinearRegression(), *functions]
+    settings = {"target": 1, "n_samples": 25, "perturbations_per_eval": 4}
+    agree("LimeBase", made, images(count=1), **ROUNDED, **settings)
+    made[1] = linear_models.LinearRegression()
+    exact = [net, models.SkLearnLinearRegression(), *functions]
+    found, expected = (
+        attributed(library, "LimeBase", model, images(count=1), **settings)
+        for library, model in ((ours, made), (theirs, exact))
+    )
+    torch.testing.assert_close(found, expected, rtol=0, **ROUNDED)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.5])
+def test_lasso_is_that_of_scikit_learn(alpha):
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    x, y, w = torch.randn(40, 70, dtype=DOUBLE), torch.randn(40, dtype=DOUBLE), torch.rand(40, dtype=DOUBLE)
+    x[:, 7] = 1.0
+    model = linear_models.Lasso(alpha)
+    model.fit([(x[:9], y[:9], w[:9]), (x[9:], y[9:], w[9:])])
+    expected = sklearn.Lasso(alpha=alpha, tol=1e-14, max_iter=1_000_000).fit(x.numpy(), y.numpy(), w.numpy())
+    torch.testing.assert_close(model.representation(), torch.from_numpy(expected.coef_)[None], rtol=0, **ROUNDED)
 
 
 @pytest.mark.parametrize(

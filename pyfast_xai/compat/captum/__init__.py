@@ -26,6 +26,7 @@ from pyfast_xai.compat.captum.layer_methods import (
     LayerIntegratedGradients,
 )
 from pyfast_xai.compat.captum.layers import GuidedGradCam, LayerAttribution, LayerGradCam
+from pyfast_xai.compat.captum.lime import KernelShap, Lime, LimeBase
 from pyfast_xai.compat.captum.lrp import LRP, LayerLRP
 from pyfast_xai.compat.captum.neurons import (
     NeuronDeconvolution,
@@ -53,6 +54,7 @@ __all__ = [
     "InputXGradient",
     "IntegratedGradients",
     "InternalInfluence",
+    "KernelShap",
     "LayerActivation",
     "LayerAttribution",
     "LayerConductance",
@@ -65,6 +67,8 @@ __all__ = [
     "LayerGradientXActivation",
     "LayerIntegratedGradients",
     "LayerLRP",
+    "Lime",
+    "LimeBase",
     "NeuronDeconvolution",
     "NeuronDeepLift",
     "NeuronDeepLiftShap",
