@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pyfast_xai.tape import Node
-from pyfast_xai.tape.graph import cached_by_identity
+from pyfast_xai.tape.graph import parameters
 from pyfast_xai.tape.record import SaveTensor
 
 # Names of arguments, or a function of a node that gives them.
@@ -18,18 +18,12 @@ def keep_arguments(node: Node, saves: Saves, keep: SaveTensor, args: tuple[Any, 
     names = saves(node) if callable(saves) else saves
     if not names:
         return
-    positions = _positions(node.op)
+    declared = parameters(node.op)
     for name in dict.fromkeys(names):
-        position = positions.get(name)
-        if position is None:
+        if name not in declared:
             continue
+        position, _ = declared[name]
         value = args[position] if position < len(args) else kwargs.get(name)
         for i, tensor in enumerate(value if isinstance(value, (list, tuple)) else [value]):
             if isinstance(tensor, Tensor):
                 keep(name if tensor is value else f"{name}.{i}", tensor)
-
-
-@cached_by_identity
-def _positions(op: Any) -> dict[str, int]:
-    """Returns the place of each argument of an op by its name in the schema."""
-    return {argument.name: position for position, argument in enumerate(op._schema.arguments)}

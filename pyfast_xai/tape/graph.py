@@ -223,12 +223,25 @@ def key(op: Any) -> str:
     return op._schema.name.rstrip("_") if isinstance(op, OpOverload) else f"aliasing::{op.__name__}"
 
 
+@cached_by_identity
+def parameters(op: OpOverload) -> dict[str, tuple[int, Any]]:
+    """Returns the position and the default of each argument of an op, by its name in the schema."""
+    return {declared.name: (position, declared.default_value) for position, declared in enumerate(op._schema.arguments)}
+
+
 def argument(node: Node, name: str) -> Any:
-    """Returns an argument of a node by its name in the schema."""
-    for position, declared in enumerate(node.op._schema.arguments):
-        if declared.name == name:
-            return node.args[position] if position < len(node.args) else node.kwargs.get(name, declared.default_value)
-    raise KeyError(name)
+    """Returns an argument of a node by its name in the schema.
+
+    Raises:
+        KeyError: the op has no such argument.
+    """
+    position, default = parameters(node.op)[name]
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+
+def _is_numbers(argument: list[Any] | tuple[Any, ...]) -> bool:
+    """Returns whether a list has numbers, as sizes and strides are: an op's list is of one type."""
+    return not argument or isinstance(argument[0], int)
 
 
 def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T]:
@@ -240,7 +253,7 @@ def find(kind: type[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     for argument in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(argument, kind):
             matching.append(argument)
-        elif isinstance(argument, (list, tuple)):
+        elif isinstance(argument, (list, tuple)) and not _is_numbers(argument):
             matching.extend(part for part in argument if isinstance(part, kind))
     return matching
 

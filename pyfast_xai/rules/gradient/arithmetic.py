@@ -8,13 +8,13 @@ from torch import Tensor
 from pyfast_xai.rules.gradient.context import BackwardContext
 from pyfast_xai.rules.gradient.layers import conjugate, factor
 from pyfast_xai.rules.gradient.table import rule
-from pyfast_xai.tape import Node, Value
+from pyfast_xai.tape import Node, Value, key
 
 
 @rule("add", "sub")
 def _add(ctx: BackwardContext, self: Any, other: Any, *, alpha: float = 1) -> None:
     ctx.propagate(self, ctx.grad)
-    sign = -alpha if ctx.node.op._schema.name.rstrip("_") == "aten::sub" else alpha
+    sign = -alpha if key(ctx.node.op) == "aten::sub" else alpha
     if ctx.wants(other):
         ctx.propagate(other, ctx.grad if sign == 1 else ctx.grad * conjugate(sign))
 

@@ -1,6 +1,5 @@
 """The context of a gradient rule: one operation, the gradients of its results, and those still on their way."""
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -112,13 +111,13 @@ class Pending:
     def __init__(self, needed: set[Value]) -> None:
         self.needed = needed
         self._grads: dict[Value, Tensor] = {}
-        self._holders: Counter[int] = Counter()
+        self._holders: dict[int, int] = {}
         self._borrowed: list[Tensor] = []
 
     def add_borrowed(self, value: Value, grad: Tensor) -> None:
         """Adds a gradient that belongs to someone else and is never overwritten."""
         self._borrowed.append(grad)
-        self._holders[address(grad)] += 1
+        self._hold(grad)
         self.add(value, grad)
 
     def add(self, value: Value, grad: Tensor) -> None:
@@ -128,7 +127,7 @@ class Pending:
             self._drop(before)
             grad = before.add_(grad) if self._may_add(before, grad) else before + grad
         self._grads[value] = grad
-        self._holders[address(grad)] += 1
+        self._hold(grad)
 
     def add_part(self, value: Value, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
         whole = self.pop(value)
@@ -150,10 +149,14 @@ class Pending:
         return grad
 
     def owns_memory(self, grad: Tensor) -> bool:
-        return not self._holders[address(grad)] and not _overlaps(grad) and not grad.is_inference()
+        return address(grad) not in self._holders and not _overlaps(grad) and not grad.is_inference()
+
+    def _hold(self, grad: Tensor) -> None:
+        storage = address(grad)
+        self._holders[storage] = self._holders.get(storage, 0) + 1
 
     def _drop(self, grad: Tensor) -> None:
         storage = address(grad)
-        self._holders[storage] -= 1
-        if not self._holders[storage]:
-            del self._holders[storage]  # the address may be used again
+        holders = self._holders.pop(storage) - 1
+        if holders:  # otherwise the address may be used for another tensor
+            self._holders[storage] = holders

@@ -13,7 +13,7 @@ from pyfast_xai.rules.gradient.context import BackwardContext
 from pyfast_xai.rules.gradient.strides import canonical
 from pyfast_xai.rules.gradient.table import rule
 from pyfast_xai.tape import Node, Value
-from pyfast_xai.tape.graph import find
+from pyfast_xai.tape.graph import parameters
 
 aten = torch.ops.aten
 
@@ -124,7 +124,7 @@ def _addmm(ctx: BackwardContext, bias: Any, input: Value, weight: Tensor, *, bet
 
 def _factors(node: Node) -> list[str]:
     """Returns the factors to save: the gradient of one factor needs the other."""
-    names = [argument.name for argument in node.op._schema.arguments]
+    names = list(parameters(node.op))
     return [names[1 - i] for i in range(2) if isinstance(node.args[i], Value) and isinstance(node.args[1 - i], Value)]
 
 
@@ -150,7 +150,7 @@ def _bmm(ctx: BackwardContext, self: Any, mat2: Any) -> None:
 
 def _in_training(node: Node) -> bool:
     statistics = node.args[5] if len(node.args) > 5 else True
-    return bool(statistics) or len(find(Value, node.args, node.kwargs)) != 1
+    return bool(statistics) or len(node.inputs) != 1
 
 
 @rule("batch_norm", unless=_in_training)
