@@ -84,6 +84,11 @@ def _convolution(
             reached = (grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1
             rest[d] = input.shape[2 + d] - reached
     weight = weight.detach()
+    if not transposed and input.shape[2:] == weight.shape[2:] == (1, 1) and groups == 1 and not any(padding):
+        # Squeezed to one pixel, as gates of channels are: a product of matrices, for which no weight is laid out anew.
+        product = onednn.linear(grad.flatten(1), weight.flatten(1).mH)
+        ctx.propagate(input, product.view(len(ctx.grad), *input.shape))
+        return
     # The adjoint of a convolution is the transposed convolution, and the other way round.
     if not transposed and subpixel.takes(grad, weight, stride, dilation, groups):
         result: Tensor | None = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])

@@ -1,4 +1,4 @@
-"""Nonlinearities whose derivative follows from their result: sigmoid and tanh. They do not rectify."""
+"""Nonlinearities that saturate at both ends and do not rectify: sigmoid, tanh and the hard sigmoid."""
 
 from typing import Any
 
@@ -28,3 +28,8 @@ def _is_complex(node: Node) -> bool:
 @rule("sigmoid", "tanh", runs=_keeps_result, unless=_is_complex)
 def _saturating(ctx: BackwardContext, self: Value, **kwargs: Any) -> None:
     ctx.propagate(self, _DERIVATIVES[key(ctx.node.op)](ctx.grad, ctx.tensor("result")))
+
+
+@rule("hardsigmoid", saves=["self"])
+def _hardsigmoid(ctx: BackwardContext, self: Value) -> None:
+    ctx.propagate(self, aten.hardsigmoid_backward(ctx.grad, ctx.tensor("self").expand_as(ctx.grad)))
