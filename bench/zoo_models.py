@@ -17,7 +17,7 @@ from pyfast_xai import DetectionTarget
 from pyfast_xai.explainers.common.detections import detections_in
 
 CLASSES = 10
-SIDES = (96, 128, 160, 224, 256)  # of images, the first that a network takes
+SIDES = (64, 96, 128, 160, 224, 256)  # of images, the first that a network takes
 COUNTED = Path(__file__).parent / "data" / "zoo_timm.json"
 
 
@@ -109,7 +109,7 @@ def _of_timm(name: str) -> Specimen:
     import timm
 
     for side in SIDES:
-        for settings in ({"img_size": side}, {}):
+        for settings in ({"img_size": side, "depth": 3}, {"img_size": side}, {}):
             torch.manual_seed(0)
             try:
                 model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **settings).eval()

@@ -16,6 +16,7 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 TITLES = {
     "pyfast_xai.explanation": "Explanation",
     "pyfast_xai.models": "Models",
+    "pyfast_xai.zero_shot": "Image-text models",
     "pyfast_xai.images": "Photographs",
     "pyfast_xai.render": "Pictures",
     "pyfast_xai.localize": "Boxes",
@@ -72,6 +73,7 @@ PARTLY = {
     "pyfast_xai.explanation": [],
     "pyfast_xai.models": ["LoadedModel"],
     "pyfast_xai.images": ["ImageError"],
+    "pyfast_xai.zero_shot": [],
     "pyfast_xai.memory": [],
 }
 # What explainers take beside their own arguments.

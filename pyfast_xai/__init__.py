@@ -87,6 +87,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.rules.relevance import Composite as Composite
     from pyfast_xai.tape import record as record
     from pyfast_xai.tape import replay as replay
+    from pyfast_xai.zero_shot import ZeroShotClassifier as ZeroShotClassifier
 
 __version__ = "0.1.0"
 
@@ -157,6 +158,7 @@ _PUBLIC = {
     "Saliency": "pyfast_xai.explainers",
     "SmoothGrad": "pyfast_xai.explainers",
     "UnsupportedOpError": "pyfast_xai.errors",
+    "ZeroShotClassifier": "pyfast_xai.zero_shot",
     "backend": "pyfast_xai.ops",
     "keep_freed_memory": "pyfast_xai.memory",
     "layers": "pyfast_xai.layer_list",

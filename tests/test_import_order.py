@@ -31,6 +31,7 @@ LEVELS = {
     "metrics": 7,
     "trusted": 4,
     "models": 5,
+    "zero_shot": 5,
     "datasets": 8,
     "evaluation": 9,
     "reproduce": 10,
