@@ -23,7 +23,7 @@ class Explanation:
 
     Tensors stay on the device of the input until someone asks for something else.
 
-    Where several targets or components of an image were asked for, each is a row, image by image.
+    Several targets or components of an image are rows of their own, image by image.
 
     Attributes:
         method: the explainer that made it.
@@ -35,7 +35,7 @@ class Explanation:
         kind: what the target is, a "class" of the model or a "neuron".
         outputs: the kind of the model's outputs by which the score was made, one of "logits", "independent logits",
             "probabilities" and "values" for each row, see `Explainer`; None for a neuron and without a target.
-        logits: what the model returned for the images, `[N, classes]` or whatever shape it has; None where the method
+        logits: the outputs of the model for the images, `[N, classes]` or of another shape; None where the method
             stops below the outputs.
         points: fixations of each row, int64 `[P, 2]` as (y, x) pixels of the input; None for other methods.
         attribution: signed, one number for each number of the image, `[N, C, H, W]`; None for methods without.
@@ -317,7 +317,7 @@ class Explanation:
         if self.signed_map is not None:
             return self.signed_map
         if self.attribution is None:
-            raise InputError(f"signed must be False for {self.method}, whose maps have no sign")
+            raise InputError(f"signed must be False for {self.method}, whose maps have no sign, got True")
         return self.attribution.float().sum(1)
 
     def _ground(self, images: Tensor | None) -> Tensor:
@@ -463,7 +463,7 @@ class Explanation:
         return sheet if ax is None else _on_axes(ax, sheet, "")
 
     def _drawn_boxes(self, boxes: Any) -> Tensor:
-        """Returns the boxes that `plot` was asked for, `[N, 4]` on the CPU."""
+        """Returns the boxes that `plot` draws, `[N, 4]` on the CPU."""
         if not isinstance(boxes, Tensor):
             return self.boxes(None if boxes is True else boxes).cpu()
         if boxes.shape != (len(self), 4):

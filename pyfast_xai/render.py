@@ -283,7 +283,7 @@ def brightness(best: Tensor, saturated: float = 0.005) -> Tensor:
     """Returns responses `[N, H, W]` as brightness in 0..1: negative ones are dark, the largest of an image are full.
 
     Args:
-        best: responses, of whatever class: they are compared as they are.
+        best: responses of any class, which are compared directly.
         saturated: share of the pixels that are fully bright; with none but the largest, one outlier darkens the rest.
 
     Example:

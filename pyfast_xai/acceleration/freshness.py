@@ -69,6 +69,7 @@ class Snapshot:
     """The state of a model at one time.
 
     Attributes:
+        model: the model.
         unproven: the reason, as a clause, why a change of the model could go unnoticed; None if it cannot.
         modules: all modules that the model can reach, registered or not.
 
@@ -78,6 +79,7 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, *, weights: bool = True) -> None:
+        self.model = model
         self._tables: list[dict[Any, Any]] = []
         self._classes: list[type] = []
         self._sequences: list[Any] = []
@@ -128,12 +130,17 @@ class Snapshot:
             return type(current) is type(previous) and current.shape == previous.shape
         return _equivalent(current, previous)
 
-    def renew(self) -> bool:
-        """Updates the snapshot to the current model, if nothing but tensors, numbers and strings changed.
+    def refreshed(self, *, values: bool = True) -> "Snapshot":
+        """Returns this snapshot if the model is as it was, otherwise a new one.
 
-        Returns:
-            Whether it did; if False, more has changed, and a new snapshot is needed.
+        Args:
+            values: False accepts changed tensors, numbers and strings, and updates this snapshot to them.
         """
+        valid = self.is_current() if values else self._update_values()
+        return self if valid else Snapshot(self.model, weights=self._watches_tensors)
+
+    def _update_values(self) -> bool:
+        """Updates the snapshot, and returns True, if nothing but tensors, numbers and strings has changed."""
         keys, values = self._read()
         if any(self._empty) or keys != self._keys or len(values) != len(self._values):
             return False

@@ -253,7 +253,7 @@ class ReplayedModel:
         except Exception as error:  # a model may raise anything on inputs that it does not expect
             return f"it cannot be compared on other inputs ({error})"
         with self._lock:
-            if not self._renew():
+            if not self._refresh_snapshot():
                 return "it changes its own attributes as it runs"
         allowed = min(1.0, max(_AUDIT_SLACK * template.rounding, 1 / _AUDIT_SLACK))
         if replayed is not None and _difference(_outputs(replayed), expected) <= allowed:
@@ -325,7 +325,7 @@ class ReplayedModel:
         recorded = record(self._model, *args, policy=recording_policy, until=until, **kwargs)
         self._contests.seconds = min(self._contests.seconds, _CONTESTS * elapsed())
         self._contests.next_call(share=0.5 if contested else 0.0)  # building the replay takes time, too
-        self._renew()
+        self._refresh_snapshot()
         tape = recorded.copy()
         template = _Template(
             tape, None if until is None else tape.find(until), recording_policy.handled, observed=policy is not None
@@ -348,12 +348,11 @@ class ReplayedModel:
         self._captured.stop()  # a graph is a replay, too
         return _Template(None, None, recording_policy.handled, observed=True), recorded
 
-    def _renew(self) -> bool:
+    def _refresh_snapshot(self) -> bool:
         """Takes a new snapshot if the model has changed while it ran; returns whether it was unchanged."""
-        if self._snapshot is None or self._snapshot.is_current():
-            return True
-        self._snapshot = Snapshot(self._model)
-        return False
+        previous = self._snapshot
+        self._snapshot = None if previous is None else previous.refreshed()
+        return self._snapshot is previous
 
     def _tape_nbytes(self, tape: Tape) -> int:
         assert self._snapshot is not None

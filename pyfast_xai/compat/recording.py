@@ -1,4 +1,4 @@
-"""One forward pass of whatever the caller hands over: a module or a function, on tensors of any number and shape.
+"""Recordings of a module or a function of the caller, on tensors of any number and shape.
 
 The explainers of this library take images `[N, C, H, W]`; the peers take anything that can be called. Both read the
 same kind of tape.
@@ -91,7 +91,7 @@ class _Above(GradientRules):
         super().__init__(rules.overlay, rules.warned)
         self.rules = rules
         self._reached = reached
-        self._below = -1  # the last operation of which nothing was saved
+        self._below = -1  # the last operation without saved tensors
 
     def rule_of(self, node: Node) -> Rule:
         # A layer of several tensors ends in several operations, and a walk that reaches the first passes the others.
@@ -154,7 +154,7 @@ def record_call(
 
     Raises:
         InputError: no tensor among the arguments, or a layer that did not run.
-        Exception: whatever the function raises.
+        Exception: the exceptions of the function.
     """
     layers = [unwrap(layer) for layer in layers]
 

@@ -165,7 +165,7 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _timed(call: Callable[[], T], images: Tensor) -> tuple[float, T]:
-    """Returns the seconds, and what came of it."""
+    """Returns the seconds, and the result."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     began = time.perf_counter()

@@ -28,10 +28,10 @@ class Part:
     Attributes:
         model: that was explained.
         make: makes the explainer for a model.
-        explainer: the one that was asked.
-        explanation: what it said, a row a picture.
+        explainer: the explainer of the pictures.
+        explanation: its explanation, a row a picture.
         images: `[N, C, H, W]`, as the model took them.
-        target: the classes that were asked for, int64 `[N]`.
+        target: the explained classes, int64 `[N]`.
         predicted: the classes with the largest output, int64 `[N]`.
         labels: the right classes, int64 `[N]`; -1 where it is not known.
         truth: the annotations.
@@ -109,7 +109,7 @@ def _mean(total: Tensor, count: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """One thing to be measured.
+    """A metric of explanations of annotated pictures.
 
     Attributes:
         name: on the command line.

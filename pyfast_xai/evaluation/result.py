@@ -16,7 +16,7 @@ from pyfast_xai.evaluation.metrics import METRICS
 
 @dataclass(frozen=True)
 class Figure:
-    """One number.
+    """A figure of one method, metric and subset of pictures.
 
     Attributes:
         method: that was measured.

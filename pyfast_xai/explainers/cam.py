@@ -35,7 +35,7 @@ class CAM(LayerExplainer):
     With `A [C, h, w]` the last map and w the weights of the last layer, the map of class c is `sum_k w_ck A_k`
     (Eq. 2); its mean and the bias are the score of the class. A convolution whose maps of classes are averaged
     (SqueezeNet, all-convolutional networks) has that map already. The average and the layer are found on the record
-    of a forward, whatever the modules are called.
+    of a forward, independent of the names of modules.
 
     An explanation has `signed_map`, at the resolution of the layer, and `heatmap`, its positive part.
 

@@ -24,7 +24,7 @@ from pyfast_xai.localize import Mass
 class FactorExplanation(Explanation):
     """The factors of some images.
 
-    `heatmap` and `signed_map` are those of the factor that was asked for.
+    `heatmap` and `signed_map` are those of the requested factor.
 
     Attributes:
         factors: where each factor is, not negative, `[N, K, h, w]`, those of the largest size first.

@@ -34,7 +34,7 @@ logger = logging.getLogger("pyfast_xai")
 
 
 class EigenCAM(LayerExplainer):
-    """Eigen-CAM: what the last feature map is mostly about, whatever the class; no gradient, no classifier.
+    """Eigen-CAM: the first principal component of the last feature map; no class, no gradient, no classifier.
 
     The activation of each image is a matrix `A [h w, C]` with a row a position; its leading right singular vector v
     is the direction in channel space that explains most of it, and `A v` is the map (Eq. 3). The forward stops at the
@@ -165,7 +165,7 @@ class EigenCAM(LayerExplainer):
         non_finite = torch.where(finite.all(), -1, finite.byte().argmin())
         if matrices.device.type == "cpu" and not is_capturing():
             _require_finite(name, int(non_finite))
-        else:  # said in the end, which costs a pass here but no wait
+        else:  # reported at the end, which costs a pass here but no wait
             matrices = torch.where(finite[:, None, None], matrices, 0)
         if self.center:
             matrices = matrices.to(torch.promote_types(matrices.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Excitation backprop (Zhang et al., 2016): the probability that a neuron of a layer wins, handed down from a class."""
+"""Excitation backprop (Zhang et al., 2016): the probability that a neuron of a layer wins, propagated from a class."""
 
 import math
 from collections.abc import Collection, Sequence

@@ -60,7 +60,7 @@ class MaskExplanation(Explanation):
         perturbed: the image under the mask, a valid input of the model, `[N, C, H, W]`.
         complement: the image under the complementary mask, likewise.
         after: the model's probability for the target on `perturbed`, float32 `[N]`.
-        reached: whether the score that was asked for was reached, bool `[N]`.
+        reached: whether the requested score was reached, bool `[N]`.
         iterations: forward and backward passes it took, int64 `[N]`.
         sparsity: the last weight of the mask's size, float32 `[N]`.
         game: that was played.
@@ -323,7 +323,7 @@ class _Match(NamedTuple):
         before: probability of the target on the image, `[N]`.
         distribution: whether the model returns probabilities for the image, bool `[N]`.
         mask: that is being optimised, `[N, C, H, W]`.
-        best: that will be handed back.
+        best: the best mask so far, which is returned.
         after: the probability under it, `[N]`.
         reached: whether the score was reached, `[N]`.
         iterations: played so far, `[N]`.
@@ -436,7 +436,7 @@ _FIRST_STATE = _Match._fields.index("mask")  # what comes before does not change
 
 
 def _update(tensor: Tensor, rows: Tensor, new: Tensor) -> None:
-    """Overwrite the rows for which it is said, bool `[N]`, without asking the device which these are."""
+    """Overwrites the selected rows, bool `[N]`, without a synchronisation with the device."""
     torch.where(rows.view(-1, *[1] * (tensor.dim() - 1)), new, tensor, out=tensor)
 
 

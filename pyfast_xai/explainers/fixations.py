@@ -274,7 +274,7 @@ class CNNFixations(Explainer):
         )
 
     def _explain_crops(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
-        """Returns five crops traced, ten asked for the class: the protocol of the authors' code."""
+        """Returns the fixations of five crops; ten crops decide the class (the protocol of the authors' code)."""
         side, (height, width) = self.crops, images.shape[2:]
         if side is None or not 0 < side <= min(height, width):
             raise InputError(f"crops must lie in 1 to the shorter image side, {min(height, width)}, got {side}")

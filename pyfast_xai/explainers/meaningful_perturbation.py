@@ -45,7 +45,7 @@ class MeaningfulPerturbation(Perturbation):
         beta: exponent of the length of its gradient in the total variation.
         scale: pixels along each side of a cell of the grid.
         smooth: standard deviation of the Gaussian over the enlarged mask, in pixels; 0 for none.
-        jitter: the image, enlarged by so many pixels, is cropped anew in each iteration; 0 for none.
+        jitter: the image, enlarged by so many pixels, is cropped at another place in each iteration; 0 for none.
         noise: standard deviation of what is added to the mask in each iteration.
         initial_mask: "circle", for each image the smallest centred disc that leaves a hundredth of the score, as in the
             paper; "random"; or a number in 0..1, where 1 is the whole image.

@@ -183,7 +183,7 @@ class SSCAM(ScoreCAM):
 
 
 class _Noise:
-    """Noise of each channel in turn, which does not depend on how many are asked for at a time.
+    """The noise of each channel in turn; it does not depend on how many channels one call takes.
 
     Args:
         generator: of the random numbers.
@@ -204,7 +204,7 @@ class _Noise:
         return torch.stack([self._drawn[channel] for channel in channels])[:, None]
 
     def finish(self) -> None:
-        """Draws what was not asked for, so that the next sample does not depend on which channels were."""
+        """Draws the remaining channels, so that the next sample does not depend on which ones were requested."""
         self._draw(self._channels)
 
     def _draw(self, end: int) -> None:

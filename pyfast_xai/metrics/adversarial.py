@@ -58,7 +58,7 @@ def deepfool(
         images: `[N, C, H, W]`.
         candidates: classes with the largest outputs whose borders are looked at, the predicted one among them.
         overshoot: by which the perturbation is scaled to cross the border.
-        iterations: at most; an image that still keeps its class is returned as far as it came.
+        iterations: at most; an image that still keeps its class is returned as it is after them.
 
     Returns:
         Images of the shape of those given.
@@ -179,7 +179,7 @@ def adversarial_evidence(
 ) -> AdversarialEvidence:
     """Measures whether a method that optimises finds evidence that is not there (FGVis, Table 1).
 
-    The method is asked to generate the least likely class of each image, or the second least likely where the former is
+    The method generates the least likely class of each image, or the second least likely where the former is
     what the model sees in the zero image. The paper takes images of which the model is sure, and no sparsity.
 
     Args:

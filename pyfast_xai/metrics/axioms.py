@@ -1,4 +1,4 @@
-"""Axioms: properties that attributions should have whatever the model is."""
+"""Axioms: properties that attributions should have for every model."""
 
 import copy
 from collections.abc import Callable

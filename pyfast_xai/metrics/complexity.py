@@ -1,4 +1,4 @@
-"""Complexity: how few features an attribution rests on. The model is not asked."""
+"""Complexity: how few features an attribution rests on. The model is not run."""
 
 import torch
 from torch import Tensor

@@ -14,7 +14,7 @@ Explain = Callable[[Tensor, Any], Explanation | Tensor]
 
 
 def shown(made: Explanation | Tensor, images: Tensor, *, signed: bool = False) -> Tensor:
-    """Returns the heat maps an explainer returned, or its attributions where they are asked for and there."""
+    """Returns the heat maps of an explainer, or its attributions where they are requested and available."""
     maps = made
     if isinstance(made, Explanation):
         maps = made.attribution if signed and made.attribution is not None else made.heatmap

@@ -32,7 +32,7 @@ def noisy_linear_imputation(
             ten times as much, which is little beside the noise.
 
     Raises:
-        InputError: a mask of another size or dtype, or an image of which nothing is left.
+        InputError: a mask of another size or dtype, or an image without a remaining pixel.
 
     Example:
         >>> import torch

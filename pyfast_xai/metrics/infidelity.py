@@ -39,7 +39,7 @@ def infidelity(
     Args:
         model: in evaluation mode.
         images: `[N, C, H, W]`, as the model takes them.
-        attributions: gradients, or what else is multiplied with a change of the input, `[R, C, H, W]`, or `[R, H, W]`
+        attributions: gradients, or other factors of a change of the input, `[R, C, H, W]`, or `[R, H, W]`
             where all channels of a pixel share its attribution; R is N images times K targets, image by image.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         perturb: standard deviation of Gaussian noise in units of the images; or a function of one image `[C, H, W]` and

@@ -336,7 +336,7 @@ def pointing_hit(points: Tensor, truth: Boxes | Tensor, *, tolerance: float = 15
 
     Args:
         points: (y, x) pixels, `[N, 2]`, as `Explanation.peak` gives them.
-        truth: the objects of the class that was asked for: masks, bool `[N, H, W]`, or boxes `[N, 4]`, a list of N
+        truth: the objects of the explained class: masks, bool `[N, H, W]`, or boxes `[N, 4]`, a list of N
             tensors `[B, 4]`, or compressed rows `([M, 4], [N + 1])`.
         tolerance: radius of the disc around the point that must meet the object, in pixels; 15 as in TorchRay, 0 for
             the point itself.

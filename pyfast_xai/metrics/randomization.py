@@ -86,7 +86,7 @@ def parameter_randomization(
     """Do maps change when what was learned is forgotten (Adebayo et al., Sanity checks for saliency maps, 2018)?
 
     A copy of the model is randomised layer by layer from the output down, and the heat maps of the class are compared
-    with those of the model itself. Layers are initialised anew as their modules do it (`reset_parameters`); parameters
+    with those of the model itself. Layers are initialised again by their modules (`reset_parameters`); parameters
     of other modules are drawn from a normal distribution with their own mean and deviation.
 
     Args:
@@ -332,7 +332,7 @@ def _has_parameters(module: nn.Module) -> bool:
 
 @contextmanager
 def _randomized(modules: Sequence[nn.Module], seed: int, keep: bool) -> Iterator[None]:
-    """Yields the parameters drawn anew, until the end or for good."""
+    """Draws new parameters, and restores the old ones at the end unless `keep` is set."""
     saved = [{name: tensor.detach().clone() for name, tensor in _state(module).items()} for module in modules]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         # Drawn on the CPU, the numbers are the same on every device, and no other generator moves.

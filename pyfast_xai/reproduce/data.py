@@ -71,7 +71,7 @@ class Data:
         names: of networks; empty for those of the paper, or all of a collection.
         batch_size: images at a time.
         device: of the networks.
-        seed: of the order of pictures, and of whatever is random in an experiment.
+        seed: of the order of pictures, and of the random numbers of an experiment.
         progress: called with what is being done and how many pictures of it are.
         half: of the ILSVRC pictures: those by which defaults were chosen ("tuning", see `tuning_pictures`), those that
             are held out, or all.

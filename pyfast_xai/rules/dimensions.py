@@ -1,4 +1,4 @@
-"""Arguments of ops that speak of dimensions, as lists of numbers."""
+"""Dimension arguments of ops as lists of numbers."""
 
 from collections.abc import Sequence
 

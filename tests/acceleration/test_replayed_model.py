@@ -275,7 +275,7 @@ def test_what_leads_nowhere_does_not_run(model, images):
     tape = ReplayedModel(model).record(images)
     assert "aside.linear" in {node.name for node in record(model, images)}
     assert "aside.linear" not in {node.name for node in tape}
-    with pytest.raises(InputError, match=r"layer must name what runs on its own .* got 'aside'"):
+    with pytest.raises(InputError, match=r"layer must name a layer that an accelerated model does not fuse .* got 'aside'"):
         tape.find("aside")
 
 

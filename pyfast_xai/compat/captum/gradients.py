@@ -97,7 +97,7 @@ class _ModifiedRectifier(GradientAttribution):
 class GuidedBackprop(_ModifiedRectifier):
     """Gradient that is negative neither above nor below any rectifier (Springenberg et al., 2015).
 
-    Every rectifier is seen, whatever way the model calls it.
+    Every rectifier is found, modules and functions alike.
 
     Args:
         model: a module.

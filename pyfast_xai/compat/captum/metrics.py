@@ -76,7 +76,7 @@ def infidelity(
             row of which comes several times.
         inputs: a tensor `[N, ...]` or a tuple of them.
         attributions: of the inputs.
-        baselines: handed to `perturb_func`, one an input.
+        baselines: passed to `perturb_func`, one an input.
         additional_forward_args: further arguments; tensors `[N, ...]` go with their rows.
         target: which output of each row.
         n_perturb_samples: perturbations of a row.
@@ -168,7 +168,7 @@ def sensitivity_max(
         inputs: a tensor `[N, ...]` or a tuple of them.
         perturb_func: returns perturbed inputs for inputs, every row of which comes several times, and the radius, where
             it takes two arguments.
-        perturb_radius: handed to `perturb_func`.
+        perturb_radius: passed to `perturb_func`.
         n_perturb_samples: perturbations of a row.
         norm_ord: of the length, as of `torch.norm`.
         max_examples_per_batch: rows that are explained at once; None for all.

@@ -410,7 +410,7 @@ class EigenGradCAM(_ByRule):
 class SegEigenCAM(EigenGradCAM):
     """The first principal component of the activation times the size of its gradient (Chung and Ying, 2025).
 
-    The map is turned so that its largest value is the larger (Eq. 13), whatever `sign` says.
+    The map is turned so that its largest value is the larger (Eq. 13); `sign` has no effect.
 
     Args:
         model: see `BaseCAM`.

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def replace_layer_recursive(model: nn.Module, old_layer: nn.Module, new_layer: nn.Module) -> bool:
-    """Puts a module in the place of another, the first time that is met; whether it was.
+    """Replaces the first occurrence of a module by another; returns whether there was one.
 
     Example:
         >>> from pyfast_xai.compat.grad_cam import replace_layer_recursive

@@ -69,7 +69,7 @@ class Extractor:
 
     Attributes:
         target_names: of the layers.
-        hook_a: what came out of each layer last, None before a forward.
+        hook_a: the last output of each layer, None before a forward.
         hook_handles: of the hooks that are on the layers.
 
     Raises:
@@ -87,7 +87,7 @@ class Extractor:
         [torch.Size([1, 12, 12])]
     """
 
-    _score_used = False  # whether the scores must be handed over, with their graph
+    _score_used = False  # whether the scores must be passed, with their graph
     _targets_supported = False
 
     def __init__(
@@ -130,7 +130,7 @@ class Extractor:
             raise InputTypeError(f"{argument} must be a module or its name, got {type(layer).__name__}")
         layer_name = next((name for name, module in self.submodule_dict.items() if module is layer), None)
         if layer_name is None:
-            raise InputError(f"{argument} must be a module of the model, got another {type(layer).__name__}")
+            raise InputError(f"{argument} must be a module of the model, got a {type(layer).__name__} of another model")
         return layer_name
 
     def _see(self, layer: int, output: Any) -> Tensor | None:
@@ -237,7 +237,7 @@ class Extractor:
         activations = [activation for activation in self.hook_a if activation is not None]
         if len(activations) < len(self.hook_a):
             raise NotForwardedError(
-                "the model must run before maps are asked for; it has not since the extractor was made"
+                "the model must run before maps are computed, got no forward since the extractor was made"
             )
         rows = len(activations[0])
         if class_idx is not None:
@@ -497,7 +497,9 @@ class _SeesInput(Extractor):
 
     def _last_input(self) -> Tensor:
         if self._input is None:
-            raise NotForwardedError("the model must run before maps are asked for; it has not since it is watched")
+            raise NotForwardedError(
+                "the model must run before maps are computed, got no forward since its input is recorded"
+            )
         return self._input
 
 

@@ -92,7 +92,9 @@ class LeGrad(Extractor):
             return
         name = self.target_names[layer]
         if len(args) < 3 or args[0] is not args[1] or args[0] is not args[2] or args[0].dim() != 3:
-            raise InputError(f"target_layer must attend to its own tokens [N, T, C], got something else in {name!r}")
+            raise InputError(
+                f"target_layer must be self-attention over tokens [N, T, C], got other attention in {name!r}"
+            )
         if module.training and module.dropout > 0:
             raise InputError(f"target_layer must not drop attention, got {name!r} in training mode")
         returned = output[0]

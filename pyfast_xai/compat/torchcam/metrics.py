@@ -168,7 +168,7 @@ class ClassificationMetric(_Metric):
 
 
 class DeletionInsertionMetric(_Metric):
-    """The areas under the scores as pixels go, and as they come, the largest of the map first (Petsiuk et al., 2018).
+    """The areas under the scores as pixels are deleted or inserted, largest first (Petsiuk et al., 2018).
 
     Args:
         cam_extractor: whose model and maps are measured.
@@ -222,7 +222,7 @@ class DeletionInsertionMetric(_Metric):
         step = -(-positions // self.steps)
         counts = torch.tensor([*range(0, positions, step), positions], device=images.device)
         ranks = batch.cams.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        curves = batch.scores.new_empty(2, len(images), len(counts))  # as pixels go, as they come
+        curves = batch.scores.new_empty(2, len(images), len(counts))  # deletion, insertion
         curves[0, :, 0] = curves[1, :, -1] = batch.scores
         # The image without any pixel ends the one and begins the other.
         places = torch.cartesian_prod(*(torch.arange(size) for size in (2, len(images), len(counts))))

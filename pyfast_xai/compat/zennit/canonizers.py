@@ -1,4 +1,4 @@
-"""zennit's canonizers, of which nothing is left to do: no module is rewritten.
+"""zennit's canonizers, which have nothing to do here: no module is rewritten.
 
 A composite with any of them takes a batch norm as part of the layer before it, and shares sums of branches by the rule
 of `Sum`; without one it leaves both as zennit does.

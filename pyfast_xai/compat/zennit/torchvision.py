@@ -1,4 +1,4 @@
-"""zennit's canonizers for networks of torchvision, of which nothing is left to do."""
+"""zennit's canonizers for networks of torchvision, which have nothing to do here."""
 
 from pyfast_xai.compat.zennit.canonizers import Canonizer, CompositeCanonizer, SequentialMergeBatchNorm
 

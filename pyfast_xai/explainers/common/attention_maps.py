@@ -28,17 +28,17 @@ _WEIGHTS = "attention weights"
 
 
 class KeepAttention:
-    """A recording policy that keeps what attention is made of, and what another policy keeps.
+    """A recording policy that keeps the inputs of attention, and the tensors of another policy.
 
     Args:
-        gradients: the rules to walk back with; None where nobody walks.
+        gradients: the rules of the backward pass; None without one.
     """
 
     def __init__(self, gradients: GradientRules | None = None) -> None:
         self.gradients = gradients
 
     def handles(self, op: OpOverload) -> bool:
-        """Returns whether an op stays whole: fused attention, and what the other policy takes so."""
+        """Returns whether an op stays whole: fused attention, and the ops of the other policy."""
         return key(op) == _FUSED or (self.gradients is not None and self.gradients.handles(op))
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Attention:
 
     Attributes:
         weights: probabilities of the keys for each query, `[N, heads, T, T]`.
-        value: what is on the tape: the probabilities themselves, or the result of fused attention.
+        value: the value on the tape: the probabilities themselves, or the result of fused attention.
         values: of fused attention, `[N, heads, T, D]`; None where `value` is the probabilities.
     """
 

@@ -83,7 +83,7 @@ def fresh(kind: str, size: int) -> Dim:
 
 
 def unknown(size: int) -> Dim:
-    """Returns a dimension of which nothing is known."""
+    """Returns a dimension of unknown axes."""
     return fresh("?", size)
 
 
@@ -114,7 +114,7 @@ def axes_of(tape: Tape) -> dict[Value, Dims]:
 
 @dataclass
 class _Step:
-    """One operation, and what is known of its arguments."""
+    """An operation and the dimensions of its arguments."""
 
     node: Node
     dims_of: dict[Value, Dims]
@@ -137,7 +137,7 @@ class _Step:
         return self.dims(self.node.args[0])
 
     def dims(self, argument: Any) -> Dims:
-        """Returns the dimensions of an argument; of one that does not depend on the images nothing is known."""
+        """Returns the dimensions of an argument; unknown ones if it does not depend on the images."""
         if isinstance(argument, Value) and argument in self.dims_of:
             return self.dims_of[argument]
         return tuple(map(unknown, argument.shape)) if isinstance(argument, (Value, Tensor)) else ()

@@ -23,7 +23,7 @@ def check_images(model: nn.Module, images: Tensor, ranks: Sequence[int] = (4,)) 
         The smallest and the largest value of the images.
 
     Raises:
-        InputError: naming the argument, what was expected and what came.
+        InputError: naming the argument, the expected value and the actual one.
     """
     if not isinstance(images, Tensor):
         hint = "" if images is None else ": make one with Preprocess(...).batch(images)"

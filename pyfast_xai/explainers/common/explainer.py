@@ -278,7 +278,7 @@ class Explainer(abc.ABC):
         """Returns the explanation of images that were checked, without a gradient and outside inference mode."""
 
     def _fields(self, images: Tensor, targets: Targets, each: int | None = None) -> dict[str, Any]:
-        """Returns what every explanation of some targets has besides its maps.
+        """Returns the fields that every explanation of some targets has besides its maps.
 
         Args:
             images: that are explained.
@@ -305,10 +305,10 @@ class Explainer(abc.ABC):
             logger.warning(f"%s: {reason}", self.method, *values)
 
     def check(self, images: Tensor) -> None:
-        """Refuse what no explainer can work with.
+        """Refuses images that no explainer can work with.
 
         Raises:
-            InputError: naming the argument, what was expected and what came.
+            InputError: naming the argument, the expected value and the actual one.
         """
         low, high = check_images(self.model, images, self.ranks)
         if low >= 0 and high > 64:
@@ -319,15 +319,14 @@ class Explainer(abc.ABC):
     def record(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
         """Returns `tape.record` of the model on a batch of images.
 
-        On a CPU the images are handed over in channels_last: convolutions are faster and receptive fields lie
-        together. A model that cannot take them so (`x.view` of a map), or computes something else then, is run again
-        with the images as they are, and from then on at once. To know, the model runs once more on the first call of a
-        kind, for up to eight kinds.
+        On a CPU the model gets the images in channels_last: convolutions are faster and receptive fields lie
+        together. A model that fails on them (`x.view` of a map), or computes something else, gets unchanged images from
+        then on. To find out, the model runs once more on the first call of a kind, for up to eight kinds.
         """
         return self._recorded(images, args, kwargs)
 
     def record_unaccelerated(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
-        """Returns what `record` does of the model itself, also where it is accelerated."""
+        """Returns `tape.record` of the model itself, also where it is accelerated."""
         return self._recorded(images, args, kwargs, self._record_unaccelerated)
 
     def captured(self, function: Callable[..., T], *arguments: Any, key: Hashable) -> T:
@@ -338,7 +337,7 @@ class Explainer(abc.ABC):
     def repeating(
         self, function: Callable[..., T], *arguments: Any, key: Hashable
     ) -> AbstractContextManager[Repeatable[T]]:
-        """Calls a step again and again, on tensors that it writes to; see `CudaGraphCache.repeating`."""
+        """Repeats a step on tensors that it writes to; see `CudaGraphCache.repeating`."""
         accelerated = self.accelerated_model
         if accelerated is None:
             return contextlib.nullcontext(Repeatable(function, arguments))
@@ -369,7 +368,7 @@ class Explainer(abc.ABC):
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Runs the model without gradients and without a tape, by the very kernels that `record` runs.
 
-        For a model that `record` has seen to write to nothing of its own: nothing is put back.
+        Serves models that write to none of their own tensors, as `record` has checked: nothing is restored.
         """
         images = in_channels_last(self.model, images)
         accelerated = self.accelerated_model
@@ -412,7 +411,7 @@ def at_least(low: int, argument: str, value: int) -> int:
 
 
 def _signature(cls: type) -> inspect.Signature:
-    """Returns the signature of a class, in which `**settings: Unpack[...]` stands for what the base classes take."""
+    """Returns the signature of a class; `**settings: Unpack[...]` becomes the arguments of the base classes."""
     _, *declared = inspect.signature(vars(cls)["__init__"]).parameters.values()
     parameters = {parameter.name: parameter for parameter in declared}
     rest = parameters.get("settings")

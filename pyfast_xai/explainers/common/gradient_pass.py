@@ -24,7 +24,7 @@ Start = Callable[[Tape], OutputGradients]
 
 
 class Step(Protocol[T_co]):
-    """Records some images, asks where to start, and walks; hands back the tape and, nested in anything, tensors."""
+    """Records some images and runs a backward pass; returns the tape and tensors, nested in any structure."""
 
     def __call__(self, start: Start, images: Tensor, *more: Any) -> tuple[Tape, T_co]: ...
 
@@ -32,22 +32,23 @@ class Step(Protocol[T_co]):
 def run_step(
     explainer: Explainer, step: Step[T], images: Tensor, target: Goal, *more: Any, key: Hashable | None
 ) -> tuple[Tape, OutputGradients, T]:
-    """Run a step for a target.
+    """Runs a step for a target.
 
-    What reads numbers, checking the target and the probability of a class, happens around the step, not in it, where
-    the explainer is accelerated, the images lie on a CUDA device and the target is classes: it then is a CUDA graph
-    from the second time on.
+    The step becomes a CUDA graph from the second time on, where the explainer is accelerated, the images lie on a CUDA
+    device and the target is classes. Code that reads numbers (the check of the target, the probability of a class)
+    runs outside it.
 
     Args:
-        explainer: that is asked.
-        step: a method of the explainer, or of something that is its own.
+        explainer: the explainer whose model is recorded.
+        step: a method of the explainer, or of one of its parts.
         images: `[N, C, H, W]`.
         target: of the explainer.
-        *more: handed to the step.
-        key: what the step is, and what it depends on besides its arguments; None for one that is never a graph.
+        *more: further arguments of the step.
+        key: identifies the step and everything it depends on besides its arguments; None for a step that is never a
+            graph.
 
     Returns:
-        The tape, with nothing saved on it where it was a graph; what was started from; and what the step found.
+        The tape, with nothing saved on it where it was a graph; the output gradients; and the result of the step.
 
     Raises:
         InputError: a target that does not fit the output.

@@ -60,7 +60,7 @@ class LayerExplainer(Explainer):
     def __new__(cls: type[Self], *args: Any, **settings: Any) -> Self:
         for name in ("target_layers", "target_layer", "layers"):
             if name in settings:
-                raise InputError(f"layer must name where {cls.__name__} looks, got {name}: did you mean layer?")
+                raise InputError(f"layer must name the layers of {cls.__name__}, got {name}: did you mean layer?")
         return super().__new__(cls, *args, **settings)
 
     def __init__(
@@ -201,7 +201,7 @@ class LayerExplainer(Explainer):
 def _path(paths: dict[nn.Module, str], module: Any) -> str:
     if not isinstance(module, nn.Module) or unwrap(module) not in paths:
         raise InputError(
-            f"layer must be a module of the model, its path or 'auto', got another {type(module).__name__}"
+            f"layer must be a module of the model, its path or 'auto', got a {type(module).__name__} of another model"
         )
     return paths[unwrap(module)]
 

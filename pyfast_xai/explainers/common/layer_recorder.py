@@ -338,7 +338,9 @@ class LayerRecorder:
         producer = tape.producer(layer)
         saved = None if producer is None else producer.saved.get(_activation(producer.outputs.index(layer)))
         if saved is None:
-            raise InputError("layer must return what an operation made, got what was written to through a view")
+            raise InputError(
+                "layer must return the result of an operation, got a tensor that was written to through a view"
+            )
         return saved.tensor
 
 

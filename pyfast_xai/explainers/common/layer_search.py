@@ -198,7 +198,7 @@ class LayerSearch:
     def _scored(self, *, rectified: bool) -> set[Value]:
         """Returns the values that layers with weights made, and what is made of them alone without another layer.
 
-        What is normalised or added to its own source is features, and so is what is rectified if that is said.
+        Normalised values and sums with their own source are features; so are rectified values if `rectified` is set.
         """
         scored: set[Value] = set()
         for node in self._tape:

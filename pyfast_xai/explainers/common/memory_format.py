@@ -57,22 +57,22 @@ def run_in_channels_last(
     faster: Sequence[Any],
     key: Hashable,
 ) -> T:
-    """Run a model on arguments in channels_last, or as they are where that fails or gives something else.
+    """Runs a model on arguments in channels_last, or unchanged where that fails or gives other results.
 
-    The first calls of each kind, up to eight, are compared with the model on the arguments as they are, which costs a
-    forward. A model that differs is remembered, and has its arguments as they are from then on.
+    The first calls of each kind, up to eight, are compared with the model on the unchanged arguments, which costs a
+    forward. A model that differs is remembered, and gets its arguments unchanged from then on.
 
     Args:
         model: whose verdict it is.
-        run: what is wanted, of the arguments.
-        compared: what the model answers, of the arguments.
-        answers: the same in what `run` returned.
-        given: the arguments as they came.
+        run: computes the result from the arguments.
+        compared: computes the outputs of the model from the arguments.
+        answers: returns the outputs of the model in a result of `run`.
+        arguments: the arguments of the caller.
         faster: the same with images in channels_last.
         key: tells calls of one kind from others.
 
     Raises:
-        Exception: whatever the model raises on the arguments as they are.
+        Exception: the exceptions of the model on the unchanged arguments.
     """
     if all(one is other for one, other in zip(faster, arguments, strict=True)):
         return run(list(arguments))
@@ -82,7 +82,7 @@ def run_in_channels_last(
     except Exception as error:  # a model may say in any words that it wants another format
         result = run(list(arguments))
         verdict.differs = True
-        logger.info("the model cannot take channels_last images (%s): it gets them as they are", error)
+        logger.info("the model cannot take channels_last images (%s): it gets them unchanged", error)
         return result
     if key in verdict.same or len(verdict.same) >= _COMPARISONS:
         return result
@@ -91,7 +91,7 @@ def run_in_channels_last(
         verdict.same.add(key)
         return result
     verdict.differs = True
-    logger.info("the model computes something else on channels_last images: it gets them as they are")
+    logger.info("the model gives other results on channels_last images: it gets them unchanged")
     return run(list(arguments))
 
 

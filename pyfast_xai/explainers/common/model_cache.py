@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyfast_xai.acceleration.cache_key import cache_key
 from pyfast_xai.acceleration.freshness import Snapshot
@@ -31,7 +31,7 @@ class ModelCache(Generic[Entry]):
     def __init__(self, explainer: "Explainer", make: Callable[[], Entry]) -> None:
         self._explainer, self._make = explainer, make
         self._entries: dict[Hashable, Entry] = {}
-        self._snapshot: tuple[nn.Module, Snapshot] | None = None
+        self._snapshot: Snapshot | None = None
 
     @contextmanager
     def entry(self, images: Tensor, args: Any, kwargs: Any, settings: Hashable = None) -> Iterator[Entry]:
@@ -55,21 +55,16 @@ class ModelCache(Generic[Entry]):
         try:
             yield entries.setdefault((key, settings), self._make())
         finally:
-            self._renew()
+            assert self._snapshot is not None
+            self._snapshot = self._snapshot.refreshed(values=False)
 
     def _fresh_entries(self) -> dict[Hashable, Entry] | None:
-        """Returns the entries of the model as it is; None where changes of it cannot be seen."""
-        model = self._explainer.model
-        known, snapshot = self._snapshot or (None, None)
-        if known is not model or snapshot is None or (snapshot.unproven is None and not snapshot.is_current()):
+        """Returns the entries of the current model; None if its changes cannot be seen."""
+        model, snapshot = self._explainer.model, self._snapshot
+        if snapshot is None or snapshot.model is not model or not (snapshot.unproven or snapshot.is_current()):
             snapshot = Snapshot(model, weights=False)
-            self._snapshot, self._entries = (model, snapshot), {}
+            self._snapshot, self._entries = snapshot, {}
         return self._entries if snapshot.unproven is None else None
-
-    def _renew(self) -> None:
-        model, snapshot = self._snapshot or (None, None)
-        if model is not None and snapshot is not None and not snapshot.renew():
-            self._snapshot = model, Snapshot(model, weights=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to another model, and addresses mean nothing in another process.

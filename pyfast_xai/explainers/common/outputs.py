@@ -1,4 +1,4 @@
-"""The kind of a model's outputs: what has to be done to them to get a score that means something.
+"""The kind of a model's outputs, which decides how they become scores.
 
 The kind is decided here and nowhere else, for each row by itself: the score of an image never depends on its batch.
 """
@@ -19,9 +19,9 @@ OutputKind = Literal["logits", "independent logits", "probabilities", "values"]
 Outputs = Literal["auto", "logits", "independent logits", "probabilities", "values"]
 OUTPUTS: tuple[str, ...] = get_args(Outputs)
 
-# Operations whose result lies in 0..1 whatever they are given.
+# Operations whose result lies in 0..1 for all inputs.
 _SQUASHES = {f"aten::{name}" for name in ("sigmoid", "hardsigmoid", "softmax", "_softmax", "_safe_softmax")}
-# Operations whose result lies in 0..1 where all tensors that they are given do.
+# Operations whose result lies in 0..1 where all their inputs do.
 _KEEPS = {
     f"aten::{name}"
     for name in (
@@ -41,7 +41,7 @@ class OutputKinds:
     Attributes:
         kind: "logits" of one choice among the classes, whose softmax is the probability; "independent logits" of
             labels that do not exclude each other, whose sigmoids are; "probabilities", taken as they are; or "values",
-            which are no probabilities (a regression, or a single output of which nothing more is known).
+            which are no probabilities (a regression, or a single output of unknown kind).
         distributions: bool `[N]`, the rows that are probabilities already, in spite of `kind`; None for none.
     """
 
@@ -99,7 +99,7 @@ def kinds_of(outputs: Tensor, made: bool | None = None, kind: Outputs = "auto") 
     Args:
         outputs: of the model for N images, `[N, classes]`.
         made: whether they are probabilities by construction, see `is_probability`.
-        kind: what the user says; "auto" decides. Outputs that end in a sigmoid or softmax are probabilities, and so is
+        kind: the choice of the user. With "auto", outputs that end in a sigmoid or softmax are probabilities, and so is
             a row that is not negative and sums to one but for the rounding of its dtype. A single output is a value
             otherwise, and several are logits of one choice.
     """
@@ -131,7 +131,7 @@ def is_probability(tape: Tape, value: Value) -> bool:
 
 
 def _squashes(node: Node) -> bool:
-    """Returns whether the result lies in 0..1 whatever the node is given."""
+    """Returns whether the result lies in 0..1 for all inputs."""
     if key(node.op) != "aten::clamp":
         return key(node.op) in _SQUASHES
     low, high = argument(node, "min"), argument(node, "max")
@@ -139,7 +139,7 @@ def _squashes(node: Node) -> bool:
 
 
 def _keeps(node: Node) -> bool:
-    """Returns whether the result lies in 0..1 where all values that the node is given do."""
+    """Returns whether the result lies in 0..1 where all inputs do."""
     name = key(node.op)
     if name not in _KEEPS or find(Tensor, node.args, node.kwargs):
         return False

@@ -38,7 +38,7 @@ class RunsModel(Protocol):
 
 
 class PerturbationScores:
-    """The scores of some targets, on whatever is made of the images.
+    """The scores of some targets on changed images.
 
     The images themselves are recorded. A model that neither drew random numbers nor took decisions from the data nor
     wrote to tensors of its own is then simply called, without gradients; any other is recorded each time, which puts
@@ -116,7 +116,7 @@ class PerturbationScores:
         Args:
             images: `[M, C, H, W]`, in the dtype and on the device of those of the beginning; a model may write to them.
             rows: which of the images each was made of, int64 `[M]`.
-            score: asked for instead of the usual one.
+            score: replaces the setting of the explainer.
 
         Returns:
             `[M, K]`, float32 (float64 for float64).

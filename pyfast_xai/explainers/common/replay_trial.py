@@ -33,8 +33,8 @@ _FIRST = 3  # the call of a signature that is replayed for the first time
 _MOST_WARM = 16  # replayed calls, after which they are timed although they prepare something in every call
 _ROUNDS = 3
 _CLEAR = 0.8  # one round is enough where one takes at most so much of the other's time
-_MOST_DISTURBED = 24  # calls of which no time could be taken, after which the recorded one serves
-# Calls after which a verdict is looked at again, and doubled each time. A replay that lost is made anew for it, which
+_MOST_DISTURBED = 24  # calls whose time could not be measured, after which calls are recorded
+# Calls until the next trial, doubled each time. A replay that lost is rebuilt for it, which
 # costs some ten calls; the other way it is two.
 _RETRY_AFTER = {"replayed": 256, "recorded": 2048}
 _MOST_SIGNATURES = 64
@@ -53,11 +53,11 @@ class _Signature:
 
     Attributes:
         calls: how many there were.
-        next_trial: the call at which replays are tried, or times taken anew.
+        next_trial: the call at which the next trial begins.
         state: what the next call is.
         warm: replayed calls of this trial.
         disturbed: calls of this trial whose time did not count.
-        compared: whether what a replay led to was compared with what the recording led to.
+        compared: whether the result of a replay was compared with that of the recording.
         seconds: of the recorded and the replayed calls of this trial.
         verdicts: trials that ended.
         verdict: of the last one; None where it ended without times.
@@ -91,7 +91,7 @@ class ReplayTrial:
         fold: fold batch norm into convolutions.
         memory_limit: bytes that the replay of this model may take. The trials of a process together keep as many at
             most, and let go what was used longest ago.
-        job: what is done, for verdicts on disk; None to keep none.
+        job: names the work, for verdicts on disk; None to keep none.
         stopwatch: takes the times, as `tuning.stopwatch` does.
     """
 
@@ -115,7 +115,7 @@ class ReplayTrial:
         self._keeps = False  # whether there may be a replay that takes memory
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy belongs to another model, whose calls are counted anew.
+        # A copy belongs to another model, whose calls are counted from zero.
         return functools.partial(ReplayTrial, **self._settings, stopwatch=self._stopwatch), (self.model,)
 
     @property
@@ -161,15 +161,15 @@ class ReplayTrial:
         device: torch.device | None = None,
         agree: Callable[[T, T], bool] | None = None,
     ) -> T:
-        """Returns `run()`, within which `current` says what records.
+        """Returns `run()`, within which `current` is the model to record with.
 
         Args:
             run: does the job. It may be called twice.
-            signature: what calls with the same costs and replays have in common (`acceleration.cache_key`); None for
+            signature: key of the calls with the same costs and replays (`acceleration.cache_key`); None for
                 a call that is recorded.
             described: the same in words, for the verdicts on disk.
             device: that the work is done on, None for the CPU.
-            agree: says whether what a replay led to is what the recording led to, up to rounding. It decides once a
+            agree: returns whether a replay and the recording gave the same, up to rounding. It decides once a
                 signature; None where a call must not be made twice.
         """
         if signature is None or self.current is not None or self._replayed.has_forward_hooks:
@@ -236,7 +236,7 @@ class ReplayTrial:
         self._decide(entry, "recorded", float("inf"))
 
     def _replay(self, entry: _Signature, run: Callable[[], T]) -> tuple[T, bool]:
-        """Returns what a replayed call gives, and whether there was nothing to prepare in it."""
+        """Returns the result of a replayed call, and whether nothing had to be prepared in it."""
         before, replays = self._replayed.preparations, self._replayed.replays
         random_state = torch.get_rng_state()
         self._thread.replayed = self._replayed
@@ -282,7 +282,7 @@ class ReplayTrial:
         device: torch.device,
         agree: Callable[[T, T], bool] | None,
     ) -> T:
-        """Returns what a call gives, and takes its time: that of both ways where they are to be compared."""
+        """Returns the result of a call, and measures its time; that of both ways where their results are compared."""
         if agree is not None and not entry.compared and device.type == "cpu":
             entry.compared = True
             before = torch.get_rng_state()
@@ -294,7 +294,7 @@ class ReplayTrial:
             same = agree(actual, expected)
             with self._lock:
                 if entry.state is _State.TIMED and not same:
-                    logger.info("a replay gives something else: such calls are recorded")
+                    logger.info("a replay gives other results: such calls are recorded")
                     self._refuse(entry)
                 elif settled:
                     self._keep(entry, site, recorded=recorded, replayed=replayed)
@@ -310,7 +310,7 @@ class ReplayTrial:
         return result
 
     def _timed(self, run: Callable[[], T], device: torch.device) -> tuple[T, float | None]:
-        """Returns what a function gives, and the seconds; None if another call ran at the same time."""
+        """Returns the result of a function, and the seconds; None if another call ran at the same time."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         before = _calls.alone()

@@ -290,7 +290,7 @@ def named_classes(target: Any, labels: Sequence[str] | None) -> Any:
     A name is a label, or one of the synonyms that a label lists between commas; capitals do not matter.
 
     Args:
-        target: a name, names in a sequence or in a sequence of sequences; anything else is returned as it is.
+        target: a name, names in a sequence or in a sequence of sequences; anything else is returned unchanged.
         labels: names of the classes; None where there are none, and names stay.
 
     Raises:

@@ -35,7 +35,7 @@ class Options:
 
 
 class TraceContext:
-    """One operation of a trace: the points of its results, and where they go.
+    """An operation of a trace: the points of its results, and where they go.
 
     Attributes:
         node: the operation.

@@ -53,7 +53,7 @@ class Points:
 
     Attributes:
         index: flat row-major indices of the tensor's logical shape, int64 `[P]`. The batch is part of the index, and
-            `view` and `reshape` leave it as it is, whatever the memory format. On a device, -1 is no point.
+            `view` and `reshape` leave it unchanged in every memory format. On a device, -1 is no point.
         negative: bool `[P]`, True where a *low* activation is the evidence (below a negative batch-norm scale); None
             for nowhere.
         start: no layer with weights lies between these points and the neuron that is explained.
@@ -162,7 +162,7 @@ def memory(tensor: Tensor) -> Tensor:
 
 
 def gather(tensor: Tensor, index: Tensor) -> Tensor:
-    """Returns the elements of `tensor` at flat row-major indices of its logical shape, whatever its memory format.
+    """Returns the elements of `tensor` at flat row-major indices of its logical shape, in every memory format.
 
     What comes for an absent point is some element.
     """

@@ -1,4 +1,4 @@
-"""Pooling: the strongest activation of the window, whatever the pool does with it."""
+"""Pooling: the strongest activation of the window, for maximum and average pools alike."""
 
 import math
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ def has_gradient(value: Value) -> bool:
 
 
 class BackwardContext:
-    """One operation of a backward pass: the gradients of its results, and where they go.
+    """An operation of a backward pass: the gradients of its results, and where they go.
 
     Every gradient has one dimension more than its value, in front: the targets, `[K, *shape]`.
 
@@ -43,11 +43,11 @@ class BackwardContext:
 
     @property
     def owns_memory(self) -> bool:
-        """Returns whether `grad` may be overwritten: nobody else reads its memory."""
+        """Returns whether `grad` may be overwritten: nothing else reads its memory."""
         return self._pending.owns_memory(self.grad)
 
     def scaled(self, factor: Tensor) -> Tensor:
-        """Returns `grad` times a factor, in the memory of `grad` where nobody else reads it."""
+        """Returns `grad` times a factor, in the memory of `grad` where nothing else reads it."""
         return self.grad.mul_(factor) if self.owns_memory else self.grad * factor
 
     def wants(self, argument: Any) -> bool:
@@ -106,7 +106,7 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 class Pending:
-    """Gradients on their way, and who shares memory with whom."""
+    """Gradients that wait for their operation, and the number of holders of each memory."""
 
     def __init__(self, needed: set[Value]) -> None:
         self.needed = needed
@@ -115,7 +115,7 @@ class Pending:
         self._borrowed: list[Tensor] = []
 
     def add_borrowed(self, value: Value, grad: Tensor) -> None:
-        """Adds a gradient that belongs to someone else and is never overwritten."""
+        """Adds a gradient of the caller, which is never overwritten."""
         self._borrowed.append(grad)
         self._hold(grad)
         self.add(value, grad)

@@ -1,7 +1,7 @@
 """Excitation backprop: a probability walks back, and each neuron shares its own among those that excite it.
 
 `P(a_j) = sum_i P(a_i) w+_ij a_j / sum_k w+_ik a_k` with `w+ = max(w, 0)`, without biases (Zhang et al., 2016).
-Activations are taken to be >= 0 as in the paper; what is negative excites nobody and gets nothing.
+Activations are taken to be >= 0 as in the paper; a negative activation excites no neuron and gets nothing.
 
 =============================================  =====================================================================
 operation                                      shares

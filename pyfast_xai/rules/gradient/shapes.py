@@ -165,7 +165,7 @@ def _regenerate(ctx: BackwardContext, owner: Value, geometry: Geometry) -> None:
 @rule("aliasing::scatter_view")
 def _overwrite(ctx: BackwardContext, owner: Value, part: Value, geometry: Geometry) -> None:
     _check_dtype(ctx.node, owner, part)
-    # In the memory layout of the owner, which the geometry speaks of.
+    # In the memory layout of the owner, to which the geometry refers.
     span = _extent(owner.shape, owner.stride)
     grad = ctx.grad.new_empty(len(ctx.grad) * span)
     grad = grad.as_strided((len(ctx.grad), *owner.shape), (span, *owner.stride)).copy_(ctx.grad)

@@ -251,7 +251,7 @@ class ZBox(LayerRule):
 
 @dataclass(frozen=True)
 class WSquare(LayerRule):
-    """Shares relevance by the squares of the weights, whatever the inputs.
+    """Shares relevance by the squares of the weights, independent of the inputs.
 
     Args:
         stabilizer: added to the denominator.
