@@ -14,6 +14,7 @@ wall times mean little; the columns in seconds of processor time say what the wo
 """
 
 import argparse
+import copy
 import csv
 import importlib.util
 import json
@@ -103,7 +104,8 @@ def measure(
         explainer.accelerate()
     parts = [paths[start : start + batch] for start in range(0, len(paths), batch)]
     ready = [torch.stack([preprocess(load_image(path))[0] for path in part]) for part in parts]
-    explain_peer = peer(model, method)
+    # The peer's hooks stay on its model: replays serve none that has hooks.
+    explain_peer = peer(copy.deepcopy(model), method)
     progress: dict[str, Any] = {}
 
     def forward() -> None:

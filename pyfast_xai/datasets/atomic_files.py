@@ -23,7 +23,7 @@ def write_whole(path: Path, data: bytes, system: Any = os) -> None:
         system: what calls the disk; `os`, or something that fails on purpose.
 
     Raises:
-        OSError: the disk is full, or gone; no hidden file stays behind where that can be helped.
+        OSError: the disk is full, or gone; it names the file, and no hidden file stays behind where that can be helped.
     """
     hidden = path.parent / f".{path.name}{SUFFIX}"
     try:
@@ -36,9 +36,11 @@ def write_whole(path: Path, data: bytes, system: Any = os) -> None:
         finally:
             system.close(handle)
         system.replace(hidden, path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             system.unlink(hidden)
+        if error.filename is None:  # a full disk does not say which
+            error.filename = os.fspath(path)
         raise
     sync_folder(path.parent, system)
 

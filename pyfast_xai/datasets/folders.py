@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pyfast_xai.datasets.atomic_files import folder_lock, remove_unfinished, sync_folder, write_whole
 from pyfast_xai.datasets.sources.filesystems import is_remote, store_of
+from pyfast_xai.errors import InputError
 
 
 class Folder(Protocol):
@@ -95,6 +96,8 @@ class LocalFolder:
             return sorted(self._system.listdir(self.path))
         except FileNotFoundError:
             return []
+        except NotADirectoryError:
+            raise InputError(f"out must be a folder, got {str(self.path)!r}, which is or lies below a file") from None
 
     def place(self, name: str) -> Path:
         return self.path / name

@@ -26,7 +26,12 @@ class TemporaryFolder(LocalFolder):
         weakref.finalize(self, _remove, self.path, _locked(self.path), os.getpid())
 
     def write(self, name: str, data: bytes) -> None:
-        self.place(name).write_bytes(data)
+        try:
+            self.place(name).write_bytes(data)
+        except OSError as error:
+            if error.filename is None:  # a full disk does not say which
+                error.filename = str(self.place(name))
+            raise
 
 
 def remove_abandoned() -> None:

@@ -472,7 +472,7 @@ def test_a_full_disk_stops_cleanly_and_goes_on(folder, loaded, tmp_path):
     store = PartStore(out, Full(45_000))
     job.manifest.write(PartStore(out).folder, job.settings.stored.schema)
     worker = RunWorker(replace(job, store=store))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left .*part-0000000\d\.parquet'"):
         worker.run(range(len(job.shards)))
     there = parts(out)
     assert 0 < len(there) < 4
@@ -480,6 +480,43 @@ def test_a_full_disk_stops_cleanly_and_goes_on(folder, loaded, tmp_path):
     assert not left_over()
     assert run(str(folder), loaded, out).complete
     assert not datasets.verify(out).faults
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(folder, loaded, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=r"^out must be a folder, got .*, which is or lies below a file$"):
+            run(str(folder), loaded, out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", ["swapped", "over another", "beyond the last"])
+def test_parts_in_the_place_of_others_are_refused(folder, loaded, tmp_path, change):
+    out = tmp_path / "out"
+    run(str(folder), loaded, out)
+    one, two = out / "part-00000001.parquet", out / "part-00000002.parquet"
+    data = one.read_bytes()
+    if change == "swapped":
+        one.write_bytes(two.read_bytes())
+    (out / "part-00000009.parquet" if change == "beyond the last" else two).write_bytes(data)
+    with pytest.raises(InputError, match=r"^part .* must be of this run, got one of another$"):
+        run(str(folder), loaded, out)
+    assert datasets.verify(out).faults
+
+
+def test_a_part_that_is_lost_while_the_run_works_is_made_by_the_next(folder, loaded, tmp_path):
+    out = tmp_path / "out"
+
+    def lose(progress):
+        if progress.rows >= 6:
+            (out / "part-00000000.parquet").unlink(missing_ok=True)
+
+    run(str(folder), loaded, out, progress=lose)
+    assert len(parts(out)) == 3
+    again = run(str(folder), loaded, out)
+    assert (again.before, again.rows) == (14, 20)
+    assert [row["index"] for row in datasets.open(out)] == list(range(20))
+    assert datasets.verify(out).faults == []
 
 
 def test_a_source_that_fails_ends_the_run(loaded, tmp_path):
