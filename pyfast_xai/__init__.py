@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import IntegratedGradients as IntegratedGradients
     from pyfast_xai.explainers import KernelShap as KernelShap
     from pyfast_xai.explainers import LayerCAM as LayerCAM
+    from pyfast_xai.explainers import LeGrad as LeGrad
     from pyfast_xai.explainers import MeaningfulPerturbation as MeaningfulPerturbation
     from pyfast_xai.explainers import Occlusion as Occlusion
     from pyfast_xai.explainers import RandomCAM as RandomCAM
@@ -137,6 +138,7 @@ _PUBLIC = {
     "GuidedIG": "pyfast_xai.explainers",
     "HiResCAM": "pyfast_xai.explainers",
     "LayerCAM": "pyfast_xai.explainers",
+    "LeGrad": "pyfast_xai.explainers",
     "XGradCAM": "pyfast_xai.explainers",
     "XRAI": "pyfast_xai.explainers",
     "GradCAMElementWise": "pyfast_xai.explainers",

@@ -2,7 +2,7 @@
 
 from pyfast_xai.explainers.ablation_cam import AblationCAM, ShapleyCAM
 from pyfast_xai.explainers.activation_cams import FEM, KPCACAM, RandomCAM
-from pyfast_xai.explainers.attention import AttentionRelevance, AttentionRollout
+from pyfast_xai.explainers.attention import AttentionRelevance, AttentionRollout, LeGrad
 from pyfast_xai.explainers.backprop import (
     DeconvNet,
     GuidedBackprop,
@@ -57,7 +57,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM, ExcitationBackprop),
         *(HiResCAM, LayerCAM, XGradCAM, GradCAMElementWise, EigenGradCAM, SegEigenCAM, FullGrad),
         *(ScoreCAM, SSCAM, ISCAM, AblationCAM, ShapleyCAM, DeepFeatureFactorization),
-        *(AttentionRollout, AttentionRelevance),
+        *(AttentionRollout, AttentionRelevance, LeGrad),
         *(SmoothGradCAMPlusPlus, FinerCAM, RefineCAM, FEM, KPCACAM, RandomCAM, SESS),
         *(BlurIG, GuidedIG, XRAI, FORGrad),
         *(LRP, DeepLift, DeepLiftShap, GradientShap),
@@ -112,6 +112,7 @@ __all__ = [
     "IntegratedGradients",
     "KernelShap",
     "LayerCAM",
+    "LeGrad",
     "MeaningfulPerturbation",
     "Occlusion",
     "RandomCAM",

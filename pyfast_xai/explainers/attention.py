@@ -1,14 +1,17 @@
 """Attention of vision transformers, read from the recorded forward pass, fused or spelled out.
 
-Rollout multiplies the attention of all layers; relevance weighs it by the gradient of a class first.
+Rollout multiplies the attention of all layers; relevance weighs it by the gradient of a class first; LeGrad is the
+gradient alone, of the class as the tokens of each layer have it.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
@@ -24,7 +27,9 @@ from pyfast_xai.explainers.common.tensors import outside_inference_mode, repeat_
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 from pyfast_xai.rules.gradient import GradientRules, backward_pass
-from pyfast_xai.tape import Tape
+from pyfast_xai.tape import Node, Tape, Value
+from pyfast_xai.tape.record import SaveTensor
+from pyfast_xai.tape.suffix import KeepSuffix, replay_suffix
 
 
 @dataclass
@@ -34,10 +39,12 @@ class _Tokens:
     Attributes:
         layout: where positions of the image lie among them; None before the first call.
         read: the first token that the head reads, and that after the last.
+        blocks: names of the operations that made the tokens behind each block, as far as they are known.
     """
 
     layout: Layout | None = None
     read: tuple[int, int] = (0, 1)
+    blocks: list[str] = field(default_factory=list)
 
 
 class _AttentionExplainer(Explainer):
@@ -61,7 +68,7 @@ class _AttentionExplainer(Explainer):
                 check_whole_images(tape)
                 tokens = _tokens_of(tape, layers[0].weights.shape[-1], self.tokens)
                 known.layout, known.read = tokens.layout, tokens.read
-            return layers, _Tokens(known.layout, known.read)
+            return layers, _Tokens(known.layout, known.read, known.blocks)
 
 
 def _maps(mixed: Tensor, tokens: _Tokens) -> Tensor:
@@ -226,3 +233,141 @@ def _relevance(layers: list[Attention], gradients: list[Tensor]) -> Tensor:
         mean = (layer.gradient(gradient) * layer.weights).clamp_min(0).mean(2)
         relevance = relevance + mean @ relevance
     return relevance - identity
+
+
+class LeGrad(_AttentionExplainer):
+    """LeGrad: the gradient of a class with respect to attention, layer by layer (Bousselham et al., 2024).
+
+    With `s_l` the score of the class that the model's head gives the tokens behind block l, and `A_l` the attention of
+    that block, the map is the mean over layers, heads and queries of `max(ds_l/dA_l, 0)`. The paper stretches each map
+    to 0 to 1, which is left to whoever draws it. Attention is read from the recorded forward, also where it is fused.
+    For networks that attend over the whole image; windows (Swin) are refused.
+
+    An explanation has `signed_map`, at the resolution of the tokens, never negative here, and `heatmap`.
+
+    Args:
+        model: in evaluation mode.
+        tokens: grid `(h, w)` of the tokens; None for what the network made them of.
+        **settings: those of `Explainer`.
+
+    Raises:
+        InputError: when called, a model without such attention, or whose blocks do not hand all tokens on.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyfast_xai import LeGrad
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+        ...         self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        ...
+        ...     def forward(self, x):
+        ...         return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        >>> LeGrad(Net().eval())(torch.rand(2, 3, 16, 24), target=[[1, 3]] * 2).heatmap.shape
+        torch.Size([4, 16, 24])
+    """
+
+    method = "legrad"
+    paper = "LeGrad: an explainability method for vision transformers via feature formation sensitivity (2024)"
+
+    def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
+        rules = GradientRules(warned=self.warned)
+        blocks = self._blocks(images, target, args, kwargs)
+        tape = self.record_unaccelerated(images, *args, policy=_KeepTokens(rules, blocks), **kwargs)
+        layers, tokens = self._read(tape, images, args, kwargs)
+        seeds = output_gradients(tape, target, self.outputs, self.labels)
+        fixed: Goal = target if seeds.target is None else seeds.target
+        suffix = self.record_unaccelerated(images, *args, policy=KeepSuffix(blocks[-1]), **kwargs)
+        total: Tensor | None = None
+        for layer, name in reversed(list(zip(layers, blocks, strict=True))):  # a walk lets go of what lies behind it
+            value = tape.find(name)
+            slopes = _slopes_of_head(suffix, suffix.find(blocks[-1]), _tokens_behind(tape, value), fixed)
+            (arrived,) = backward_pass(rules, tape, {value: slopes}, [layer.value])
+            mean = layer.gradient(arrived).clamp_min(0).mean((2, 3))  # [K, N, T], over heads and queries
+            total = mean if total is None else total + mean
+        assert total is not None
+        every = replace(tokens, read=(0, 1))
+        maps = targets_to_rows(_maps(total[..., None, :] / len(layers), every))
+        return Explanation(
+            **self._fields(images, seeds),
+            heatmap=resized(maps[:, None], images.shape[2:])[:, 0].float(),
+            signed_map=maps,
+        )
+
+    def _blocks(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> list[str]:
+        """Returns the names of the operations that made the tokens behind each block, found on a first recording."""
+        with self._known.entry(images, args, kwargs, self.tokens) as known:
+            if not known.blocks:
+                rules = GradientRules(warned=self.warned)
+                tape = self.record_unaccelerated(images, *args, policy=KeepAttention(rules), **kwargs)
+                seeds = output_gradients(tape, target, self.outputs, self.labels)
+                known.blocks[:] = _blocks_of(tape, attention_of(tape, len(images)), seeds.grads)
+            return list(known.blocks)
+
+
+_TOKENS = "tokens behind a block"
+
+
+class _KeepTokens(KeepAttention):
+    """Keeps what attention and the gradient need, and the tokens behind some operations."""
+
+    def __init__(self, gradients: GradientRules, names: Collection[str]) -> None:
+        super().__init__(gradients)
+        self._names = set(names)
+
+    def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = super().run(node, keep, args, kwargs)
+        if node.name in self._names:
+            keep(_TOKENS, result)
+        return result
+
+
+def _tokens_behind(tape: Tape, value: Value) -> Tensor:
+    producer = tape.producer(value)
+    assert producer is not None
+    return producer.saved[_TOKENS].tensor
+
+
+def _blocks_of(tape: Tape, layers: list[Attention], ends: Collection[Value]) -> list[str]:
+    """Returns the names of the operations through whose tokens each block hands on all that it computed.
+
+    It is the last such operation in front of the next block. Behind the last block that would be the norm of the head,
+    so that there it is as far behind attention as in the block before.
+    """
+    starts = [producer.index for layer in layers if (producer := tape.producer(layer.value)) is not None]
+    sizes = (len(layers[0].weights), layers[0].weights.shape[-1])
+    passed = [
+        node
+        for node in map(tape.producer, LayerSearch(tape, ends).passed())
+        if node is not None and len(node.outputs) == 1 and _is_tokens(node.outputs[0], sizes)
+    ]
+    stops = [*starts[1:], len(tape.nodes)]
+    behind = [[node.name for node in passed if a <= node.index < b] for a, b in zip(starts, stops, strict=True)]
+    if not all(behind):
+        raise InputError("model must hand all tokens on from block to block, got one that goes past its blocks")
+    if len(behind) > 1:
+        behind[-1] = behind[-1][: len(behind[-2])]
+    return [names[-1] for names in behind]
+
+
+def _is_tokens(value: Value | None, sizes: tuple[int, int]) -> bool:
+    return value is not None and len(value.shape) == 3 and tuple(value.shape[:2]) == sizes
+
+
+def _slopes_of_head(suffix: Tape, value: Value, tokens: Tensor, target: Goal) -> Tensor:
+    """Returns the gradient of the head's scores for some tokens with respect to these, `[K, N, T, D]`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = tokens.detach().clone().requires_grad_()
+        result = replay_suffix(suffix, value, leaf.clone())
+        pairs = dict(zip(pytree.tree_leaves(suffix.outputs), pytree.tree_leaves(result), strict=True))
+        scored = replace(suffix, result=pytree.tree_map_only(Tensor, Tensor.detach, result))
+        seeds = output_gradients(scored, target).grads
+        count = len(next(iter(seeds.values())))
+        return torch.stack(
+            [
+                torch.autograd.grad([pairs[end] for end in seeds], leaf, [grad[k] for grad in seeds.values()], True)[0]
+                for k in range(count)
+            ]
+        )

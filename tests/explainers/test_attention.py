@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pyfast_xai import AttentionRelevance, AttentionRollout, InputError
+from pyfast_xai import AttentionRelevance, AttentionRollout, InputError, LeGrad
 
 DOUBLE = torch.float64
 GRID, WIDTH, HEADS, CLASSES = (2, 3), 8, 2, 4
@@ -44,6 +44,7 @@ class Transformer(nn.Module):
     def __init__(self, way="fused", class_token=True):
         super().__init__()
         self.patches, self.head = nn.Conv2d(3, WIDTH, 4, 4), nn.Linear(WIDTH, CLASSES)
+        self.norm = nn.LayerNorm(WIDTH)
         self.token = nn.Parameter(torch.randn(1, 1, WIDTH)) if class_token else None
         self.place = nn.Parameter(torch.randn(1, math.prod(GRID) + class_token, WIDTH))
         self.blocks = nn.ModuleList(Block(way) for _ in range(3))
@@ -55,6 +56,10 @@ class Transformer(nn.Module):
         x = x + self.place
         for block in self.blocks:
             x = block(x)
+        return self.read(x)
+
+    def read(self, x):
+        x = self.norm(x)
         return self.head(x[:, 0] if self.token is not None else x.mean(1))
 
 
@@ -127,7 +132,37 @@ def test_relevance_weighs_attention_by_its_gradient(way, class_token):
     assert explanation.heatmap.any()
 
 
-@pytest.mark.parametrize("kind", [AttentionRollout, AttentionRelevance])
+def slow_legrad(plain, images, target):
+    """The map of each image before it is laid out, `[N, T]`, from the head on the tokens behind each block."""
+    behind = []
+    hooks = [block.register_forward_hook(lambda own, inputs, out: behind.append(out)) for block in plain.blocks]
+    plain(images)
+    for hook in hooks:
+        hook.remove()
+    maps = []
+    for block, tokens in zip(plain.blocks, behind, strict=True):
+        scores = plain.read(tokens)[:, target]
+        (gradient,) = torch.autograd.grad(scores.sum(), block.attention, retain_graph=True)
+        maps.append(gradient.clamp_min(0).mean((1, 2)))
+    return torch.stack(maps).mean(0)
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["class token", "mean"])
+@pytest.mark.parametrize("way", WAYS)
+def test_legrad_is_the_gradient_of_the_head_on_the_tokens_of_each_layer(way, class_token):
+    model, plain, images = case(way, class_token)
+    explain = LeGrad(model)
+    for _ in range(2):  # the second call knows the blocks
+        explanation = explain(images, [[2, 0]] * 3)
+        for k, target in enumerate((2, 0)):
+            expected = slow_legrad(plain, images, target)[:, int(class_token) :].reshape(3, *GRID)
+            assert expected.min() >= 0 < expected.max()
+            torch.testing.assert_close(explanation.signed_map[k::2], expected, rtol=0, atol=1e-13)
+    of_function = LeGrad(model)(images, lambda output: 2 * output[:, 2]).signed_map
+    torch.testing.assert_close(of_function, 2 * explanation.signed_map[::2], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [AttentionRollout, AttentionRelevance, LeGrad])
 def test_a_mask_and_replays(kind):
     class Masked(nn.Module):
         def __init__(self, fused):
@@ -167,7 +202,7 @@ def test_the_encoder_of_pytorch():
             return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
     model = Encoder().eval()
-    for kind in (AttentionRollout, AttentionRelevance):
+    for kind in (AttentionRollout, AttentionRelevance, LeGrad):
         explanation = kind(model)(torch.randn(2, 3, 8, 12))
         assert explanation.signed_map.shape == (2, 2, 3)
         assert bool((explanation.signed_map >= 0).all())
