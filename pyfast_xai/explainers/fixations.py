@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "duplicates": False,
         "radius_share": 0.15,
         "min_neighbour_share": 0.10,
+        "sigma_share": 0.08,
         "box_rule": Mass(),
     },
     "paper": {
@@ -54,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "duplicates": False,
         "radius_share": 0.10,
         "min_neighbour_share": 0.05,
+        "sigma_share": 0.04,
         "box_rule": Hull(),
     },
     "authors": {
@@ -63,6 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "duplicates": True,
         "radius_share": 0.10,
         "min_neighbour_share": 0.05,
+        "sigma_share": 0.04,
         "box_rule": Hull(),
     },
 }
@@ -130,7 +133,7 @@ class CNNFixations(Explainer):
         crops: int | None = None,
         radius_share: float | None = None,
         min_neighbour_share: float | None = None,
-        sigma_share: float = 0.04,
+        sigma_share: float | None = None,
         **settings: Unpack[Settings],
     ) -> None:
         preset = VARIANTS[one_of("variant", variant, VARIANTS)]
@@ -144,6 +147,7 @@ class CNNFixations(Explainer):
             "duplicates": duplicates,
             "radius_share": radius_share,
             "min_neighbour_share": min_neighbour_share,
+            "sigma_share": sigma_share,
         }
         chosen = {name: preset[name] if value is None else value for name, value in changes.items()}
         places = {place.name.lower(): place for place in Location}
@@ -158,7 +162,7 @@ class CNNFixations(Explainer):
         self.stop_layer = stop_layer
         self.crops = crops
         self.radius_share, self.min_neighbour_share = chosen["radius_share"], chosen["min_neighbour_share"]
-        self.sigma_share = sigma_share
+        self.sigma_share = chosen["sigma_share"]
         for name in ("radius_share", "min_neighbour_share", "sigma_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be a share of 0 to 1, got {getattr(self, name)}")

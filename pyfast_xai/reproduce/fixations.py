@@ -140,6 +140,7 @@ CHOICES: dict[str, Make] = {
     "first_fc argmax": partial(CNNFixations, first_fc="argmax"),
     "outliers 0.10, 0.05": partial(CNNFixations, radius_share=0.10, min_neighbour_share=0.05),
     "no outliers removed": partial(CNNFixations, min_neighbour_share=0.0),
+    "density 0.04": partial(CNNFixations, sigma_share=0.04),
     "five crops": partial(CNNFixations, crops=192),
     "variant paper": partial(CNNFixations, variant="paper"),
     "variant authors": partial(CNNFixations, variant="authors"),
