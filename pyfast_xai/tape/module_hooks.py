@@ -20,8 +20,8 @@ _thread = threading.local()
 _following = 0  # on all threads
 _handles: list[Any] = []
 
-OnCall = Callable[[nn.Module, Any], None]
-OnReturn = Callable[[nn.Module, Any], None]
+OnCall = Callable[[nn.Module, Any], Any]
+OnReturn = Callable[[nn.Module, Any], Any]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -88,16 +88,22 @@ class Paths:
                 return
 
 
-def _enter(module: nn.Module, args: Any) -> None:
+def _enter(module: nn.Module, args: Any) -> Any:
+    replacement = None
     with torch._C.DisableTorchFunction():  # the operations of followers are not the model's
         for on_call, _ in getattr(_thread, "followers", ()):
-            on_call(module, args)
+            answer = on_call(module, args if replacement is None else replacement)
+            replacement = replacement if answer is None else answer
+    return replacement
 
 
-def _leave(module: nn.Module, args: Any, output: Any) -> None:
+def _leave(module: nn.Module, args: Any, output: Any) -> Any:
+    replacement = None
     with torch._C.DisableTorchFunction():
         for _, on_return in getattr(_thread, "followers", ()):
-            on_return(module, output)
+            answer = on_return(module, output if replacement is None else replacement)
+            replacement = replacement if answer is None else answer
+    return replacement
 
 
 @contextlib.contextmanager
@@ -105,8 +111,9 @@ def following(on_call: OnCall, on_return: OnReturn) -> Iterator[None]:
     """Follows the modules that run on this thread.
 
     Args:
-        on_call: receives each module and its positional arguments, just before it runs.
-        on_return: receives each module and its result.
+        on_call: receives each module and its positional arguments, just before it runs; a tuple that it returns takes
+            their place.
+        on_return: receives each module and its result; what it returns, other than None, takes its place.
     """
     global _following
     outer = getattr(_thread, "followers", ())

@@ -58,6 +58,7 @@ CALLS = {
     "LayerDeepLiftShap": ("conv2", SPATIAL),
     "LayerGradientShap": ("conv2", DRAWN),
     "NeuronGradient": ("conv2", NEURON),
+    "NeuronConductance": ("conv2", {**NEURON, **SPATIAL, "n_steps": 6}),
     "NeuronIntegratedGradients": ("conv2", {**NEURON, "n_steps": 6}),
     "NeuronDeepLift": ("conv2", {**NEURON, "baselines": images(2)}),
     "NeuronDeepLiftShap": ("conv2", {**NEURON, "baselines": images(2)}),
@@ -94,7 +95,7 @@ LOOSE = {"rtol": 1e-5, "atol": 1e-8}
 @pytest.mark.parametrize("name", CALLS)
 def test_equals_captum(name, net):
     found = attributed(ours, name, net)
-    same(found, attributed(theirs, name, net), **LOOSE if "Integrated" in name else {})
+    same(found, attributed(theirs, name, net), **LOOSE if "Integrated" in name or name == "NeuronConductance" else {})
 
 
 DELTAS = ["DeepLift", "DeepLiftShap", "GradientShap", "LayerConductance", "LayerIntegratedGradients", "LayerDeepLift"]
@@ -120,6 +121,59 @@ def test_neurons_are_selected_as_by_captum(selector, net):
     found = ours.NeuronGradient(net, net.conv2).attribute(images(), selector)
     expected = theirs.NeuronGradient(net, net.conv2).attribute(images().requires_grad_(), selector)
     same(found, expected)
+
+
+SELECTORS = {
+    "slices": (slice(1, 4), slice(0, 2), 1),
+    "function": lambda a: a[:, 3].flatten(1).sum(1),
+}
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize(
+    "more",
+    [{"internal_batch_size": 4}, {"attribute_to_neuron_input": True}, {"method": "gausslegendre"}],
+    ids=["batches", "input", "quadrature"],
+)
+@pytest.mark.parametrize("multiply", [True, False])
+@pytest.mark.filterwarnings("ignore:The neuron_selector provided is a callable")
+def test_conductance_of_neurons_equals_captum(selector, more, multiply, net):
+    call = {"target": 3, "n_steps": 5, "additional_forward_args": (2.0,), **more}
+    found, expected = (
+        library.NeuronConductance(net, net.conv2, multiply_by_inputs=multiply).attribute(
+            images(), SELECTORS[selector], **call
+        )
+        for library in (ours, theirs)
+    )
+    assert expected.abs().max() > 1e-6
+    same(found, expected, **LOOSE)
+
+
+def test_conductance_of_all_neurons_adds_up_to_integrated_gradients(net):
+    """The chain rule, summed over a layer that all of the output passes."""
+    whole = ours.IntegratedGradients(net).attribute(images(), target=2, n_steps=8, method="riemann_trapezoid")
+    explain = ours.NeuronConductance(net, net.fc)
+    found = explain.attribute(images(), 2, target=2, n_steps=8)
+    same(found, whole)
+    assert explain.attribute(images(), 1, target=2, n_steps=8).abs().max() == 0
+
+
+def test_no_layer_of_the_user_gets_a_hook(net, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "register_forward_hook", refuse)
+        patch.setattr(nn.Module, "register_forward_pre_hook", refuse)
+        found = {name: attributed(ours, name, net) for name in CALLS}
+        given = ours.LayerIntegratedGradients(net, net.conv2).attribute(
+            images(), target=3, n_steps=4, attribute_to_layer_input=True
+        )
+    same(found["LayerIntegratedGradients"], attributed(theirs, "LayerIntegratedGradients", net), **LOOSE)
+    expected = theirs.LayerIntegratedGradients(net, net.conv2).attribute(
+        images(), target=3, n_steps=4, attribute_to_layer_input=True
+    )
+    same(given, expected, **LOOSE)
 
 
 @pytest.mark.parametrize("name", [*CALLS, "LRP", "LayerLRP"])

@@ -29,6 +29,7 @@ from pyfast_xai.compat.captum.layers import GuidedGradCam, LayerAttribution, Lay
 from pyfast_xai.compat.captum.lime import KernelShap, Lime, LimeBase
 from pyfast_xai.compat.captum.lrp import LRP, LayerLRP
 from pyfast_xai.compat.captum.neurons import (
+    NeuronConductance,
     NeuronDeconvolution,
     NeuronDeepLift,
     NeuronDeepLiftShap,
@@ -69,6 +70,7 @@ __all__ = [
     "LayerLRP",
     "Lime",
     "LimeBase",
+    "NeuronConductance",
     "NeuronDeconvolution",
     "NeuronDeepLift",
     "NeuronDeepLiftShap",

@@ -1,6 +1,7 @@
 """Integrated gradients (Sundararajan, Taly and Yan, 2017)."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,14 @@ def places_and_weights(method: str, steps: int) -> tuple[np.ndarray, np.ndarray]
     if method == "riemann_trapezoid":
         weights[[0, -1]] /= 2
     return np.linspace(*ends[method], steps), weights
+
+
+def path_points(inputs: Sequence[Tensor], starts: Sequence[Tensor | float], places: np.ndarray) -> tuple[Tensor, ...]:
+    """Returns points on the straight way from each baseline to each input, place by place, `[places * N, ...]`."""
+    return tuple(
+        cat([start + float(place) * (tensor - start) for place in places])
+        for tensor, start in zip(inputs, starts, strict=True)
+    )
 
 
 class IntegratedGradients(GradientAttribution):
@@ -137,17 +146,15 @@ class IntegratedGradients(GradientAttribution):
     ) -> list[Tensor]:
         """Returns the gradients at some places, weighed and added up."""
         steps = len(places)
-        path_points = tuple(
-            cat([start + float(place) * (tensor - start) for place in places])
-            for tensor, start in zip(inputs, starts, strict=True)
-        )
         more = repeated_further(further(additional_forward_args), steps)
-        gradients = self._gradients(path_points, repeated(target, steps), more)
-        return [(gradient.unflatten(0, (steps, -1)) * _column(weights, gradient)).sum(0) for gradient in gradients]
+        gradients = self._gradients(path_points(inputs, starts, places), repeated(target, steps), more)
+        return [weighted_sum(gradient, weights) for gradient in gradients]
 
     def has_convergence_delta(self) -> bool:
         return True
 
 
-def _column(weights: np.ndarray, gradient: Tensor) -> Tensor:
-    return gradient.new_tensor(weights).view(-1, *[1] * gradient.dim())
+def weighted_sum(gradient: Tensor, weights: np.ndarray) -> Tensor:
+    """Returns gradients at some places, `[places * N, ...]`, weighed and added up, `[N, ...]`."""
+    by_place = gradient.unflatten(0, (len(weights), -1))
+    return (by_place * gradient.new_tensor(weights).view(-1, *[1] * gradient.dim())).sum(0)

@@ -18,10 +18,11 @@ from pyfast_xai.compat.captum.arguments import (
     repeated_further,
 )
 from pyfast_xai.compat.captum.deep_lift import attributions, between, distribution, full_baselines
-from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients, places_and_weights
+from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients, path_points, places_and_weights
 from pyfast_xai.compat.captum.layers import LayerOf, of_layer
 from pyfast_xai.compat.captum.noise_tunnel import NoiseTunnel
 from pyfast_xai.compat.recording import Recording
+from pyfast_xai.tape.module_hooks import following, unwrap
 
 
 class LayerActivation(LayerOf):
@@ -144,12 +145,8 @@ class _Path(LayerOf):
         for first in range(0, len(places), at_once):
             part = places[first : first + at_once]
             steps = len(part)
-            batch = tuple(
-                torch.cat([start + float(place) * (tensor - start) for place in part])
-                for tensor, start in zip(inputs, starts, strict=True)
-            )
             recording = self._record(
-                batch,
+                path_points(inputs, starts, part),
                 repeated_further(further(additional_forward_args), steps),
                 layers=self.layers,
                 at_input=at_input,
@@ -480,7 +477,7 @@ class WithLayer:
     def __init__(
         self, function: Forward, layer: nn.Module, inputs: tuple[Tensor, ...], count: int, at_input: bool
     ) -> None:
-        self._function, self._layer, self._inputs = function, layer, inputs
+        self._function, self._layer, self._inputs = function, unwrap(layer), inputs
         self._count, self._at_input = count, at_input
 
     def __call__(self, *args: Any) -> Any:
@@ -488,14 +485,13 @@ class WithLayer:
         copies = len(activations[0]) // max(1, len(self._inputs[0]))
         inputs = tuple(torch.cat([tensor] * copies) for tensor in self._inputs)
 
-        def replaced(*_: Any) -> Any:
+        def replace(module: nn.Module, _: Any) -> Any:
+            if module is not self._layer:
+                return None
             return activations if self._at_input or self._count > 1 else activations[0]
 
-        if self._at_input:
-            handle = self._layer.register_forward_pre_hook(replaced)
-        else:
-            handle = self._layer.register_forward_hook(replaced)
-        try:
+        def ignore(module: nn.Module, _: Any) -> None:
+            pass
+
+        with following(replace, ignore) if self._at_input else following(ignore, replace):
             return self._function(*inputs, *more)
-        finally:
-            handle.remove()

@@ -1,17 +1,36 @@
 """Attributions of one neuron of a layer to the inputs: each is a method whose output is that neuron."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyfast_xai.compat.called import Forward, modules_behind, tensors_of
-from pyfast_xai.compat.captum.arguments import Baselines, Inputs, refuse
+from pyfast_xai.compat.captum.arguments import (
+    Baselines,
+    Inputs,
+    Target,
+    as_tuple,
+    further,
+    like,
+    one_number_a_row,
+    refuse,
+    repeated,
+    repeated_further,
+)
 from pyfast_xai.compat.captum.attribution import GradientAttribution
-from pyfast_xai.compat.captum.deep_lift import DeepLift, DeepLiftShap, GradientShap
+from pyfast_xai.compat.captum.deep_lift import DeepLift, DeepLiftShap, GradientShap, full_baselines, input_values
 from pyfast_xai.compat.captum.gradients import Deconvolution, GuidedBackprop, Saliency
-from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients
+from pyfast_xai.compat.captum.integrated_gradients import (
+    IntegratedGradients,
+    path_points,
+    places_and_weights,
+    weighted_sum,
+)
 from pyfast_xai.compat.captum.layers import checked_layer
+from pyfast_xai.compat.recording import Recording
+from pyfast_xai.rules.gradient import backward_pass
 from pyfast_xai.tape.module_hooks import following, unwrap
 
 Selector = int | tuple[int | slice, ...] | Callable[..., Tensor]
@@ -142,6 +161,106 @@ class NeuronGradient(NeuronAttribution):
         """
         neuron = self._neuron(neuron_selector, attribute_to_neuron_input)
         return Saliency(neuron).attribute(inputs, abs=False, additional_forward_args=additional_forward_args)
+
+
+class NeuronConductance(NeuronAttribution):
+    """The part of integrated gradients that flows through a neuron (Dhamdhere, Sundararajan and Yan, 2018).
+
+    Args:
+        forward_func: a module or a function.
+        layer: a module that it runs.
+        device_ids: accepted for data-parallel models, which are looked through.
+        multiply_by_inputs: see `IntegratedGradients`.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import demo
+        >>> from pyfast_xai.compat.captum import NeuronConductance
+        >>> model = demo.load()
+        >>> explain = NeuronConductance(model, model.block)
+        >>> explain.attribute(torch.rand(2, 3, 96, 96), (3, 5, 5), target=3, n_steps=4).shape
+        torch.Size([2, 3, 96, 96])
+    """
+
+    def __init__(
+        self,
+        forward_func: Forward,
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids)
+        self._multiply_by_inputs = multiply_by_inputs
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        neuron_selector: Selector,
+        baselines: Baselines = None,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        n_steps: int = 50,
+        method: str = "riemann_trapezoid",
+        internal_batch_size: int | None = None,
+        attribute_to_neuron_input: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Attribute what the output owes to the neuron to the inputs.
+
+        At each place on the way from the baselines the gradient of the output with respect to the neuron is multiplied
+        by that of the neuron with respect to the inputs.
+
+        Args:
+            inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
+            neuron_selector: see `NeuronGradient.attribute`.
+            baselines: see `IntegratedGradients.attribute`.
+            target: see `Saliency.attribute`.
+            additional_forward_args: further arguments; tensors `[N, ...]` go with their rows.
+            n_steps: places on the way.
+            method: of the quadrature, see `IntegratedGradients.attribute`.
+            internal_batch_size: rows that go through the model at once; None for all of all steps.
+            attribute_to_neuron_input: take the neuron of what goes into the layer.
+            grad_kwargs: accepted as by `LayerGradCam.attribute`.
+
+        Returns:
+            Of the shape of the inputs.
+
+        Raises:
+            InputError: arguments that do not fit, or a layer that did not run.
+        """
+        tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
+        starts = full_baselines(baselines, tensors)
+        places, weights = places_and_weights(method, n_steps)
+        at_once = n_steps if internal_batch_size is None else max(1, internal_batch_size // len(tensors[0]))
+        totals = [torch.zeros_like(tensor) for tensor in tensors]
+        for first in range(0, n_steps, at_once):
+            part = slice(first, first + at_once)
+            steps = len(places[part])
+            recording = self._record(
+                path_points(tensors, starts, places[part]),
+                repeated_further(further(additional_forward_args), steps),
+                layers=[self.layer],
+                at_input=attribute_to_neuron_input,
+            )
+            scores = one_number_a_row(repeated(target, steps))
+            at_layer = recording.gradients(scores, recording.layers[0], retain=True)
+            through = selected(at_layer, neuron_selector)
+            for total, gradient in zip(totals, _neuron_gradients(recording, neuron_selector, tensors), strict=True):
+                total += weighted_sum(gradient * through.view(-1, *[1] * (gradient.dim() - 1)), weights[part])
+        if self._multiply_by_inputs:
+            totals = [total * (tensor - start) for total, tensor, start in zip(totals, tensors, starts, strict=True)]
+        return like(inputs, totals)
+
+
+def _neuron_gradients(recording: Recording, selector: Selector, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the gradients of a neuron of the recorded layer with respect to the inputs."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in recording.activations[0]]
+        seeds = torch.autograd.grad(selected(leaves, selector).sum(), leaves, allow_unused=True)
+    at_layer = zip(recording.layers[0], seeds, strict=True)
+    starts = {value: seed[None] for value, seed in at_layer if seed is not None}
+    gradients = backward_pass(recording.policy, recording.tape, starts, input_values(recording, inputs))
+    return [gradient[0] for gradient in gradients]
 
 
 class NeuronIntegratedGradients(NeuronAttribution):
