@@ -93,12 +93,12 @@ def _orthonormal(basis, WIDTH: tl.constexpr):
     return basis
 
 
-@triton.jit(do_not_specialize=["wanted", "passes"])
+@triton.jit(do_not_specialize=["n_vectors", "passes"])
 def _iterate_kernel(
     gram_ptr,  # [B, size, size]
     basis_ptr,  # [B, WIDTH, size], a start that becomes orthonormal; rows of zeros stay so
     size,
-    wanted,
+    n_vectors,
     passes,
     tolerance,
     ACC: tl.constexpr,
@@ -132,7 +132,7 @@ def _iterate_kernel(
         value = tl.sum(basis * product, 1)
         apart = product - value[:, None] * basis
         largest = tl.max(value, 0)
-        error = tl.max(tl.where(o_vector < wanted, tl.sqrt(tl.sum(apart * apart, 1)), 0.0), 0)
+        error = tl.max(tl.where(o_vector < n_vectors, tl.sqrt(tl.sum(apart * apart, 1)), 0.0), 0)
         basis = _orthonormal(product, WIDTH)
         done += 1
     tl.store(p_vector + o_row[None, :], basis, mask=m_row)

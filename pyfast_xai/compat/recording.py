@@ -201,8 +201,8 @@ def _record(called: Called, args: list[Any], policy: _Above, recording: Callable
         if not calls or len(calls[-1]) != len(layer_calls):
             raise InputError(f"layer must depend on the inputs, got {type(layer).__name__}, which does not")
         # The probe's copies lead nowhere; what they were made of does.
-        makers = [tape.producer(value) for value in calls[-1]]
-        result.layers.append([maker.inputs[0] for maker in makers if maker is not None])
+        producers = [tape.producer(value) for value in calls[-1]]
+        result.layers.append([producer.inputs[0] for producer in producers if producer is not None])
         result.activations.append([outside_inference_mode(copy) for copy in layer_calls])
     return result
 

@@ -102,12 +102,12 @@ class DetectionTarget(TargetByImage):
             InputError: an image without a detection, or an output of another kind.
         """
         images = detections_in(output, size, activation, n_classes)
-        empty = [place for place, found in enumerate(images) if not len(found.boxes)]
+        empty = [place for place, detections in enumerate(images) if not len(detections.boxes)]
         if empty:
             raise InputError(f"output must have a detection for every image, got none for image {empty[0]}")
-        best = [int(found.probabilities.amax(1).argmax()) for found in images]
-        boxes = torch.stack([found.boxes[place].detach() for found, place in zip(images, best, strict=True)])
-        rows = [found.probabilities[place].detach() for found, place in zip(images, best, strict=True)]
+        best = [int(detections.probabilities.amax(1).argmax()) for detections in images]
+        boxes = torch.stack([detections.boxes[place].detach() for detections, place in zip(images, best, strict=True)])
+        rows = [detections.probabilities[place].detach() for detections, place in zip(images, best, strict=True)]
         width = max(len(row) for row in rows)
         vectors = torch.stack([functional.pad(row, (0, width - len(row))) for row in rows])
         return cls(boxes, vectors.argmax(1), vectors, size=size, activation=activation, n_classes=n_classes)

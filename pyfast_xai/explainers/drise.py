@@ -97,12 +97,13 @@ class _Similarity(TargetByImage):
         return torch.stack([_similarity(*each) for each in zip(images, boxes, vectors, strict=True)])
 
 
-def _similarity(found: Detections, box: Tensor, vector: Tensor) -> Tensor:
-    if not len(found.boxes):
-        return found.objectness.sum()
-    width = max(len(vector), found.probabilities.shape[1])
+def _similarity(detections: Detections, box: Tensor, vector: Tensor) -> Tensor:
+    if not len(detections.boxes):
+        return detections.objectness.sum()
+    width = max(len(vector), detections.probabilities.shape[1])
     vector, vectors = (
-        functional.pad(one.to(found.probabilities), (0, width - one.shape[-1])) for one in (vector, found.probabilities)
+        functional.pad(one.to(detections.probabilities), (0, width - one.shape[-1]))
+        for one in (vector, detections.probabilities)
     )
     alike = functional.cosine_similarity(vectors, vector[None], eps=torch.finfo(vectors.dtype).tiny)
-    return (overlaps(found.boxes, box[None].to(found.boxes))[:, 0] * alike * found.objectness).amax()
+    return (overlaps(detections.boxes, box[None].to(detections.boxes))[:, 0] * alike * detections.objectness).amax()

@@ -101,11 +101,13 @@ class XRAI(PathMethod):
 
     def _regions(self, image: Tensor) -> Tensor:
         """Returns the regions of an image `[C, H, W]`, bool `[M, H, W]`."""
-        found = felzenszwalb_regions(image, self.dilation) if self.regions is None else self.regions(image)
-        if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape[1:] != image.shape[1:]:
-            came = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise InputError(f"regions must return bool [M, {', '.join(map(str, image.shape[1:]))}], got {came}")
-        return found.to(image.device)
+        regions = felzenszwalb_regions(image, self.dilation) if self.regions is None else self.regions(image)
+        if not isinstance(regions, Tensor) or regions.dtype != torch.bool or regions.shape[1:] != image.shape[1:]:
+            received = (
+                f"{regions.dtype} {list(regions.shape)}" if isinstance(regions, Tensor) else type(regions).__name__
+            )
+            raise InputError(f"regions must return bool [M, {', '.join(map(str, image.shape[1:]))}], got {received}")
+        return regions.to(image.device)
 
 
 def ranked_by_density(attribution: Tensor, regions: Tensor, min_area: int) -> Tensor:
@@ -135,8 +137,8 @@ def ranked_by_density(attribution: Tensor, regions: Tensor, min_area: int) -> Te
         means[added] = density[best]
         left[added] = False
         # What the others would add is less by what was added.
-        taken = flat[:, added]
-        areas, sums = areas - taken.sum(1), sums - taken.double() @ values[added]
+        new_pixels = flat[:, added]
+        areas, sums = areas - new_pixels.sum(1), sums - new_pixels.double() @ values[added]
     means = torch.where(left, values[left].mean().nan_to_num(), means)
     return means.view(attribution.shape).to(attribution.dtype)
 
@@ -157,13 +159,13 @@ def felzenszwalb_regions(image: Tensor, dilation: int) -> Tensor:
     spread = pixels.max() - pixels.min()
     scaled = (pixels - pixels.min()) / (spread or 1.0) * 2 - 1
     resized = transform.resize(scaled, (SIDE, SIDE), order=3, mode="constant", preserve_range=True, anti_aliasing=True)
-    found = []
+    regions = []
     for scale in SCALES:
         labels = segmentation.felzenszwalb(resized, scale=scale, sigma=0.8, min_size=SMALLEST, channel_axis=-1)
         small = torch.from_numpy(labels)[None, None].double()
         whole = functional.interpolate(small, image.shape[1:], mode="nearest-exact")[0]
-        found += [whole == label for label in whole.unique()]
-    return dilated(torch.cat(found), dilation)
+        regions += [whole == label for label in whole.unique()]
+    return dilated(torch.cat(regions), dilation)
 
 
 def dilated(masks: Tensor, radius: int) -> Tensor:

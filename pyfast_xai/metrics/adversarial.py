@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.targets import Target
-from pyfast_xai.metrics.explain import Explain, classes_of, shown
+from pyfast_xai.metrics.explain import Explain, classes_of, maps_of
 from pyfast_xai.metrics.scorer import Scorer
 from pyfast_xai.metrics.similarity import check_similarities, compared
 
@@ -149,7 +149,7 @@ def adversarial_stability(
     if images.shape != adversarial.shape:
         raise InputError(f"adversarial must have shape {list(images.shape)}, got {list(adversarial.shape)}")
     classes = classes_of(target, images)
-    before, after = (shown(explain(x, classes), x) for x in (images, adversarial))
+    before, after = (maps_of(explain(x, classes), x) for x in (images, adversarial))
     return compared(before, after, similarities)
 
 
@@ -205,9 +205,13 @@ def adversarial_evidence(
         raise InputError(f"model must tell at least two classes apart, got {scorer.columns.shape[1]}")
     least, second = scorer.columns.topk(2, 1, largest=False).indices.unbind(1)
     target = torch.where(least == scorer.outputs(torch.zeros_like(images[:1])).argmax(1), second, least)
-    made: Any = generate(images, target)
-    shown = getattr(made, "perturbed", made)
-    if not isinstance(shown, Tensor) or shown.shape != images.shape:
-        received = list(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
+    generated: Any = generate(images, target)
+    adversarial_images = getattr(generated, "perturbed", generated)
+    if not isinstance(adversarial_images, Tensor) or adversarial_images.shape != images.shape:
+        received = (
+            list(adversarial_images.shape)
+            if isinstance(adversarial_images, Tensor)
+            else type(adversarial_images).__name__
+        )
         raise InputError(f"generate must return images {list(images.shape)}, got {received}")
-    return AdversarialEvidence(scorer.outputs(shown.detach()).argmax(1) == target, target)
+    return AdversarialEvidence(scorer.outputs(adversarial_images.detach()).argmax(1) == target, target)

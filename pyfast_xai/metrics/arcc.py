@@ -10,7 +10,7 @@ from pyfast_xai import render
 from pyfast_xai.explainers.common.outputs import Outputs
 from pyfast_xai.explainers.common.targets import Target
 from pyfast_xai.metrics.checks import check_maps
-from pyfast_xai.metrics.explain import Explain, shown
+from pyfast_xai.metrics.explain import Explain, maps_of
 from pyfast_xai.metrics.faithfulness import drop_increase, road
 from pyfast_xai.metrics.scorer import Scorer
 from pyfast_xai.metrics.similarity import correlation
@@ -79,7 +79,7 @@ def arcc(
     """
     scorer = Scorer(model, images, target, batch_size, outputs)
     maps = render.normalize(check_maps(heatmaps, images))
-    mixed = shown(explain(images.detach() * maps[:, None].to(images.dtype), scorer.target), images)
+    mixed = maps_of(explain(images.detach() * maps[:, None].to(images.dtype), scorer.target), images)
     coherency = (correlation(mixed, maps) + 1) / 2
     complexity = maps.mean((1, 2))
     if len(percentiles):

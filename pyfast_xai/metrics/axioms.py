@@ -10,7 +10,7 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.outputs import Outputs
 from pyfast_xai.explainers.common.perturbation_scores import Score
 from pyfast_xai.explainers.common.targets import Target
-from pyfast_xai.metrics.explain import Explain, shown
+from pyfast_xai.metrics.explain import Explain, maps_of
 from pyfast_xai.metrics.perturbation import Baseline, Removal, patches
 from pyfast_xai.metrics.scorer import Scorer
 from pyfast_xai.tape.module_hooks import unwrap
@@ -155,10 +155,10 @@ def input_invariance(
     if moved.dim() and len(images) > 1 and bool((moved != moved[:1]).any()):
         raise InputError("shift must be the same for all images, got several")
     constant = moved[:1].clone() if moved.dim() else moved.clone()
-    before = shown(method(model)(images, chosen), images, signed=True).flatten(1)
+    before = maps_of(method(model)(images, chosen), images, signed=True).flatten(1)
     shifted = copy.deepcopy(unwrap(model))
     # A hook, and not a module around the model: layers keep their names.
     shifted.register_forward_pre_hook(lambda _, args: (args[0] - constant, *args[1:]))
-    after = shown(method(shifted)(images.detach() + constant, chosen), images, signed=True).flatten(1)
+    after = maps_of(method(shifted)(images.detach() + constant, chosen), images, signed=True).flatten(1)
     length = torch.linalg.vector_norm(before, dim=1)
     return torch.linalg.vector_norm(after - before, dim=1) / torch.where(length > 0, length, 1)

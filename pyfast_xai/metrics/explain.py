@@ -13,11 +13,11 @@ from pyfast_xai.explanation import Explanation
 Explain = Callable[[Tensor, Any], Explanation | Tensor]
 
 
-def shown(made: Explanation | Tensor, images: Tensor, *, signed: bool = False) -> Tensor:
+def maps_of(result: Explanation | Tensor, images: Tensor, *, signed: bool = False) -> Tensor:
     """Returns the heat maps of an explainer, or its attributions where they are requested and available."""
-    maps = made
-    if isinstance(made, Explanation):
-        maps = made.attribution if signed and made.attribution is not None else made.heatmap
+    maps = result
+    if isinstance(result, Explanation):
+        maps = result.attribution if signed and result.attribution is not None else result.heatmap
     if not isinstance(maps, Tensor) or maps.dim() < 2 or len(maps) != len(images):
         received = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(f"explain must return a row for each of {len(images)} images, got {received}")

@@ -445,9 +445,9 @@ def strong_features(
         size = 2 * dilation + 1
         strong = functional.max_pool2d(strong[:, None].float(), size, 1, dilation)[:, 0] > 0
     images = images.detach()
-    rest = baseline_for(images, fill if isinstance(fill, Tensor) else torch.tensor(fill), "fill")
-    only = torch.where(strong[:, None], images, rest)
-    without = torch.where(strong[:, None], rest, images)
+    filled = baseline_for(images, fill if isinstance(fill, Tensor) else torch.tensor(fill), "fill")
+    only = torch.where(strong[:, None], images, filled)
+    without = torch.where(strong[:, None], filled, images)
     return StrongFeatures(
         scorer.target == labels,
         scorer.outputs(only).argmax(1) == labels,

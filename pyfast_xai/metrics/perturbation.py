@@ -190,11 +190,11 @@ def baseline_for(images: Tensor, baseline: Baseline, name: str = "baseline") -> 
         if baseline == "blur":
             return blur(images)
         return torch.zeros_like(images) if baseline == "zero" else images.mean((2, 3), keepdim=True).expand_as(images)
-    made = baseline if isinstance(baseline, Tensor) else baseline(images)
+    result = baseline if isinstance(baseline, Tensor) else baseline(images)
     try:
-        return made.detach().to(images).expand(images.shape)
+        return result.detach().to(images).expand(images.shape)
     except RuntimeError:
-        raise InputError(f"{name} must broadcast to {list(images.shape)}, got {list(made.shape)}") from None
+        raise InputError(f"{name} must broadcast to {list(images.shape)}, got {list(result.shape)}") from None
 
 
 def blur(images: Tensor, size: int = 11, sigma: float = 5.0) -> Tensor:

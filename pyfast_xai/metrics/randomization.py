@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.targets import Target
-from pyfast_xai.metrics.explain import Explain, shown
+from pyfast_xai.metrics.explain import Explain, maps_of
 from pyfast_xai.metrics.scorer import Scorer
 from pyfast_xai.metrics.similarity import check_similarities, compared, flat, unit
 from pyfast_xai.tape.module_hooks import unwrap
@@ -47,7 +47,7 @@ def class_sensitivity(explain: Explain, images: Tensor, targets: Tensor) -> Tens
     if not isinstance(targets, Tensor) or targets.shape != (len(images), 2) or targets.is_floating_point():
         received = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
         raise InputError(f"targets must be integers of shape [{len(images)}, 2], got {received}")
-    first, second = (shown(explain(images, chosen), images, signed=True) for chosen in targets.long().unbind(1))
+    first, second = (maps_of(explain(images, chosen), images, signed=True) for chosen in targets.long().unbind(1))
     first, second = flat(first, second)
     return torch.linalg.vector_norm(unit(first) - unit(second), dim=1)
 
@@ -116,13 +116,13 @@ def parameter_randomization(
     if order not in ("cascading", "independent"):
         raise InputError(f"order must be 'cascading' or 'independent', got {order!r}")
     chosen = Scorer(model, images, target).target
-    before = shown(method(model)(images, chosen), images)
+    before = maps_of(method(model)(images, chosen), images)
     forgetful = copy.deepcopy(unwrap(model))
     groups = _layers(forgetful, images[:1], layers)
     series: dict[str, list[Tensor]] = {name: [] for name in similarities}
     for depth, group in enumerate(groups.values()):
         with _randomized(group, seed + depth, keep=order == "cascading"):
-            after = shown(method(forgetful)(images, chosen), images)
+            after = maps_of(method(forgetful)(images, chosen), images)
         for name, value in compared(before, after, similarities).items():
             series[name].append(value)
     return Randomization(list(groups), {name: torch.stack(values) for name, values in series.items()})
@@ -176,10 +176,10 @@ def smooth_parameter_randomization(
         def mean(images: Tensor, classes: Any) -> Tensor:
             low, high = (bound.view(-1, 1, 1, 1) for bound in images.flatten(1).aminmax(dim=1))
             generator = torch.Generator().manual_seed(seed)
-            total = shown(explain(images, classes), images)
+            total = maps_of(explain(images, classes), images)
             for _ in range(samples - 1):
                 drawn = torch.randn(images.shape, generator=generator).to(images)
-                total = total + shown(explain(images + noise * (high - low) * drawn, classes), images)
+                total = total + maps_of(explain(images + noise * (high - low) * drawn, classes), images)
             return total / samples
 
         return mean
@@ -225,11 +225,11 @@ def efficient_parameter_randomization(
     if bins < 2:
         raise InputError(f"bins must be at least 2, got {bins}")
     chosen = Scorer(model, images, target).target
-    before = _entropy(shown(method(model)(images, chosen), images, signed=True), bins)
+    before = _entropy(maps_of(method(model)(images, chosen), images, signed=True), bins)
     forgetful = copy.deepcopy(unwrap(model))
     group = next(iter(_layers(forgetful, images[:1], ("",)).values()))
     with _randomized(group, seed, keep=True):
-        after = _entropy(shown(method(forgetful)(images, chosen), images, signed=True), bins)
+        after = _entropy(maps_of(method(forgetful)(images, chosen), images, signed=True), bins)
     return ((after - before) / torch.where(before > 0, before, 1)).float()
 
 
@@ -283,7 +283,7 @@ def random_logit(
         raise InputError(f"model must tell at least two classes apart, got {classes}")
     step = torch.randint(1, classes, (len(images),), generator=torch.Generator().manual_seed(seed))
     other = (scorer.target + step.to(scorer.target)) % classes
-    before, after = (shown(explain(images, chosen), images) for chosen in (scorer.target, other))
+    before, after = (maps_of(explain(images, chosen), images) for chosen in (scorer.target, other))
     return compared(before, after, (similarity,))[similarity]
 
 

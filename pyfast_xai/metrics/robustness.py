@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.targets import Target
 from pyfast_xai.metrics.checks import check_classes
-from pyfast_xai.metrics.explain import Explain, classes_of, shown
+from pyfast_xai.metrics.explain import Explain, classes_of, maps_of
 from pyfast_xai.metrics.scorer import Scorer
 
 
@@ -214,7 +214,7 @@ def continuity(
         raise InputError(f"steps must be at least 1, got {steps}")
     classes, images = classes_of(target, images), images.detach()
     width = images.shape[-1]
-    before = _stretched(shown(explain(images, classes), images, signed=True))
+    before = _stretched(maps_of(explain(images, classes), images, signed=True))
     largest = before.new_zeros(len(images))
     for step in range(1, steps + 1):
         shift = -width + step * ((2 * width + 1) // steps)
@@ -225,7 +225,7 @@ def continuity(
                 slice(max(-shift, 0), width + min(-shift, 0)),
             )
             moved[..., destination] = images[..., source]
-        after = _stretched(shown(explain(moved, classes), images, signed=True))
+        after = _stretched(maps_of(explain(moved, classes), images, signed=True))
         largest = torch.maximum(largest, (after - before).abs().sum(1) / (_length(moved - images) + 1e-9))
     return largest
 
@@ -297,12 +297,12 @@ def _moves(
     if radius <= 0 or samples < 1:
         raise InputError(f"radius and samples must be positive, got {radius} and {samples}")
     classes, images = classes_of(target, images), images.detach()
-    before = shown(explain(images, classes), images, signed=True).flatten(1)
+    before = maps_of(explain(images, classes), images, signed=True).flatten(1)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(samples):
         noise = (2 * torch.rand(1, *images.shape[1:], generator=generator) - 1) * radius
         moved = images + noise.to(images)
-        yield before, shown(explain(moved, classes), images, signed=True).flatten(1), moved
+        yield before, maps_of(explain(moved, classes), images, signed=True).flatten(1), moved
 
 
 def _shares(moves: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Tensor]:

@@ -113,13 +113,17 @@ def filters(data: Data) -> Outcome:
     heads = ["random network", "limit"]
     for method in METHODS:
         heads += [f"{method}, to the limit", f"{method}, to the image"]
-    differs = [
+    deviations = [
         "The paper shows pictures (Figs. 2, 4, 5) and bounds; these are cosines. The limit is the sum of the image's "
         "patches, each of unit length, which the proof of Theorem 1 gives for Gaussian filters."
     ]
     sheet = render.montage(pictures, labels=labels)
     return Outcome(
-        "Backprop, sections 3.1 and 3.2: cosine to the image in random networks", heads, rows, differs, {"maps": sheet}
+        "Backprop, sections 3.1 and 3.2: cosine to the image in random networks",
+        heads,
+        rows,
+        deviations,
+        {"maps": sheet},
     )
 
 
@@ -146,13 +150,13 @@ def figure_7(data: Data) -> Outcome:
             rows.append(
                 [loaded.name, state, *(f"{float(torch.cat(values).mean()):.3f}" for values in distance.values())]
             )
-    differs = [
+    deviations = [
         f"{len(pictures)} pictures instead of 10,000, maps scaled to unit length (the paper does not say), so 1.41 is "
         "nothing in common. The paper gives an order: saliency far above DeconvNet, DeconvNet above guided backprop or "
         "equal to it, in trained and random VGG-16."
     ]
     heads = ["network", "weights", *METHODS]
-    return Outcome("Backprop, Fig. 7: distance between the maps of two random classes", heads, rows, differs)
+    return Outcome("Backprop, Fig. 7: distance between the maps of two random classes", heads, rows, deviations)
 
 
 def _forget(model: nn.Module) -> None:
@@ -195,9 +199,9 @@ def partial_training(data: Data) -> Outcome:
             rows.append(cells)
             data.advance(f"{loaded.name}, {state}", len(images))
         shown[loaded.name] = render.montage(sheet, labels=labels)
-    differs = ["The paper shows pictures of VGG-16; these are cosines to the map of the trained network."]
+    deviations = ["The paper shows pictures of VGG-16; these are cosines to the map of the trained network."]
     heads = ["network", "weights", *METHODS]
-    return Outcome("Backprop, Figs. 6 and 9: which trained layers make the picture", heads, rows, differs, shown)
+    return Outcome("Backprop, Figs. 6 and 9: which trained layers make the picture", heads, rows, deviations, shown)
 
 
 def _with_random(model: nn.Module, names: Sequence[str], seed: int) -> nn.Module:
@@ -235,9 +239,9 @@ def adversarial(data: Data) -> Outcome:
             labels += [method, f"{method}, attacked"]
         rows.append(cells)
         shown[loaded.name] = render.montage(sheet, labels=labels)
-    differs = ["The paper shows one picture on VGG-16; these are cosines, noise of 2 % of the range, in one step."]
+    deviations = ["The paper shows one picture on VGG-16; these are cosines, noise of 2 % of the range, in one step."]
     heads = ["network", "class changed", *METHODS]
-    return Outcome("Backprop, Fig. 8: likeness to the map before the attack", heads, rows, differs, shown)
+    return Outcome("Backprop, Fig. 8: likeness to the map before the attack", heads, rows, deviations, shown)
 
 
 def figure_3(data: Data) -> Outcome:
@@ -253,10 +257,10 @@ def figure_3(data: Data) -> Outcome:
             rows.append([loaded.name, name, f"{mean:.3f}", f"{float(weight.pow(3).mean()):.2f}", f"{kurtosis:.2f}"])
             data.advance(f"{loaded.name}, weights", 1)
     heads = ["network", "layer", "mean, in deviations", "skewness", "excess kurtosis"]
-    differs = [
+    deviations = [
         "The paper shows the histogram of VGG-16's first fully connected layer; a Gaussian has 0 in every column."
     ]
-    return Outcome("Backprop, Fig. 3: how Gaussian are trained weights?", heads, rows, differs)
+    return Outcome("Backprop, Fig. 3: how Gaussian are trained weights?", heads, rows, deviations)
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -180,16 +180,16 @@ def table_1_svhn(data: Data) -> Outcome:
 def _table_1(
     name: str, read: tuple[Pictures, Pictures, list[str]], stages: Stages, epochs: int, fill: float, data: Data
 ) -> Outcome:
-    fit, held, differs = read
+    fit, held, deviations = read
     model = train(all_convolutional(stages, fit[0].shape[1]), *fit, epochs, data)
     rows = _table(name, model, held, fill, data)
     title = f"CLEAR, Table 1, {name.upper()}: accuracy, percent"
-    return Outcome(title, HEADS, rows, [*differs, OPEN], {"maps": _sheet(model, held, data)})
+    return Outcome(title, HEADS, rows, [*deviations, OPEN], {"maps": _sheet(model, held, data)})
 
 
 def dogs(data: Data) -> Outcome:
     """Measures section 4.1 on Stanford Dogs; trains the network of the appendix first, many hours on a CPU."""
-    fit, held, differs = _dogs(data)
+    fit, held, deviations = _dogs(data)
     model = train(all_convolutional(DOGS, 3), *fit, 30, data)
     right = []
     for part, labels in zip(held[0].split(data.batch_size), held[1].split(data.batch_size), strict=True):
@@ -198,7 +198,7 @@ def dogs(data: Data) -> Outcome:
     share = f"{100 * float(torch.cat(right).float().mean()):.2f}"
     title = "CLEAR, section 4.1, ten breeds of Stanford Dogs: accuracy, percent"
     sheet = _sheet(model, held, data)
-    return Outcome(title, ["paper", "whole image"], [["58.74", share]], differs, {"maps": sheet})
+    return Outcome(title, ["paper", "whole image"], [["58.74", share]], deviations, {"maps": sheet})
 
 
 def _sheet(model: nn.Module, held: Pictures, data: Data) -> Any:
@@ -222,8 +222,8 @@ def maps(data: Data) -> Outcome:
         rows = [list(ground), list(explanation.binary()), list(explanation.overlay(ground))]
         labels = ["image", "for its class and against", "dominant class"]
         shown[loaded.name] = render.montage(rows, labels=labels, legends=[[], [], explanation.legends()])
-    differs = ["The paper shows ten classes of Stanford Dogs, by a network trained for these; here are ImageNet's."]
-    return Outcome("CLEAR: which class every pixel speaks for", [], [], differs, shown)
+    deviations = ["The paper shows ten classes of Stanford Dogs, by a network trained for these; here are ImageNet's."]
+    return Outcome("CLEAR: which class every pixel speaks for", [], [], deviations, shown)
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -28,18 +28,18 @@ SLOW: dict[str, Make] = {
 def _table(data: Data, methods: dict[str, Make], metrics: tuple[str, ...], title: str) -> Outcome:
     pictures = data.imagenet()
     rows: list[list[str]] = []
-    differs: list[str] = []
+    deviations: list[str] = []
     heads: list[str] = []
-    for loaded, result in measured(data, NETWORKS, methods, metrics, pictures, differs, resamples=1000):
+    for loaded, result in measured(data, NETWORKS, methods, metrics, pictures, deviations, resamples=1000):
         columns, cells = result.table()
         heads = ["network", *columns]
         rows += [[loaded.name, *row] for row in cells]
-        differs.append(
+        deviations.append(
             f"{loaded.name}: {result.pictures} pictures, {result.small} of them with small objects, "
             f"{result.threads} thread{'s' if result.threads > 1 else ''}."
         )
-    differs.append("No paper has this table; ± is half of the 95 % interval over pictures.")
-    return Outcome(title, heads, rows, differs)
+    deviations.append("No paper has this table; ± is half of the 95 % interval over pictures.")
+    return Outcome(title, heads, rows, deviations)
 
 
 def places(data: Data) -> Outcome:

@@ -31,8 +31,8 @@ def table_1(data: Data) -> Outcome:
     pictures = data.imagenet()
     metrics = ["box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
-    differs: list[str] = []
-    for loaded, result in measured(data, NETWORKS, METHODS, metrics, pictures, differs):
+    deviations: list[str] = []
+    for loaded, result in measured(data, NETWORKS, METHODS, metrics, pictures, deviations):
         column = like(loaded.name, NETWORKS)
         for method in result.cost:
             known = {**TABLE_1, **CLASS_AGNOSTIC}.get(method)
@@ -42,12 +42,12 @@ def table_1(data: Data) -> Outcome:
     heads = ["network", "method", "published, its family's network"]
     for metric in ("box error", "box error at the best threshold", "pointing"):
         heads += [metric, f"{metric}, small"]
-    differs += [
+    deviations += [
         f"{len(pictures)} pictures of ILSVRC's validation set instead of 50,000, by other trainings.",
         "The paper's lead over CNN-Fixations compares its errors by overlap alone with top-1 errors, for which the "
         "class must be right as well; CNN-Fixations' published boxes give the figures shown here by overlap alone.",
     ]
-    return Outcome("Eigen-CAM, Table I: localisation error by overlap, percent", heads, rows, differs)
+    return Outcome("Eigen-CAM, Table I: localisation error by overlap, percent", heads, rows, deviations)
 
 
 def adversarial(data: Data) -> Outcome:
@@ -59,9 +59,9 @@ def adversarial(data: Data) -> Outcome:
         images = data.inputs(pictures, loaded.preprocess)
         epsilon = 0.02 * float(images.amax() - images.amin())
         moved = metrics.fgsm(loaded.model, images, epsilon=epsilon)
-        able, _ = fitting(methods, loaded, images[:1])
+        usable, _ = fitting(methods, loaded, images[:1])
         lines = []
-        for name, make in able.items():
+        for name, make in usable.items():
             explain = make(loaded.model)
             before, after = explain(images), explain(moved)
             lines.append([before[:4], after[:4]])
@@ -72,11 +72,11 @@ def adversarial(data: Data) -> Outcome:
         ground = data.shown(pictures[:4], loaded.preprocess)
         shown[loaded.name] = render.montage(
             [list(explanation.overlay(ground)) for pair in lines for explanation in pair],
-            labels=[f"{name}{suffix}" for name in able for suffix in ("", ", attacked")],
+            labels=[f"{name}{suffix}" for name in usable for suffix in ("", ", attacked")],
         )
     heads = ["network", "method", "cosine of maps", "overlap of boxes"]
-    differs = ["The paper shows examples (Fig. 5); the noise here is 2 % of the range of the input, in one step."]
-    return Outcome("Eigen-CAM under adversarial noise: likeness to the map before", heads, rows, differs, shown)
+    deviations = ["The paper shows examples (Fig. 5); the noise here is 2 % of the range of the input, in one step."]
+    return Outcome("Eigen-CAM under adversarial noise: likeness to the map before", heads, rows, deviations, shown)
 
 
 def components(data: Data) -> Outcome:

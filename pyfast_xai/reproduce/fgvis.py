@@ -73,11 +73,11 @@ def table_1(data: Data) -> Outcome:
             paper = "-" if family is None else f"{TABLE_1[family][defence == 'gradient']:.1f}"
             rows.append([loaded.name, defence, paper, percent(float(generated)), str(len(images))])
     heads = ["network", "defence", "paper", "generated", "pictures"]
-    differs = [
+    deviations = [
         "The paper takes 1000 pictures; here as many of those the network is sure of (p >= 0.995) as asked for, and at "
         "most 100 iterations of a search that stops at the class."
     ]
-    return Outcome("FGVis, Table 1: absent classes that can be generated, percent", heads, rows, differs)
+    return Outcome("FGVis, Table 1: absent classes that can be generated, percent", heads, rows, deviations)
 
 
 def table_2(data: Data) -> Outcome:
@@ -92,9 +92,9 @@ def table_2(data: Data) -> Outcome:
         "FGVis": partial(FGVis, game="deletion"),
     }
     rows: list[list[str]] = []
-    differs: list[str] = []
+    deviations: list[str] = []
     networks, metrics = ("resnet50", "vgg16"), ("deletion", "insertion")
-    for loaded, result in measured(data, networks, methods, metrics, pictures, differs, resamples=1000):
+    for loaded, result in measured(data, networks, methods, metrics, pictures, deviations, resamples=1000):
         family = _family(loaded.name, networks)
         for method in result.cost:
             paper = "-" if family is None or method not in TABLE_2 else f"{TABLE_2[method][family == 'vgg16']:.4f}"
@@ -103,11 +103,11 @@ def table_2(data: Data) -> Outcome:
             cells += [f"{result.figure(method, 'insertion').value:.4f}", f"{result.cost[method]:.0f}"]
             rows.append([loaded.name, method, paper, *cells])
     heads = ["network", "method", "paper", "deletion AUC", "95 % interval", "insertion AUC", "cost, forwards"]
-    differs.append(
+    deviations.append(
         f"{len(pictures)} pictures instead of ILSVRC's validation set; RISE has 2000 masks instead of 8000; steps of "
         "the deletion are those of RISE's evaluator, 28 of 1792 pixels."
     )
-    return Outcome("FGVis, Table 2: area under the deletion curve", heads, rows, differs)
+    return Outcome("FGVis, Table 2: area under the deletion curve", heads, rows, deviations)
 
 
 def table_3(data: Data) -> Outcome:
@@ -140,11 +140,11 @@ def color_swap(data: Data) -> Outcome:
         share = sum(every) / max(1, len(every))
         rows.append([loaded.name, str(len(every) // len(SWAPS)), percent(share), f"{lost} of {len(unchanged)}"])
     heads = ["network", "pictures that are right", "keep their label", "classes that lose 75 % of theirs"]
-    differs = [
+    deviations = [
         f"Of {len(pictures)} pictures most classes have one or two. The paper, on VGG-16 and ILSVRC's whole validation "
         "set: minivan keeps its label in 83.3 % of 21, school bus in 8.3 % of 42; 80 classes lose 75 % and more."
     ]
-    return Outcome("FGVis, section 4.3: labels kept when colours trade places, percent", heads, rows, differs)
+    return Outcome("FGVis, section 4.3: labels kept when colours trade places, percent", heads, rows, deviations)
 
 
 def _predictions(loaded: LoadedModel, data: Data, shown: Sequence[Any]) -> list[int]:

@@ -50,8 +50,8 @@ def table_1(data: Data) -> Outcome:
     pictures = data.imagenet()
     metrics = ["top1-box-error", "box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
-    differs = [f"{len(pictures)} pictures of ILSVRC's validation set instead of 50,000, and one crop of each."]
-    for loaded, result in measured(data, NETWORKS, METHODS, metrics, pictures, differs):
+    deviations = [f"{len(pictures)} pictures of ILSVRC's validation set instead of 50,000, and one crop of each."]
+    for loaded, result in measured(data, NETWORKS, METHODS, metrics, pictures, deviations):
         column = like(loaded.name, NETWORKS)
         for method in result.cost:
             paper = "-" if column is None or method not in TABLE_1 else f"{TABLE_1[method][column]:.1f}"
@@ -59,13 +59,13 @@ def table_1(data: Data) -> Outcome:
     heads = ["network", "method", "paper, top-1 box error of its family's network"]
     for metric in ("top-1 box error", "box error", "box error at the best threshold", "pointing"):
         heads += [metric, f"{metric}, small"]
-    differs += [
+    deviations += [
         "Networks are other trainings, some pruned; compare methods, not columns.",
         "Boxes of maps are cut at each explainer's default; the paper takes each method's own recommendation.",
         "The best threshold is one for all pictures of a network, with the largest segment: how good the map is "
         "whatever threshold was published. The centre's box is 80 % of each side.",
     ]
-    return Outcome("CNN-Fixations, Table I: localisation error on ILSVRC, percent", heads, rows, differs)
+    return Outcome("CNN-Fixations, Table I: localisation error on ILSVRC, percent", heads, rows, deviations)
 
 
 def table_1_boxes(data: Data) -> Outcome:
@@ -91,18 +91,18 @@ def table_2(data: Data) -> Outcome:
     pictures = [entry for entry in data.masked() if entry.shapes]
     graz = (data.root / "graz02").is_dir()
     rows: list[list[str]] = []
-    differs: list[str] = []
-    for loaded, result in measured(data, ("vgg16",), METHODS, ["eer-precision", "pxap"], pictures, differs):
+    deviations: list[str] = []
+    for loaded, result in measured(data, ("vgg16",), METHODS, ["eer-precision", "pxap"], pictures, deviations):
         for method in result.cost:
             values = [result.figure(method, metric).value for metric in ("eer-precision", "pxap")]
             rows.append([loaded.name, method, TABLE_2.get(method, "-"), *map(percent, values)])
     dataset = "Graz-02" if graz else "COCO"
-    differs.append(
+    deviations.append(
         f"{len(pictures)} pictures of {dataset}, all their objects as one, the class predicted by networks trained on "
         "ImageNet; the paper fine-tunes VGG-16 on the three classes of Graz-02 and takes the mean over them."
     )
     heads = ["network", "method", "paper, VGG-16, mean", "precision at EER", "PxAP"]
-    return Outcome("CNN-Fixations, Table II: objects as pixels, percent", heads, rows, differs)
+    return Outcome("CNN-Fixations, Table II: objects as pixels, percent", heads, rows, deviations)
 
 
 def table_3(data: Data) -> Outcome:
@@ -110,11 +110,11 @@ def table_3(data: Data) -> Outcome:
     voc = (data.root / "VOC2007").is_dir()
     pictures = [entry for entry in (data.voc() if voc else data.coco()) if len(entry.boxes)]
     kinds = sorted({str(kind) for entry in pictures for kind in entry.kinds})
-    rows, differs = [], []
+    rows, deviations = [], []
     for loaded in data.networks(("googlenet",)):
-        able, reasons = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += reasons
-        for method, make in able.items():
+        usable, reasons = fitting(METHODS, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        deviations += reasons
+        for method, make in usable.items():
             explainer, metric = make(loaded.model), metrics.SingleProposal(len(kinds))
             for entry in pictures:
                 box = explainer(data.inputs([entry], loaded.preprocess)).boxes()
@@ -125,9 +125,9 @@ def table_3(data: Data) -> Outcome:
             measured = f"{float(score.recall):.2f}/{float(score.precision):.2f}"
             rows.append([loaded.name, method, TABLE_3.get(method, "-"), measured])
     dataset = "PASCAL VOC 2007" if voc else "COCO, whose scenes are fuller,"
-    differs.append(f"{len(pictures)} pictures of {dataset} and networks trained on ImageNet, as in the paper.")
+    deviations.append(f"{len(pictures)} pictures of {dataset} and networks trained on ImageNet, as in the paper.")
     heads = ["network", "method", "paper, GoogLeNet, mean recall/precision", "measured"]
-    return Outcome("CNN-Fixations, Table III: a single proposal an image", heads, rows, differs)
+    return Outcome("CNN-Fixations, Table III: a single proposal an image", heads, rows, deviations)
 
 
 CHOICES: dict[str, Make] = {
@@ -152,14 +152,14 @@ def ablation(data: Data) -> Outcome:
     pictures = data.imagenet()
     metrics = ["box-error", "best-box-error", "pointing"]
     rows: list[list[str]] = []
-    differs: list[str] = []
-    for loaded, result in measured(data, NETWORKS, CHOICES, metrics, pictures, differs):
+    deviations: list[str] = []
+    for loaded, result in measured(data, NETWORKS, CHOICES, metrics, pictures, deviations):
         rows += [[loaded.name, name, *placed(metrics, result, name)] for name in result.cost]
     heads = ["network", "choice"]
     for metric in ("box error", "map's box error at the best threshold", "pointing"):
         heads += [metric, f"{metric}, small"]
-    differs.append(f"The paper has no such table. {len(pictures)} pictures.")
-    return Outcome("CNN-Fixations: what the open choices cost, percent", heads, rows, differs)
+    deviations.append(f"The paper has no such table. {len(pictures)} pictures.")
+    return Outcome("CNN-Fixations: what the open choices cost, percent", heads, rows, deviations)
 
 
 def layers(data: Data) -> Outcome:
@@ -208,8 +208,8 @@ def adversarial(data: Data) -> Outcome:
         captions = [before[chosen].captions(), after[chosen].captions()]
         shown[loaded.name] = render.montage(pairs, titles=captions)
     heads = ["network", "class changed", "overlap of boxes", "cosine of maps"]
-    differs = ["The paper shows examples; these are means over pictures whose class DeepFool changes."]
-    return Outcome("CNN-Fixations under DeepFool: before and after the class changes", heads, rows, differs, shown)
+    deviations = ["The paper shows examples; these are means over pictures whose class DeepFool changes."]
+    return Outcome("CNN-Fixations under DeepFool: before and after the class changes", heads, rows, deviations, shown)
 
 
 def sketches(data: Data) -> Outcome:
@@ -224,8 +224,8 @@ def sketches(data: Data) -> Outcome:
         rows = [overlays[i : i + 6] for i in range(0, len(overlays), 6)]
         titles = [[str(entry.label) for entry in pictures[i : i + 6]] for i in range(0, len(pictures), 6)]
         shown[loaded.name] = render.montage(rows, titles=titles)
-    differs = ["Networks trained on photographs; the paper's was trained on sketches."]
-    return Outcome("CNN-Fixations on sketches", [], [], differs, shown)
+    deviations = ["Networks trained on photographs; the paper's was trained on sketches."]
+    return Outcome("CNN-Fixations on sketches", [], [], deviations, shown)
 
 
 def captions(data: Data) -> Outcome:

@@ -18,24 +18,24 @@ class Outcome:
         title: what was measured.
         heads: of the columns.
         rows: cells, as text.
-        differs: what is not as in the paper: networks, data, protocol.
+        deviations: differences from the paper: networks, data, protocol.
         pictures: PIL images by name.
     """
 
     title: str
     heads: Sequence[str]
     rows: list[list[str]]
-    differs: Sequence[str] = ()
+    deviations: Sequence[str] = ()
     pictures: dict[str, Any] = field(default_factory=dict)
 
     def markdown(self) -> str:
-        """Returns the table for a document, with what differs below."""
+        """Returns the table for a document, with the deviations below."""
         lines = [self.title, ""]
         if self.rows:
             lines += [f"| {' | '.join(cells)} |" for cells in (self.heads, ["---"] * len(self.heads), *self.rows)]
             lines.append("")
-        if self.differs:
-            lines += ["Not as in the paper:", "", *(f"- {difference}" for difference in self.differs), ""]
+        if self.deviations:
+            lines += ["Not as in the paper:", "", *(f"- {difference}" for difference in self.deviations), ""]
         return "\n".join(lines)
 
     def write(self, folder: str | Path, name: str) -> list[Path]:

@@ -20,7 +20,7 @@ def measured(
     methods: Mapping[str, Make],
     metrics: Sequence[str],
     pictures: Sequence[Annotation],
-    differs: list[str],
+    deviations: list[str],
     resamples: int = 0,
 ) -> Iterator[tuple[LoadedModel, Evaluation]]:
     """Measure methods on the pictures, network by network.
@@ -35,13 +35,13 @@ def measured(
         resamples: for intervals.
     """
     for loaded in data.networks(networks):
-        able, reasons = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
-        differs += reasons
+        usable, reasons = fitting(methods, loaded, data.inputs(pictures[:1], loaded.preprocess))
+        deviations += reasons
         title = f"{loaded.name}, {', '.join(metrics)}"
         yield (
             loaded,
             evaluate(
-                *(loaded.model, pictures, loaded.preprocess, able, metrics),
+                *(loaded.model, pictures, loaded.preprocess, usable, metrics),
                 batch_size=data.batch_size,
                 device=data.device,
                 resamples=resamples,
@@ -52,15 +52,15 @@ def measured(
 
 def fitting(methods: Mapping[str, Make], loaded: LoadedModel, images: Tensor) -> tuple[dict[str, Make], list[str]]:
     """Returns the methods that can explain a network, and why others cannot."""
-    able, reasons = {}, []
+    usable, reasons = {}, []
     for name, make in methods.items():
         try:
             make(loaded.model)(images[:1])
         except InputError as error:
             reasons.append(f"{name} is left out on {loaded.name}: {error}.")
         else:
-            able[name] = make
-    return able, reasons
+            usable[name] = make
+    return usable, reasons
 
 
 def placed(metrics: Sequence[str], result: Evaluation, method: str) -> list[str]:

@@ -127,7 +127,7 @@ def test_a_method_that_cannot_is_left_out_and_named(root):
     (root / "models.py").write_text(text)
     outcome = fixations.table_1(Data(root, count=2, names=("squeezenet1_1",)))
     assert "CAM" not in {row[1] for row in outcome.rows}
-    assert any(told.startswith("CAM is left out on squeezenet1_1: ") for told in outcome.differs)
+    assert any(told.startswith("CAM is left out on squeezenet1_1: ") for told in outcome.deviations)
 
 
 def test_published_boxes(root):
@@ -260,7 +260,7 @@ def test_clear_on_digits(tmp_path, monkeypatch):
     assert len({row[3] for row in outcome.rows[1:]}) == 1
     assert all(0 <= float(value) <= 100 for row in outcome.rows[1:] for value in row[3:])
     assert "maps" in outcome.pictures
-    assert any("320 digits" in told for told in outcome.differs)
+    assert any("320 digits" in told for told in outcome.deviations)
 
 
 def test_training_learns():

@@ -47,8 +47,13 @@ def infidelity_perturb_func_decorator(multiply_by_inputs: bool = True) -> Callab
             moves = tuple(tensor - other for tensor, other in zip(tensors, changed, strict=True))
             if not multiply_by_inputs:
                 return moves, changed
-            ways = [tensor - base for tensor, base in zip(tensors, baselines_for(baselines, tensors), strict=True)]
-            shares = (move / torch.where(way == 0, 1, way) for move, way in zip(moves, ways, strict=True))
+            differences = [
+                tensor - base for tensor, base in zip(tensors, baselines_for(baselines, tensors), strict=True)
+            ]
+            shares = (
+                move / torch.where(difference == 0, 1, difference)
+                for move, difference in zip(moves, differences, strict=True)
+            )
             return tuple(shares), changed
 
         return perturb
@@ -118,8 +123,8 @@ def infidelity(
             spread = tuple(tensor.repeat_interleave(count, 0) for tensor in tensors)
             shown: list[Any] = [_one_or_all(spread)]
             if grounds is not None:
-                ways = zip(grounds, tensors, strict=True)
-                shown.append(_one_or_all(tuple(_spread_baseline(base, tensor, count) for base, tensor in ways)))
+                base_pairs = zip(grounds, tensors, strict=True)
+                shown.append(_one_or_all(tuple(_spread_baseline(base, tensor, count) for base, tensor in base_pairs)))
             moves, changed = (as_tuple(part) for part in perturb_func(*shown))
             _check_perturbed(tensors, moves, changed)
             copies = repeated_further(args, count, each=True)

@@ -36,7 +36,7 @@ from pyfast_xai.tape.module_hooks import following, unwrap
 Selector = int | tuple[int | slice, ...] | Callable[..., Tensor]
 
 
-class _Found(BaseException):
+class _LayerReached(BaseException):
     """Leaves the forward at the layer; not an Exception, so that no model catches it by accident."""
 
 
@@ -71,7 +71,7 @@ class Neuron(nn.Module):
         def look(module: nn.Module, tensors: Any) -> None:
             if module is self._layer[0]:
                 outputs.append(tensors)
-                raise _Found
+                raise _LayerReached
 
         def ignore(module: nn.Module, tensors: Any) -> None:
             pass
@@ -79,7 +79,7 @@ class Neuron(nn.Module):
         try:
             with following(look if self._at_input else ignore, ignore if self._at_input else look):
                 self._function[0](*args)
-        except _Found:
+        except _LayerReached:
             pass
         if not outputs:
             refuse(f"layer must run in the forward pass, got {type(self._layer[0]).__name__}, which did not")

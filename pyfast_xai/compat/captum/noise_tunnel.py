@@ -83,7 +83,7 @@ class NoiseTunnel(Attribution):
         spread = stdevs if isinstance(stdevs, tuple) else (stdevs,) * len(tensors)
         if len(spread) != len(tensors) or not all(isinstance(one, (int, float)) for one in spread):
             refuse(f"stdevs must be a number, or one for each of {len(tensors)} inputs, got {stdevs!r}")
-        wants_delta = bool(kwargs.get("return_convergence_delta")) and self.has_convergence_delta()
+        returns_delta = bool(kwargs.get("return_convergence_delta")) and self.has_convergence_delta()
         at_once = min(nt_samples_batch_size or nt_samples, nt_samples)
         sums: list[Tensor] = []
         squares: list[Tensor] = []
@@ -96,7 +96,7 @@ class NoiseTunnel(Attribution):
                 settings = _expanded(kwargs, tensors, times, draw_baseline_from_distrib)
                 noisy = tuple(_noisy(tensor, one, times) for tensor, one in zip(tensors, spread, strict=True))
                 answer = self.attribution_method.attribute(noisy if in_tuple else noisy[0], **settings)
-                if wants_delta:
+                if returns_delta:
                     answer, delta = answer
                     deltas.append(delta)
                 is_tuple = isinstance(answer, tuple)
@@ -110,7 +110,7 @@ class NoiseTunnel(Attribution):
                     for mean, square in zip(means, squares, strict=True)
                 ]
         result = tuple(means) if is_tuple else means[0]
-        return (result, torch.cat(deltas)) if wants_delta else result
+        return (result, torch.cat(deltas)) if returns_delta else result
 
 
 def _added(totals: list[Tensor], more: list[Tensor]) -> list[Tensor]:

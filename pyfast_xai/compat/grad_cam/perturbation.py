@@ -210,8 +210,8 @@ def record_from(model: nn.Module, images: Tensor, layer: nn.Module) -> tuple[Tap
     if path not in ahead.modules:
         raise InputError(f"target_layers must run in the forward pass, got {type(layer).__name__}, which did not")
     value = ahead.modules[path][-1][0]
-    maker = ahead.producer(value)
-    if maker is None:
+    producer = ahead.producer(value)
+    if producer is None:
         raise InputError("target_layers must compute something, got one that returns the images")
-    tape = record(model, images, policy=KeepSuffix(maker.name, maker.outputs.index(value)))
+    tape = record(model, images, policy=KeepSuffix(producer.name, producer.outputs.index(value)))
     return tape, tape.modules[path][-1][0]

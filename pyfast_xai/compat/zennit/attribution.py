@@ -197,12 +197,12 @@ class IntegratedGradients(Gradient):
     def forward(self, input: Tensor, attr_output_fn: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Returns the output and the attribution."""
         input = input.detach()
-        way = input - self.baseline_fn(input)
+        difference = input - self.baseline_fn(input)
         total: Any = 0.0
         for alpha in torch.linspace(1.0 / self.n_iter, 1.0, self.n_iter).tolist():
-            output, gradient = self.grad(input - (1 - alpha) * way, attr_output_fn)
+            output, gradient = self.grad(input - (1 - alpha) * difference, attr_output_fn)
             total = total + gradient / self.n_iter
-        return output, total * way
+        return output, total * difference
 
 
 class Occlusion(Attributor):

@@ -120,13 +120,13 @@ def _attending(tape: Tape) -> list[Node]:
 
     def is_multiplied(value: Value) -> bool:
         """Returns whether probabilities weigh other activations in a product."""
-        waiting = [value]
-        while waiting:
-            for node in readers[waiting.pop()]:
+        stack = [value]
+        while stack:
+            for node in readers[stack.pop()]:
                 if len(node.inputs) > 1 and (key(node.op) in PRODUCTS or key(node.op) == "aten::einsum"):
                     return True
                 if key(node.op).split("::")[1] in _MOVES:
-                    waiting += [output for output in node.outputs if output is not None]
+                    stack += [output for output in node.outputs if output is not None]
         return False
 
     spelled_out = (node for node in tape if _WEIGHTS in node.saved)

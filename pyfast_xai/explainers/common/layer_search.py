@@ -184,15 +184,15 @@ class LayerSearch:
         maps = {end for end, layout in layouts.items() if layout is not None and layout.grid < size}
         scored = {False: self._scored(rectified=False), True: self._scored(rectified=True)}
         scores: set[Value] = set()
-        waiting = [end for end in self._ends if end in scored[end not in maps]]
-        while waiting:
-            value = waiting.pop()
+        stack = [end for end in self._ends if end in scored[end not in maps]]
+        while stack:
+            value = stack.pop()
             if value in scores:
                 continue
             scores.add(value)
             node = self._tape.producer(value)
             if node is not None and not _has_weights(node):
-                waiting += [source for source in node.inputs if source in self._axes]
+                stack += [source for source in node.inputs if source in self._axes]
         return scores | {end for end in self._ends if end not in maps}
 
     def _scored(self, *, rectified: bool) -> set[Value]:
