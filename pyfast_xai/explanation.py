@@ -178,7 +178,7 @@ class Explanation:
 
         Args:
             axis: across which to cut: "z" for the first of `[D, H, W]` (depth, or the frames of a clip), "y" or "x".
-            index: of the slice; None for the slice of each row that holds most of the heat map.
+            index: index of the slice; None for the slice of each row that holds most of the heat map.
 
         Returns:
             An explanation with heat maps `[N, H, W]`, without a signed map.
@@ -364,7 +364,7 @@ class Explanation:
         """Returns what the colours and marks of `overlay` stand for, as `render.montage` draws it.
 
         Args:
-            colormap: of the overlay.
+            colormap: colormap of the overlay.
             signed: whether the overlay is signed.
         """
         low, high = ("speaks against", "speaks for the target") if signed else ("cold", "hot: matters most")
@@ -404,7 +404,7 @@ class Explanation:
         Args:
             images: `[N, C, H', W']` to draw on; None for those that were explained.
             columns: pictures side by side.
-            title: of the sheet; None for the name of the method.
+            title: title of the sheet; None for the name of the method.
             labels: names of the classes; None for those of the explanation.
             colormap: see `overlay`.
             alpha: see `overlay`.
@@ -471,7 +471,7 @@ class Explanation:
         return boxes.detach().float().cpu()
 
     def save(self, folder: str | Path, names: list[str] | None = None) -> list[Path]:
-        """Write one overlay PNG an image and `<method>.json` with targets, scores, boxes and points.
+        """Writes one overlay PNG an image and `<method>.json` with targets, scores, boxes and points.
 
         Args:
             folder: made if it is not there.

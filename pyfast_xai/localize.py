@@ -22,7 +22,7 @@ CHUNK = 1 << 21  # spans looked up at once
 def remove_outliers(
     points: Sequence[Tensor], size: tuple[int, int], radius: float = 0.10, share: float = 0.05
 ) -> list[Tensor]:
-    """Keep the points that have enough others around them (CNN-Fixations, section IV-A).
+    """Keeps the points that have enough others around them (CNN-Fixations, section IV-A).
 
     A point stays if more than `share` of all points of its image, itself included, lie nearer than `radius`. Points
     that coincide count as often as they occur.
@@ -31,10 +31,10 @@ def remove_outliers(
     in the number of points.
 
     Args:
-        points: of each image, int64 `[P, 2]` as (y, x) pixels within it.
+        points: points of each image, int64 `[P, 2]` as (y, x) pixels within it.
         size: (H, W) of the images, in pixels.
-        radius: of the neighbourhood, as a share of the image diagonal.
-        share: of the points that must lie in it.
+        radius: radius of the neighbourhood, as a share of the image diagonal.
+        share: share of the points that must lie in it.
 
     Returns:
         The points kept of each image, in their order.
@@ -72,7 +72,7 @@ def hull(points: Sequence[Tensor]) -> Tensor:
     """Returns the smallest box around the points of each image.
 
     Args:
-        points: of each image, `[P, 2]` as (y, x) pixels.
+        points: points of each image, `[P, 2]` as (y, x) pixels.
 
     Returns:
         Boxes `[N, 4]`, float32, on the device of the points; a row of NaN where an image has no points.
@@ -214,7 +214,7 @@ def mass_box(heatmap: Tensor, cut: float = 0.05, power: float = 1.0) -> Tensor:
     Args:
         heatmap: `[N, H, W]`; what is negative has no mass.
         cut: share of the mass that may lie beyond each side, from 0 up to and without 0.5.
-        power: of the map; a larger one heeds the hottest pixels more.
+        power: power of the map; a larger one heeds the hottest pixels more.
 
     Returns:
         Boxes `[N, 4]`, float32, on the device of the map; a row of NaN for a map that is not finite, constant, or
@@ -269,7 +269,7 @@ class BoxRule(abc.ABC):
 
         Args:
             heatmap: `[N, H, W]`.
-            points: of each map, `[P, 2]` as (y, x) pixels; None where the method has none.
+            points: points of each map, `[P, 2]` as (y, x) pixels; None where the method has none.
         """
 
     def __str__(self) -> str:
@@ -311,7 +311,7 @@ class Mass(BoxRule):
 
     Args:
         cut: share of the mass that may lie beyond each side, from 0 up to and without 0.5.
-        power: of the map, larger than 0.
+        power: power of the map, larger than 0.
 
     Raises:
         InputError: a share or a power out of range.

@@ -409,8 +409,8 @@ def legend(names: Sequence[str], colors: Sequence[Color], side: int = 192) -> An
     """Draws names beside patches of their colours, one below the other, as a PIL image `side` pixels wide.
 
     Args:
-        names: of the classes.
-        colors: of each.
+        names: names of the classes.
+        colors: color of each.
         side: width in pixels; names are cut to it.
 
     Example:
@@ -446,7 +446,7 @@ class Key:
 
     Attributes:
         text: what the mark stands for; of a colour map, what its highest end stands for.
-        color: of a mark.
+        color: color of a mark.
         mark: "box", "dot", or "none" for the text alone.
         colormap: one of `COLORMAPS` in place of a colour.
         low: what the lowest end of the colour map stands for.
@@ -525,7 +525,7 @@ def draw_points(images: Tensor, points: Sequence[Tensor], color: Color = WHITE, 
 
     Args:
         images: `[N, 3, H, W]` in 0..1.
-        points: of each image, `[P, 2]` as (y, x) pixels.
+        points: points of each image, `[P, 2]` as (y, x) pixels.
         color: red, green, blue in 0..1.
         radius: in pixels; None takes 1 % of the shorter side, less where there are more than 200 points.
 
@@ -559,7 +559,7 @@ def draw_boxes(images: Tensor, boxes: Tensor, color: Color = YELLOW, width: floa
         images: `[N, 3, H, W]` in 0..1.
         boxes: `[N, 4]` as (x1, y1, x2, y2), one an image; a row of NaN draws nothing.
         color: red, green, blue in 0..1.
-        width: of the line, in pixels; None takes 0.8 % of the shorter side.
+        width: width of the line, in pixels; None takes 0.8 % of the shorter side.
 
     Example:
         >>> import torch
@@ -645,11 +645,11 @@ def montage(
 
     Args:
         rows: images `[3, H, W]` in 0..1, row by row; each is fitted into a square cell.
-        labels: of the rows, written to their left.
-        titles: of the images, written above them, row by row; the last rows may have none.
-        side: of a cell, in pixels.
-        heading: of the sheet, in a line of its own.
-        legends: of the images, PIL images put below them as they are, row by row; the last rows may have none.
+        labels: labels of the rows, written to their left.
+        titles: titles of the images, written above them, row by row; the last rows may have none.
+        side: side of a cell, in pixels.
+        heading: heading of the sheet, in a line of its own.
+        legends: legends of the images, PIL images put below them as they are, row by row; the last rows may have none.
         keys: what the marks and colours stand for, in the last lines.
 
     Returns:

@@ -109,7 +109,7 @@ class Kind:
 
         Args:
             run: records, and reads what was recorded.
-            args: of the call.
+            args: arguments of the call.
         """
         if self._pinned is not None:
             return run()

@@ -48,7 +48,7 @@ class Called(nn.Module):
 
         Args:
             *tensors: the tensors among its arguments, each once: one that comes twice has the sum of both gradients.
-            places: of each argument, which of the tensors it is; None for one that is no tensor.
+            places: the index of each argument among the tensors; None for one that is no tensor.
             others: the arguments, None for those that are tensors.
         """
         args = [other if place is None else tensors[place] for place, other in zip(places, others, strict=True)]

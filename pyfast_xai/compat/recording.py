@@ -34,13 +34,13 @@ class Recording:
     """A forward pass that can be walked back.
 
     Attributes:
-        tape: of the pass.
+        tape: tape of the pass.
         policy: the one it was recorded with.
         rules: what that policy saves for.
         inputs: the values of the arguments, None for those that are no tensors.
-        layers: of each layer, the values that it returned (or was given) in its last call.
+        layers: the values that each layer returned (or was given) in its last call.
         activations: their numbers, before anything wrote to them.
-        names: of each layer, the keys of what it returned in a dict.
+        names: the keys of each layer that returned a dict.
     """
 
     tape: Tape
@@ -67,7 +67,7 @@ class Recording:
         """Returns the gradients of a sum of scores, each of the shape of its value; zeros if it does not affect them.
 
         Args:
-            score: of what was returned; a tensor of any shape, which is summed.
+            score: computes the score from the result; a tensor of any shape, which is summed.
             to: values to arrive at.
             reading: to walk with instead of the one it was recorded with; must need no more.
             retain: keep what was saved, so that it can be walked again.
@@ -136,7 +136,7 @@ def record_call(
     stop: bool = False,
     kind: Kind | None = None,
 ) -> Recording:
-    """Record `function(*args)`.
+    """Records `function(*args)`.
 
     Nothing is changed: not the model, its hooks and flags, the arguments or the random numbers, also not on an
     exception.
@@ -150,7 +150,7 @@ def record_call(
         at_input: keep what the layers are given instead.
         to_inputs: save what a walk to the inputs needs; False for what lies above the layers.
         stop: go no further than the layers; nothing is returned then, and nothing can be walked.
-        kind: of calls that may be replayed, of the same function, layers and settings; None to record.
+        kind: kind of calls that may be replayed, of the same function, layers and settings; None to record.
 
     Raises:
         InputError: no tensor among the arguments, or a layer that did not run.
@@ -228,7 +228,7 @@ def read_call(
         layers: see `record_call`.
         at_input: see `record_call`.
         stop: see `record_call`.
-        **settings: of `record_call`.
+        **settings: settings of `record_call`.
     """
     kind = replays.kind(function, [unwrap(layer) for layer in layers], at_input, stop)
 

@@ -24,9 +24,9 @@ class Annotation:
     """The annotation of one picture.
 
     Attributes:
-        path: of the picture.
+        path: path of the picture.
         label: its class: an index, or a name; None where it has none or several.
-        boxes: of its objects, float32 `[B, 4]` as (x1, y1, x2, y2), inclusive pixels of the file.
+        boxes: boxes of its objects, float32 `[B, 4]` as (x1, y1, x2, y2), inclusive pixels of the file.
         kinds: class of each object.
         shapes: outlines of its objects; empty where there are none.
     """

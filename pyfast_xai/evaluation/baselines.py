@@ -34,7 +34,7 @@ class Noise(Explainer):
 
     Args:
         model: not looked at.
-        seed: of the numbers, which are the same for every image.
+        seed: seed of the numbers, which are the same for every image.
     """
 
     method = "noise"

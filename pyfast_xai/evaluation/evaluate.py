@@ -45,7 +45,7 @@ def evaluate(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
-    """Measure explainers on annotated pictures.
+    """Measures explainers on annotated pictures.
 
     Every method explains the same images and the same classes. Boxes and peaks are compared in pixels of the picture,
     masks and what is asked of the model in those of its input. Pictures whose largest object covers under a quarter of
@@ -53,16 +53,17 @@ def evaluate(
 
     Args:
         model: in evaluation mode, on `device`.
-        annotations: of the pictures; a picture that cannot be read is listed in `Evaluation.errors` and left out.
+        annotations: annotations of the pictures; a picture that cannot be read is listed in `Evaluation.errors` and
+            left out.
         preprocess: makes the model's input from a picture.
         methods: names of `METHODS`, or functions that make an explainer for a model, by the name shown.
         metrics: names of `METRICS`.
         target: explain the class the model predicts, or the one that is annotated.
         labels: names of the model's outputs, for annotations that have names.
         batch_size: images at a time.
-        device: of the model.
-        resamples: of the pictures, for the intervals.
-        seed: of the resampling.
+        device: device of the model.
+        resamples: number of resamples of the pictures, for the intervals.
+        seed: seed of the resampling.
         progress: called with a `Progress` after each method on each batch; a picture counts once for each method.
 
     Returns:

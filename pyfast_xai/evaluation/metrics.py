@@ -26,7 +26,7 @@ class Part:
     """Some pictures with their explanations.
 
     Attributes:
-        model: that was explained.
+        model: the model that was explained.
         make: makes the explainer for a model.
         explainer: the explainer of the pictures.
         explanation: its explanation, a row a picture.

@@ -19,13 +19,13 @@ class Figure:
     """A figure of one method, metric and subset of pictures.
 
     Attributes:
-        method: that was measured.
+        method: the method that was measured.
         metric: its name in `METRICS`.
         subset: "all" pictures, or the "small" ones, whose largest object covers under a quarter.
         value: the figure; shares are 0..1.
         low: lower end of the 95 % interval over pictures.
         high: upper end.
-        pictures: that counted.
+        pictures: the pictures that counted.
     """
 
     method: str
@@ -46,7 +46,7 @@ def interval(
         rows: numbers of each picture, float64 `[N, ...]`.
         reduce: from sums `[R, ...]` over `[R]` pictures to R figures.
         resamples: how often N pictures are drawn, with replacement; 0 for no interval.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         The figure and both ends; NaN without pictures, or without resamples.
@@ -71,12 +71,12 @@ class Evaluation:
 
     Attributes:
         figures: one for each method, metric and subset.
-        cost: of each method, in forward passes of the model on the same images, median over batches.
-        pictures: that were measured.
+        cost: cost of each method, in forward passes of the model on the same images, median over batches.
+        pictures: the pictures that were measured.
         small: how many of them have small objects only.
         errors: pictures that could not be read, and why.
-        threads: of torch.
-        device: of the model.
+        threads: number of threads of torch.
+        device: device of the model.
     """
 
     figures: list[Figure]
@@ -99,7 +99,7 @@ class Evaluation:
         raise InputError(f"figure must be one that was measured, got {metric!r} of {method!r} on {subset!r}")
 
     def columns(self) -> list[tuple[str, str]]:
-        """Measure and subset of each column of the table: small objects where places are compared."""
+        """Returns the metric and subset of each column of the table: small objects where places are compared."""
         return list(
             dict.fromkeys(
                 (figure.metric, figure.subset)

@@ -105,7 +105,7 @@ class KPCACAM(_ActivationCAM):
         model: in evaluation mode.
         layer: see `FEM`.
         kernel: "sigmoid", "rbf", "poly", "cosine" or "linear".
-        gamma: of the kernel; None for one divided by the number of channels.
+        gamma: gamma of the kernel; None for one divided by the number of channels.
         **settings: those of `LayerExplainer`.
 
     Raises:
@@ -148,7 +148,7 @@ class RandomCAM(_ActivationCAM):
     Args:
         model: in evaluation mode.
         layer: see `FEM`.
-        seed: of the weights; the process's own random numbers are not touched.
+        seed: seed of the weights; the process's own random numbers are not touched.
         **settings: those of `LayerExplainer`.
 
     Raises:

@@ -77,7 +77,7 @@ class Saliency(GradientShaped):
 
     Args:
         model: in evaluation mode.
-        reduction: how the heat map is made of the channels: "max", largest magnitude, as in the paper; "mean"
+        reduction: makes the heat map from the channels: "max", largest magnitude, as in the paper; "mean"
             magnitude; "norm", Euclidean; "sum", signed, of which the positive part is shown.
         **settings: those of `Explainer`.
 
@@ -100,7 +100,7 @@ class DeconvNet(GradientShaped):
 
     Args:
         model: in evaluation mode.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`.
 
     Example:
@@ -124,7 +124,7 @@ class GuidedBackprop(GradientShaped):
 
     Args:
         model: in evaluation mode.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`.
 
     Example:
@@ -145,7 +145,7 @@ class InputXGradient(GradientShaped):
 
     Args:
         model: in evaluation mode.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`.
 
     Example:
@@ -180,8 +180,8 @@ class SmoothGrad(GradientShaped):
         n_samples: noisy copies of each image.
         noise: standard deviation, as a share of the image's range.
         squared: average squares, as in the VarGrad family.
-        seed: of the noise; the process's own random numbers are not touched.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        seed: seed of the noise; the process's own random numbers are not touched.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`.
 
     Example:

@@ -184,7 +184,7 @@ class GradCAM(LayerExplainer):
         """Returns the weight of each channel.
 
         Args:
-            gradient: of the score, `[K, N, h, w, C]`.
+            gradient: gradient of the score, `[K, N, h, w, C]`.
             activation: `[N, h, w, C]`.
 
         Returns:
@@ -450,7 +450,7 @@ class GuidedGradCAM(GradCAM):
         layer: of Grad-CAM, see there.
         interpolation: how its map is brought to the size of the image: "bilinear" as in the paper, or "nearest" as in
             Captum.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `GradCAM`.
 
     Raises:

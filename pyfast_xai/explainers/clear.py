@@ -212,7 +212,7 @@ class CLEAR(Explainer):
         """Returns the tape, and the largest response, its class, and the responses of the targets.
 
         Args:
-            start: of targets on a tape.
+            start: returns the targets on a tape.
             images: `[N, C, H, W]`.
             competing: the classes that compete, where they are named.
             sure: the targets compete.
@@ -273,7 +273,7 @@ class CLEAR(Explainer):
             return torch.cat(maps).transpose(0, 1).contiguous()
 
     def _record(self, images: Tensor, args: Any, kwargs: Any) -> "_Source":
-        """Run the model and find out where back projections start."""
+        """Runs the model and finds where back projections start."""
         overlay = {**VARIANTS[self.variant], **UNPOOLING[self.unpooling]}
         policy = _Reading(overlay, self._pool, self.warned)
         tape = self.record(images, *args, policy=policy, **kwargs)
@@ -375,12 +375,12 @@ class _Source:
     """A recorded forward and where back projections start.
 
     Attributes:
-        tape: of the forward.
+        tape: tape of the forward.
         reading: the one it was recorded with.
         logits: the outputs `[N, classes]`.
         value: where projections start, `[N, classes, ...]` or, with a weight, `[N, C, ...]`.
-        activations: of the classes, `[N, classes, ...]`.
-        weight: of the linear layer between the two, `[classes, C]`.
+        activations: activations of the classes, `[N, classes, ...]`.
+        weight: weight of the linear layer between the two, `[classes, C]`.
     """
 
     tape: Tape
@@ -419,7 +419,7 @@ def class_maps(tape: Tape) -> PooledHead | None:
     too (Zhou et al., 2016).
 
     Args:
-        tape: of a whole forward pass.
+        tape: tape of a whole forward pass.
     """
     head = classifier_head(tape)
     return None if head is None or head.channels != 1 else head

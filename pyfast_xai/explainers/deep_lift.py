@@ -31,7 +31,7 @@ class DeepLift(GradientShaped):
         model: in evaluation mode.
         baseline: a number (0 is the mean colour of normalised images) or a tensor that broadcasts to the images; one
             for all of them runs through the model as one row, where the model allows it.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`; of a function as target the gradient is taken.
 
     Raises:
@@ -104,7 +104,7 @@ class DeepLiftShap(DeepLift):
     Args:
         model: in evaluation mode.
         baselines: `[B, C, H, W]`, images to compare with.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`.
 
     Raises:
@@ -148,8 +148,8 @@ class GradientShap(GradientShaped):
         baselines: `[B, C, H, W]`, images to compare with; None for zeros.
         n_samples: random places.
         noise: standard deviation of what is added to the images.
-        seed: of the random numbers; those of the process are not touched.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        seed: seed of the random numbers; those of the process are not touched.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`.
 
     Raises:

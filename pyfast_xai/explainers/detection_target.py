@@ -32,7 +32,8 @@ class DetectionTarget(TargetByImage):
     Args:
         boxes: corners (x0, y0, x1, y1) in pixels of the images: `[N, 4]`, or `[4]` for all images.
         classes: `[N]` indices, or one for all images, as the detector counts them.
-        probabilities: of the classes in each box, `[N, C]`, which D-RISE compares; None where each is certain.
+        probabilities: probabilities of the classes in each box, `[N, C]`, which D-RISE compares; None where each is
+            certain.
         size: height and width of the images in pixels; needed for detectors whose boxes are shares of them (DETR).
         activation: what makes probabilities of "logits" beside "pred_boxes": a "softmax" with "no object" as the last
             class (DETR, YOLOS), or a "sigmoid" (Deformable DETR, RT-DETR).

@@ -92,12 +92,12 @@ class DeepFeatureFactorization(LayerExplainer):
         model: in evaluation mode.
         layer: a module, its path or the name of an operation; "auto" takes the last map of features before they are
             pooled.
-        n_factors: how many.
+        n_factors: number of factors.
         factor: whose heat map it is, 1 for the largest.
         together: factorize the activations of all images at once, as the paper does, so that they share their factors:
             then a row depends on the other images of the call.
-        n_iterations: of the coordinate descent, at most.
-        seed: of its start; the process's own random numbers are not touched.
+        n_iterations: number of iterations of the coordinate descent, at most.
+        seed: seed of its start; the process's own random numbers are not touched.
         **settings: those of `LayerExplainer`.
 
     An explanation is a `FactorExplanation`: `factors` and `concepts` are all of them, and `composite()` draws them
@@ -161,7 +161,7 @@ class DeepFeatureFactorization(LayerExplainer):
 
         Args:
             activation: any float dtype.
-            n_factors: how many; None for the explainer's own number.
+            n_factors: number of factors; None for the explainer's own number.
 
         Raises:
             InputError: activations that are not finite.

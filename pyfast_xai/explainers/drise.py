@@ -25,10 +25,10 @@ class DRISE(RISE):
 
     Args:
         model: a detector in evaluation mode, see `DetectionTarget` for what it may return.
-        n_masks: how many.
+        n_masks: number of masks.
         cells: along each side of the grid.
         p1: probability that a cell is open.
-        seed: of the masks; the process's own random numbers are not touched.
+        seed: seed of the masks; the process's own random numbers are not touched.
         **settings: those of `Perturbation`; `score` changes nothing.
 
     The target is a `DetectionTarget`, or None for the strongest detection of each image. Without `probabilities` the

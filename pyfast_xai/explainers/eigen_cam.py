@@ -55,7 +55,7 @@ class EigenCAM(LayerExplainer):
         center: subtract the mean over positions first, as pytorch-grad-cam does; the paper does not.
         solver: "auto", "gram" or "subspace"; see `ops.leading_singular`.
         power_iterations: passes of the subspace iteration.
-        seed: of its random start.
+        seed: seed of its random start.
         **settings: those of `LayerExplainer`.
 
     Raises:
@@ -136,7 +136,7 @@ class EigenCAM(LayerExplainer):
         Args:
             activation: `[N, C, h, w]`, `[N, h, w, C]` or `[N, T, C]`, any float dtype.
             size: (H, W) of the images, to tell the layouts apart.
-            name: of the layer, for messages.
+            name: name of the layer, for messages.
 
         Returns:
             Signed maps `[N, K, h, w]`, float32 (float64 for float64), K components.
@@ -187,7 +187,7 @@ def _require_finite(name: str, non_finite: int) -> None:
 
 
 def _log_diagnostics(names: Sequence[str], diagnostics: Sequence[Tensor]) -> None:
-    """Say what is wrong with the maps of some layers: the one place that waits for a device."""
+    """Warns of inaccurate maps and refuses non-finite ones; the one place that waits for a device."""
     for name, (non_finite, residual) in zip(
         names, torch.stack([diagnostic.to(diagnostics[0]) for diagnostic in diagnostics]).tolist(), strict=True
     ):

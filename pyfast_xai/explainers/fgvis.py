@@ -63,7 +63,7 @@ class MaskExplanation(Explanation):
         reached: whether the requested score was reached, bool `[N]`.
         iterations: forward and backward passes it took, int64 `[N]`.
         sparsity: the last weight of the mask's size, float32 `[N]`.
-        game: that was played.
+        game: the game that was played.
     """
 
     mask: Tensor | None = None
@@ -119,7 +119,7 @@ class FGVis(Explainer):
             does; `lr` and `sparsity` are then in units of the mask. Without, they are the paper's own.
         patience: stop an image whose best mask has not become one percent better for as many iterations.
         blur: standard deviation of the blurred baseline, in pixels.
-        seed: of the noise baseline, which is the same for every image.
+        seed: seed of the noise baseline, which is the same for every image.
         progress: True shows a bar on stderr with the mean score, None shows one on a terminal; or a function called
             with a `Progress`, whose details are the mean "score" and the number of "images" that are still played; on
             a CUDA device every tenth iteration.
@@ -273,7 +273,7 @@ class FGVis(Explainer):
         return bounds_of(self.record(images, *args, policy=Bounding(), **kwargs))
 
     def _iterate(self, match: "_Match", bounds: Bounds | None, kind: OutputKind, args: Any, kwargs: Any) -> Tensor:
-        """Play on in place, without a number read; returns how many images are left, and the mean score."""
+        """Runs an iteration in place, without reading numbers; returns the number of images left and the mean score."""
         policy = GradientRules(warned=self.warned) if bounds is None else Clipped(bounds, self.defence, self.warned)
         gradient, probability, predicted = self._evaluate(policy, match, kind, args, kwargs)
         match.judge(self, probability, predicted)
@@ -322,14 +322,14 @@ class _Match(NamedTuple):
         target: int64 `[N]`.
         before: probability of the target on the image, `[N]`.
         distribution: whether the model returns probabilities for the image, bool `[N]`.
-        mask: that is being optimised, `[N, C, H, W]`.
+        mask: the mask that is being optimised, `[N, C, H, W]`.
         best: the best mask so far, which is returned.
         after: the probability under it, `[N]`.
         reached: whether the score was reached, `[N]`.
         iterations: played so far, `[N]`.
         sparsity: weight of the mask's size, `[N]`.
         done: whether the game is over, `[N]`; of such a row nothing changes any more.
-        size: of the smallest mask that won, `[N]`.
+        size: size of the smallest mask that won, `[N]`.
         stalled: iterations since the mask became clearly smaller, `[N]`.
     """
 
@@ -391,7 +391,7 @@ class _Match(NamedTuple):
             target[rows] = source
 
     def judge(self, rules: FGVis, probability: Tensor, predicted: Tensor) -> None:
-        """Keep the best masks, adapt the sparsity, and see which rows are done."""
+        """Keeps the best masks, adapts the sparsity, and marks the rows that are done."""
         keeps = GAMES[rules.game].keeps
         playing = ~self.done
         self.iterations.add_(playing)
@@ -422,7 +422,7 @@ class _Match(NamedTuple):
         self.done.logical_or_(self.reached & (self.stalled >= rules.patience))
 
     def step(self, rules: FGVis, gradient: Tensor) -> None:
-        """Descend, and stay within 0..1."""
+        """Takes a step of gradient descent, within 0..1."""
         if rules.normalize:
             largest = gradient.abs().amax((1, 2, 3), keepdim=True)
             gradient = gradient / torch.where(largest > 0, largest, 1)

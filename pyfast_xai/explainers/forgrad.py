@@ -26,7 +26,7 @@ class FORGrad(GradientShaped):
         base: whose heat map is filtered: "saliency", "deconvnet" or "guided-backprop".
         cutoff: the highest frequency that stays, in waves over the width (or the height) of the image; 15 is what the
             paper recommends at 224 x 224.
-        reduction: how the heat map is made of the channels, before the filter; see `Saliency`.
+        reduction: makes the heat map from the channels, before the filter; see `Saliency`.
         **settings: those of `Explainer`.
 
     Raises:

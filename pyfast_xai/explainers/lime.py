@@ -18,8 +18,8 @@ class LIME(FeaturePerturbation):
 
     Args:
         model: in evaluation mode.
-        n_samples: how many, the first of which is the image itself.
-        kernel_width: of the exponential kernel on the cosine distance to the image.
+        n_samples: number of samples, the first of which is the image itself.
+        kernel_width: width of the exponential kernel on the cosine distance to the image.
         alpha: penalty on the squares of the weights; the intercept has none.
         **settings: those of `FeaturePerturbation`; by default features are superpixels by quickshift, and absent ones
             have their own mean colour.
@@ -79,7 +79,7 @@ def ridge_regression(features: Tensor, answers: Tensor, weights: Tensor, alpha: 
     Args:
         features: float64 `[S, F]`; an intercept is added, which has no penalty.
         answers: float64 `[S, K]`, each with a regression of its own.
-        weights: of the samples, `[S]`.
+        weights: weights of the samples, `[S]`.
         alpha: penalty on the squares of the weights.
     """
     features = torch.cat([features, torch.ones_like(features[:, :1])], 1)

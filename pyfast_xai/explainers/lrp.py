@@ -30,7 +30,7 @@ class LRP(GradientShaped):
         model: in evaluation mode.
         composite: a `Composite`, or the name of one: "epsilon", "epsilon-plus", "epsilon-plus-flat",
             "epsilon-alpha2-beta1", "epsilon-alpha2-beta1-flat" or, for transformers, "gamma-attention".
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`. A floating-point target is the relevance of the output to start from; of a
             function the start is its gradient times the output.
 

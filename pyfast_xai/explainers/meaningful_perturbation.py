@@ -38,7 +38,7 @@ class MeaningfulPerturbation(Perturbation):
 
     Args:
         model: in evaluation mode.
-        n_iterations: of Adam.
+        n_iterations: number of iterations of Adam.
         lr: its step.
         l1: weight of the sum of 1 - m over the grid.
         tv: weight of the total variation of m over the grid.
@@ -52,7 +52,7 @@ class MeaningfulPerturbation(Perturbation):
         baseline: the null image: "blur"; "mean", the mean colour of each image; a number (0 is the mean colour of
             normalised images); or a tensor that broadcasts to the images.
         blur: standard deviation of the blurred null image, in pixels.
-        seed: of jitter, noise and random starts; the process's own random numbers are not touched.
+        seed: seed of jitter, noise and random starts; the process's own random numbers are not touched.
         **settings: those of `Perturbation`.
 
     An explanation is that of a deletion game of `FGVis`, with a mask `[N, 1, H, W]` for all colours: `heatmap` is
@@ -231,7 +231,7 @@ class _Job:
     Args:
         images: `[R, C, H, W]`.
         null: likewise.
-        rows: which of the images each is, int64 `[R]`.
+        rows: index of the image of each, int64 `[R]`.
         targets: which of its targets, int64 `[R]`.
     """
 

@@ -24,7 +24,7 @@ class PathMethod(GradientShaped):
 
     Args:
         model: in evaluation mode.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`; places on the way go through the model `batch_size` at a time, 16 by default.
             Where the target is a function, which may depend on the number of rows, one place of each image does.
     """
@@ -81,7 +81,7 @@ class IntegratedGradients(PathMethod):
         n_steps: places on the way.
         baseline: where the way starts: a number (0 is the mean colour of normalised images) or a tensor that
             broadcasts to the images.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`; see `PathMethod` for `batch_size`.
 
     Example:
@@ -128,7 +128,7 @@ class BlurIG(PathMethod):
         model: in evaluation mode.
         n_steps: places on the way.
         max_sigma: standard deviation of the blur at its start, in pixels.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`; see `PathMethod` for `batch_size`.
 
     Example:
@@ -218,7 +218,7 @@ class GuidedIG(PathMethod):
         fraction: the share of the pixels and colours that moves at once.
         max_distance: how far from the straight line a pixel may be, as a share of its way; 0 gives integrated
             gradients, 1 leaves the way free.
-        reduction: how the heat map is made of the channels, see `Saliency`.
+        reduction: makes the heat map from the channels, see `Saliency`.
         **settings: those of `Explainer`; `batch_size` images, each with all its targets, go their ways together.
 
     Raises:
@@ -282,7 +282,7 @@ class GuidedIG(PathMethod):
 
         Args:
             place: `[M, D]`.
-            end: of the way, `[M, D]`.
+            end: end of the path, `[M, D]`.
             high: upper edge of the band, `[M, D]`.
             steepness: magnitudes of the gradients, by which pixels move first, `[M, D]`.
             distance: the sum of distances to the end that is wanted, `[M]`.

@@ -24,10 +24,10 @@ class RISE(Perturbation):
 
     Args:
         model: in evaluation mode.
-        n_masks: how many; the paper takes 4000 for VGG-16 and 8000 for ResNet-50.
+        n_masks: number of masks; the paper takes 4000 for VGG-16 and 8000 for ResNet-50.
         cells: along each side of the grid.
         p1: probability that a cell is open.
-        seed: of the masks; the process's own random numbers are not touched.
+        seed: seed of the masks; the process's own random numbers are not touched.
         **settings: those of `Perturbation`.
 
     An explanation has `signed_map`, the weighted mean `[N, H, W]`, and `heatmap`, its positive part: probabilities have
@@ -102,7 +102,7 @@ class _Masks:
     Args:
         cells: s.
         p1: probability that a cell is open.
-        seed: of the draws.
+        seed: seed of the draws.
         like: `[1, C, H, W]`, of the dtype and on the device that masks are to have.
     """
 

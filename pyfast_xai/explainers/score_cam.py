@@ -138,7 +138,7 @@ class SSCAM(ScoreCAM):
         layer: see `ScoreCAM`.
         n_samples: noisy masks of each channel.
         std: standard deviation of the noise, where masks reach from 0 to 1.
-        seed: of the noise; the process's own random numbers are not touched.
+        seed: seed of the noise; the process's own random numbers are not touched.
         **settings: those of `ScoreCAM`.
 
     Raises:
@@ -186,8 +186,8 @@ class _Noise:
     """The noise of each channel in turn; it does not depend on how many channels one call takes.
 
     Args:
-        generator: of the random numbers.
-        channels: how many there are.
+        generator: generator of the random numbers.
+        channels: number of channels.
         size: (H, W) of the noise of one.
     """
 

@@ -43,9 +43,9 @@ class SESS(LayerExplainer):
 
     Args:
         model: in evaluation mode; a classifier.
-        layer: of the maps, see `GradCAM`.
+        layer: layer of the maps, see `GradCAM`.
         base: the method whose maps they are, such as "grad-cam".
-        n_scales: how many, the first of which is the image as it is.
+        n_scales: number of scales, the first of which is the image as it is.
         scale_step: by how much of the window the shorter side grows from scale to scale.
         step: pixels between windows; None for the length of a window.
         drop_share: share of the windows, those of the lowest probability, that is left out.

@@ -33,7 +33,7 @@ class SmoothGradCAMPlusPlus(GradCAM):
         layer: see `GradCAM`.
         n_samples: noisy copies of each image.
         noise: standard deviation, as a share of the image's range.
-        seed: of the noise; the process's own random numbers are not touched.
+        seed: seed of the noise; the process's own random numbers are not touched.
         **settings: those of `GradCAM`.
 
     Raises:

@@ -62,7 +62,7 @@ def arcc(
         images: `[N, C, H, W]`, as the model takes them.
         heatmaps: `[N, H, W]`.
         target: None for the class with the largest output, an int for all, or one an image.
-        percentiles: of ROAD; none for ADCC.
+        percentiles: percentiles of ROAD; none for ADCC.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 

@@ -86,8 +86,9 @@ def non_sensitivity(
         attributions: `[R, H, W]` or `[R, C, H, W]`, R being N images times K targets, image by image.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         patch: side in pixels of the squares that are a feature each; with 1, and maps, the features are pixels.
-        threshold: of the sum of the magnitudes in a patch, and of the change of the score: what is below is none.
-        baseline: what pixels become, see `deletion`.
+        threshold: threshold of the sum of the magnitudes in a patch, and of the change of the score: what is below is
+            none.
+        baseline: the values that pixels get, see `deletion`.
         score: "probability" of the class, or its "logit".
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.

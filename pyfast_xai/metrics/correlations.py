@@ -49,9 +49,9 @@ def faithfulness_correlation(
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         subset: features that are removed at a time.
         runs: subsets.
-        baseline: what features become, see `deletion`.
+        baseline: the values that features get, see `deletion`.
         score: "logit" of the class, or its "probability".
-        seed: of the subsets.
+        seed: seed of the subsets.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
 
@@ -99,9 +99,9 @@ def sensitivity_n(
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         sizes: S of them: numbers of features, or, below 1, shares of all.
         runs: subsets of each size.
-        baseline: what features become, see `deletion`.
+        baseline: the values that features get, see `deletion`.
         score: "logit" of the class, or its "probability".
-        seed: of the subsets.
+        seed: seed of the subsets.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
 
@@ -153,11 +153,11 @@ def mu_fidelity(
         attributions: signed, `[R, H, W]` or `[R, C, H, W]`.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         grid: cells along each side; the nearest cell is that of a pixel.
-        share: of the cells that are removed at a time.
+        share: share of the cells that are removed at a time.
         samples: subsets of cells.
-        baseline: what pixels become, see `deletion`.
+        baseline: the values that pixels get, see `deletion`.
         score: "logit" of the class, or its "probability".
-        seed: of the subsets.
+        seed: seed of the subsets.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
 
@@ -224,7 +224,7 @@ def faithfulness_estimate(
         attributions: signed, `[R, H, W]` or `[R, C, H, W]`.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         step: features that are removed together; None for a 28th of all, so that it costs 28 forwards.
-        baseline: what features become, see `deletion`.
+        baseline: the values that features get, see `deletion`.
         score: "logit" of the class, or its "probability".
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
@@ -323,7 +323,7 @@ def monotonicity_correlation(
         step: features that are drawn together, in the order of their attributions; None for a 28th of all.
         samples: draws of each feature; they cost `28 * samples` forwards.
         score: "probability" of the class, or its "logit".
-        seed: of the draws, which are the same for each image.
+        seed: seed of the draws, which are the same for each image.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
 
@@ -357,13 +357,13 @@ class _Steps:
     """Features that are taken together, in the order of their attributions.
 
     Args:
-        removal: of the features.
+        removal: removal of the features.
         step: features of a group.
         ascending: whether the least attribution comes first.
 
     Attributes:
         count: S, the groups of a row.
-        sums: of the attributions of each group, `[R, S]`.
+        sums: sums of the attributions of each group, `[R, S]`.
     """
 
     def __init__(self, removal: Removal, step: int | None, *, ascending: bool = False) -> None:

@@ -68,8 +68,8 @@ def deletion(
             order is the hotter one. Of attributions `[R, C, H, W]` every number changes by itself.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         step: pixels that change at a time, in all channels; None for a 28th of them, RISE's 1792 of 224 x 224.
-        baseline: what pixels become: "zero", "mean" (of each channel of the image), "blur" (a Gaussian of 11 pixels and
-            sigma 5), a tensor that broadcasts to the images, or a function of them.
+        baseline: the values that pixels get: "zero", "mean" (of each channel of the image), "blur" (a Gaussian of 11
+            pixels and sigma 5), a tensor that broadcasts to the images, or a function of them.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 
@@ -219,8 +219,8 @@ class Road(NamedTuple):
     """Change of the probability when pixels are made unremarkable.
 
     Attributes:
-        most: of the most relevant pixels, float32 `[N, P]`; the lower the better.
-        least: of the least relevant ones, float32 `[N, P]`; the higher the better.
+        most: scores without the most relevant pixels, float32 `[N, P]`; the lower the better.
+        least: scores without the least relevant ones, float32 `[N, P]`; the higher the better.
         combined: half the difference, mean over percentiles, float32 `[N]`; the higher the better.
 
     Example:
@@ -248,7 +248,7 @@ def road(
     batch_size: int = 64,
     outputs: Outputs = "auto",
 ) -> Road:
-    """Remove and debias (Rong et al., 2022): pixels are replaced by what their neighbourhood lets one expect.
+    """Computes ROAD, remove and debias (Rong et al., 2022): pixels are imputed from their neighbours.
 
     A deleted pixel betrays its place; one that is imputed by `noisy_linear_imputation` does not. Numbers are those of
     pytorch-grad-cam's ROADMostRelevantFirst, ROADLeastRelevantFirst and ROADCombined on the softmax of the class.
@@ -258,10 +258,10 @@ def road(
         images: `[N, C, H, W]`, as the model takes them.
         heatmaps: `[N, H, W]`; of equal values the first in reading order is the more relevant one.
         target: None for the class with the largest output, an int for all, or one an image.
-        percentiles: of each map, between 0 and 100; pixels at and above are removed (for `least`, as many of the
-            lowest).
+        percentiles: percentiles of each map, between 0 and 100; pixels at and above are removed (for `least`, as many
+            of the lowest).
         noise: standard deviation of what is added to imputed pixels, in units of the images.
-        seed: of that noise, which is the same for every image.
+        seed: seed of that noise, which is the same for every image.
         batch_size: images at once, for the model and the imputation.
         outputs: the kind of the model's outputs, on which scores depend, see `Explainer`.
 
@@ -341,7 +341,7 @@ def color_swap(
             whether the predicted class stays.
         swaps: for each, which channel goes where. The paper's BGR to RBG and BGR to GRB, which are the two rotations in
             any order of channels: no channel keeps its place.
-        mean: of the normalisation, one a channel, so that colours are swapped and not normalised values.
+        mean: mean of the normalisation, one a channel, so that colours are swapped and not normalised values.
         std: likewise.
         batch_size: images the model is given at once.
 

@@ -43,7 +43,7 @@ def pixel_flipping(
         attributions: `[R, H, W]` of pixels, or `[R, C, H, W]`, of which every number is a feature, as in Quantus.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         step: features that change at a time; None for a 28th of all. Quantus takes 1.
-        baseline: what features become, see `deletion`.
+        baseline: the values that features get, see `deletion`.
         score: "logit" of the class, or its "probability".
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
@@ -107,9 +107,9 @@ def region_perturbation(
         patch: side of a square patch in pixels; the paper's are 9.
         regions: how many are removed, at most all.
         order: "morf", the most relevant first; "lerf", the least relevant first; or "random".
-        baseline: what pixels become, see `deletion`; the paper draws them at random.
+        baseline: the values that pixels get, see `deletion`; the paper draws them at random.
         score: "logit" of the class, or its "probability".
-        seed: of the random order.
+        seed: seed of the random order.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
 
@@ -157,7 +157,7 @@ def selectivity(
         attributions: `[R, H, W]` or `[R, C, H, W]`; their sums over patches give the order.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         patch: side of a square patch in pixels.
-        baseline: what pixels become, see `deletion`.
+        baseline: the values that pixels get, see `deletion`.
         score: "logit" of the class, or its "probability".
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
@@ -206,7 +206,7 @@ def irof(
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
         segments: integers `[H, W]` or `[N, H, W]`, numbered from 0; a function that gives `[H, W]` for an image
             `[C, H, W]`, for example SLIC of scikit-image as in the paper; or the side of square patches in pixels.
-        baseline: what segments become, see `deletion`; the paper's is the mean colour.
+        baseline: the values that segments get, see `deletion`; the paper's is the mean colour.
         score: "probability" of the class, or its "logit".
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.

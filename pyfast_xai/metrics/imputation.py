@@ -27,9 +27,9 @@ def noisy_linear_imputation(
         images: `[N, C, H, W]`.
         missing: pixels to replace, bool `[N, H, W]`; not all of an image.
         noise: standard deviation of what is added, in units of the images.
-        seed: of that noise, which is the same for every image.
-        tolerance: of the residual, as a share of the largest magnitude in the image. Values are then right to about
-            ten times as much, which is little beside the noise.
+        seed: seed of that noise, which is the same for every image.
+        tolerance: tolerance of the residual, as a share of the largest magnitude in the image. Values are then right to
+            about ten times as much, which is little beside the noise.
 
     Raises:
         InputError: a mask of another size or dtype, or an image without a remaining pixel.

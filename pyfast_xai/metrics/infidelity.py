@@ -48,7 +48,7 @@ def infidelity(
         samples: perturbations.
         normalize: whether attributions are scaled by the factor that fits best, image by image.
         score: "logit" of the class, or its "probability".
-        seed: of the perturbations.
+        seed: seed of the perturbations.
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, on which probabilities depend, see `Explainer`.
 

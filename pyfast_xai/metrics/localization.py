@@ -150,7 +150,7 @@ class MaxBoxAcc:
         self.count = 0
 
     def update(self, heatmaps: Tensor, truth: Boxes) -> None:
-        """Add a batch.
+        """Adds a batch.
 
         Args:
             heatmaps: `[N, H, W]`; a constant map has no box and counts as wrong.
@@ -244,7 +244,7 @@ class _PixelCounts:
         self.counts = torch.zeros(2, bins + 1, dtype=torch.int64)
 
     def update(self, heatmaps: Tensor, masks: Tensor, ignore: Tensor | None = None) -> None:
-        """Add a batch.
+        """Adds a batch.
 
         Args:
             heatmaps: `[N, H, W]`, each stretched to 0..1 first; a constant one is cold everywhere.
@@ -397,7 +397,7 @@ class PointingGame:
     """Share of hits of each class, and their mean (Zhang et al., 2018).
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
         tolerance: in pixels, see `pointing_hit`.
 
     Example:
@@ -415,7 +415,7 @@ class PointingGame:
         self.misses = torch.zeros(classes, dtype=torch.int64)
 
     def update(self, points: Tensor, truth: Boxes | Tensor, labels: Tensor | None = None) -> None:
-        """Add a batch: one row for each class present in each image.
+        """Adds a batch: one row for each class present in each image.
 
         Args:
             points: (y, x) pixels, `[N, 2]`.
@@ -464,7 +464,7 @@ class SingleProposal:
     the share of the objects of a class found so (a proposal finds one at most), precision the share of proposals.
 
     Args:
-        classes: how many there are; 20 in PASCAL VOC.
+        classes: number of classes; 20 in PASCAL VOC.
         threshold: least intersection over union.
 
     Example:
@@ -482,7 +482,7 @@ class SingleProposal:
         self.hits, self.images, self.objects = (torch.zeros(classes, dtype=torch.int64) for _ in range(3))
 
     def update(self, boxes: Tensor, truth: Boxes, labels: Tensor | Sequence[Tensor]) -> None:
-        """Add a batch.
+        """Adds a batch.
 
         Args:
             boxes: one proposal an image, `[N, 4]`; a row of NaN for none.
@@ -538,12 +538,12 @@ class LesionSensitivity:
         self.images = 0
 
     def update(self, regions: Tensor, lesions: Boxes) -> None:
-        """Add a batch.
+        """Adds a batch.
 
         Args:
             regions: proposed, bool `[N, H, W]`, for example a heat map cut at a threshold.
-            lesions: of one kind; boxes in inclusive pixels, see `box_correct`, or a list of N masks, bool `[L, H, W]`.
-                Here an image may have none.
+            lesions: lesions of one kind; boxes in inclusive pixels, see `box_correct`, or a list of N masks, bool `[L,
+                H, W]`. Here an image may have none.
 
         Raises:
             InputError: another number of images, or lesions outside of the regions.
@@ -599,7 +599,7 @@ def _covered_masks(regions: Tensor, lesions: Boxes) -> Tensor:
 
 
 def _check_inside(boxes: Tensor, maps: Tensor, name: str = "truth") -> None:
-    """Refuse boxes in pixels of another size than that of the maps."""
+    """Refuses boxes in pixels of another size than that of the maps."""
     height, width = maps.shape[1:]
     limit = torch.tensor([width, height] * 2, device=boxes.device)
     # Less than a pixel outside is rounding, or an annotation that counts from one.

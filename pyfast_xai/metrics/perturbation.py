@@ -31,17 +31,17 @@ class Removal:
         images: `[N, C, H, W]`, as the model takes them.
         attributions: `[R, H, W]` or `[R, C, H, W]`.
         target: None for the class with the largest output, an int for all, N ints or `[N, K]` ints.
-        baseline: what features become, see `baseline_for`.
+        baseline: the values that features get, see `baseline_for`.
         score: "probability" of the class, or its "logit".
         batch_size: images the model is given at once.
         outputs: the kind of the model's outputs, see `Explainer`.
-        groups: of pixels that are removed together, int64 `[H, W]` or `[N, H, W]`, numbered from 0; None for every
-            feature by itself.
-        name: of the attributions, for errors.
+        groups: groups of pixels that are removed together, int64 `[H, W]` or `[N, H, W]`, numbered from 0; None for
+            every feature by itself.
+        name: name of the attributions, for errors.
 
     Attributes:
         images: `[N, C, H, W]`.
-        baseline: what features become, `[N, C, H, W]`.
+        baseline: the values that features get, `[N, C, H, W]`.
         values: sums of the attributions over each of G groups, `[R, G]`.
         sizes: features of each group, `[R, G]`; 0 for a number that an image does not use.
         before: scores of the images as they are, `[R]`.
@@ -178,7 +178,7 @@ def baseline_for(images: Tensor, baseline: Baseline, name: str = "baseline") -> 
         images: as the model takes them.
         baseline: "zero"; "mean", that of each channel of the image; "blur", see there; a tensor that broadcasts to the
             images; or a function of them.
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
 
     Raises:
         InputError: another name, or a tensor that does not fit.

@@ -57,7 +57,7 @@ class Randomization(NamedTuple):
 
     Attributes:
         layers: paths of the randomised modules, from the output down.
-        similarity: of each measure, float32 `[L, N]`. A method that shows what was learned comes near 0.
+        similarity: similarity of each measure, float32 `[L, N]`. A method that shows what was learned comes near 0.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ def parameter_randomization(
     similarities: Sequence[str] = ("rank", "ssim", "cosine"),
     seed: int = 0,
 ) -> Randomization:
-    """Do maps change when what was learned is forgotten (Adebayo et al., Sanity checks for saliency maps, 2018)?
+    """Measures whether maps change with random parameters (Adebayo et al., Sanity checks for saliency maps, 2018)?
 
     A copy of the model is randomised layer by layer from the output down, and the heat maps of the class are compared
     with those of the model itself. Layers are initialised again by their modules (`reset_parameters`); parameters
@@ -98,7 +98,7 @@ def parameter_randomization(
         layers: paths of the modules to randomise, in this order; None for all that hold parameters, in the reverse
             order of their last call.
         similarities: "rank" (Spearman), "ssim" (of maps stretched to 0..1) and "cosine".
-        seed: of the random parameters.
+        seed: seed of the random parameters.
 
     Raises:
         InputError: a model without parameters, a layer or measure that does not exist, or maps that are none.
@@ -154,7 +154,7 @@ def smooth_parameter_randomization(
         samples: maps that are averaged.
         layers: see `parameter_randomization`.
         similarities: see `parameter_randomization`.
-        seed: of the random parameters and of the noise.
+        seed: seed of the random parameters and of the noise.
 
     Raises:
         InputError: as `parameter_randomization`, or settings that do not fit.
@@ -206,8 +206,8 @@ def efficient_parameter_randomization(
         method: makes an explainer for a model, for example `Saliency`.
         images: `[N, C, H, W]`.
         target: None for the class with the largest output of the model, an int for all, or one an image.
-        bins: of the histogram, between the least and the largest value of a map.
-        seed: of the random parameters.
+        bins: number of bins of the histogram, between the least and the largest value of a map.
+        seed: seed of the random parameters.
 
     Returns:
         float32 `[N]`; the entropy itself where it was 0.
@@ -261,7 +261,7 @@ def random_logit(
         images: `[N, C, H, W]`.
         target: None for the class with the largest output, an int for all, or one an image.
         similarity: "ssim" (of maps stretched to 0..1), "rank" (Spearman) or "cosine".
-        seed: of the other class.
+        seed: seed of the other class.
 
     Returns:
         float32 `[N]`.

@@ -31,9 +31,9 @@ def max_sensitivity(
         explain: the method.
         images: `[N, C, H, W]`.
         target: an int for all, or one an image; None leaves the choice to the explainer, at each call.
-        radius: of the perturbation of each number, in units of the images.
+        radius: radius of the perturbation of each number, in units of the images.
         samples: perturbations; they are the same for all images.
-        seed: of the perturbations.
+        seed: seed of the perturbations.
 
     Returns:
         float32 `[N]`; where an attribution is zero the distance itself.
@@ -68,9 +68,9 @@ def average_sensitivity(
         explain: the method.
         images: `[N, C, H, W]`.
         target: an int for all, or one an image; None leaves the choice to the explainer, at each call.
-        radius: of the perturbation of each number, in units of the images.
+        radius: radius of the perturbation of each number, in units of the images.
         samples: perturbations; they are the same for all images.
-        seed: of the perturbations.
+        seed: seed of the perturbations.
 
     Returns:
         float32 `[N]`; where an attribution is zero the distance itself.
@@ -103,9 +103,9 @@ def local_lipschitz(
         explain: the method.
         images: `[N, C, H, W]`.
         target: an int for all, or one an image; None leaves the choice to the explainer, at each call.
-        radius: of the perturbation of each number, in units of the images.
+        radius: radius of the perturbation of each number, in units of the images.
         samples: perturbations; they are the same for all images.
-        seed: of the perturbations.
+        seed: seed of the perturbations.
 
     Returns:
         float32 `[N]`, both distances being Euclidean; low is stable.
@@ -146,9 +146,9 @@ def relative_stability(
         images: `[N, C, H, W]`.
         target: an int for all, or one an image; None for the class with the largest output of the image.
         beside: "input" (RIS) or "output" (ROS).
-        radius: of the perturbation of each number, in units of the images.
+        radius: radius of the perturbation of each number, in units of the images.
         samples: perturbations; they are the same for all images.
-        seed: of the perturbations.
+        seed: seed of the perturbations.
         least: stands for numbers that are 0 in a denominator.
 
     Returns:

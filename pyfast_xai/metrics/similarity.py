@@ -87,7 +87,7 @@ def ssim(a: Tensor, b: Tensor, *, data_range: float = 1.0, sigma: float = 1.5) -
         a: maps.
         b: maps to compare with them.
         data_range: between the least and the largest possible value.
-        sigma: of the window, in pixels.
+        sigma: sigma of the window, in pixels.
 
     Raises:
         InputError: other shapes, NaN, or maps smaller than the window.

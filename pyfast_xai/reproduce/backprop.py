@@ -32,9 +32,9 @@ def three_layers(filters: int, pool: int | None = None, side: int = SIDE) -> nn.
     """Builds the network of section 3.1: convolution, ReLU, fully connected; a max-pool in between for section 3.2.
 
     Args:
-        filters: of the convolution, 7 x 7 with stride 2 (N).
+        filters: number of filters of the convolution, 7 x 7 with stride 2 (N).
         pool: side of the pool's windows.
-        side: of the images, in pixels.
+        side: side of the images, in pixels.
     """
     positions = (side - PATCH) // STRIDE + 1
     pooled = positions if pool is None else (positions - pool) // pool + 1
@@ -51,7 +51,7 @@ def fully_connected(hidden: int, side: int = SIDE) -> nn.Module:
 
     Args:
         hidden: neurons of the hidden layer (N_h).
-        side: of the images, in pixels.
+        side: side of the images, in pixels.
     """
     return normal(
         nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))

@@ -35,7 +35,7 @@ def all_convolutional(stages: Stages, channels: int) -> nn.Sequential:
 
     Args:
         stages: filters of the convolutions between max-pools; a pair gives the side of the kernel first.
-        channels: of the images.
+        channels: number of channels of the images.
     """
     layers: list[nn.Module] = []
     for number, stage in enumerate(stages):

@@ -68,13 +68,13 @@ class Data:
     Attributes:
         root: the folder.
         count: pictures at most; None for all.
-        names: of networks; empty for those of the paper, or all of a collection.
+        names: names of networks; empty for those of the paper, or all of a collection.
         batch_size: images at a time.
-        device: of the networks.
-        seed: of the order of pictures, and of the random numbers of an experiment.
+        device: device of the networks.
+        seed: seed of the order of pictures, and of the random numbers of an experiment.
         progress: called with what is being done and how many pictures of it are.
-        half: of the ILSVRC pictures: those by which defaults were chosen ("tuning", see `tuning_pictures`), those that
-            are held out, or all.
+        half: half of the ILSVRC pictures: those by which defaults were chosen ("tuning", see `tuning_pictures`), those
+            that are held out, or all.
     """
 
     root: Path
@@ -91,7 +91,7 @@ class Data:
         return replace(self, count=count if self.count is None else min(count, self.count))
 
     def advance(self, title: str, pictures: int) -> None:
-        """Report that so many pictures more are done."""
+        """Reports further pictures as done."""
         if self.progress is not None:
             self.progress(title, pictures)
 

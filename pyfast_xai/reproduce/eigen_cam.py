@@ -51,7 +51,7 @@ def table_1(data: Data) -> Outcome:
 
 
 def adversarial(data: Data) -> Outcome:
-    """Do maps survive adversarial noise? Fast gradient sign, against Grad-CAM."""
+    """Returns how well maps survive adversarial noise (fast gradient sign), against Grad-CAM."""
     pictures = data.at_most(60).imagenet()
     methods: dict[str, Make] = {name: METHODS[name] for name in ("Eigen-CAM", "Grad-CAM", "CNN-Fixations")}
     rows, shown = [], {}

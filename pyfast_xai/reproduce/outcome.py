@@ -16,7 +16,7 @@ class Outcome:
 
     Attributes:
         title: what was measured.
-        heads: of the columns.
+        heads: headings of the columns.
         rows: cells, as text.
         deviations: differences from the paper: networks, data, protocol.
         pictures: PIL images by name.
@@ -43,7 +43,7 @@ class Outcome:
 
         Args:
             folder: made if it is not there.
-            name: of the experiment.
+            name: name of the experiment.
 
         Returns:
             The paths written.

@@ -23,11 +23,11 @@ def measured(
     deviations: list[str],
     resamples: int = 0,
 ) -> Iterator[tuple[LoadedModel, Evaluation]]:
-    """Measure methods on the pictures, network by network.
+    """Measures methods on the pictures, network by network.
 
     Args:
         data: where networks come from.
-        networks: of the paper.
+        networks: networks of the paper.
         methods: by the names that tables have; `Evaluation.cost` holds those that can explain the network.
         metrics: names of `evaluation.METRICS`.
         pictures: annotated.

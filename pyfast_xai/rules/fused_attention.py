@@ -16,7 +16,7 @@ class FusedAttention:
     """Attention `softmax(scale q k^T + bias) v`, without its queries, keys and values.
 
     Attributes:
-        scale: of the scores.
+        scale: scale of the scores.
         groups: heads of queries that read the same keys and values.
         bias: added to the scores, -inf where nothing is read; None for nothing.
     """
@@ -48,7 +48,7 @@ def fused_attention(node: Node, query: Tensor, key: Tensor) -> FusedAttention:
     """Returns what a node does.
 
     Args:
-        node: of `scaled_dot_product_attention`; a mask that depends on the images is saved.
+        node: node of `scaled_dot_product_attention`; a mask that depends on the images is saved.
         query: numbers of the queries.
         key: numbers of the keys.
     """

@@ -16,7 +16,7 @@ class Normalization:
     """A layer, group, instance or RMS norm: `weight (x - mean) / sqrt(mean((x - mean) ** 2) + epsilon) + bias`.
 
     Attributes:
-        shape: of the input, split so that what is normalised together fills whole dimensions.
+        shape: shape of the input, split so that what is normalised together fills whole dimensions.
         axes: these dimensions.
         centers: whether the mean is subtracted.
         epsilon: added to the mean square; None for that of the dtype.

@@ -80,13 +80,13 @@ def hidden_values(baselines: Baselines, inputs: tuple[Tensor, ...]) -> list[Tens
 
 
 def check_at_once(perturbations_per_eval: int) -> None:
-    """Refuse what is no number of changes that go through the model at once."""
+    """Refuses a value that is no number of changes in one forward pass."""
     if not isinstance(perturbations_per_eval, int) or perturbations_per_eval < 1:
         refuse(f"perturbations_per_eval must be an int of at least 1, got {perturbations_per_eval!r}")
 
 
 def check_growth(before: Tensor, after: Tensor, times: int, perturbations_per_eval: int) -> None:
-    """Refuse an output that has not as many times more rows as the inputs have."""
+    """Refuses an output that has not as many times more rows as the inputs have."""
     grows = before.dim() > 0 and after.dim() > 0 and len(after) == times * len(before)
     if perturbations_per_eval > 1 and not grows:
         refuse(

@@ -18,7 +18,7 @@ class CaptumInputError(InputError, AssertionError):
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise what both libraries' callers expect."""
+    """Raises an error that callers of both libraries expect."""
     raise CaptumInputError(message)
 
 

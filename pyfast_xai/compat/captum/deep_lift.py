@@ -60,7 +60,7 @@ class DeepLift(GradientAttribution):
         return_convergence_delta: bool = False,
         custom_attribution_func: Custom = None,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
@@ -120,7 +120,7 @@ class DeepLiftShap(DeepLift):
         return_convergence_delta: bool = False,
         custom_attribution_func: Custom = None,
     ) -> Any:
-        """Attribute the output to the inputs; see `DeepLift.attribute`.
+        """Attributes the output to the inputs; see `DeepLift.attribute`.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
@@ -189,13 +189,13 @@ class GradientShap(GradientAttribution):
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
             baselines: `[B, ...]`, one an input, or a function that returns them.
             n_samples: random places for each row.
-            stdevs: of the noise on the inputs.
+            stdevs: standard deviations of the noise on the inputs.
             target: see `Saliency.attribute`.
             additional_forward_args: further arguments; tensors `[N, ...]` go with their rows.
             return_convergence_delta: return by how much the sum is off for each place, too.
@@ -252,7 +252,7 @@ class InputBaselineXGradient(GradientAttribution):
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs; see `DeepLift.attribute`."""
+        """Attributes the output to the inputs; see `DeepLift.attribute`."""
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         starts = full_baselines(baselines, tensors)
         places = between(tensors, starts)
@@ -299,7 +299,7 @@ class LayerDeepLift(LayerOf):
         custom_attribution_func: Custom = None,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Attribute the output to the layer; see `DeepLift.attribute`.
+        """Attributes the output to the layer; see `DeepLift.attribute`.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them.
@@ -381,7 +381,7 @@ class LayerDeepLiftShap(LayerDeepLift):
         attribute_to_layer_input: bool = False,
         custom_attribution_func: Custom = None,
     ) -> Any:
-        """Attribute the output to the layer; see `LayerDeepLift.attribute` and `DeepLiftShap.attribute`."""
+        """Attributes the output to the layer; see `LayerDeepLift.attribute` and `DeepLiftShap.attribute`."""
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         rows = distribution(baselines, inputs, at_least=2)
         settings = (target, additional_forward_args, attribute_to_layer_input, custom_attribution_func)

@@ -53,7 +53,7 @@ class FeatureAblation(Ablation):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them.
@@ -171,7 +171,7 @@ class FeaturePermutation(FeatureAblation):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Attribute the output to the inputs; see `FeatureAblation.attribute`.
+        """Attributes the output to the inputs; see `FeatureAblation.attribute`.
 
         The random numbers are those of the process, drawn in the same order as there.
         """
@@ -215,7 +215,7 @@ class LayerFeatureAblation(LayerAttribution, Ablation):
         attribute_to_layer_input: bool = False,
         perturbations_per_eval: int = 1,
     ) -> Any:
-        """Attribute the output to the layer; see `FeatureAblation.attribute`.
+        """Attributes the output to the layer; see `FeatureAblation.attribute`.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them.
@@ -267,7 +267,7 @@ class LayerFeaturePermutation(LayerAttribution, FeaturePermutation):
         layer_mask: FeatureMask = None,
         perturbations_per_eval: int = 1,
     ) -> Any:
-        """Attribute the output to the layer; see `LayerFeatureAblation.attribute`."""
+        """Attributes the output to the layer; see `LayerFeatureAblation.attribute`."""
         above, activations = _above(self, inputs, additional_forward_args, False)
         return of_layer(
             FeaturePermutation(above, self.perm_func).attribute(
@@ -309,7 +309,7 @@ class NeuronFeatureAblation(Ablation):
         attribute_to_neuron_input: bool = False,
         perturbations_per_eval: int = 1,
     ) -> Any:
-        """Attribute the neuron to the inputs; see `FeatureAblation.attribute` and `NeuronGradient.attribute`."""
+        """Attributes the neuron to the inputs; see `FeatureAblation.attribute` and `NeuronGradient.attribute`."""
         neuron = Neuron(self.forward_func, self.layer, neuron_selector, attribute_to_neuron_input)
         return FeatureAblation(neuron).attribute(
             inputs, baselines, None, additional_forward_args, feature_mask, perturbations_per_eval

@@ -31,7 +31,7 @@ class Saliency(GradientAttribution):
     def attribute(
         self, inputs: Inputs, target: Target = None, abs: bool = True, additional_forward_args: Any = None
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
@@ -67,7 +67,7 @@ class InputXGradient(GradientAttribution):
     _multiply_by_inputs = True
 
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
-        """Attribute the output to the inputs; see `Saliency.attribute`."""
+        """Attributes the output to the inputs; see `Saliency.attribute`."""
         tensors = as_tuple(inputs)
         gradients = self._gradients(tensors, target, additional_forward_args)
         return like(inputs, [gradient * tensor.detach() for gradient, tensor in zip(gradients, tensors, strict=True)])
@@ -82,7 +82,7 @@ class _ModifiedRectifier(GradientAttribution):
         self._reported = False
 
     def attribute(self, inputs: Inputs, target: Target = None, additional_forward_args: Any = None) -> Any:
-        """Attribute the output to the inputs; see `Saliency.attribute`."""
+        """Attributes the output to the inputs; see `Saliency.attribute`."""
         tensors = as_tuple(inputs)
 
         def read(recording: Recording) -> list[Tensor]:

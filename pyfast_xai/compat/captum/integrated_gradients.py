@@ -93,7 +93,7 @@ class IntegratedGradients(GradientAttribution):
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, floating-point.

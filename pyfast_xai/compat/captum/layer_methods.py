@@ -45,7 +45,7 @@ class LayerActivation(LayerOf):
     def attribute(
         self, inputs: Inputs, additional_forward_args: Any = None, attribute_to_layer_input: bool = False
     ) -> Any:
-        """Return the activation.
+        """Returns the activation.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them.
@@ -103,7 +103,7 @@ class LayerGradientXActivation(LayerOf):
         attribute_to_layer_input: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Attribute the output to the layer; see `LayerGradCam.attribute`.
+        """Attributes the output to the layer; see `LayerGradCam.attribute`.
 
         Returns:
             Of the shape of the layer, a tuple for several tensors; of several layers a list.
@@ -190,7 +190,7 @@ class InternalInfluence(_Path):
         attribute_to_layer_input: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Attribute the output to the layer; see `IntegratedGradients.attribute`.
+        """Attributes the output to the layer; see `IntegratedGradients.attribute`.
 
         Returns:
             Of the shape of the layer, a tuple for several tensors.
@@ -241,7 +241,7 @@ class LayerConductance(_Path):
         attribute_to_layer_input: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Attribute the output to the layer; see `IntegratedGradients.attribute`.
+        """Attributes the output to the layer; see `IntegratedGradients.attribute`.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them.
@@ -249,7 +249,7 @@ class LayerConductance(_Path):
             target: see `Saliency.attribute`.
             additional_forward_args: further arguments of the forward function.
             n_steps: places on the way.
-            method: of the quadrature.
+            method: method of the quadrature.
             internal_batch_size: rows that go through the model at once.
             return_convergence_delta: return by how much the sum is off, too.
             attribute_to_layer_input: take what goes into the layer.
@@ -322,7 +322,7 @@ class LayerGradientShap(LayerOf):
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
     ) -> Any:
-        """Attribute the output to the layer; see `GradientShap.attribute`.
+        """Attributes the output to the layer; see `GradientShap.attribute`.
 
         Returns:
             Of the shape of the layer, a tuple for several tensors; with a delta `[N * n_samples]`, a pair.
@@ -427,7 +427,7 @@ class LayerIntegratedGradients(LayerOf):
         attribute_to_layer_input: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Attribute the output to the layer; see `IntegratedGradients.attribute`.
+        """Attributes the output to the layer; see `IntegratedGradients.attribute`.
 
         Returns:
             Of the shape of the layer, a tuple for several tensors; with a delta `[N]`, a pair.

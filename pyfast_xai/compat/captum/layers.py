@@ -28,7 +28,7 @@ class LayerAttribution:
     def interpolate(
         layer_attribution: Tensor, interpolate_dims: int | tuple[int, ...], interpolate_mode: str = "nearest"
     ) -> Tensor:
-        """Bring an attribution `[N, C, ...]` to another size.
+        """Brings an attribution `[N, C, ...]` to another size.
 
         Args:
             layer_attribution: `[N, C, ...]` with one to three dimensions of space.
@@ -104,7 +104,7 @@ class LayerGradCam(LayerOf):
         attr_dim_summation: bool = True,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Attribute the output to the layer.
+        """Attributes the output to the layer.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, of any dtype.
@@ -184,13 +184,13 @@ class GuidedGradCam(GradientAttribution):
         interpolate_mode: str = "nearest",
         attribute_to_layer_input: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, C, ...]` or a tuple of them, floating-point.
             target: see `Saliency.attribute`.
             additional_forward_args: further arguments of the model.
-            interpolate_mode: of `LayerAttribution.interpolate`.
+            interpolate_mode: mode of `LayerAttribution.interpolate`.
             attribute_to_layer_input: take what goes into the layer.
 
         Returns:

@@ -96,13 +96,13 @@ class LimeBase(Attribution):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Attribute the output to the interpretable features.
+        """Attributes the output to the interpretable features.
 
         Args:
             inputs: a tensor `[1, ...]` or a tuple of them; `[N, ...]` where forward_func gives one number for a batch.
             target: see `FeatureAblation.attribute`.
             additional_forward_args: further arguments of the forward function.
-            n_samples: of which the model is made.
+            n_samples: number of samples of which the model is made.
             perturbations_per_eval: samples that go through the model at once.
             show_progress: write how far it is to stderr.
             **kwargs: passed on to the functions of the constructor.
@@ -178,7 +178,7 @@ def get_exp_kernel_similarity_function(
 
     Args:
         distance_mode: "cosine" or "euclidean", between all numbers of the inputs.
-        kernel_width: of the kernel.
+        kernel_width: width of the kernel.
 
     Raises:
         InputError: another mode.
@@ -261,7 +261,7 @@ class Lime(LimeBase):
         return_input_shape: bool = True,
         show_progress: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them; each row has a model of its own.
@@ -269,7 +269,7 @@ class Lime(LimeBase):
             target: see `FeatureAblation.attribute`.
             additional_forward_args: further arguments of the forward function.
             feature_mask: see `FeatureAblation.attribute`.
-            n_samples: of each model.
+            n_samples: number of samples of each model.
             perturbations_per_eval: samples that go through the model at once.
             return_input_shape: return the coefficient of the feature of each element, not one a feature.
             show_progress: write how far it is to stderr.
@@ -378,7 +378,7 @@ class KernelShap(Lime):
         return_input_shape: bool = True,
         show_progress: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs; see `Lime.attribute`.
+        """Attributes the output to the inputs; see `Lime.attribute`.
 
         The first samples are the whole and the empty input.
         """

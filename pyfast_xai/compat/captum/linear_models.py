@@ -17,7 +17,7 @@ class LinearModel:
     linear: nn.Linear | None = None
 
     def fit(self, train_data: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Fit the model.
+        """Fits the model.
 
         Args:
             train_data: batches of features `[m, F]`, outputs `[m]` and weights `[m]`.
@@ -56,7 +56,7 @@ class Lasso(LinearModel):
     One coefficient after the other takes its best value until none moves by more than `tol` of the largest.
 
     Args:
-        alpha: of the penalty.
+        alpha: weight of the penalty.
         tol: when to stop.
         max_iter: rounds at most.
     """

@@ -89,7 +89,7 @@ class LRP(GradientAttribution):
         return_convergence_delta: bool = False,
         verbose: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
@@ -146,7 +146,7 @@ class LayerLRP(LayerOf):
         attribute_to_layer_input: bool = False,
         verbose: bool = False,
     ) -> Any:
-        """Attribute the output to the layer; see `LRP.attribute`.
+        """Attributes the output to the layer; see `LRP.attribute`.
 
         Returns:
             Of the shape of the layer; of several layers a list; with a delta, a pair.

@@ -80,7 +80,7 @@ def infidelity(
         perturb_func: returns perturbations and perturbed inputs for inputs (and baselines, where there are any), every
             row of which comes several times.
         inputs: a tensor `[N, ...]` or a tuple of them.
-        attributions: of the inputs.
+        attributions: attributions of the inputs.
         baselines: passed to `perturb_func`, one an input.
         additional_forward_args: further arguments; tensors `[N, ...]` go with their rows.
         target: which output of each row.
@@ -175,9 +175,10 @@ def sensitivity_max(
             it takes two arguments.
         perturb_radius: passed to `perturb_func`.
         n_perturb_samples: perturbations of a row.
-        norm_ord: of the length, as of `torch.norm`.
+        norm_ord: order of the norm, as in `torch.norm`.
         max_examples_per_batch: rows that are explained at once; None for all.
-        **kwargs: of `explanation_func`; "target", "additional_forward_args" and "baselines" go with their rows.
+        **kwargs: keyword arguments of `explanation_func`; "target", "additional_forward_args" and "baselines" go with
+            their rows.
 
     Returns:
         `[N]`.

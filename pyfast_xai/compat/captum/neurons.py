@@ -144,7 +144,7 @@ class NeuronGradient(NeuronAttribution):
         additional_forward_args: Any = None,
         attribute_to_neuron_input: bool = False,
     ) -> Any:
-        """Attribute the neuron to the inputs.
+        """Attributes the neuron to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them, floating-point.
@@ -303,7 +303,7 @@ class NeuronIntegratedGradients(NeuronAttribution):
         internal_batch_size: int | None = None,
         attribute_to_neuron_input: bool = False,
     ) -> Any:
-        """Attribute the neuron to the inputs; see `IntegratedGradients.attribute`."""
+        """Attributes the neuron to the inputs; see `IntegratedGradients.attribute`."""
         base = IntegratedGradients(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
         return base.attribute(
             inputs,
@@ -344,7 +344,7 @@ class NeuronGradientShap(NeuronIntegratedGradients):
         additional_forward_args: Any = None,
         attribute_to_neuron_input: bool = False,
     ) -> Any:
-        """Attribute the neuron to the inputs; see `GradientShap.attribute`."""
+        """Attributes the neuron to the inputs; see `GradientShap.attribute`."""
         base = GradientShap(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
         return base.attribute(inputs, baselines, n_samples, stdevs, None, additional_forward_args)
 
@@ -379,7 +379,7 @@ class NeuronDeepLift(NeuronAttribution):
         attribute_to_neuron_input: bool = False,
         custom_attribution_func: Any = None,
     ) -> Any:
-        """Attribute the neuron to the inputs; see `DeepLift.attribute`."""
+        """Attributes the neuron to the inputs; see `DeepLift.attribute`."""
         base = DeepLift(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
         return base.attribute(
             inputs,
@@ -416,7 +416,7 @@ class NeuronDeepLiftShap(NeuronDeepLift):
         attribute_to_neuron_input: bool = False,
         custom_attribution_func: Any = None,
     ) -> Any:
-        """Attribute the neuron to the inputs; see `DeepLiftShap.attribute`."""
+        """Attributes the neuron to the inputs; see `DeepLiftShap.attribute`."""
         base = DeepLiftShap(self._neuron(neuron_selector, attribute_to_neuron_input), self._multiply_by_inputs)
         return base.attribute(
             inputs,
@@ -455,7 +455,7 @@ class NeuronGuidedBackprop(NeuronAttribution):
         additional_forward_args: Any = None,
         attribute_to_neuron_input: bool = False,
     ) -> Any:
-        """Attribute the neuron to the inputs; see `NeuronGradient.attribute`."""
+        """Attributes the neuron to the inputs; see `NeuronGradient.attribute`."""
         base = self.base(self._neuron(neuron_selector, attribute_to_neuron_input))
         return base.attribute(inputs, None, additional_forward_args)
 

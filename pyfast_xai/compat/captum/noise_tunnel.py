@@ -56,7 +56,7 @@ class NoiseTunnel(Attribution):
         draw_baseline_from_distrib: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         The noise is drawn from PyTorch's global generator, as Captum draws it.
 
@@ -65,9 +65,9 @@ class NoiseTunnel(Attribution):
             nt_type: "smoothgrad", "smoothgrad_sq" or "vargrad".
             nt_samples: noisy copies of each row.
             nt_samples_batch_size: copies of each row that go through the method at once; None for all.
-            stdevs: of the noise, one for all inputs or one each.
+            stdevs: standard deviations of the noise, one for all inputs or one each.
             draw_baseline_from_distrib: draw a row of the baselines for every copy.
-            **kwargs: of the method: `target`, `baselines`, `additional_forward_args` and others.
+            **kwargs: keyword arguments of the method: `target`, `baselines`, `additional_forward_args` and others.
 
         Returns:
             What the method returns; with `return_convergence_delta`, a pair with a delta for each copy.

@@ -42,7 +42,7 @@ class Occlusion(Ablation):
         perturbations_per_eval: int = 1,
         show_progress: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them.

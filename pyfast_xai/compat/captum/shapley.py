@@ -76,7 +76,7 @@ class ShapleyValueSampling(Attribution):
         perturbations_per_eval: int = 1,
         show_progress: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs.
+        """Attributes the output to the inputs.
 
         Args:
             inputs: a tensor `[N, ...]` or a tuple of them.
@@ -140,7 +140,7 @@ class ShapleyValues(ShapleyValueSampling):
         perturbations_per_eval: int = 1,
         show_progress: bool = False,
     ) -> Any:
-        """Attribute the output to the inputs; see `ShapleyValueSampling.attribute`."""
+        """Attributes the output to the inputs; see `ShapleyValueSampling.attribute`."""
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         masks = masks_for(feature_mask, tensors)
         features = features_in(masks)
@@ -167,7 +167,7 @@ class _Subsets:
     Args:
         explainer: whose forward function it is.
         inputs: `[N, ...]` each.
-        masks: of them.
+        masks: masks of them.
         baselines: see `ShapleyValueSampling.attribute`.
         target: likewise.
         additional_forward_args: likewise.

@@ -74,8 +74,8 @@ def visualize_image_attr(
         cmap: colours; None for those of the sign: green, red, blue, or from red over white to green.
         alpha_overlay: how opaque a blended heat map is.
         show_colorbar: draw the scale below.
-        title: of the picture.
-        fig_size: of a new figure, in inches.
+        title: title of the picture.
+        fig_size: size of a new figure, in inches.
         use_pyplot: make the figure with pyplot and show it.
 
     Returns:
@@ -155,9 +155,9 @@ def visualize_image_attr_multiple(
         methods: one for each picture.
         signs: one for each picture.
         titles: one for each picture; None for none.
-        fig_size: of the figure, in inches.
+        fig_size: size of the figure, in inches.
         use_pyplot: make the figure with pyplot and show it.
-        **kwargs: of `visualize_image_attr`, for all pictures.
+        **kwargs: keyword arguments of `visualize_image_attr`, for all pictures.
 
     Returns:
         The figure, and its axes: a list, or the axes themselves where there is one method.

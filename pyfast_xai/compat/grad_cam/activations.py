@@ -20,7 +20,7 @@ class ActivationsAndGradients:
         detach: keep copies on the CPU, without their graph; otherwise the tensors themselves, as they are.
 
     Attributes:
-        activations: of each layer, in the order in which they ran.
+        activations: activations of each layer, in the order in which they ran.
         gradients: likewise, after a backward.
 
     Example:
@@ -72,12 +72,12 @@ class ActivationsAndGradients:
         return self.model(x)
 
     def clear(self) -> None:
-        """Forget what was seen."""
+        """Clears the activations and gradients."""
         self.activations.clear()
         self.gradients.clear()
 
     def release(self) -> None:
-        """Forget what was seen, and take the hooks off."""
+        """Clears the activations and gradients, and removes the hooks."""
         self.clear()
         for handle in self.handles:
             handle.remove()

@@ -40,8 +40,8 @@ class BaseCAM(Replaying):
         tta_transforms: for `aug_smooth`, objects with `augment_image` and `deaugment_mask`; None for mirrored and for
             three brightnesses.
         detach: maps cannot be differentiated, so True.
-        sign: of principal components, for `EigenCAM` and `eigen_smooth`: "fixed", or "lapack" for whichever the SVD of
-            NumPy gives, as in pytorch-grad-cam.
+        sign: sign of principal components, for `EigenCAM` and `eigen_smooth`: "fixed", or "lapack" for whichever the
+            SVD of NumPy gives, as in pytorch-grad-cam.
 
     Raises:
         InputError: a setting that does not exist, or no layer.
@@ -87,7 +87,7 @@ class BaseCAM(Replaying):
     def __call__(
         self, input_tensor: Tensor, targets: Targets = None, aug_smooth: bool = False, eigen_smooth: bool = False
     ) -> np.ndarray:
-        """Explain a batch of images.
+        """Explains a batch of images.
 
         Args:
             input_tensor: `[N, C, H, W]` or `[N, C, D, H, W]`, as the model takes them.
@@ -552,7 +552,7 @@ class KPCA_CAM(BaseCAM):  # noqa: N801
         target_layers: see `BaseCAM`.
         reshape_transform: see `BaseCAM`.
         kernel: "sigmoid", "rbf", "poly", "cosine" or "linear".
-        gamma: of the kernel; None for one divided by the number of channels.
+        gamma: gamma of the kernel; None for one divided by the number of channels.
 
     Example:
         >>> import torch

@@ -21,7 +21,7 @@ def dff(activations: np.ndarray, n_components: int = 5) -> tuple[np.ndarray, np.
 
     Args:
         activations: `[N, C, h, w]`; NaN counts as 0.
-        n_components: how many.
+        n_components: number of components.
 
     Returns:
         Concepts `[C, K]` and maps `[N, K, h, w]`.

@@ -41,7 +41,7 @@ class GuidedBackpropReLUModel(Replaying):
         self.device = model_device
 
     def __call__(self, input_img: Tensor, target_category: int | Sequence[int] | None = None) -> np.ndarray:
-        """Explain an image, or a batch.
+        """Explains an image, or a batch.
 
         Args:
             input_img: `[N, C, H, W]`, as the model takes them.

@@ -62,7 +62,7 @@ class FinerCAM:
         comparison_categories: Sequence[int] | None = None,
         target_idx: int | None = None,
     ) -> np.ndarray:
-        """Explain a batch of images.
+        """Explains a batch of images.
 
         Args:
             input_tensor: `[N, C, H, W]`.
@@ -130,7 +130,7 @@ class RefineCAM:
         return self.forward(*args, **kwargs)
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> np.ndarray:
-        """Explain a batch of images, see `BaseCAM`; float32 `[N, H, W]`."""
+        """Explains a batch of images, see `BaseCAM`; float32 `[N, H, W]`."""
         heatmaps: np.ndarray = self.base_cam(input_tensor, targets, eigen_smooth=eigen_smooth)
         return heatmaps
 
@@ -190,7 +190,7 @@ class SESS:
             `scale_step_ratio`.
         num_scales: how many.
         scale_step_ratio: see `scales`.
-        window_size: of the square window; None for the shorter side of the images.
+        window_size: side of the square window; None for the shorter side of the images.
         step_size: between windows; None for their size.
         pre_filter_ratio: share of the windows, those of the lowest scores, that is left out.
         theta: values below it do not count in the mean.
@@ -245,7 +245,7 @@ class SESS:
         return self.forward(*args, **kwargs)
 
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> np.ndarray:
-        """Explain a batch of images.
+        """Explains a batch of images.
 
         Args:
             input_tensor: `[N, C, H, W]`.

@@ -104,7 +104,7 @@ class AblationLayer(nn.Module):
         """Returns which channels of `[C, h, w]` are taken out: those that lie most in the principal component.
 
         Args:
-            activations: of an image.
+            activations: activations of an image.
             ratio_channels_to_ablate: which share of them.
         """
         count = len(activations)

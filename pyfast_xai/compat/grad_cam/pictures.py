@@ -21,8 +21,8 @@ def preprocess_image(
 
     Args:
         img: `[H, W, C]`; uint8 is brought to [0, 1], floats are taken as they are.
-        mean: of each channel.
-        std: of each channel.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
 
     Returns:
         `[1, C, H, W]`.
@@ -58,7 +58,7 @@ def scaled(maps: Tensor, size: Sequence[int] | None = None) -> Tensor:
 
     Args:
         maps: `[N, ...]` with two or three dimensions of space.
-        size: of the space; None for as it is.
+        size: size of the space; None for as it is.
 
     Returns:
         `[N, *size]`, float32.
@@ -198,9 +198,9 @@ def show_factorization_on_image(
     Args:
         img: `[H, W, 3]` float in [0, 1], RGB.
         explanations: `[K, H, W]` from 0 to 1, which are not written to.
-        colors: of each, RGB or RGBA in [0, 1]; None for the rainbow of matplotlib, "gist_rainbow".
+        colors: color of each, RGB or RGBA in [0, 1]; None for the rainbow of matplotlib, "gist_rainbow".
         image_weight: share of the picture.
-        concept_labels: of each, for a legend at the right.
+        concept_labels: label of each, for a legend at the right.
 
     Returns:
         uint8 `[H, W, 3]`, or `[H, 2 W, 3]` with a legend, which is drawn by this library.

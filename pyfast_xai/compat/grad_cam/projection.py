@@ -16,7 +16,7 @@ SIGNS = ("fixed", "lapack")
 
 
 def check_sign(sign: Sign) -> Sign:
-    """Refuse a sign rule that does not exist."""
+    """Refuses a sign rule that does not exist."""
     return one_of("sign", sign, SIGNS)
 
 
@@ -51,7 +51,7 @@ def project_by_kernel(activation: Tensor, kernel: Kernel = "sigmoid", gamma: flo
     Args:
         activation: `[N, C, ...]`; NaN counts as 0.
         kernel: "sigmoid", "rbf", "poly", "cosine" or "linear".
-        gamma: of the kernel; None for one divided by the number of channels.
+        gamma: gamma of the kernel; None for one divided by the number of channels.
 
     Returns:
         `[N, ...]`, signed, float32.

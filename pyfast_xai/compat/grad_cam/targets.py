@@ -121,7 +121,7 @@ class SemanticSegmentationTarget:
 
     Args:
         category: its index.
-        mask: of the pixels, `[H, W]`.
+        mask: mask of the pixels, `[H, W]`.
 
     Example:
         >>> import numpy as np
@@ -144,7 +144,7 @@ class FasterRCNNBoxScoreTarget:
     A box that overlaps with none by enough, or with one of another label, counts nothing.
 
     Args:
-        labels: of the boxes.
+        labels: labels of the boxes.
         bounding_boxes: each `[4]`, corners (x0, y0, x1, y1).
         iou_threshold: the overlap from which a box is found.
 

@@ -63,14 +63,14 @@ class Extractor:
     Args:
         model: whose layers are watched.
         target_layer: a module, its name, or several; None for the last one that returns a map.
-        input_shape: of what the model takes, without the batch, to find that one.
+        input_shape: shape of the input of the model, without the batch, to find that one.
         enable_hooks: watch from the start.
         reshape_transform: lays activations and gradients out as `[N, C, ...]`.
 
     Attributes:
-        target_names: of the layers.
+        target_names: names of the layers.
         hook_a: the last output of each layer, None before a forward.
-        hook_handles: of the hooks that are on the layers.
+        hook_handles: handles of the hooks that are on the layers.
 
     Raises:
         InputError: a layer that is not there, or none that returns a map.
@@ -134,7 +134,7 @@ class Extractor:
         return layer_name
 
     def _see(self, layer: int, output: Any) -> Tensor | None:
-        """Keep what a layer returned; what follows gets a copy to write to."""
+        """Keeps the output of a layer; the following layers get a copy to write to."""
         if not self._hooks_enabled:
             return None
         if not isinstance(output, Tensor):
@@ -148,11 +148,11 @@ class Extractor:
         return activation if self._reshape_transform is None else self._reshape_transform(activation)
 
     def enable_hooks(self) -> None:
-        """Watch what the layers return."""
+        """Records the outputs of the layers."""
         self._hooks_enabled = True
 
     def disable_hooks(self) -> None:
-        """Stop watching; what was seen is kept."""
+        """Stops recording; recorded outputs are kept."""
         self._hooks_enabled = False
 
     @contextmanager
@@ -164,12 +164,12 @@ class Extractor:
             self._hooks_enabled = before
 
     def reset_hooks(self) -> None:
-        """Forget what was seen."""
+        """Clears the recorded outputs."""
         self.hook_a: list[Tensor | None] = [None] * len(self.target_names)
         self._hook_outputs: list[Tensor | None] = [None] * len(self.target_names)
 
     def remove_hooks(self) -> None:
-        """Take the hooks off the model."""
+        """Removes the hooks from the model."""
         _remove(self.hook_handles)
 
     def __enter__(self) -> "Extractor":
@@ -195,7 +195,7 @@ class Extractor:
 
         Args:
             class_idx: the class, or one an image.
-            scores: what the model returned, with its graph, where gradients are needed: `[N, classes]`.
+            scores: the outputs of the model, with its graph, where gradients are needed: `[N, classes]`.
             normalized: bring each map to [0, 1].
             targets: instead of a class, a function of the output for an image that gives one number, or one an image.
             **kwargs: `retain_graph`, to ask again of the same scores; of Grad-CAM++ also `eps`.
@@ -937,7 +937,7 @@ class FinerCAM(_Wrapper):
 
         Args:
             class_idx: the class, or one an image.
-            scores: what the model returned, with its graph, `[N, classes]`.
+            scores: the outputs of the model, with its graph, `[N, classes]`.
             comparison_idx: classes to compare with: one or several for all images, or as many for each.
             normalized: bring each map to [0, 1].
             **kwargs: see `Extractor`.

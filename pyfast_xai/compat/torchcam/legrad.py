@@ -82,7 +82,7 @@ class LeGrad(Extractor):
             raise
 
     def reset_hooks(self) -> None:
-        """Forget what was seen."""
+        """Clears the recorded attention."""
         super().reset_hooks()
         # Of each block what its attention was given and returned.
         self._attentions: list[tuple[Tensor, Tensor] | None] = [None] * len(self.target_names)

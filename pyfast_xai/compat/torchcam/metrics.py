@@ -51,7 +51,7 @@ class _Metric:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Forgets all images."""
         self.total = self.nan_count = 0
 
     def update(
@@ -148,7 +148,7 @@ class ClassificationMetric(_Metric):
     """
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Forgets all images."""
         super().reset()
         self.drop = self.increase = 0.0
 
@@ -174,7 +174,7 @@ class DeletionInsertionMetric(_Metric):
         cam_extractor: whose model and maps are measured.
         logits_fn: makes scores of what the model returns, as a softmax; None for that itself.
         steps: at most so many.
-        baseline: of deleted pixels, a tensor that broadcasts to the images or a function of them; None for 0.
+        baseline: baseline of deleted pixels, a tensor that broadcasts to the images or a function of them; None for 0.
         batch_size: images that go through the model at once.
 
     Raises:
@@ -212,7 +212,7 @@ class DeletionInsertionMetric(_Metric):
         super().__init__(cam_extractor, logits_fn)
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Forgets all images."""
         super().reset()
         self.deletion = self.insertion = 0.0
 

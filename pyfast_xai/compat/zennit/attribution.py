@@ -40,7 +40,7 @@ class Attributor(abc.ABC):
         """Returns the output and the attribution.
 
         Args:
-            input: of the model.
+            input: input of the model.
             attr_output: see `Attributor`; None for what the attributor was made with.
 
         Raises:
@@ -215,7 +215,7 @@ class Occlusion(Attributor):
         occlusion_fn: `occlusion_fn(input, mask)` hides what it will, the mask being True in the window; None for zeros
             outside it.
         window: size of the window: a number for all dimensions but the first, or one for each of the last.
-        stride: of the window, likewise.
+        stride: stride of the window, see `window`.
 
     Raises:
         TypeError: a window or stride of another kind.

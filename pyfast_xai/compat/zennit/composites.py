@@ -198,9 +198,9 @@ class EpsilonGammaBox(SpecialFirstLayerMapComposite):
     Args:
         low: the smallest value of a pixel.
         high: the largest.
-        epsilon: of the linear layers.
-        gamma: of the convolutions.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        gamma: gamma of the convolutions.
+        stabilizer: stabilizer of the other rules.
         layer_map: goes before the composite's own.
         first_map: goes before the composite's own.
         zero_params: "bias" leaves biases out.
@@ -233,8 +233,8 @@ class EpsilonPlus(LayerMapComposite):
     """Uses `ZPlus` for convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
         layer_map: goes before the composite's own.
         zero_params: "bias" leaves biases out.
         canonizers: see `Composite`.
@@ -261,8 +261,8 @@ class EpsilonAlpha2Beta1(LayerMapComposite):
     """Uses `AlphaBeta(2, 1)` for convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
         layer_map: goes before the composite's own.
         zero_params: "bias" leaves biases out.
         canonizers: see `Composite`.
@@ -289,8 +289,8 @@ class EpsilonPlusFlat(SpecialFirstLayerMapComposite):
     """Uses `Flat` for the first layer, `ZPlus` for other convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
         layer_map: goes before the composite's own.
         first_map: goes before the composite's own.
         zero_params: "bias" leaves biases out.
@@ -320,8 +320,8 @@ class EpsilonAlpha2Beta1Flat(SpecialFirstLayerMapComposite):
     """Uses `Flat` for the first layer, `AlphaBeta(2, 1)` for other convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
         layer_map: goes before the composite's own.
         first_map: goes before the composite's own.
         zero_params: "bias" leaves biases out.
@@ -420,7 +420,7 @@ class BetaSmooth(LayerMapComposite):
     """Takes the derivative of softplus for that of ReLU modules.
 
     Args:
-        beta_smooth: of the softplus.
+        beta_smooth: beta of the softplus.
         layer_map: goes before the composite's own.
         zero_params: accepted; the rule has no weights.
         canonizers: see `Composite`.

@@ -162,7 +162,7 @@ class Modified(nn.Module):
     """A model whose gradients with respect to its input are relevance.
 
     Args:
-        model: that is run.
+        model: the model that is run.
         composite: chooses the rules; None for the gradient.
 
     Example:
@@ -210,10 +210,10 @@ def walked(recording: Recording, model: nn.Module, composite: Composite | None, 
     """Returns what arrives at the input from the output.
 
     Args:
-        recording: of the model.
-        model: that was recorded.
+        recording: recording of the model.
+        model: the model that was recorded.
         composite: chooses the rules.
-        above: of the shape of the output.
+        above: relevance of the output, of its shape.
     """
     policy = (composite or Composite()).policy(model, recording)
     start = {recording.tape.outputs[0]: above.expand(recording.output.shape)[None]}

@@ -8,7 +8,7 @@ class Sum(nn.Module):
     """Sums along a dimension; in a map of layers it stands for every sum of two branches.
 
     Args:
-        dim: of the sum.
+        dim: dimension of the sum.
 
     Example:
         >>> import torch

@@ -18,7 +18,7 @@ class _Rule(LayerRule):
     """A rule of this library, with or without the biases.
 
     Args:
-        rule: of this library.
+        rule: rule of this library.
         zero_params: "bias", or a list of it, leaves biases out; None for nothing.
     """
 
@@ -104,8 +104,8 @@ class AlphaBeta(_Rule):
     """Shares relevance among positive and negative contributions; see `rules.relevance.AlphaBeta`.
 
     Args:
-        alpha: of the positive ones.
-        beta: of the negative ones.
+        alpha: factor of the positive ones.
+        beta: factor of the negative ones.
         stabilizer: added to the denominators.
         zero_params: "bias" leaves biases out.
 
@@ -258,7 +258,7 @@ class ReLUBetaSmooth(_Rectifier):
     """Takes the derivative of softplus for that of ReLU (Dombrowski et al., 2019).
 
     Args:
-        beta_smooth: of the softplus.
+        beta_smooth: beta of the softplus.
 
     Example:
         >>> from pyfast_xai.compat.zennit.rules import ReLUBetaSmooth

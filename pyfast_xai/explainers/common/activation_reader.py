@@ -25,7 +25,7 @@ class Source:
     """A layer, and what makes it.
 
     Attributes:
-        place: of the layer.
+        place: place of the layer.
         operation: name of the operation whose result it is; "" for none, or one that is not known.
         output: which of the results.
     """
@@ -41,7 +41,7 @@ class Activations:
 
     Attributes:
         layers: each layer with its activation, of as many rows as there are images; to be read through one time.
-        tape: of the whole forward; None where it stopped at the layers.
+        tape: tape of the whole forward; None where it stopped at the layers.
     """
 
     layers: Iterable[tuple[Place, Tensor]]
@@ -142,7 +142,7 @@ class _KeepResults:
     """A recording policy that keeps what some operations return, and nothing else.
 
     Args:
-        names: of the operations.
+        names: names of the operations.
     """
 
     def __init__(self, names: set[str]) -> None:

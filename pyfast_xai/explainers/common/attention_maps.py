@@ -63,7 +63,7 @@ class Attention:
     Attributes:
         weights: probabilities of the keys for each query, `[N, heads, T, T]`.
         value: the value on the tape: the probabilities themselves, or the result of fused attention.
-        values: of fused attention, `[N, heads, T, D]`; None where `value` is the probabilities.
+        values: values of fused attention, `[N, heads, T, D]`; None where `value` is the probabilities.
     """
 
     weights: Tensor

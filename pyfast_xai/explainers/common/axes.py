@@ -96,7 +96,7 @@ def axes_of(tape: Tape) -> dict[Value, Dims]:
     """Returns the dimensions of every value that depends on the images, which are the first input of the tape.
 
     Args:
-        tape: of a forward pass or its beginning.
+        tape: tape of a forward pass or its beginning.
     """
     images = tape.inputs[0]
     dims_of: dict[Value, Dims] = {images: tuple(map(fresh, "nc" + space_of(images), images.shape))}
@@ -597,8 +597,8 @@ class Layout:
     Attributes:
         channels: dimension of the channels.
         grid: (h, w); (d, h, w) of volumes, (l,) of signals.
-        axes: of tokens, sizes and places of the rows and columns in the order they lie; empty for a spatial map.
-        order: of `axes`, those of the slices, of the rows, then those of the columns, outermost first.
+        axes: axes of tokens, sizes and places of the rows and columns in the order they lie; empty for a spatial map.
+        order: order of `axes`, those of the slices, of the rows, then those of the columns, outermost first.
         before: tokens in front of the positions that are none.
         after: tokens behind them.
     """
@@ -630,8 +630,8 @@ def layout_of(dims: Dims, space: str = "yx") -> Layout | None:
     as one with entries beside that are no positions.
 
     Args:
-        dims: of the value.
-        space: of the images, see `space_of`.
+        dims: dimensions of the value.
+        space: space of the images, see `space_of`.
     """
     rank = len(dims)
     if rank not in (3, len(space) + 2) or [axis.kind for axis in dims[0].axes] != ["n"] or not dims[0].plain:

@@ -14,7 +14,7 @@ Baseline = Literal["blur", "mean"] | float | Tensor
 
 
 def check_baseline(baseline: Baseline, known: tuple[str, ...] = ("blur", "mean")) -> Baseline:
-    """Refuse what can be no baseline.
+    """Refuses values that cannot be a baseline.
 
     Raises:
         InputError: a name that is not known, or a number that is not finite.
@@ -49,7 +49,7 @@ def broadcast(baseline: float | Tensor, images: Tensor, rows: int | None = None)
     Args:
         baseline: a tensor must broadcast to the images.
         images: `[N, C, ...]`.
-        rows: of the result; None for N.
+        rows: number of rows of the result; None for N.
 
     Raises:
         InputError: a tensor that does not fit.

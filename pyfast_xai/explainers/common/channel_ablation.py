@@ -85,7 +85,7 @@ def without_channels(
     """Yields what the model returns without each channel of a layer.
 
     Args:
-        tape: of J copies of the images, recorded with `KeepSuffix` for the layer.
+        tape: tape of J copies of the images, recorded with `KeepSuffix` for the layer.
         value: the layer, with one row an image.
         dim: dimension of its channels.
         images: N.

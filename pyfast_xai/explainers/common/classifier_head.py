@@ -15,9 +15,9 @@ class PooledHead:
 
     Attributes:
         pool: the operation that averages.
-        weight: of the linear layer between the average and the scores, `[classes, C]`; None where maps of the classes
-            themselves are averaged.
-        bias: of that layer, `[classes]`.
+        weight: weight of the linear layer between the average and the scores, `[classes, C]`; None where maps of the
+            classes themselves are averaged.
+        bias: bias of that layer, `[classes]`.
         channels: dimension of the averaged map that is not a position, 1 or the last.
     """
 
@@ -60,7 +60,7 @@ def classifier_head(tape: Tape) -> PooledHead | None:
     """Returns the average and the linear layer that a network ends in; None where it ends otherwise.
 
     Args:
-        tape: of a whole forward pass.
+        tape: tape of a whole forward pass.
     """
     value, logits = logits_of(tape)
     weight = bias = None

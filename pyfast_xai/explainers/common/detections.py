@@ -21,9 +21,9 @@ class Detections:
 
     Attributes:
         boxes: corners (x0, y0, x1, y1) in pixels, `[M, 4]`.
-        probabilities: of the classes, `[M, C]`.
-        objectness: of each, `[M]`: the probability that there is an object, where the detector says it, else the
-            largest of its classes.
+        probabilities: probabilities of the classes, `[M, C]`.
+        objectness: objectness of each, `[M]`: the probability that there is an object, where the detector says it, else
+            the largest of its classes.
         all_classes: whether the detector has C classes, and not only names those of its detections.
     """
 

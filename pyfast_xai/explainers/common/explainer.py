@@ -154,7 +154,7 @@ class Explainer(abc.ABC):
         return f"{type(self).__name__}({', '.join([type(self.model).__name__, *shown])})"
 
     def accelerate(self: Self, *, memory_limit: int = MEMORY_LIMIT) -> Self:
-        """Replay the model from now on instead of running it: same explanations up to rounding, sooner.
+        """Replays the model from now on instead of running it: same explanations up to rounding, sooner.
 
         On the first images of a shape the model runs, too, and its replay must agree with it: batch norm is folded
         into convolutions, weights are packed for the CPU, branches that lead nowhere are dropped. The model itself is
@@ -195,7 +195,7 @@ class Explainer(abc.ABC):
         return self._accelerated if self._trial is None else self._trial.current
 
     def __call__(self, images: Tensor, target: Goal = None, *args: Any, **kwargs: Any) -> Explanation:
-        """Explain a batch of images.
+        """Explains a batch of images.
 
         Args:
             images: `[N, C, H, W]`, as the model takes them; for gradients, class activation maps and Eigen-CAM also
@@ -281,8 +281,8 @@ class Explainer(abc.ABC):
         """Returns the fields that every explanation of some targets has besides its maps.
 
         Args:
-            images: that are explained.
-            targets: of them.
+            images: the images that are explained.
+            targets: their targets.
             each: rows an image; None for one a target.
         """
         each = targets.each if each is None else each
@@ -299,7 +299,7 @@ class Explainer(abc.ABC):
         }
 
     def warn(self, reason: str, *values: Any) -> None:
-        """Log a warning the first time there is a reason to."""
+        """Logs a warning the first time there is a reason to."""
         if reason not in self.warned:
             self.warned.add(reason)
             logger.warning(f"%s: {reason}", self.method, *values)

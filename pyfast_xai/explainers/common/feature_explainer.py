@@ -25,7 +25,8 @@ class FeatureExplanation(Explanation):
 
     Attributes:
         feature_mask: the feature of every pixel, int64 `[N, 1 or C, H, W]`, numbered from 0 in each image.
-        values: of the features of each row, `[N, F]`, signed; NaN where an image has fewer features than another.
+        values: values of the features of each row, `[N, F]`, signed; NaN where an image has fewer features than
+            another.
         fit: how well the linear model of LIME fits the scores, weighted R squared, float32 `[N]`, where 1 is perfect;
             None for other methods.
     """
@@ -39,7 +40,7 @@ class Coalitions(NamedTuple):
     """The features that are present in each sample of an image.
 
     Attributes:
-        samples: how many.
+        samples: number of samples.
         rows: returns bool `[m, F]`, or shares of presence from 0 to 1, of the samples with numbers int64 `[m]`.
     """
 
@@ -52,7 +53,7 @@ class Values(NamedTuple):
 
     Attributes:
         values: float64 `[K, F]` on the CPU.
-        fit: of a linear model, `[K]`; None without one.
+        fit: fit of a linear model, `[K]`; None without one.
     """
 
     values: Tensor
@@ -84,7 +85,7 @@ class FeaturePerturbation(Perturbation):
         baseline: what absent features become: a number (0 is the mean colour of normalised images); "mean", their
             own mean colour; "blur"; or a tensor that broadcasts to the images. None for the method's usual one.
         blur: standard deviation of the blurred baseline, in pixels.
-        seed: of the samples and of quickshift; the process's own random numbers are not touched.
+        seed: seed of the samples and of quickshift; the process's own random numbers are not touched.
         **settings: those of `Perturbation`.
     """
 

@@ -16,7 +16,7 @@ FeatureMask = Literal["quickshift", "slic"] | int | Tensor | Callable[[Tensor], 
 
 
 def check_feature_mask(feature_mask: FeatureMask) -> FeatureMask:
-    """Refuse what can be no feature mask.
+    """Refuses values that cannot be a feature mask.
 
     Raises:
         InputError: a name that is not known, or a grid without a cell.
@@ -37,7 +37,7 @@ class Features:
             function that gives `[H, W]`, or `[1 or C, H, W]`, for an image `[C, H, W]`.
         images: `[N, C, H, W]`.
         n_superpixels: about how many SLIC makes.
-        seed: of quickshift.
+        seed: seed of quickshift.
 
     Attributes:
         mask: the feature of each number, from 0 without a gap in each image, int64 `[N, 1 or C, H, W]`.

@@ -42,7 +42,7 @@ def run_step(
         explainer: the explainer whose model is recorded.
         step: a method of the explainer, or of one of its parts.
         images: `[N, C, H, W]`.
-        target: of the explainer.
+        target: target of the explainer.
         *more: further arguments of the step.
         key: identifies the step and everything it depends on besides its arguments; None for a step that is never a
             graph.

@@ -24,7 +24,7 @@ def first_kernel_component(rows: Tensor, kernel: Kernel, gamma: float | None = N
     Args:
         rows: `[R, positions, C]`, at least float32; they are centred over positions first.
         kernel: a name of `KERNELS`.
-        gamma: of the kernel; None for one divided by C.
+        gamma: gamma of the kernel; None for one divided by C.
 
     Returns:
         `[R, positions]`, of which the entry of the largest magnitude is positive.

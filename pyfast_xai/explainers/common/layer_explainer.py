@@ -84,7 +84,7 @@ class LayerExplainer(Explainer):
         """Returns the name that "auto" stands for.
 
         Args:
-            tape: of a whole forward pass.
+            tape: tape of a whole forward pass.
             ends: the outputs that are explained; None for all of them.
 
         Raises:
@@ -98,7 +98,7 @@ class LayerExplainer(Explainer):
         Args:
             activation: `[N, C, h, w]`, `[N, h, w, C]`, `[N, T, C]` or, where the layout says so, `[N, C, T]`.
             size: (H, W) of the images, to tell the layouts apart.
-            name: of the layer, for messages.
+            name: name of the layer, for messages.
             layout: how the activation holds its map; None to tell by its shape.
 
         Raises:
@@ -126,7 +126,7 @@ class LayerExplainer(Explainer):
         """Returns which dimension of an activation holds the channels.
 
         Args:
-            shape: of the activation, of three or four dimensions.
+            shape: shape of the activation, of three or four dimensions.
             size: (H, W) of the images, to tell the layouts apart.
             layout: how the activation holds its map; None to tell by its shape.
         """
@@ -142,7 +142,7 @@ class LayerExplainer(Explainer):
         """Returns the names of the layers.
 
         Args:
-            tape: of a whole forward pass.
+            tape: tape of a whole forward pass.
         """
         return [place.name for place in self.places(tape)]
 
@@ -150,7 +150,7 @@ class LayerExplainer(Explainer):
         """Returns where the layers are.
 
         Args:
-            tape: of a whole forward pass.
+            tape: tape of a whole forward pass.
             ends: the outputs that are explained; None for all of them.
 
         Raises:
@@ -166,7 +166,7 @@ class LayerExplainer(Explainer):
         Args:
             maps: signed, `[R, h, w]`, one a layer.
             size: (H, W) of the images.
-            mode: of the interpolation, "bilinear" or "nearest".
+            mode: mode of the interpolation, "bilinear" or "nearest".
 
         Returns:
             `[R, H, W]`; those of several layers are fused.
@@ -233,7 +233,7 @@ def resized(maps: Tensor, size: Sequence[int], mode: str = "bilinear", *, align_
     """Returns maps `[N, K, *grid]` at the resolution of the images.
 
     Args:
-        maps: of images, volumes or signals.
+        maps: maps of images, volumes or signals.
         size: (H, W) of the images, (D, H, W) of volumes, (L,) of signals.
         mode: "bilinear", which is linear along every axis, or "nearest".
         align_corners: the corners of both are the centres of their outermost cells, where it is linear.

@@ -65,9 +65,9 @@ class Recorded:
     """A forward pass, recorded from some layers on.
 
     Attributes:
-        tape: of the whole forward.
+        tape: tape of the whole forward.
         policy: the one it was recorded with.
-        places: where the layers are.
+        places: positions of the layers.
         layers: the values of the layers.
         activations: their numbers.
         input_gradient: the gradient that arrived at the images, `[K, *shape]`, by the rules of the recording; None
@@ -105,9 +105,9 @@ class _Known:
     """The knowledge of inputs of one kind.
 
     Attributes:
-        places: where the layers are; none before the first forward pass.
+        places: positions of the layers; none before the first forward pass.
         begin: names of the operations that make the layers.
-        for_ends: where the layers are for some of the outputs.
+        for_ends: positions of the layers for some of the outputs.
         checked: the outputs for which it was looked whether their gradient arrives at the layers.
     """
 
@@ -144,7 +144,7 @@ class LayerRecorder:
         self._known: ModelCache[_Known] = ModelCache(explainer, _Known)
 
     def __call__(self, images: Tensor, args: Any, kwargs: Any) -> Recorded:
-        """Record a forward pass.
+        """Records a forward pass.
 
         Args:
             images: `[N, C, H, W]`.
@@ -194,13 +194,13 @@ class LayerRecorder:
         key: Hashable,
         starts: Callable[[Tape, OutputGradients], Mapping[Value, Tensor]] = lambda tape, seeds: seeds.grads,
     ) -> tuple[Recorded, OutputGradients, list[Tensor]]:
-        """Record a forward pass, and walk back to the layers.
+        """Records a forward pass, and computes the gradients at the layers.
 
         A layer that was found and at which nothing arrives is given up for the last one below at which something does.
 
         Args:
             images: `[N, C, H, W]`.
-            target: of the explainer.
+            target: target of the explainer.
             args: further arguments of the model.
             kwargs: further keyword arguments of the model.
             policy: to walk with instead of the one it was recorded with, see `Recorded.gradients`.
@@ -354,7 +354,7 @@ def _leads(tape: Tape, layer: Value, ends: Collection[Value]) -> bool:
 
 
 def one_row_an_image(name: str, activation: Tensor, images: Tensor) -> None:
-    """Refuse a layer whose rows are not the images.
+    """Refuses a layer whose rows are not the images.
 
     Raises:
         InputError: naming the layer.

@@ -44,7 +44,7 @@ class Layer:
 
     Attributes:
         value: on the tape.
-        name: of the operation that made it.
+        name: name of the operation that made it.
         layout: how it holds the map.
     """
 
@@ -57,7 +57,7 @@ class LayerSearch:
     """The layers on a tape.
 
     Args:
-        tape: of a whole forward pass.
+        tape: tape of a whole forward pass.
         ends: the outputs that are explained; None for all of them.
     """
 
@@ -252,7 +252,7 @@ class Place:
     """The place of a layer on every tape of the same kind of images.
 
     Attributes:
-        name: of an operation, or of one call of a module, "path@1".
+        name: name of an operation, or of one call of a module, "path@1".
         layout: how its value holds a map; None to tell by the shape.
     """
 
@@ -264,9 +264,9 @@ def place_of(tape: Tape, axes: dict[Value, Dims], name: str) -> Place:
     """Returns where a layer is that was named.
 
     Args:
-        tape: of a whole forward pass.
-        axes: of its values.
-        name: of a module or an operation.
+        tape: tape of a whole forward pass.
+        axes: axes of its values.
+        name: name of a module or an operation.
 
     Raises:
         InputError: no such layer, or one with parts of the images among its rows or channels.
@@ -290,7 +290,7 @@ def pooled_place(tape: Tape, pooled: Value) -> Place:
     """Returns where the map is that an operation averages: what it reads, or what that is a view of.
 
     Args:
-        tape: of a whole forward pass.
+        tape: tape of a whole forward pass.
         pooled: what the operation reads.
     """
     axes, space = axes_of(tape), space_of(tape.inputs[0])
@@ -307,7 +307,7 @@ def last_features(tape: Tape) -> str:
     """Returns the name of the last layer.
 
     Args:
-        tape: of a whole forward pass.
+        tape: tape of a whole forward pass.
 
     Raises:
         InputError: the model has none.
@@ -321,7 +321,7 @@ def last_sensitive(tape: Tape, ends: Collection[Value] | None = None) -> str:
     Where one token is read in the end, the others of the last layer have no influence any more.
 
     Args:
-        tape: of a whole forward pass.
+        tape: tape of a whole forward pass.
         ends: the outputs that are explained; None for all.
 
     Raises:
@@ -334,7 +334,7 @@ def bottlenecks(tape: Tape) -> list[Node]:
     """Returns the nodes through whose first result all must pass that leads from the images to the scores, in order.
 
     Args:
-        tape: of a whole forward pass.
+        tape: tape of a whole forward pass.
     """
     passed = LayerSearch(tape, [logits_of(tape)[0]]).passed()
     return [node for node in map(tape.producer, passed) if node is not None]
@@ -460,7 +460,7 @@ def token_grid(count: int, size: Sequence[int], *, name: str) -> tuple[int, int,
     Args:
         count: number of tokens.
         size: (H, W) of the images.
-        name: of the layer, for messages.
+        name: name of the layer, for messages.
 
     Raises:
         InputError: no grid fits, or two do.

@@ -43,7 +43,7 @@ class ModelCache(Generic[Entry]):
             images: `[N, C, H, W]`.
             args: further arguments of the model.
             kwargs: further keyword arguments of the model.
-            settings: of the explainer, on which the entry depends, too.
+            settings: settings of the explainer, on which the entry depends, too.
         """
         entries = self._fresh_entries()
         key = None if entries is None else cache_key((one_of_batch(images, args, kwargs), *args), kwargs)

@@ -19,7 +19,7 @@ def nonnegative_factors(
         count: factors, k.
         n_iterations: at most.
         tolerance: a matrix is done when its projected gradient is smaller than this share of what it was at first.
-        seed: of the start, by NumPy's generator of old.
+        seed: seed of the start, by NumPy's generator of old.
 
     Returns:
         W `[R, M, k]` and H `[R, k, P]`, not negative.

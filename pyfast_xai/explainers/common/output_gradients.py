@@ -44,7 +44,7 @@ def output_gradients(
     """Returns the gradients to start from for a target.
 
     Args:
-        tape: of the model on N images.
+        tape: tape of the model on N images.
         target: None for the largest output, classes as an int, N ints or `[N, K]` ints; a floating-point tensor of
             the shape of the output, which is the start itself; or a function of what the model returned that gives
             one number an image (or one in all), whose gradient is the start.
@@ -74,7 +74,7 @@ def output_gradients_without_sync(tape: Tape, classes: Tensor | None) -> OutputG
     """Returns the gradients to start from for classes without reading a number, and so without their scores.
 
     Args:
-        tape: of the model on N images.
+        tape: tape of the model on N images.
         classes: int64 `[N, K]`, None for the largest output; one that does not exist is taken for the nearest.
 
     Raises:

@@ -97,7 +97,7 @@ def kinds_of(outputs: Tensor, made: bool | None = None, kind: Outputs = "auto") 
     """Returns the kinds of outputs.
 
     Args:
-        outputs: of the model for N images, `[N, classes]`.
+        outputs: outputs of the model for N images, `[N, classes]`.
         made: whether they are probabilities by construction, see `is_probability`.
         kind: the choice of the user. With "auto", outputs that end in a sigmoid or softmax are probabilities, and so is
             a row that is not negative and sums to one but for the rounding of its dtype. A single output is a value

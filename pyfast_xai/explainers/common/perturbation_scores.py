@@ -115,7 +115,7 @@ class PerturbationScores:
 
         Args:
             images: `[M, C, H, W]`, in the dtype and on the device of those of the beginning; a model may write to them.
-            rows: which of the images each was made of, int64 `[M]`.
+            rows: index of the image that each was made of, int64 `[M]`.
             score: replaces the setting of the explainer.
 
         Returns:
@@ -138,7 +138,7 @@ class PerturbationScores:
 
         Args:
             images: `[M, C, H, W]`, any number.
-            rows: which of the images each was made of, int64 `[M]`; needed where the model has further arguments.
+            rows: index of the image that each was made of, int64 `[M]`; needed where the model has further arguments.
         """
         rows = torch.zeros(len(images), dtype=torch.int64, device=images.device) if rows is None else rows
         parts = zip(images.split(self._batch_size), rows.split(self._batch_size), strict=True)

@@ -39,7 +39,7 @@ class ProgressBar:
         return self
 
     def advance(self, steps: int = 1, **details: float) -> None:
-        """Count further steps as done, and show the details."""
+        """Counts further steps as done, and shows the details."""
         self._done += steps
         if self._callback is not None:
             self._callback(Progress(self._done, self._total, details))

@@ -58,9 +58,9 @@ class _Signature:
         warm: replayed calls of this trial.
         disturbed: calls of this trial whose time did not count.
         compared: whether the result of a replay was compared with that of the recording.
-        seconds: of the recorded and the replayed calls of this trial.
+        seconds: seconds of the recorded and the replayed calls of this trial.
         verdicts: trials that ended.
-        verdict: of the last one; None where it ended without times.
+        verdict: verdict of the last one; None where it ended without times.
     """
 
     calls: int = 0
@@ -74,7 +74,7 @@ class _Signature:
     verdict: Verdict | None = None
 
     def begin(self, state: _State) -> None:
-        """Begin a trial."""
+        """Begins a trial."""
         self.state, self.warm, self.disturbed = state, 0, 0
         self.seconds = {"recorded": [], "replayed": []}
 
@@ -87,7 +87,7 @@ class ReplayTrial:
     many calls as before a first trial, and twice as many after every further change.
 
     Args:
-        model: that is recorded.
+        model: the model that is recorded.
         fold: fold batch norm into convolutions.
         memory_limit: bytes that the replay of this model may take. The trials of a process together keep as many at
             most, and let go what was used longest ago.

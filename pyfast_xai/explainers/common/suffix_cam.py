@@ -88,7 +88,7 @@ class SuffixCAM(LayerExplainer):
         """Returns what the channels of a layer weigh for K targets, `[K, N, C]`.
 
         Args:
-            tape: of the images, with what depends on the layer.
+            tape: tape of the images, with what depends on the layer.
             value: the layer.
             record: records more copies of the images.
             scores: reads scores in what the model returned.

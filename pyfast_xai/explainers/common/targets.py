@@ -36,10 +36,11 @@ class Targets:
     """The classes that are explained.
 
     Attributes:
-        logits: what the model returned for the images, `[N, ...]`; None where it returned nothing with a row for each.
+        logits: the outputs of the model for the images, `[N, ...]`; None where it returned nothing with a row for each.
         target: the classes, int64 `[N, K]`; None where something else than classes is explained.
-        score: of each, float32 `[N, K]`: a probability, or a value as the model returned it; None without classes.
-        kinds: of the outputs; None without classes.
+        score: score of each, float32 `[N, K]`: a probability, or a value as the model returned it; None without
+            classes.
+        kinds: kinds of the outputs; None without classes.
     """
 
     logits: Tensor | None = None
@@ -62,7 +63,7 @@ def targets_of(
     """Returns the classes to explain, with their scores.
 
     Args:
-        tape: of the model on N images.
+        tape: tape of the model on N images.
         target: None for the largest output, classes as an int, N ints or `[N, K]` ints.
         outputs: the kind of the outputs, see `kinds_of`.
         labels: names of the classes.
@@ -203,7 +204,7 @@ def choose_logits(shapes: Sequence[Sequence[int]], sources: Callable[[], Sequenc
     is computed from it the latter; and the first of all where none has this shape.
 
     Args:
-        shapes: of the outputs.
+        shapes: shapes of the outputs.
         sources: gives for each output those that it was computed from.
 
     Raises:

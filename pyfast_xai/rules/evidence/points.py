@@ -21,7 +21,7 @@ _everywhere = ContextVar("marking", default=False)
 
 @contextlib.contextmanager
 def marking() -> Iterator[None]:
-    """Keep points that are absent on the CPU, too, as on a device: what is found is the same."""
+    """Keeps absent points on the CPU, too, as on a device; the results are the same."""
     token = _everywhere.set(True)
     try:
         yield

@@ -84,7 +84,7 @@ def backward_pass(
 
     Args:
         policy: the one the tape was recorded with.
-        tape: of a forward pass.
+        tape: tape of a forward pass.
         seeds: gradients to start from, `[K, *shape]` for K targets, by the value they belong to.
         to: values to arrive at: inputs of the tape or any on the way.
         retain: keep what was saved, so that another backward pass can follow.

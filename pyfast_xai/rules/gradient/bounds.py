@@ -64,7 +64,7 @@ class Clipped(GradientRules):
     """The gradient, held where activations leave their bounds.
 
     Args:
-        bounds: of the same images, from `bounds_of`.
+        bounds: bounds of the same images, from `bounds_of`.
         defence: "gradient" leaves the forward as it is and lets no gradient pass an activation out of bounds
             (Eq. 6); "forward" clips the activation as well (Eq. 5).
         warned: see `GradientRules`.

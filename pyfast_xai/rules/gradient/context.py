@@ -22,7 +22,7 @@ class BackwardContext:
 
     Attributes:
         node: the operation.
-        grads: of each result, None where nothing arrived.
+        grads: gradient of each result, None where nothing arrived.
         grad: the first of them (most ops have one result).
     """
 

@@ -36,7 +36,7 @@ def adjoint(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequen
     """Returns the gradient of the input of `conv2d(input, weight, stride=stride, padding=padding)`.
 
     Args:
-        grad: of the result, `[N, O, h, w]`.
+        grad: gradient of the result, `[N, O, h, w]`.
         weight: `[O, C, kh, kw]`.
         stride: two numbers.
         padding: two numbers.

@@ -50,7 +50,7 @@ class NamedTable(dict[str, Rule]):
     it lands.
 
     Args:
-        name: of the variable that holds the table.
+        name: name of the variable that holds the table.
         module: `__name__` of the module that defines the variable.
     """
 

@@ -14,7 +14,7 @@ def attention_relevance(ctx: BackwardContext, rule: LayerRule) -> None:
     """Sends the relevance of attention to its queries, keys and values.
 
     Args:
-        ctx: of a `scaled_dot_product_attention`.
+        ctx: context of a `scaled_dot_product_attention`.
         rule: for the product with the values; that of queries and keys is shared evenly.
     """
     node = ctx.node

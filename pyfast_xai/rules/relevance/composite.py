@@ -87,8 +87,8 @@ class Composite:
         """Returns the kind and the rule of each operation that changes numbers, by its place on the tape.
 
         Args:
-            tape: of a forward pass.
-            modules: of the model, by their paths.
+            tape: tape of a forward pass.
+            modules: modules of the model, by their paths.
 
         Raises:
             InputError: a name that no operation and no module has.
@@ -170,8 +170,8 @@ class EpsilonPlus(Composite):
     """Uses `ZPlus` for convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
 
     Example:
         >>> from pyfast_xai.rules.relevance import EpsilonPlus
@@ -187,8 +187,8 @@ class EpsilonPlusFlat(Composite):
     """Uses `Flat` for the first layer, `ZPlus` for other convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
 
     Example:
         >>> from pyfast_xai.rules.relevance import EpsilonPlusFlat
@@ -204,8 +204,8 @@ class EpsilonAlpha2Beta1(Composite):
     """Uses `AlphaBeta(2, 1)` for convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
 
     Example:
         >>> from pyfast_xai.rules.relevance import EpsilonAlpha2Beta1
@@ -221,8 +221,8 @@ class EpsilonAlpha2Beta1Flat(Composite):
     """Uses `Flat` for the first layer, `AlphaBeta(2, 1)` for other convolutions and `Epsilon` for linear layers.
 
     Args:
-        epsilon: of the linear layers.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        stabilizer: stabilizer of the other rules.
 
     Example:
         >>> from pyfast_xai.rules.relevance import EpsilonAlpha2Beta1Flat
@@ -241,9 +241,9 @@ class EpsilonGammaBox(Composite):
     Args:
         low: the smallest value of a pixel, see `ZBox`.
         high: the largest.
-        epsilon: of the linear layers.
-        gamma: of the convolutions.
-        stabilizer: of the other rules.
+        epsilon: epsilon of the linear layers.
+        gamma: gamma of the convolutions.
+        stabilizer: stabilizer of the other rules.
 
     Example:
         >>> from pyfast_xai.rules.relevance import EpsilonGammaBox
@@ -267,8 +267,8 @@ class GammaAttention(Composite):
     """Uses `Gamma` for convolutions and linear layers, for transformers (Achtibat et al., AttnLRP, 2024).
 
     Args:
-        gamma: of the convolutions, which embed the patches.
-        linear_gamma: of the linear layers.
+        gamma: gamma of the convolutions, which embed the patches.
+        linear_gamma: gamma of the linear layers.
         values_only: take attention for a constant, so that all relevance goes through the values.
 
     Example:

@@ -157,8 +157,8 @@ class AlphaBeta(LayerRule):
     """Shares alpha times the relevance among positive and minus beta times it among negative contributions.
 
     Args:
-        alpha: of the positive ones.
-        beta: of the negative ones; `alpha - beta` is 1.
+        alpha: factor of the positive ones.
+        beta: factor of the negative ones; `alpha - beta` is 1.
         stabilizer: added to the denominators.
 
     Raises:

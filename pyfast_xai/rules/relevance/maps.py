@@ -45,7 +45,7 @@ class OperationMap:
     """An operation of the tape, run again on its recorded inputs.
 
     Attributes:
-        name: of the operation, for messages.
+        name: name of the operation, for messages.
         values: those of its arguments that relevance goes to.
         inputs: their numbers, in float32 or more.
         device: its type.
@@ -65,7 +65,7 @@ class OperationMap:
         """Returns the result on some inputs, and its adjoint: of `[K, *result]`, `[K, *input]` for each input.
 
         Args:
-            inputs: of the shapes of `inputs`.
+            inputs: tensors of the shapes of `inputs`.
             modify: applied to the weight and to the bias.
             bias: False to leave the bias out, or what is applied to it instead.
         """
@@ -117,7 +117,7 @@ def operation_map(node: Node, kind: str, norm: Node | None = None, output: int =
 
     Args:
         node: recorded by `RelevanceRules`.
-        kind: of the operation.
+        kind: kind of the operation.
         norm: the batch norm behind it, which becomes part of it.
         output: which of its results.
     """

@@ -54,7 +54,7 @@ class RelevanceRules(KeepsInputs):
         Args:
             composite: chooses the rules.
             tape: recorded with this policy.
-            modules: of the model, by their paths.
+            modules: modules of the model, by their paths.
             fold: whether a batch norm is part of the layer before it.
 
         Raises:

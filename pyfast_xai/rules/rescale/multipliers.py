@@ -45,7 +45,7 @@ class Both:
     """The numbers of a node's arguments for the image and for the baseline.
 
     Args:
-        node: of the image's recording.
+        node: node of the image's recording.
         reference: the same operation of the baseline's.
     """
 
@@ -78,9 +78,9 @@ def quotient(change: Tensor, x: Tensor, r: Tensor, slope: Callable[[Tensor], Ten
     """Returns `change / (x - r)`; where the two are equal up to rounding, the derivative between them.
 
     Args:
-        change: of the result.
-        x: of the image.
-        r: of the baseline.
+        change: change of the result.
+        x: numbers of the image.
+        r: numbers of the baseline.
         slope: the derivative at a place.
     """
     way = x - r
@@ -166,10 +166,10 @@ def softmax_multiplied(grad: Tensor, x: Tensor, r: Tensor, dim: int, *, log: boo
 
     Args:
         grad: `[K, *shape]`.
-        x: of the image.
-        r: of the baseline.
-        dim: of the sum, counted from the end.
-        log: of the logarithm of the softmax.
+        x: numbers of the image.
+        r: numbers of the baseline.
+        dim: dimension of the sum, counted from the end.
+        log: True for the logarithm of the softmax.
     """
     z, z_r = x.log_softmax(dim), r.log_softmax(dim)
     y, y_r = z.exp(), z_r.exp()

@@ -75,8 +75,8 @@ class RescaleRules(KeepsInputs):
         """Returns the policy to walk the tape of images with.
 
         Args:
-            tape: of the images.
-            reference: of the baselines, of which one may stand for all images.
+            tape: tape of the images.
+            reference: tape of the baselines, one of which may stand for all images.
 
         Raises:
             InputError: the model did not run the same operations on both.

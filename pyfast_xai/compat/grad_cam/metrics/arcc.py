@@ -75,7 +75,7 @@ class Coherency:
         Args:
             input_tensor: `[N, C, H, W]`.
             grayscale_cams: their maps `[N, H, W]`.
-            targets: of the maps.
+            targets: targets of the maps.
             model: without effect, as there.
             base_method: makes maps of images and targets.
         """
@@ -89,7 +89,7 @@ class ARCC:
 
     Args:
         base_method: makes maps of images and targets.
-        road_percentiles: of ROAD.
+        road_percentiles: percentiles of ROAD.
 
     Example:
         >>> import torch

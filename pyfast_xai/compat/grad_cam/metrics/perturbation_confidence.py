@@ -88,7 +88,7 @@ class RemoveMostRelevantFirst:
     """Replaces the pixels of an image where its map is at and above a percentile.
 
     Args:
-        percentile: of the map; "auto" for Otsu's threshold.
+        percentile: percentile of the map; "auto" for Otsu's threshold.
         imputer: returns an image for an image and a mask, 0 where it is to be replaced.
 
     Example:

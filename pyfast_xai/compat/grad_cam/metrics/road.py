@@ -51,7 +51,7 @@ class ROADMostRelevantFirst(PerturbationConfidenceMetric):
     """The change of the target when the most relevant pixels are made unremarkable.
 
     Args:
-        percentile: of each map, from which on pixels are replaced.
+        percentile: percentile of each map, from which on pixels are replaced.
 
     Example:
         >>> import numpy as np
@@ -72,7 +72,7 @@ class ROADLeastRelevantFirst(PerturbationConfidenceMetric):
     """The change of the target when the least relevant pixels are made unremarkable.
 
     Args:
-        percentile: of one less each map, from which on pixels are replaced.
+        percentile: percentile of one less each map, from which on pixels are replaced.
 
     Example:
         >>> import numpy as np
