@@ -23,7 +23,8 @@ def _short(monkeypatch):
     """Searches of a few iterations and masks."""
     quick = {
         "integrated-gradients": {"n_steps": 2}, "smoothgrad": {"n_samples": 2}, "fgvis": {"n_iterations": 2},
-        "occlusion": {"window": 16, "stride": 16}, "rise": {"n_masks": 4}, "lime": {"n_samples": 8, "feature_mask": "slic"},
+        "occlusion": {"window": 16, "stride": 16}, "rise": {"n_masks": 4},
+        "lime": {"n_samples": 8, "feature_mask": "slic"},
         "meaningful-perturbation": {"n_iterations": 2}, "ss-cam": {"n_samples": 1}, "is-cam": {"n_steps": 1},
         "smooth-grad-cam++": {"n_samples": 1}, "sess": {"n_scales": 1},
     }  # fmt: skip
