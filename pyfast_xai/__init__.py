@@ -175,8 +175,8 @@ __all__ = ["__version__", *_PUBLIC]
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        known = {public.lower(): public for public in _PUBLIC}
-        close = [known[own] for own in difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)]
+        by_lower = {public.lower(): public for public in _PUBLIC}
+        close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)]
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise AttributeError(f"module 'pyfast_xai' has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -83,31 +83,31 @@ def _from_pixels(pixels: Any) -> Any:
     import numpy as np
     from PIL import Image
 
-    wanted = "a path, a Pillow image or pixels [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels"
+    expected = "a path, a Pillow image or pixels [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels"
     try:
         values = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else np.asarray(pixels)
     except (TypeError, ValueError) as error:
-        raise ImageError(f"image must be {wanted}, got {type(pixels).__name__}") from error
+        raise ImageError(f"image must be {expected}, got {type(pixels).__name__}") from error
     shape = list(values.shape)
     if values.dtype.kind not in "buif" or not values.size:
-        raise ImageError(f"image must be {wanted}, got {type(pixels).__name__} {shape} of {values.dtype}")
+        raise ImageError(f"image must be {expected}, got {type(pixels).__name__} {shape} of {values.dtype}")
     channels = (1, 3, 4)
     if values.ndim == 4 and (shape[1] in channels or shape[3] in channels):
-        raise ImageError(f"image must be {wanted}, got a batch {shape}: give one after another, or a list of them")
+        raise ImageError(f"image must be {expected}, got a batch {shape}: give one after another, or a list of them")
     if values.ndim == 3 and shape[2] not in channels and shape[0] in channels:
         values = values.transpose(1, 2, 0)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in channels):
-        raise ImageError(f"image must be {wanted}, got {shape}")
+        raise ImageError(f"image must be {expected}, got {shape}")
     low, high = float(values.min()), float(values.max())
-    most = 1 if values.dtype.kind in "bf" else 255
-    if not (low >= 0 and high <= most):
+    largest = 1 if values.dtype.kind in "bf" else 255
+    if not (low >= 0 and high <= largest):
         hint = ""
-        if most == 1 and 0 <= low <= high <= 255:
+        if largest == 1 and 0 <= low <= high <= 255:
             hint = ": divide by 255"
-        elif most == 1:
+        elif largest == 1:
             hint = ": undo the normalisation, which Preprocess does by itself"
-        raise ImageError(f"image of {values.dtype} must hold numbers in 0..{most}, got {low:g} to {high:g}{hint}")
-    bytes_ = (values * (255 // most) + (0.5 if values.dtype.kind == "f" else 0)).astype(np.uint8)
+        raise ImageError(f"image of {values.dtype} must hold numbers in 0..{largest}, got {low:g} to {high:g}{hint}")
+    bytes_ = (values * (255 // largest) + (0.5 if values.dtype.kind == "f" else 0)).astype(np.uint8)
     return to_rgb(Image.fromarray(bytes_[..., 0] if bytes_.ndim == 3 and bytes_.shape[2] == 1 else bytes_))
 
 
@@ -148,15 +148,15 @@ def pillow_allows(pixels: int) -> Iterator[None]:
     """Lift Pillow's own limit, one for the whole process, where the caller asks for more."""
     from PIL import Image
 
-    own = Image.MAX_IMAGE_PIXELS
-    if own is None or own >= pixels:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is None or limit >= pixels:
         yield
         return
     Image.MAX_IMAGE_PIXELS = pixels
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = own
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check_file(path: str | Path, name: str) -> None:
@@ -205,8 +205,8 @@ def upright(picture: Any, source: Any) -> Any:
         orientation = source.getexif().get(ORIENTATION)
     except Exception:  # broken metadata is no reason to refuse a picture
         return picture
-    turn = _TRANSPOSES.get(orientation)
-    return picture if turn is None else picture.transpose(Image.Transpose[turn])
+    transpose = _TRANSPOSES.get(orientation)
+    return picture if transpose is None else picture.transpose(Image.Transpose[transpose])
 
 
 def find_images(paths: Iterable[str | Path], without: str | Path | None = None) -> list[Path]:
@@ -323,22 +323,22 @@ class PictureFolders:
         """Returns whether a folder is walked here."""
         if not linked and self._without is None:
             return True
-        real = os.path.realpath(full)
-        if real == self._without:
+        real_path = os.path.realpath(full)
+        if real_path == self._without:
             return False
         if not linked:
             return True
-        if os.path.islink(full) and any(self._reaches(top, real) for top in self._roots):
+        if os.path.islink(full) and any(self._reaches(top, real_path) for top in self._roots):
             return False
-        status = os.stat(real)
+        status = os.stat(real_path)
         return (status.st_dev, status.st_ino) not in self._walked
 
-    def _reaches(self, top: str, real: str) -> bool:
+    def _reaches(self, top: str, real_path: str) -> bool:
         """Returns whether a walk from a root reaches a real folder without a link."""
-        if real == top:
+        if real_path == top:
             return True
-        inside = real.removeprefix(top.rstrip(os.sep) + os.sep)
-        return inside != real and not any(part.startswith(".") for part in inside.split(os.sep))
+        relative = real_path.removeprefix(top.rstrip(os.sep) + os.sep)
+        return relative != real_path and not any(part.startswith(".") for part in relative.split(os.sep))
 
 
 def folder_state(root: str | Path, path: str, without: str | Path | None = None) -> FolderState:
@@ -364,7 +364,7 @@ def _scanned(
     if without is not None and os.path.dirname(os.path.abspath(without)) == os.path.abspath(full):
         skipped = os.path.basename(os.path.abspath(without))
     # Clocks of file systems stand still for some milliseconds; network disks add theirs.
-    settled = time.time_ns() - status.st_mtime_ns > 1_000_000_000
+    is_settled = time.time_ns() - status.st_mtime_ns > 1_000_000_000
     names = []
     with os.scandir(full) as entries:
         for entry in entries:
@@ -380,9 +380,9 @@ def _scanned(
     names.sort()
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, len(names), 4096):
-        lines = "".join(f"{name}{'/' if below else ''}\0" for name, below in names[start : start + 4096])
+        lines = "".join(f"{name}{'/' if is_subfolder else ''}\0" for name, is_subfolder in names[start : start + 4096])
         digest.update(os.fsencode(lines))
-    return FolderState(path, status.st_mtime_ns if settled else 0, digest.digest()), names
+    return FolderState(path, status.st_mtime_ns if is_settled else 0, digest.digest()), names
 
 
 def is_picture(name: str) -> bool:
@@ -466,10 +466,10 @@ class Preprocess:
             >>> inputs.shape
             torch.Size([3, 3, 224, 224])
         """
-        several = list(images) if _are_several(images) else [images]
-        if not several:
+        pictures = list(images) if _are_several(images) else [images]
+        if not pictures:
             raise ImageError("images must hold at least one picture, got none")
-        inputs, shown = zip(*(self(load_image(image)) for image in several), strict=True)
+        inputs, shown = zip(*(self(load_image(image)) for image in pictures), strict=True)
         return torch.stack(inputs), torch.stack(shown)
 
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
@@ -484,9 +484,9 @@ class Preprocess:
         shown = self.shown(image)
         # Luma as Pillow defines it for mode "L".
         grey = shown.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-        seen = shown if len(self.mean) == 3 else (shown * grey).sum(0, keepdim=True)
+        channels = shown if len(self.mean) == 3 else (shown * grey).sum(0, keepdim=True)
         mean, std = (torch.tensor(list(v), dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (seen - mean) / std, shown
+        return (channels - mean) / std, shown
 
     def shown(self, image: Any, zoom: int = 1) -> Tensor:
         """Returns the part of a PIL image that the network sees, `[3, zoom H, zoom W]` in 0..1.
@@ -500,7 +500,7 @@ class Preprocess:
 
         if not isinstance(image, Image.Image) or image.mode != "RGB":
             image = load_image(image)
-        image = self.without_far_ends(image)
+        image = self.without_unused_rows(image)
         height, width = self.shape
         scaled_width, scaled_height = self.scaled(image.size)
         left, top = self.corner(image.size)
@@ -522,8 +522,8 @@ class Preprocess:
             size: (W, H) of the picture, as PIL has it.
         """
         (left, top), (height, width) = self.corner(size), self.shape
-        across, down = (whole / scaled for whole, scaled in zip(size, self.scaled(size), strict=True))
-        return left * across, top * down, (left + width) * across, (top + height) * down
+        x_scale, y_scale = (original / scaled for original, scaled in zip(size, self.scaled(size), strict=True))
+        return left * x_scale, top * y_scale, (left + width) * x_scale, (top + height) * y_scale
 
     def points_in(self, points: Tensor, size: tuple[int, int]) -> Tensor:
         """Converts pixels of the input to pixels of the picture it was made from.
@@ -558,10 +558,10 @@ class Preprocess:
         edges = edges * pixel + torch.tensor([left, top] * 2, dtype=torch.float64)
         # An edge within rounding of a pixel's border lies on it.
         first, last = (edges[:, :2] + 1e-6).floor(), (edges[:, 2:] - 1e-6).ceil() - 1
-        most = torch.tensor([size[0] - 1, size[1] - 1], dtype=torch.float64).repeat(2)
-        return torch.cat([first, last], 1).clamp(min=0).minimum(most).float()
+        limits = torch.tensor([size[0] - 1, size[1] - 1], dtype=torch.float64).repeat(2)
+        return torch.cat([first, last], 1).clamp(min=0).minimum(limits).float()
 
-    def boxes_seen(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    def visible_boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Converts boxes on a picture to boxes on the input, as far as they are visible: the inverse of `boxes_in`.
 
         Args:
@@ -577,10 +577,10 @@ class Preprocess:
         edges = boxes.cpu().double() + torch.tensor([0, 0, 1, 1])
         edges = (edges - torch.tensor([left, top] * 2, dtype=torch.float64)) * pixel
         edges = edges.clamp(min=0).minimum(torch.tensor([width, height] * 2, dtype=torch.float64))
-        seen = (edges[:, 2:] > edges[:, :2]).all(1)
-        return (edges[seen] - torch.tensor([0, 0, 1, 1])).float()
+        visible = (edges[:, 2:] > edges[:, :2]).all(1)
+        return (edges[visible] - torch.tensor([0, 0, 1, 1])).float()
 
-    def without_far_ends(self, image: Any) -> Any:
+    def without_unused_rows(self, image: Any) -> Any:
         """Cuts a picture of a few pixels by thousands down to what the crop can see: scaled, the whole may not fit."""
         if math.prod(self.scaled(image.size)) <= MAX_PIXELS:
             return image

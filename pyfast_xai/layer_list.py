@@ -43,7 +43,7 @@ class LayerList(list[LayerInfo]):
 
     def __repr__(self) -> str:
         rows = [("layer", "activation", "map", "auto of")]
-        rows += [(one.name, _by(one.shape), _by(one.grid), _few(one.auto_of)) for one in self]
+        rows += [(info.name, _by(info.shape), _by(info.grid), _few(info.auto_of)) for info in self]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
@@ -84,19 +84,19 @@ def layers(model: nn.Module, images: Tensor, *args: Any, operations: bool = Fals
         if reason is None:
             raise
         raise InputError(reason) from error
-    taken = _taken(model, tape)
+    chosen = _chosen_by_methods(model, tape)
     names = _module_names(tape)
-    found = LayerList()
+    listing = LayerList()
     for layer in LayerSearch(tape).layers():
         modules = names.get(layer.value, [])
-        if modules or operations or layer.value in taken:
+        if modules or operations or layer.value in chosen:
             # The shortest path is that of the outermost module.
-            name, *others = [*sorted(modules, key=lambda path: (path.count("."), len(path))), layer.name]
-            auto_of = tuple(taken.get(layer.value, ()))
-            found.append(
-                LayerInfo(name, tuple(others), bool(modules), layer.value.shape[1:], layer.layout.grid, auto_of)
+            name, *aliases = [*sorted(modules, key=lambda path: (path.count("."), len(path))), layer.name]
+            auto_of = tuple(chosen.get(layer.value, ()))
+            listing.append(
+                LayerInfo(name, tuple(aliases), bool(modules), layer.value.shape[1:], layer.layout.grid, auto_of)
             )
-    return found
+    return listing
 
 
 def _module_names(tape: Tape) -> dict[Value, list[str]]:
@@ -110,23 +110,23 @@ def _module_names(tape: Tape) -> dict[Value, list[str]]:
     return names
 
 
-def _taken(model: nn.Module, tape: Tape) -> dict[Value, list[str]]:
+def _chosen_by_methods(model: nn.Module, tape: Tape) -> dict[Value, list[str]]:
     """Returns for each value the methods whose "auto" takes it."""
-    taken: dict[Value, list[str]] = {}
+    chosen: dict[Value, list[str]] = {}
     for method, explainer in METHODS.items():
         if issubclass(explainer, LayerExplainer):
             try:
-                places = explainer(model).places(tape)
+                values = explainer(model).places(tape)
             except InputError:  # a method for other networks
                 continue
-            for place in places:
-                taken.setdefault(tape.find(place.name), []).append(method)
-    return taken
+            for value in values:
+                chosen.setdefault(tape.find(value.name), []).append(method)
+    return chosen
 
 
 def _few(methods: tuple[str, ...]) -> str:
-    more = len(methods) - 3
-    return ", ".join([*methods[:3], *([f"{more} more"] if more > 0 else [])])
+    hidden = len(methods) - 3
+    return ", ".join([*methods[:3], *([f"{hidden} more"] if hidden > 0 else [])])
 
 
 def _by(sizes: tuple[int, ...]) -> str:

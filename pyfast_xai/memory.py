@@ -6,7 +6,7 @@ import ctypes
 # Constants of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
-_kept = False
+_enabled = False
 
 
 def keep_freed_memory() -> bool:
@@ -24,26 +24,26 @@ def keep_freed_memory() -> bool:
         >>> import pyfast_xai
         >>> pyfast_xai.keep_freed_memory()  # doctest: +SKIP
     """
-    global _kept
+    global _enabled
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
     settings = (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 2**26)  # -1: never
-    _kept = min(mallopt(option, value) for option, value in settings) == 1
-    return _kept
+    _enabled = min(mallopt(option, value) for option, value in settings) == 1
+    return _enabled
 
 
-def give_back_freed_memory() -> None:
+def trim_freed_memory() -> None:
     """Have glibc give the system back what is freed between blocks in use, unless it is to keep it.
 
     After work that leaves small blocks among large ones, which glibc would hold on to.
     """
     with contextlib.suppress(OSError, AttributeError):
-        if not _kept:
+        if not _enabled:
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_kept() -> bool:
     """Returns whether `keep_freed_memory` was called in this process, and took effect."""
-    return _kept
+    return _enabled

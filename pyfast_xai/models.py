@@ -89,23 +89,23 @@ def load_model(
         return _whole(spec, weights, num_classes, trust)
     if ":" in spec:
         return _imported(spec, weights, num_classes, trust)
-    raise InputError(f"model must be {SPECS}, got {spec!r}{_of_a_zoo(spec)}")
+    raise InputError(f"model must be {SPECS}, got {spec!r}{_zoo_name(spec)}")
 
 
-def _of_a_zoo(name: str) -> str:
+def _zoo_name(name: str) -> str:
     """Returns a hint where a name without a family is that of a known network."""
-    wanted = name.lower().replace("-", "_")
+    requested = name.lower().replace("-", "_")
     try:
-        known = importlib.import_module("torchvision.models").list_models()
+        available = importlib.import_module("torchvision.models").list_models()
     except (ImportError, RuntimeError):  # not there, or another torch's
-        known = [wanted] if wanted.startswith(_FAMILIES) else []
-    close = difflib.get_close_matches(wanted, known, 1, cutoff=0.75)
+        available = [requested] if requested.startswith(_FAMILIES) else []
+    close = difflib.get_close_matches(requested, available, 1, cutoff=0.75)
     if close:
         return f"; did you mean 'torchvision/{close[0]}'?"
     with contextlib.suppress(ImportError, RuntimeError):
         timm = importlib.import_module("timm")
-        if timm.is_model(wanted):
-            return f"; did you mean 'timm/{wanted}'?"
+        if timm.is_model(requested):
+            return f"; did you mean 'timm/{requested}'?"
     return ""
 
 
@@ -204,9 +204,9 @@ def _torchvision(name: str, weights: str | Path | None, num_classes: int | None,
         raise InputError("model 'torchvision/…' needs torchvision: pip install pyfast-xai[models]") from error
     except RuntimeError as error:
         raise InputError(f"torchvision must fit the installed torch {torch.__version__}, got {_line(error)}") from error
-    known = models.list_models()
-    if name not in known:
-        raise InputError(f"model must be one of torchvision's, got {name!r}{_close(name, known)}")
+    available = models.list_models()
+    if name not in available:
+        raise InputError(f"model must be one of torchvision's, got {name!r}{_close(name, available)}")
     try:
         published = list(models.get_model_weights(name))
         default = models.get_model_weights(name)["DEFAULT"] if published else None
@@ -280,8 +280,8 @@ def _renamed(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Renames the tensors of published DenseNet files, which name layers as an early release did."""
     if not name.startswith("densenet"):
         return state
-    old = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
-    return {old.sub(r"\1\2", key): tensor for key, tensor in state.items()}
+    pattern = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+    return {pattern.sub(r"\1\2", key): tensor for key, tensor in state.items()}
 
 
 def _download(weights: Any) -> dict[str, Tensor]:
@@ -329,10 +329,10 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, not a file of tensors, or one of more than tensors that is not trusted.
     """
-    shown = repr(str(path))
+    quoted = repr(str(path))
     state: Any
     if not os.path.isfile(path):
-        raise InputError(f"weights must be a file, got {shown}")
+        raise InputError(f"weights must be a file, got {quoted}")
     tensors_only = str(path).lower().endswith(".safetensors")
     try:
         if tensors_only:
@@ -343,7 +343,7 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if tensors_only or not trust:
-            message = f"weights {shown} must be safetensors or a saved state dict, got {_content_of(path, error)}"
+            message = f"weights {quoted} must be safetensors or a saved state dict, got {_content_of(path, error)}"
             raise InputError(message) from error
         state = _unsafe(path, "weights")
     while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
@@ -356,12 +356,12 @@ def read_weights(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
         state = dict(state.state_dict() if callable(state.state_dict) else state.state_dict)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         kind = f"a {type(state).__name__}"
-        raise InputError(f"weights {shown} must hold named tensors and nothing else, got {kind} of other things")
+        raise InputError(f"weights {quoted} must hold named tensors and nothing else, got {kind} of other things")
     for key, tensor in state.items():
         # Indices of a sparse tensor are not checked when it is loaded, and lead anywhere in memory.
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "a quantized one" if tensor.is_quantized else f"one of layout {tensor.layout}"
-            raise InputError(f"weights {shown} must hold dense tensors, got {kind} at {key!r}")
+            raise InputError(f"weights {quoted} must hold dense tensors, got {kind} at {key!r}")
     for prefix in ("module.", "_orig_mod."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
@@ -390,21 +390,23 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: str) -> N
         InputError: naming the first key that is missing, of another shape or kind, or not of the model.
     """
     current = model.state_dict()
-    fits = f"weights {path!r} must fit {name}"
+    requirement = f"weights {path!r} must fit {name}"
     for key, tensor in current.items():
         if key not in state:
             if key.endswith("num_batches_tracked"):  # older files have no such counter, and evaluation needs none
                 continue
-            raise InputError(f"{fits}, got no tensor {key!r}{_close(key, state)}")
+            raise InputError(f"{requirement}, got no tensor {key!r}{_close(key, state)}")
         if not isinstance(tensor, Tensor):
             continue
         if state[key].shape != tensor.shape:
-            raise InputError(f"{fits}, got {key!r} of shape {list(state[key].shape)} instead of {list(tensor.shape)}")
+            raise InputError(
+                f"{requirement}, got {key!r} of shape {list(state[key].shape)} instead of {list(tensor.shape)}"
+            )
         if state[key].is_floating_point() != tensor.is_floating_point():
-            raise InputError(f"{fits}, got {key!r} of dtype {state[key].dtype} instead of {tensor.dtype}")
+            raise InputError(f"{requirement}, got {key!r} of dtype {state[key].dtype} instead of {tensor.dtype}")
     extra = next((key for key in state if key not in current), None)
     if extra is not None:
-        raise InputError(f"{fits}, got a tensor {extra!r} it does not have{_close(extra, current)}")
+        raise InputError(f"{requirement}, got a tensor {extra!r} it does not have{_close(extra, current)}")
     model.load_state_dict(state, strict=False)
 
 
@@ -417,8 +419,8 @@ def _no_count(name: str, num_classes: int | None) -> None:
         raise InputError(f"num_classes must be None for {name!r}, whose classes are fixed, got {num_classes}")
 
 
-def _close(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 3)
+def _close(name: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(choices), 3)
     return f"; close names are {', '.join(map(repr, close))}" if close else ""
 
 

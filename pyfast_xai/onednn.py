@@ -37,8 +37,8 @@ def _is_built_in() -> bool:
 
 def takes(*tensors: Tensor) -> bool:
     """Returns whether oneDNN is available and works with such tensors."""
-    fits = (t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
-    return all(fits) and available()
+    accepted = (t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
+    return all(accepted) and available()
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -85,8 +85,8 @@ def serves_transposed(
         return True
     geometry = (stride, padding, dilation, True, output_padding, groups, None)
     # PyTorch has no name for oneDNN's, which is what it takes but for these.
-    others = (_BACKENDS.SlowTranspose2d, _BACKENDS.Empty, _BACKENDS.MkldnnEmpty)
-    return torch._C._select_conv_backend(input, weight, None, *geometry) not in others
+    fallbacks = (_BACKENDS.SlowTranspose2d, _BACKENDS.Empty, _BACKENDS.MkldnnEmpty)
+    return torch._C._select_conv_backend(input, weight, None, *geometry) not in fallbacks
 
 
 def shape_to_pack_for(maps: Tensor) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ def read(path: str | Path) -> Any:
         A `torch.jit.ScriptModule`, a `torch.export.ExportedProgram`, or whatever was pickled.
     """
     format = kind(path)
-    with _no_farewells():
+    with _silence_torch_warnings():
         if format == TORCHSCRIPT:
             return torch.jit.load(str(path), map_location="cpu")
         if format == PROGRAM:
@@ -55,7 +55,7 @@ def read(path: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def _no_farewells() -> Iterator[None]:
+def _silence_torch_warnings() -> Iterator[None]:
     """Silences what PyTorch says of its own future while a file is read."""
     with warnings.catch_warnings():
         for kind_ in (DeprecationWarning, FutureWarning):
@@ -125,13 +125,13 @@ class Archive(nn.Module):
 
     def __reduce__(self) -> Any:
         sink = io.BytesIO()
-        with _no_farewells():
+        with _silence_torch_warnings():
             torch.jit.save(self.archive, sink)
         return _unpacked, (sink.getvalue(),)
 
 
 def _unpacked(archive: bytes) -> Archive:
-    with _no_farewells():
+    with _silence_torch_warnings():
         return Archive(torch.jit.load(io.BytesIO(archive)))
 
 
@@ -163,11 +163,11 @@ def _convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int, *_: Any,
 ) -> Tensor:  # fmt: skip
-    plain = _CONVOLUTIONS.get(input.dim())
-    if transposed or plain is None or input.dim() != weight.dim():
+    plain_op = _CONVOLUTIONS.get(input.dim())
+    if transposed or plain_op is None or input.dim() != weight.dim():
         arguments = (input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
         return torch.ops.aten.convolution.default(*arguments)
-    return plain.default(input, weight, bias, stride, padding, dilation, groups)
+    return plain_op.default(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _program(program: ExportedProgram, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
@@ -182,16 +182,16 @@ def _program(program: ExportedProgram, name: str) -> tuple[nn.Module, tuple[int,
     if mode is not None:
         raise InputError(f"model {name!r} must be exported after model.eval(), got {mode} in training mode")
     bounds = [_bounds(program, length) for length in shape]
-    height, width = (least if least == most else None for least, most in bounds[2:])
-    with _no_farewells():
+    height, width = (least if least == largest else None for least, largest in bounds[2:])
+    with _silence_torch_warnings():
         module = torch.export.unflatten(program).eval()
     # Its own check raises what nobody expects; and the notes it needs cannot be copied.
     module.check_input_constraints = False
     for part in module.modules():
         for node in getattr(part, "graph", torch.fx.Graph()).nodes:
             node.meta.clear()
-    least, most = bounds[0]
-    if least == most:
+    least, largest = bounds[0]
+    if least == largest:
         if not _takes_any_batch(module, [least for least, _ in bounds]):
             raise InputError(
                 f"model {name!r} must be exported for any number of images (dynamic_shapes with "
@@ -207,11 +207,13 @@ def _bounds(program: ExportedProgram, length: Any) -> tuple[int, int | None]:
     """Returns the least and the most that a length may be; None for no end."""
     if isinstance(length, int):
         return length, length
-    known = program.range_constraints.get(length.node.expr)
-    if known is None:
+    constraint = program.range_constraints.get(length.node.expr)
+    if constraint is None:
         return 0, None
     # Up to 2 it says how the export went about it, not what the program takes.
-    return int(known.lower) if known.lower > 2 else 0, int(known.upper) if known.upper < 1 << 40 else None
+    return int(constraint.lower) if constraint.lower > 2 else 0, int(
+        constraint.upper
+    ) if constraint.upper < 1 << 40 else None
 
 
 def _trains(node: torch.fx.Node) -> bool:
@@ -233,17 +235,19 @@ def _takes_any_batch(module: nn.Module, shape: list[int]) -> bool:
         shape: of the batch it was exported for.
     """
     length = shape[0]
-    like = next((tensor for tensor in module.state_dict().values() if tensor.is_floating_point()), torch.empty(0))
-    images = torch.randn(length + 2, *shape[1:], generator=torch.Generator().manual_seed(0)).to(like.dtype)
+    reference_tensor = next(
+        (tensor for tensor in module.state_dict().values() if tensor.is_floating_point()), torch.empty(0)
+    )
+    images = torch.randn(length + 2, *shape[1:], generator=torch.Generator().manual_seed(0)).to(reference_tensor.dtype)
     try:
         with torch.no_grad():
-            first, last, together = module(images[:length]), module(images[2:]), module(images)
-            if together.shape[:1] != images.shape[:1]:
+            first, last, whole_batch = module(images[:length]), module(images[2:]), module(images)
+            if whole_batch.shape[:1] != images.shape[:1]:
                 return False
             # Against what tells images apart: outputs of an untrained network hardly differ.
-            spread = (together.amax(0) - together.amin(0)).max()
-            apart = torch.maximum((together[:length] - first).abs().max(), (together[2:] - last).abs().max())
-            return bool(apart <= spread * torch.finfo(together.dtype).eps ** 0.5)
+            spread = (whole_batch.amax(0) - whole_batch.amin(0)).max()
+            difference = torch.maximum((whole_batch[:length] - first).abs().max(), (whole_batch[2:] - last).abs().max())
+            return bool(difference <= spread * torch.finfo(whole_batch.dtype).eps ** 0.5)
     except (RuntimeError, AttributeError, TypeError):  # shapes written into it; outputs that are no tensor
         return False
 
@@ -252,8 +256,8 @@ def _check(bounds: Sequence[tuple[int, int | None]], _module: nn.Module, args: t
     """Refuses images of another size than the program's: it might run, but not give what the model would."""
     shape = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
     if len(shape) != 4 or any(
-        length < least or (most is not None and length > most)
-        for length, (least, most) in zip(shape, bounds, strict=True)
+        length < least or (largest is not None and length > largest)
+        for length, (least, largest) in zip(shape, bounds, strict=True)
     ):
         lengths = ["any" if b == (0, None) else str(b[0]) if b[0] == b[1] else f"{b[0]} to {b[1]}" for b in bounds]
         raise InputError(f"images must be those the program was exported for, [{', '.join(lengths)}], got {shape}")

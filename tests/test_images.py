@@ -353,15 +353,15 @@ def test_bad_settings(settings, message):
 def test_boxes_seen_undo_boxes_in(crop, size):
     preprocess = Preprocess(size=(24, 32), resize=None if crop == "squash" else 40, crop=crop)
     whole = torch.tensor([[0.0, 0, 31, 23]])
-    seen = preprocess.boxes_seen(preprocess.boxes_in(whole, size), size)
+    seen = preprocess.visible_boxes(preprocess.boxes_in(whole, size), size)
     # The picture's pixels that the window touches reach beyond it, and are cut again.
     assert torch.allclose(seen, whole, atol=1e-4)
     inner = torch.tensor([[0.0, 0, size[0] - 1, size[1] - 1], [-9.0, -9, -5, -5]])
-    assert preprocess.boxes_seen(inner, size).shape == (1, 4)
+    assert preprocess.visible_boxes(inner, size).shape == (1, 4)
 
 
 def test_boxes_seen_in_a_squashed_picture_are_scaled():
-    seen = Preprocess(size=(10, 20), crop="squash").boxes_seen(torch.tensor([[4.0, 5, 7, 9]]), (40, 50))
+    seen = Preprocess(size=(10, 20), crop="squash").visible_boxes(torch.tensor([[4.0, 5, 7, 9]]), (40, 50))
     # Edges 4..8 and 5..10 of 40 x 50, on 20 x 10.
     assert torch.allclose(seen, torch.tensor([[2.0, 1, 3, 1]]))
 

@@ -22,7 +22,7 @@ from pyfast_xai.acceleration.freshness import Snapshot
 from pyfast_xai.acceleration.packed_convolutions import Allowance, pack
 from pyfast_xai.acceleration.weight_cache import WeightCache
 from pyfast_xai.forks import ForkSafeLock
-from pyfast_xai.memory import give_back_freed_memory
+from pyfast_xai.memory import trim_freed_memory
 from pyfast_xai.tape import aliasing, module_hooks
 from pyfast_xai.tape.graph import Node, Tape, Value, find, key
 from pyfast_xai.tape.record import RecordingPolicy, SaveTensor, record, tensors_in
@@ -296,7 +296,7 @@ class ReplayedModel:
                 self._prepared += 1
                 template, recorded = self._make_template(args, kwargs, policy, until, contested=contested)
                 templates.append(template)
-                give_back_freed_memory()
+                trim_freed_memory()
             elif template.tape is not None:
                 self._changes = 0
             template.calls += 1

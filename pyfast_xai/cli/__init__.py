@@ -44,8 +44,8 @@ def program() -> None:
     app(prog_name="pyfast-xai")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from pyfast_xai import __version__
 
         typer.echo(f"pyfast-xai {__version__}")

@@ -17,108 +17,110 @@ if TYPE_CHECKING:
     from pyfast_xai.models import LoadedModel
 
 
-def one_of(option: str, given: str, known: Collection[str]) -> str:
+def one_of(option: str, value: str, choices: Collection[str]) -> str:
     import difflib
 
-    if given in known:
-        return given
-    plain = {name.replace("-", ""): name for name in known}
-    close = difflib.get_close_matches(re.sub("[-_ ]", "", given).lower(), plain, n=1, cutoff=0.75)
+    if value in choices:
+        return value
+    unhyphenated = {name.replace("-", ""): name for name in choices}
+    close = difflib.get_close_matches(re.sub("[-_ ]", "", value).lower(), unhyphenated, n=1, cutoff=0.75)
     if close:
-        refuse(f"{option} {given!r} does not exist; did you mean {plain[close[0]]!r}?")
-    refuse(f"{option} must be one of {', '.join(known)}, got {given!r}")
+        refuse(f"{option} {value!r} does not exist; did you mean {unhyphenated[close[0]]!r}?")
+    refuse(f"{option} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def methods(given: str | Sequence[str]) -> list[str]:
+def methods(values: str | Sequence[str]) -> list[str]:
     """Returns the names of explainers, each once."""
     from pyfast_xai.explainers import METHODS
 
-    return names("method", given, METHODS)
+    return names("method", values, METHODS)
 
 
-def only(option: str, given: Sequence[str]) -> str:
+def only(option: str, values: Sequence[str]) -> str:
     """Returns the one value of an option that could be repeated."""
-    chosen = [part.strip() for value in given for part in value.split(",")]
+    chosen = [part.strip() for entry in values for part in entry.split(",")]
     if len(chosen) != 1:
         refuse(f"{option} must be a single one here, got {', '.join(chosen)}: run the command for each")
     return chosen[0]
 
 
-def names(option: str, given: str | Sequence[str], known: Collection[str]) -> list[str]:
+def names(option: str, option_values: str | Sequence[str], choices: Collection[str]) -> list[str]:
     """Returns the names of an option that is repeated, or that holds several separated by commas, each once."""
-    values = [given] if isinstance(given, str) else given
+    values = [option_values] if isinstance(option_values, str) else option_values
     chosen = list(dict.fromkeys(filter(None, (part.strip() for value in values for part in value.split(",")))))
     if not chosen:
-        refuse(f"{option} must be one of {', '.join(known)}, got none")
-    return [one_of(option, name, known) for name in chosen]
+        refuse(f"{option} must be one of {', '.join(choices)}, got none")
+    return [one_of(option, name, choices) for name in chosen]
 
 
 def folder(out: Path, pictures: Iterable[Path]) -> Path:
     """Returns the folder of the results, which may not hold the pictures: results would overwrite or join them."""
-    place = os.path.realpath(out)
+    out_path = os.path.realpath(out)
     for path in pictures:
         # A link may lie in one folder and lead to another.
-        if place in (os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))):
+        if out_path in (os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))):
             refuse(f"out must be a folder without pictures to explain, got {str(out)!r}, where {path.name!r} lies")
     return out
 
 
-def network(asked: options.Network) -> "LoadedModel":
+def network(options_: options.Network) -> "LoadedModel":
     from dataclasses import replace
 
     from pyfast_xai.models import load_model
 
-    loaded = load_model(asked.model, asked.weights, asked.num_classes, trust=asked.trust_model)
+    loaded = load_model(options_.model, options_.weights, options_.num_classes, trust=options_.trust_model)
     changes: dict[str, Any] = {}
-    if asked.size is not None:
+    if options_.size is not None:
         # The usual margin around the crop.
-        changes.update(size=asked.size, resize=None if loaded.preprocess.resize is None else round(asked.size * 8 / 7))
-    if asked.mean is not None:
-        changes["mean"] = _numbers("mean", asked.mean)
-    if asked.std is not None:
-        changes["std"] = _numbers("std", asked.std)
+        changes.update(
+            size=options_.size, resize=None if loaded.preprocess.resize is None else round(options_.size * 8 / 7)
+        )
+    if options_.mean is not None:
+        changes["mean"] = _numbers("mean", options_.mean)
+    if options_.std is not None:
+        changes["std"] = _numbers("std", options_.std)
     return replace(loaded, preprocess=replace(loaded.preprocess, **changes))
 
 
-def _numbers(option: str, given: str) -> tuple[float, ...]:
+def _numbers(option: str, value: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in given.split(","))
+        return tuple(float(part) for part in value.split(","))
     except ValueError:
-        refuse(f"{option} must be numbers separated by commas, got {given!r}")
+        refuse(f"{option} must be numbers separated by commas, got {value!r}")
 
 
-def device(given: str | None) -> str:
+def device(name: str | None) -> str:
     import torch
 
-    if given is None:
+    if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=given)
+        torch.empty(0, device=name)
     except Exception as error:  # each device type refuses in its own way
-        refuse(f"device must be one that is here, such as cpu, got {given!r} ({str(error).splitlines()[0]})")
-    return given
+        refuse(f"device must be one that is here, such as cpu, got {name!r} ({str(error).splitlines()[0]})")
+    return name
 
 
-def target(given: str, classes: list[str] | None) -> int | None:
+def target(value: str, classes: list[str] | None) -> int | None:
     """Returns the index of a class; None for the predicted one."""
     import difflib
 
-    if given.lower() == "none":
+    if value.lower() == "none":
         return None
     # A class may be called by a number, as the digits are; then the name says the same or more.
-    named = [i for i, name in enumerate(classes or []) if name.casefold() == given.casefold()]
+    named = [i for i, name in enumerate(classes or []) if name.casefold() == value.casefold()]
     if named:
         return named[0]
-    index = int(given) if given.removeprefix("-").isdecimal() else None
+    index = int(value) if value.removeprefix("-").isdecimal() else None
     if index is not None:
         if index < 0 or (classes and index >= len(classes)):
             refuse(f"target must lie in [0, {len(classes) if classes else 'classes'}), got {index}")
         return index
     if not classes:
-        refuse(f"target must be none or an index for a model whose classes have no names, got {given!r}")
-    close = difflib.get_close_matches(given.lower(), [name.lower() for name in classes], 3)
+        refuse(f"target must be none or an index for a model whose classes have no names, got {value!r}")
+    close = difflib.get_close_matches(value.lower(), [name.lower() for name in classes], 3)
     hint = f"; close names are {', '.join(map(repr, close))}" if close else ""
-    refuse(f"target must be none, an index or a class of the model, got {given!r}{hint}")
+    refuse(f"target must be none, an index or a class of the model, got {value!r}{hint}")
 
 
 def explainers(
@@ -153,16 +155,16 @@ def makers(
 
     from pyfast_xai.explainers import METHODS
 
-    takes = {name: inspect.signature(METHODS[name]).parameters for name in names}
-    if layer is not None and not any("layer" in taken for taken in takes.values()):
+    parameters = {name: inspect.signature(METHODS[name]).parameters for name in names}
+    if layer is not None and not any("layer" in accepted for accepted in parameters.values()):
         refuse(f"layer must be left out for {', '.join(names)}, which looks at no single layer, got {layer!r}")
-    made: dict[str, Callable[[nn.Module], Explainer]] = {}
-    for name, taken in takes.items():
-        given: dict[str, Any] = {}
-        if layer is not None and "layer" in taken:
-            given["layer"] = layer
-        if "progress" in taken:
-            given["progress"] = bar.within(name)
-        own = (settings or {}).get(name, {})
-        made[name] = functools.partial(METHODS[name], labels=loaded.labels, **{**given, **own})
-    return made
+    factories: dict[str, Callable[[nn.Module], Explainer]] = {}
+    for name, accepted in parameters.items():
+        arguments: dict[str, Any] = {}
+        if layer is not None and "layer" in accepted:
+            arguments["layer"] = layer
+        if "progress" in accepted:
+            arguments["progress"] = bar.callback(name)
+        method_settings = (settings or {}).get(name, {})
+        factories[name] = functools.partial(METHODS[name], labels=loaded.labels, **{**arguments, **method_settings})
+    return factories

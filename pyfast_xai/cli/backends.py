@@ -33,12 +33,14 @@ def backends() -> None:
     for site, verdict in tuning.known_verdicts().items():
         if proofs.is_proof(site):
             continue  # said above
-        best = {name: f"{1e3 * min(runs):.3g}" for name, runs in verdict.seconds.items()}
+        fastest = {name: f"{1e3 * min(runs):.3g}" for name, runs in verdict.seconds.items()}
         winner = verdict.fastest()
-        others = [f"{name} {ms}" for name, ms in best.items() if name != winner]
-        others += [f"{name}: {why}" for name, why in verdict.failed.items()]
-        where, won = Text(f"{site.device}: {site.arguments}"), Text(winner, style="bold")
-        contests.add_row(site.op, where, str(site.threads), won, best[winner], Text(", ".join(others)), verdict.date)
+        reasons = [f"{name} {ms}" for name, ms in fastest.items() if name != winner]
+        reasons += [f"{name}: {reason}" for name, reason in verdict.failed.items()]
+        site_text, winner_text = Text(f"{site.device}: {site.arguments}"), Text(winner, style="bold")
+        contests.add_row(
+            site.op, site_text, str(site.threads), winner_text, fastest[winner], Text(", ".join(reasons)), verdict.date
+        )
     if contests.row_count:
         console.print(contests)
 

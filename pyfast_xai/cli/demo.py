@@ -67,13 +67,13 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
         with Bar(count * len(names), "explaining") as bar:
             for name, explainer in arguments.explainers(names, network, bar).items():
-                found = _explained(explainer, scenes, ground, bar)
-                for n, picture in enumerate(found.pictures):
+                explained = _explained(explainer, scenes, ground, bar)
+                for n, picture in enumerate(explained.pictures):
                     results.write_png(out / f"scene-{n:03d}.{name}.png", render.to_pil(picture))
-                    records[n][name] = found.records[n]
-                sheet.append(found.pictures)
-                titles.append(found.captions)
-                rows.append(_figures(name, found, scenes, correct))
+                    records[n][name] = explained.records[n]
+                sheet.append(explained.pictures)
+                titles.append(explained.captions)
+                rows.append(_figures(name, explained, scenes, correct))
         contact = render.montage(
             [row[:SHOWN] for row in sheet],
             labels=["scene", *names],
@@ -90,8 +90,8 @@ def demo(
         summary = {"scenes": count, "seed": seed, "top1": float(correct.float().mean()), "methods": rows}
         layout = {"box": "x1, y1, x2, y2 in inclusive pixels of the scene", "points": "y, x in pixels of the scene"}
         results.write_json(out / "demo.json", {**summary, "layout": layout, "images": records})
-    scenes_told = messages.count(count, "scene")
-    human.print(_table(rows, f"{int(correct.sum())} of {scenes_told} classified correctly"))
+    scene_count = messages.count(count, "scene")
+    human.print(_table(rows, f"{int(correct.sum())} of {scene_count} classified correctly"))
     human.print(Text(_NOTE, "dim"))
     if method is None:
         others = ",".join(name for name in KNOWN if name not in names)
@@ -133,44 +133,44 @@ def _explained(explainer: "Explainer", scenes: "Scenes", ground: "Tensor", bar: 
     pictures, captions, records = [], [], []
     for start in range(0, len(ground), BATCH):
         part = slice(start, start + BATCH)
-        began = time.perf_counter()
+        started = time.perf_counter()
         explanation = explainer(scenes.images[part])
         boxes.append(explanation.boxes())
         peaks.append(explanation.peak())
-        seconds += time.perf_counter() - began
+        seconds += time.perf_counter() - started
         segments.append(explanation.boxes(f"segment:{SEGMENT}"))
-        drawn = render.draw_boxes(explanation.overlay(ground[part]), results.zoomed(boxes[-1], ZOOM))
-        pictures += list(drawn)
-        captions += [""] * len(drawn) if explanation.target is None else explanation.captions()
-        told = ("target", "score", "box", "points")
-        records += [{key: row[key] for key in told if key in row} for row in explanation.rows()]
-        bar.advance(len(drawn))
-    places = torch.cat(boxes), torch.cat(segments), torch.cat(peaks)
-    return _Found(*places, seconds / len(ground), pictures, captions, records)
+        picture = render.draw_boxes(explanation.overlay(ground[part]), results.zoomed(boxes[-1], ZOOM))
+        pictures += list(picture)
+        captions += [""] * len(picture) if explanation.target is None else explanation.captions()
+        fields = ("target", "score", "box", "points")
+        records += [{key: row[key] for key in fields if key in row} for row in explanation.rows()]
+        bar.advance(len(picture))
+    located = torch.cat(boxes), torch.cat(segments), torch.cat(peaks)
+    return _Found(*located, seconds / len(ground), pictures, captions, records)
 
 
 def _guessed(scenes: "Scenes") -> _Found:
     """Returns the results of a blind guess: the middle of each scene, and a box of the mean size around it."""
     import torch
 
-    side = (scenes.boxes[:, 2:] - scenes.boxes[:, :2] + 1).float().mean()
+    mean_size = (scenes.boxes[:, 2:] - scenes.boxes[:, :2] + 1).float().mean()
     middle = scenes.images.shape[-1] / 2
-    low, high = middle - side / 2, middle + side / 2 - 1
+    low, high = middle - mean_size / 2, middle + mean_size / 2 - 1
     boxes = torch.stack([low, low, high, high]).expand(len(scenes.boxes), 4)
     return _Found(boxes, boxes, torch.full((len(scenes.boxes), 2), int(middle)))
 
 
-def _figures(name: str, found: _Found, scenes: "Scenes", correct: "Tensor") -> dict[str, Any]:
+def _figures(name: str, explained: _Found, scenes: "Scenes", correct: "Tensor") -> dict[str, Any]:
     """Returns the shares of correctly classified scenes whose boxes overlap by half, and whose peak is in the box."""
     from pyfast_xai import localize
 
-    y, x = found.peaks.unbind(1)
+    y, x = explained.peaks.unbind(1)
     x1, y1, x2, y2 = scenes.boxes.unbind(1)
     inside = (x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)
     truth = scenes.boxes.float()
-    hits = (localize.iou(found.boxes, truth) >= 0.5, localize.iou(found.segments, truth) >= 0.5, inside)
+    hits = (localize.iou(explained.boxes, truth) >= 0.5, localize.iou(explained.segments, truth) >= 0.5, inside)
     shares = [float(hit[correct].float().mean()) if bool(correct.any()) else 0.0 for hit in hits]
-    return {"method": name, "box": shares[0], "segment": shares[1], "peak": shares[2], "seconds": found.seconds}
+    return {"method": name, "box": shares[0], "segment": shares[1], "peak": shares[2], "seconds": explained.seconds}
 
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:

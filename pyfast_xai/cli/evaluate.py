@@ -88,49 +88,49 @@ def evaluate(
     with one_sentence():
         files = find_images(images, without=out)
         out = arguments.folder(out, files)
-        known = {**evaluation.BASELINES, **METHODS}
-        names = arguments.names("method", method or "centre,fixations,eigen-cam", known)
-        asked = arguments.names("metric", metrics or "box-error,pointing", evaluation.METRICS)
+        choices = {**evaluation.BASELINES, **METHODS}
+        names = arguments.names("method", method or "centre,fixations,eigen-cam", choices)
+        chosen_metrics = arguments.names("metric", metrics or "box-error,pointing", evaluation.METRICS)
         arguments.one_of("target", target, ("predicted", "label"))
         explainers = [name for name in names if name in METHODS]
         chosen = settings.read(set_ or [], explainers)
-        truth, without = evaluation.read_annotations(annotations, files)
+        truth, unannotated = evaluation.read_annotations(annotations, files)
         if not truth:
             refuse(f"annotations must be of the pictures, got {str(annotations)!r}, which tells of none of them")
         loaded = arguments.network(network)
-        where = arguments.device(device)
-        loaded.model.to(where)
+        device_name = arguments.device(device)
+        loaded.model.to(device_name)
         with Bar(len(truth) * len(names), "measuring") as bar:
             makers = arguments.makers(explainers, loaded, bar, layer, chosen)
-            found = evaluation.evaluate(
+            evaluated = evaluation.evaluate(
                 *(loaded.model, truth, loaded.preprocess),
-                {name: makers.get(name, known[name]) for name in names},
-                asked,
+                {name: makers.get(name, choices[name]) for name in names},
+                chosen_metrics,
                 target="label" if target == "label" else "predicted",
                 labels=loaded.labels,
                 batch_size=batch_size,
-                device=where,
+                device=device_name,
                 resamples=resamples,
                 progress=bar.show,
             )
-        paths = found.write(out)
-    for _, why in found.errors:
-        human.print(Text.assemble(("failed  ", "bold red"), printable(why)), soft_wrap=True)
-    heads, rows = found.table()
+        paths = evaluated.write(out)
+    for _, reason in evaluated.errors:
+        human.print(Text.assemble(("failed  ", "bold red"), printable(reason)), soft_wrap=True)
+    heads, rows = evaluated.table()
     table = Table(box=box.SIMPLE_HEAD)
     for head in heads:
         table.add_column(head, justify="left" if head == "method" else "right")
     for row in rows:
         table.add_row(*row)
     human.print(table)
-    told = [count(found.pictures, "picture"), f"{found.small} of them with small objects only"]
-    if without:
-        told.append(f"{len(without)} without annotation left out")
-    if found.errors:
-        told.append(f"{len(found.errors)} failed")
+    summary = [count(evaluated.pictures, "picture"), f"{evaluated.small} of them with small objects only"]
+    if unannotated:
+        summary.append(f"{len(unannotated)} without annotation left out")
+    if evaluated.errors:
+        summary.append(f"{len(evaluated.errors)} failed")
     plots = "" if any(path.suffix == ".png" for path in paths) else ' Plots need pip install "pyfast-xai[plot]".'
-    human.print(Text(f"{', '.join(told)}. Results: {printable(out)}.{plots}"), soft_wrap=True)
+    human.print(Text(f"{', '.join(summary)}. Results: {printable(out)}.{plots}"), soft_wrap=True)
     if as_json:
         typer.echo((out / "evaluation.json").read_text())
-    if found.errors:
+    if evaluated.errors:
         raise typer.Exit(SOME_FAILED)

@@ -75,7 +75,7 @@ def explain(
 
     # With --json stdout belongs to the machine.
     human = Console(stderr=as_json, highlight=False)
-    began = time.perf_counter()
+    start = time.perf_counter()
     with one_sentence():
         files = find_images(images, without=out)
         out = arguments.folder(out, files)
@@ -87,15 +87,15 @@ def explain(
             refuse(f"alpha must lie in 0 to 1, got {alpha}")
         arguments.one_of("colormap", colormap, COLORMAPS)
         loaded = arguments.network(network)
-        where = arguments.device(device)
-        loaded.model.to(where)
+        device_name = arguments.device(device)
+        loaded.model.to(device_name)
         with Bar(len(files), "explaining") as bar:
             job = Job(
                 loaded=loaded,
                 explainers=arguments.explainers(names, loaded, bar, layer, chosen),
                 target=arguments.target(target, loaded.labels),
                 folder=out,
-                device=where,
+                device=device_name,
                 colormap=colormap,
                 alpha=alpha,
                 box_rule=box_rule,
@@ -103,7 +103,7 @@ def explain(
             )
             out.mkdir(parents=True, exist_ok=True)
             records, errors = job.run(files, batch_size, bar)
-        found = {
+        explained = {
             "model": loaded.name,
             "methods": names,
             "layout": {
@@ -114,21 +114,21 @@ def explain(
             "spaces": {"original": "the file, upright", "input": "the network's input"},
             "images": records,
         }
-        results.write_json(out / "explanations.json", found)
+        results.write_json(out / "explanations.json", explained)
         results.write_json(out / "errors.json", {"errors": errors})
     for error in errors:
         human.print(Text.assemble(("failed  ", "bold red"), printable(error["error"])), soft_wrap=True)
     if records:
         human.print(_table(records, names), soft_wrap=False)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if records:
-        done = f"{count(len(records), 'image')} explained in {seconds:.1f} s"
+        summary = f"{count(len(records), 'image')} explained in {seconds:.1f} s"
         failed = f", {len(errors)} failed, see errors.json there" if errors else ""
-        human.print(Text(f"{done}{failed}. Pictures: {printable(out)}"), soft_wrap=True)
+        human.print(Text(f"{summary}{failed}. Pictures: {printable(out)}"), soft_wrap=True)
     else:
         human.print(Text(f"No image was explained, {len(errors)} failed.", "bold red"), soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps({**found, "errors": errors}))
+        typer.echo(json.dumps({**explained, "errors": errors}))
     if errors:
         raise typer.Exit(SOME_FAILED if records else FAILED)
 
@@ -139,20 +139,20 @@ def _table(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
     table.add_column("image", overflow="ellipsis", no_wrap=True, max_width=32)
     table.add_column("method", no_wrap=True)
     table.add_column("found", overflow="fold")
-    shown = records[:20]
-    for record in shown:
+    rows_shown = records[:20]
+    for record in rows_shown:
         for name in names:
             image = printable(Path(record["file"]).name) if name == names[0] else ""
-            table.add_row(Text(image), name, Text(_found(record[name])))
-    if len(records) > len(shown):
-        table.add_row(Text(f"and {len(records) - len(shown)} more", style="dim"))
+            table.add_row(Text(image), name, Text(_result_text(record[name])))
+    if len(records) > len(rows_shown):
+        table.add_row(Text(f"and {len(records) - len(rows_shown)} more", style="dim"))
     return table
 
 
-def _found(record: dict[str, Any]) -> str:
-    place = record["box"]["original"]
-    where = "no evidence" if place is None else f"box {' '.join(map(str, place))}"
+def _result_text(record: dict[str, Any]) -> str:
+    box = record["box"]["original"]
+    location = "no evidence" if box is None else f"box {' '.join(map(str, box))}"
     if "target" not in record:
-        return where
+        return location
     name = record["class"] or f"class {record['target']}"
-    return f"{name} {record['score']:.0%}, {where}" if "score" in record else f"{name}, {where}"
+    return f"{name} {record['score']:.0%}, {location}" if "score" in record else f"{name}, {location}"

@@ -30,7 +30,7 @@ class Picture:
     path: Path
     stem: str
     input: Tensor  # [C, H, W]
-    shown: Tensor  # [3, zoom H, zoom W]
+    display: Tensor  # [3, zoom H, zoom W]
     size: tuple[int, int]  # (W, H) of the file, in pixels
 
 
@@ -105,8 +105,8 @@ class Job:
         if not pictures:
             return []
         inputs = torch.stack([picture.input for picture in pictures]).to(self.device)
-        shown = torch.stack([picture.shown for picture in pictures])
-        zoom = shown.shape[-1] // inputs.shape[-1]
+        displays = torch.stack([picture.display for picture in pictures])
+        zoom = displays.shape[-1] // inputs.shape[-1]
         # All methods first: a batch that fails leaves no half of its pictures.
         explanations = {name: explainer(inputs, self.target) for name, explainer in self.explainers.items()}
         records: list[dict[str, Any]] = [
@@ -114,18 +114,18 @@ class Job:
             for p in pictures
         ]
         # The sheet of each picture: lines of what is shown and its title.
-        sheets: list[list[list[tuple[Tensor, str]]]] = [[[(p.shown, p.path.name)]] for p in pictures]
+        sheets: list[list[list[tuple[Tensor, str]]]] = [[[(p.display, p.path.name)]] for p in pictures]
         for name, explanation in explanations.items():
             boxes = explanation.boxes(self.box_rule).cpu()
-            drawn = explanation.overlay(shown, alpha=self.alpha, colormap=self.colormap)
-            drawn = render.draw_boxes(drawn, results.zoomed(boxes, zoom))
+            drawings = explanation.overlay(displays, alpha=self.alpha, colormap=self.colormap)
+            drawings = render.draw_boxes(drawings, results.zoomed(boxes, zoom))
             colours = None if explanation.attribution is None else explanation.rgb()
             for n, picture in enumerate(pictures):
                 overlay = f"{picture.stem}.{name}.png"
-                results.write_png(self.folder / overlay, render.to_pil(drawn[n]))
+                results.write_png(self.folder / overlay, render.to_pil(drawings[n]))
                 points = None if explanation.points is None else explanation.points[n].cpu()
                 records[n][name] = {**self.record(explanation, n, boxes[n], points, picture), "overlay": overlay}
-                cells = [(drawn[n], _title(name, records[n][name]))]
+                cells = [(drawings[n], _title(name, records[n][name]))]
                 if colours is not None:
                     cells.append((colours[n], f"{name} in colour"))
                 if len(sheets[n][-1]) + len(cells) > COLUMNS:
@@ -140,35 +140,35 @@ class Job:
 
     def record(self, explanation: Any, n: int, box: Tensor, points: Any, picture: Picture) -> dict[str, Any]:
         """Returns the record of one image by one method."""
-        found: dict[str, Any] = {}
+        record: dict[str, Any] = {}
         if explanation.target is not None:
             target = int(explanation.target[n])
             names = self.loaded.labels
-            found["target"] = target
-            found["class"] = names[target] if names and target < len(names) else None
+            record["target"] = target
+            record["class"] = names[target] if names and target < len(names) else None
         if explanation.score is not None:
-            found["score"] = float(explanation.score[n])
-        there = not bool(box.isnan().any())
+            record["score"] = float(explanation.score[n])
+        has_box = not bool(box.isnan().any())
         original = self.preprocess.boxes_in(box[None], picture.size)[0]
-        found["box"] = {
-            "original": original.int().tolist() if there else None,
-            "input": box.int().tolist() if there else None,
+        record["box"] = {
+            "original": original.int().tolist() if has_box else None,
+            "input": box.int().tolist() if has_box else None,
         }
         if points is not None:
             placed = self.preprocess.points_in(points, picture.size)
-            found["points"] = {"original": placed.tolist(), "input": points.tolist()}
-        return found
+            record["points"] = {"original": placed.tolist(), "input": points.tolist()}
+        return record
 
 
-def _stem(path: Path, taken: set[str]) -> str:
+def _stem(path: Path, used: set[str]) -> str:
     """Returns a name for the results of an image that no other image has, not even where letter case does not count."""
     # Room for what is appended, in bytes, as file systems count.
     stem = os.fsdecode(os.fsencode(path.stem or path.name)[:160])
     name, number = stem, 1
-    while name.casefold() in taken:
+    while name.casefold() in used:
         number += 1
         name = f"{stem}-{number}"
-    taken.add(name.casefold())
+    used.add(name.casefold())
     return name
 
 

@@ -31,10 +31,10 @@ def layers(
     with one_sentence():
         loaded = arguments.network(options.Network(model, weights, num_classes, size, trust_model=trust_model))
         images = torch.zeros(1, len(loaded.preprocess.mean), *loaded.preprocess.shape)
-        found = pyfast_xai.layers(loaded.model, images, operations=operations)
+        listing = pyfast_xai.layers(loaded.model, images, operations=operations)
     if as_json:
-        typer.echo(json.dumps([asdict(layer) for layer in found]))
+        typer.echo(json.dumps([asdict(layer) for layer in listing]))
         return
     console = Console(highlight=False)
-    console.print(Text(repr(found)), soft_wrap=True)
+    console.print(Text(repr(listing)), soft_wrap=True)
     console.print(Text("Give a name by --layer, or as layer= of an explainer.", "dim"), soft_wrap=True)

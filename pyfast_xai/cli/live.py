@@ -32,15 +32,15 @@ class Live:
     def __init__(
         self,
         total: int,
-        before: int = 0,
+        items_before: int = 0,
         errors: int = 0,
         log: Path | None = None,
         prometheus: Path | None = None,
     ) -> None:
         self._bar = Late(TimeElapsedColumn())
         self._console = self._bar.console
-        self._task = self._bar.add_task("explaining", total=total, completed=before)
-        self._total, self._before, self._errors = total, before, errors
+        self._task = self._bar.add_task("explaining", total=total, completed=items_before)
+        self._total, self._items_before, self._errors = total, items_before, errors
         self._path, self._prometheus = log, prometheus
         self._log: TextIO | None = None
         self._shard: int | None = None
@@ -61,10 +61,10 @@ class Live:
 
     def __call__(self, progress: "RunProgress") -> None:
         line = self.line(progress)
-        self._bar.update(self._task, completed=self._before + progress.images, description=line)
+        self._bar.update(self._task, completed=self._items_before + progress.images, description=line)
         if not self._console.is_terminal and time.monotonic() - self._printed >= EVERY:
             self._printed = time.monotonic()
-            self._console.print(f"{self._before + progress.images}/{self._total} {line}", soft_wrap=True)
+            self._console.print(f"{self._items_before + progress.images}/{self._total} {line}", soft_wrap=True)
         if progress.shard != self._shard:
             self._shard = progress.shard
             # A log on a full disk does not end the run.
@@ -74,25 +74,25 @@ class Live:
                     self._log.flush()
                 if self._prometheus is not None:
                     # Whole or not there, for whoever collects it at this moment.
-                    whole = self._prometheus.with_name(f".{self._prometheus.name}.tmp")
-                    whole.write_text(self.metrics(progress))
-                    whole.replace(self._prometheus)
+                    temporary = self._prometheus.with_name(f".{self._prometheus.name}.tmp")
+                    temporary.write_text(self.metrics(progress))
+                    temporary.replace(self._prometheus)
 
     def line(self, progress: "RunProgress") -> str:
         """Returns the progress in a line for people."""
         speed = progress.images / progress.seconds if progress.seconds else 0.0
-        waited = progress.waiting / progress.seconds if progress.seconds else 0.0
-        left = (self._total - self._before - progress.images) / speed if speed else 0.0
+        waiting_share = progress.waiting / progress.seconds if progress.seconds else 0.0
+        remaining = (self._total - self._items_before - progress.images) / speed if speed else 0.0
         return (
-            f"{speed:.1f} images/s, {waited:.0%} waiting for decoding, {self._errors + progress.errors} errors, "
-            f"batch size {progress.batch_size}, {_duration(left)} left"
+            f"{speed:.1f} images/s, {waiting_share:.0%} waiting for decoding, {self._errors + progress.errors} errors, "
+            f"batch size {progress.batch_size}, {_duration(remaining)} left"
         )
 
     def metrics(self, progress: "RunProgress") -> str:
         """Returns the progress as text for Prometheus (the text file collector of its node exporter takes it)."""
         figures = {
             "items": ("gauge", "Inputs of the source.", self._total),
-            "rows": ("gauge", "Rows in finished parts.", self._before + progress.rows),
+            "rows": ("gauge", "Rows in finished parts.", self._items_before + progress.rows),
             "error_rows": ("gauge", "Error rows among them.", self._errors + progress.errors),
             "images_total": ("counter", "Images that went through this process.", progress.images),
             "seconds_total": ("counter", "Seconds since this process began.", progress.seconds),
@@ -115,7 +115,7 @@ class Live:
         return {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "part": progress.shard,
-            "rows": self._before + progress.rows,
+            "rows": self._items_before + progress.rows,
             "errors": self._errors + progress.errors,
             "items": self._total,
             "images_per_second": round(speed, 3),

@@ -134,7 +134,7 @@ def retry(
             )
         if source is None and any(name.startswith("hf:") or "://" in name for name in request.source):
             refuse("source must be named again for what is fetched, got hf: or a URL from _run.parquet alone")
-        places = made.get("source")
+        sources = made.get("source")
         request = replace(
             request,
             model=model or request.model,
@@ -144,15 +144,15 @@ def retry(
         loaded = request.network(trust_model)
         run_options = request.run_options(folder, loaded, device=arguments.device(request.device))
         job = datasets.prepare(
-            source or (places if isinstance(places, list) else request.source),
+            source or (sources if isinstance(sources, list) else request.source),
             loaded,
             run_options,
             made={"request": made.get("request")},
         )
         with Live(datasets.status(folder).errors) as live:
-            done = datasets.retry(job, live)
-    running.report(human, done, as_json)
-    if done.errors:
+            summary = datasets.retry(job, live)
+    running.report(human, summary, as_json)
+    if summary.errors:
         raise typer.Exit(SOME_FAILED)
 
 

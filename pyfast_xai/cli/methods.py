@@ -30,27 +30,27 @@ def methods(
 
     with one_sentence():
         names = list(METHODS) if not method else arguments.methods(method)
-    described = [_described(name, METHODS[name]) for name in names]
+    descriptions = [_description(name, METHODS[name]) for name in names]
     console = Console(highlight=False)
     if as_json:
-        typer.echo(json.dumps(described))
+        typer.echo(json.dumps(descriptions))
     elif method:
-        for one in described:
-            _show(console, one)
+        for description in descriptions:
+            _show(console, description)
     else:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("method", no_wrap=True)
         table.add_column("what it shows")
-        for one in described:
-            table.add_row(Text(one["method"], style="bold"), Text(one["summary"]))
+        for description in descriptions:
+            table.add_row(Text(description["method"], style="bold"), Text(description["summary"]))
         console.print(table)
         console.print(Text("`pyfast-xai methods NAME` shows the settings and the paper of one.", "dim"), soft_wrap=True)
 
 
-def _described(name: str, explainer: "type[Explainer]") -> dict[str, Any]:
+def _description(name: str, explainer: "type[Explainer]") -> dict[str, Any]:
     """Returns what is told of a method, JSON-ready."""
     documented = _arguments(explainer)
-    taken = inspect.signature(explainer).parameters
+    parameters = inspect.signature(explainer).parameters
     return {
         "method": name,
         "class": explainer.__name__,
@@ -59,8 +59,8 @@ def _described(name: str, explainer: "type[Explainer]") -> dict[str, Any]:
         "settings": [
             {
                 "name": setting,
-                "default": _default(taken[setting].default),
-                "values": settings.described(kinds),
+                "default": _default(parameters[setting].default),
+                "values": settings.value_text(kinds),
                 "meaning": documented.get(setting, ""),
             }
             for setting, kinds in settings.settable(name).items()
@@ -79,31 +79,31 @@ def _paragraphs(explainer: type) -> list[str]:
 
 def _arguments(explainer: type) -> dict[str, str]:
     """Returns what docstrings say of arguments, those of a class before those of its bases."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for kind in explainer.__mro__:
         text = inspect.cleandoc(kind.__doc__ or "")
         section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", text, re.MULTILINE)
         for name, meaning in re.findall(
             r"^    (\w+): ((?:.*\n?)(?:^     .*\n?)*)", section[1] if section else "", re.M
         ):
-            found.setdefault(name, " ".join(meaning.split()))
-    return found
+            meanings.setdefault(name, " ".join(meaning.split()))
+    return meanings
 
 
-def _show(console: Console, described: dict[str, Any]) -> None:
+def _show(console: Console, description: dict[str, Any]) -> None:
     """Prints one method with its settings."""
-    console.print(Text.assemble((described["method"], "bold"), f"  pyfast_xai.{described['class']}"))
-    console.print(Text(described["summary"]))
-    console.print(Text(described["paper"], "dim"))
+    console.print(Text.assemble((description["method"], "bold"), f"  pyfast_xai.{description['class']}"))
+    console.print(Text(description["summary"]))
+    console.print(Text(description["paper"], "dim"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("--set", no_wrap=True)
     table.add_column("default", overflow="fold", max_width=18)
     table.add_column("meaning")
-    for setting in described["settings"]:
+    for setting in description["settings"]:
         meaning = setting["meaning"] or f"{setting['values']}."
-        table.add_row(Text(setting["name"], style="bold"), Text(_shown(setting["default"])), Text(meaning))
+        table.add_row(Text(setting["name"], style="bold"), Text(_default_text(setting["default"])), Text(meaning))
     console.print(table)
 
 
-def _shown(default: Any) -> str:
+def _default_text(default: Any) -> str:
     return str(default).lower() if default is None or isinstance(default, bool) else str(default)

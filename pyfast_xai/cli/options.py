@@ -120,12 +120,12 @@ class Network:
 
 def takes_network(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a `Network` in place of its argument `network`."""
-    own = [field.name for field in fields(Network)]
+    network_names = [field.name for field in fields(Network)]
 
     @functools.wraps(command)
-    def taking(**given: object) -> None:
-        named = {name: given.pop(name) for name in own}
-        command(network=Network(**named), **given)  # type: ignore[arg-type]
+    def taking(**options: object) -> None:
+        network_options = {name: options.pop(name) for name in network_names}
+        command(network=Network(**network_options), **options)  # type: ignore[arg-type]
 
     parameters = []
     for parameter in inspect.signature(command).parameters.values():

@@ -52,10 +52,10 @@ class Bar:
         doing: what happens to them, written in front.
     """
 
-    def __init__(self, total: int, doing: str) -> None:
+    def __init__(self, total: int, activity: str) -> None:
         self._bar = Late(TimeRemainingColumn())
-        self._doing = doing
-        self._task = self._bar.add_task(doing, total=total)
+        self._activity = activity
+        self._task = self._bar.add_task(activity, total=total)
 
     def __enter__(self) -> "Bar":
         self._bar.__enter__()
@@ -67,17 +67,17 @@ class Bar:
         self._bar.__exit__(kind, error, trace)
 
     def advance(self, images: int) -> None:
-        self._bar.update(self._task, advance=images, description=self._doing)
+        self._bar.update(self._task, advance=images, description=self._activity)
 
     def show(self, progress: Progress) -> None:
         """Show how far a function is, as its callback."""
-        self._bar.update(self._task, completed=progress.done, total=progress.total, description=self._doing)
+        self._bar.update(self._task, completed=progress.done, total=progress.total, description=self._activity)
 
-    def within(self, method: str) -> ProgressCallback:
+    def callback(self, method: str) -> ProgressCallback:
         """Returns what a slow explainer calls with its progress."""
 
         def show(progress: Progress) -> None:
-            self._bar.update(self._task, description=f"{self._doing}, {method} {progress.done}/{progress.total}")
+            self._bar.update(self._task, description=f"{self._activity}, {method} {progress.done}/{progress.total}")
 
         return show
 
@@ -93,7 +93,7 @@ class Counter:
         console = Console(stderr=True)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:.0f}"))
         self._line = rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._title, self._doing = title, ""
+        self._title, self._activity = title, ""
         self._task = self._line.add_task(title, total=None)
 
     def __enter__(self) -> "Counter":
@@ -105,9 +105,9 @@ class Counter:
     ) -> None:
         self._line.stop()
 
-    def tell(self, doing: str, images: int) -> None:
+    def update(self, activity: str, images: int) -> None:
         """Adds images to those done; another task counts from zero."""
-        if doing != self._doing:
-            self._doing = doing
-            self._line.reset(self._task, description=f"{self._title}: {doing}")
+        if activity != self._activity:
+            self._activity = activity
+            self._line.reset(self._task, description=f"{self._title}: {activity}")
         self._line.update(self._task, advance=images)

@@ -34,13 +34,13 @@ def _prove(names: list[str], device: str) -> None:
         if name not in OPS:
             refuse(f"OP must be one of {', '.join(OPS)}, got {name!r}")
     try:
-        place = torch.device(device)
+        target = torch.device(device)
     except RuntimeError:
         refuse(f"--device must name a device such as cuda or cuda:1, got {device!r}")
-    if place.type == "cuda" and not torch.cuda.is_available():
+    if target.type == "cuda" and not torch.cuda.is_available():
         refuse("there is no CUDA device, or no PyTorch for CUDA, to prove kernels on")
-    kernels = {name: op.to_prove(place.type) for name, op in OPS.items() if not names or name in names}
-    left_out = [name for name, own in kernels.items() if not own]
+    kernels = {name: op.to_prove(target.type) for name, op in OPS.items() if not names or name in names}
+    skipped = [name for name, own_proofs in kernels.items() if not own_proofs]
     console, rows, impossible = Console(highlight=False), [], {}
 
     def listen(message: dict[str, Any]) -> None:
@@ -59,8 +59,10 @@ def _prove(names: list[str], device: str) -> None:
             )
 
     with console.status("starting") as status:
-        own = proofs.machine_proofs()
-        proven = own.prove_all({name: left for name, left in kernels.items() if left}, place, listen)
+        own_proofs = proofs.machine_proofs()
+        proven = own_proofs.prove_all(
+            {name: backends for name, backends in kernels.items() if backends}, target, listen
+        )
 
     table = _table("op", "shape", "dtype", "backend", "ms", "of the least time", "times plain PyTorch")
     for row in rows:
@@ -71,14 +73,14 @@ def _prove(names: list[str], device: str) -> None:
     table = _table("op", "backend", "verdict")
     for name, backends in kernels.items():
         for backend in backends if name in proven else ():
-            against, praise = own.judge(proven[name], name, backend, place)
-            words = praise if against is None else f"not chosen: {against}"
-            table.add_row(name, backend, Text(printable(words), style="bold" if against is None else ""))
+            against, note = own_proofs.judge(proven[name], name, backend, target)
+            text = note if against is None else f"not chosen: {against}"
+            table.add_row(name, backend, Text(printable(text), style="bold" if against is None else ""))
     console.print(table)
-    if left_out:
-        console.print(Text(f"plain PyTorch alone: {', '.join(left_out)}"))
-    for name, why in impossible.items():
-        console.print(Text(printable(f"{name} could not be proven: {why}"), style="red"))
+    if skipped:
+        console.print(Text(f"plain PyTorch alone: {', '.join(skipped)}"))
+    for name, reason in impossible.items():
+        console.print(Text(printable(f"{name} could not be proven: {reason}"), style="red"))
     if impossible:
         raise typer.Exit(FAILED)
 

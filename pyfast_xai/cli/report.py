@@ -68,14 +68,17 @@ def report(
             refuse(f"out must be a .html file, got {str(out)!r}")
         rows = max(datasets.status(folder).rows for folder in folders)
         with Bar(min(rows, limit) if limit else rows, "drawing") as bar:
-            made = reports.write(
+            written = reports.write(
                 folders, out, source=source, limit=limit or None, side=side, workers=workers,
                 progress=bar.show,
             )  # fmt: skip
-    shown = f"{made.items} of {count(made.of, 'picture')}, {count(made.errors, 'error row')}, {made.bytes / 1e6:.1f} MB"
-    if made.pictures < made.items:
-        shown += f"; {made.items - made.pictures} without the picture itself: name its --source where it is elsewhere"
-    human.print(Text(f"{shown}\nReport: {printable(made.path)}"), soft_wrap=True)
+    shown = f"{written.items} of {count(written.total, 'picture')}, {count(written.errors, 'error row')}"
+    shown += f", {written.bytes / 1e6:.1f} MB"
+    if written.pictures < written.items:
+        shown += (
+            f"; {written.items - written.pictures} without the picture itself: name its --source where it is elsewhere"
+        )
+    human.print(Text(f"{shown}\nReport: {printable(written.path)}"), soft_wrap=True)
     if as_json:
-        result = {key: value for key, value in vars(made).items() if key != "path"}
-        typer.echo(json.dumps({"out": str(made.path), **result}))
+        result = {key: value for key, value in vars(written).items() if key != "path"}
+        typer.echo(json.dumps({"out": str(written.path), **result}))

@@ -16,8 +16,8 @@ from pyfast_xai.cli.progress import Counter
 _DATA = "Data"  # a group of options
 
 
-def _print_experiments(wanted: bool) -> None:
-    if wanted:
+def _print_experiments(requested: bool) -> None:
+    if requested:
         from pyfast_xai.reproduce import EXPERIMENTS
 
         for paper, experiments in EXPERIMENTS.items():
@@ -102,18 +102,20 @@ def reproduce(
     with one_sentence():
         arguments.one_of("paper", paper, EXPERIMENTS)
         chosen_half: Half = cast(Half, arguments.one_of("half", half, HALVES))
-        known = EXPERIMENTS[paper]
-        names = list(known) if experiment is None else arguments.names("experiment", experiment, known)
+        experiments = EXPERIMENTS[paper]
+        names = list(experiments) if experiment is None else arguments.names("experiment", experiment, experiments)
         values = [name.strip() for value in networks or () for name in value.split(",")]
         chosen = tuple(filter(None, values))
         if not data.is_dir():
             arguments.refuse(f"data must be a folder of data sets, got {str(data)!r}")
-        where = arguments.device(device)
+        device_name = arguments.device(device)
         for name in names:
             with Counter(f"{paper} {name}") as counter:
-                given = Data(data, pictures or None, chosen, batch_size, where, seed, counter.tell, chosen_half)
+                inputs = Data(
+                    data, pictures or None, chosen, batch_size, device_name, seed, counter.update, chosen_half
+                )
                 try:
-                    outcome = known[name](given)
+                    outcome = experiments[name](inputs)
                 except InputError as error:
                     missing += 1
                     human.print(Text.assemble((f"{name}  ", "bold yellow"), printable(error)), soft_wrap=True)

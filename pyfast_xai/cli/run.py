@@ -65,12 +65,12 @@ class RunRequest:
             refuse("_run.parquet must hold the command line of `run`; a run from Python is retried there")
         for name, entry in value.items():
             is_list = types[name] == list[str]
-            is_right = (
-                isinstance(entry, list) and all(isinstance(one, str) for one in entry)
+            is_valid = (
+                isinstance(entry, list) and all(isinstance(item, str) for item in entry)
                 if is_list
                 else type(entry) in (get_args(types[name]) or (types[name],))
             )
-            if not is_right and not (type(entry) is int and float in get_args(types[name])):
+            if not is_valid and not (type(entry) is int and float in get_args(types[name])):
                 refuse(f"{name} in _run.parquet must be a {types[name]}, got {type(entry).__name__}")
         return cls(**value)
 
@@ -307,34 +307,34 @@ def run(
             datasets.on_ray.imported()
         loaded = request.network(network.trust_model)
         # The driver of a cluster may have no GPU.
-        place = arguments.device(device) if ray is None else device or ("cuda" if gpus else None)
-        run_options = request.run_options(out, loaded, limit, place)
+        device_name = arguments.device(device) if ray is None else device or ("cuda" if gpus else None)
+        run_options = request.run_options(out, loaded, limit, device_name)
         with Counter("listing") as counter:
             job = datasets.prepare(
                 source, loaded, run_options, listed=_advance(counter), made={"request": asdict(request)}
             )
-        before, errors = _stand(out)
-        with Live(job.shards.items, before, errors, log, prometheus) as live:
+        items_before, errors = _stand(out)
+        with Live(job.shards.items, items_before, errors, log, prometheus) as live:
             if ray is None:
-                done = datasets.run_job(job, live)
+                summary = datasets.run_job(job, live)
             else:
                 address = None if ray == "local" else ray
-                done = datasets.run_on_ray(job, address=address, actors=actors, gpus=gpus, progress=live)
-    report(human, done, as_json)
-    if done.too_many_errors:
-        if not done.complete:
+                summary = datasets.run_on_ray(job, address=address, actors=actors, gpus=gpus, progress=live)
+    report(human, summary, as_json)
+    if summary.too_many_errors:
+        if not summary.complete:
             human.print(Text(f"resume  {command}"), soft_wrap=True)
         raise typer.Exit(SOME_FAILED)
 
 
 def _advance(counter: Counter) -> Callable[[int], None]:
     """Returns what shows how many items are listed."""
-    shown = 0
+    displayed = 0
 
     def advance(items: int) -> None:
-        nonlocal shown
-        counter.tell("inputs", items - shown)
-        shown = items
+        nonlocal displayed
+        counter.update("inputs", items - displayed)
+        displayed = items
 
     return advance
 
@@ -380,23 +380,26 @@ def _stand(out: str) -> tuple[int, int]:
     return present.rows, present.errors
 
 
-def report(human: Console, done: "Summary", as_json: bool) -> None:
+def report(human: Console, run_summary: "Summary", as_json: bool) -> None:
     """Prints the end of a run, for a person and for a machine."""
-    progress = done.progress
+    progress = run_summary.progress
     speed = progress.images / progress.seconds if progress.seconds else 0.0
-    here = f"{count(progress.images, 'image')} in {progress.seconds:.1f} s, {speed:.1f} a second"
+    rate = f"{count(progress.images, 'image')} in {progress.seconds:.1f} s, {speed:.1f} a second"
     spent = f"{progress.waiting:.1f} s waiting for decoding, {progress.explaining:.1f} s explaining"
-    errors = f", {count(done.errors, 'error row')}" if done.errors else ""
-    human.print(Text(f"{done.rows} of {count(done.items, 'row')} there{errors}. {here} ({spent})."), soft_wrap=True)
-    human.print(Text(f"Rows: {printable(done.folder)}"), soft_wrap=True)
+    errors = f", {count(run_summary.errors, 'error row')}" if run_summary.errors else ""
+    human.print(
+        Text(f"{run_summary.rows} of {count(run_summary.items, 'row')} there{errors}. {rate} ({spent})."),
+        soft_wrap=True,
+    )
+    human.print(Text(f"Rows: {printable(run_summary.folder)}"), soft_wrap=True)
     if as_json:
         summary = {
-            "folder": str(done.folder),
-            "items": done.items,
-            "rows": done.rows,
-            "errors": done.errors,
-            "before": done.before,
-            "complete": done.complete,
+            "folder": str(run_summary.folder),
+            "items": run_summary.items,
+            "rows": run_summary.rows,
+            "errors": run_summary.errors,
+            "before": run_summary.before,
+            "complete": run_summary.complete,
             **{f"this_{name}": value for name, value in asdict(progress).items()},
         }
         typer.echo(json.dumps(summary))
@@ -419,7 +422,7 @@ def resumable(human: Console, command: str) -> Iterator[None]:
         raise _Terminated
 
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminate) if main else None
+    previous = signal.signal(signal.SIGTERM, terminate) if main else None
     try:
         yield
     except KeyboardInterrupt as error:
@@ -442,7 +445,7 @@ def resumable(human: Console, command: str) -> Iterator[None]:
         raise typer.Exit(FAILED) from None
     finally:
         if main:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -453,17 +456,17 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def command_line(context: typer.Context) -> str:
     """Returns the command that was given, with all that differs from the defaults."""
-    words, flags = [], []
+    arguments, flags = [], []
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
         if value in (None, [], ()) or value == parameter.default:
             continue
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if parameter.param_type_name == "argument":
-            words += [str(one) for one in values]
+            arguments += [str(item) for item in values]
         elif value is True:
             flags.append(parameter.opts[0])
         else:
-            flags += [word for one in values for word in (parameter.opts[0], str(one))]
+            flags += [argument for item in values for argument in (parameter.opts[0], str(item))]
     name = context.command.name or ""
-    return printable(shlex.join(["pyfast-xai", name, *words, *flags]))
+    return printable(shlex.join(["pyfast-xai", name, *arguments, *flags]))

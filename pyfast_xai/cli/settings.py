@@ -20,20 +20,20 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
 _NOT_SET = ("model", "labels", "progress")
 
 
-def read(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def read(entries: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Returns the settings of each of `methods`."""
     settings: dict[str, dict[str, Any]] = {method: {} for method in methods}
-    for entry in given:
+    for entry in entries:
         name, equals, value = entry.partition("=")
         method, dot, setting = name.partition(".")
         if not (dot and equals):
             refuse(f"set must look like METHOD.NAME=VALUE, got {entry!r}")
         if method not in settings:
             refuse(f"set must begin with a chosen method, {' or '.join(methods)}, got {entry!r}")
-        known = settable(method)
-        if setting not in known:
-            refuse(f"set must name a setting of {method} ({', '.join(known)}), got {entry!r}")
-        settings[method][setting] = _value(name, value, known[setting])
+        choices = settable(method)
+        if setting not in choices:
+            refuse(f"set must name a setting of {method} ({', '.join(choices)}), got {entry!r}")
+        settings[method][setting] = _value(name, value, choices[setting])
     return settings
 
 
@@ -62,15 +62,15 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
 def _value(name: str, text: str, kinds: list[Any]) -> Any:
     if text in kinds:
         return text
-    for kind, (_, reads) in _READERS.items():
+    for kind, (_, parse) in _READERS.items():
         if kind in kinds:
             with contextlib.suppress(KeyError, ValueError):
-                return reads(text)
-    refuse(f"{name} must be {described(kinds)}, got {text!r}")
+                return parse(text)
+    refuse(f"{name} must be {value_text(kinds)}, got {text!r}")
 
 
-def described(kinds: list[Any]) -> str:
+def value_text(kinds: list[Any]) -> str:
     """Returns the values that a setting takes, in words."""
-    wanted = [repr(kind) for kind in kinds if isinstance(kind, str)]
-    wanted += [called for kind, (called, _) in _READERS.items() if kind in kinds]
-    return f"{', '.join(wanted[:-1])}{' or ' if wanted[1:] else ''}{wanted[-1]}"
+    names = [repr(kind) for kind in kinds if isinstance(kind, str)]
+    names += [kind_name for kind, (kind_name, _) in _READERS.items() if kind in kinds]
+    return f"{', '.join(names[:-1])}{' or ' if names[1:] else ''}{names[-1]}"

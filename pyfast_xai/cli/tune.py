@@ -61,33 +61,33 @@ def _tune(network: options.Network, names: list[str], batch: str, device: str | 
     if not tuning.enabled():
         refuse("PYFAST_XAI_TUNING must be on to tune, got off")
     batches = _counts(batch)
-    loaded, where = arguments.network(network), arguments.device(device)
-    loaded.model.to(where)
-    before, side = set(tuning.known_verdicts()), loaded.preprocess.size
-    height, width = (side, side) if isinstance(side, int) else side
+    loaded, device_name = arguments.network(network), arguments.device(device)
+    loaded.model.to(device_name)
+    verdicts_before, size = set(tuning.known_verdicts()), loaded.preprocess.size
+    height, width = (size, size) if isinstance(size, int) else size
     table = _table("method", "images", "recorded, ms", "replayed, ms", "serves")
     with Bar(len(names) * len(batches), "tuning") as bar:
         for count in batches:
-            images = torch.randn(count, 3, height, width, device=where)
+            images = torch.randn(count, 3, height, width, device=device_name)
             for name in names:
                 winner, verdict = _judged(METHODS[name](loaded.model, accelerate="auto"), images)
-                times = ["", ""] if verdict is None else [_ms(verdict, way) for way in ("recorded", "replayed")]
+                times = ["", ""] if verdict is None else [_ms(verdict, variant) for variant in ("recorded", "replayed")]
                 table.add_row(name, str(count), *times, Text(winner, style="bold"))
                 bar.advance(1)
     console = Console(highlight=False)
     console.print(table)
     verdicts = tuning.known_verdicts()
-    console.print(_kernels({site: verdict for site, verdict in verdicts.items() if site not in before}, names))
+    console.print(_kernels({site: verdict for site, verdict in verdicts.items() if site not in verdicts_before}, names))
     console.print(Text(printable(f"{len(verdicts)} verdicts on this machine, see `pyfast-xai backends`")))
 
 
-def _counts(given: str) -> list[int]:
+def _counts(value: str) -> list[int]:
     try:
-        counts = [int(part) for part in given.split(",")]
+        counts = [int(part) for part in value.split(",")]
     except ValueError:
         counts = [0]
     if min(counts) < 1:
-        refuse(f"batch must be numbers of images separated by commas, got {given!r}")
+        refuse(f"batch must be numbers of images separated by commas, got {value!r}")
     return list(dict.fromkeys(counts))
 
 
@@ -103,16 +103,16 @@ def _judged(explainer: "Explainer", images: "Tensor") -> "tuple[str, Verdict | N
     return "recorded", None
 
 
-def _ms(verdict: "Verdict", way: str) -> str:
-    runs = verdict.seconds.get(way)
+def _ms(verdict: "Verdict", variant: str) -> str:
+    runs = verdict.seconds.get(variant)
     return f"{1e3 * min(runs):.3g}" if runs else ""
 
 
 def _kernels(verdicts: "dict[Site, Verdict]", methods: Collection[str]) -> Table:
     """Returns a table of how many contests of an op each kernel won."""
-    won = Counter((site.op, verdict.fastest()) for site, verdict in verdicts.items() if site.op not in methods)
+    wins = Counter((site.op, verdict.fastest()) for site, verdict in verdicts.items() if site.op not in methods)
     table = _table("contests of", "won by", "times")
-    for (op, kernel), times in sorted(won.items()):
+    for (op, kernel), times in sorted(wins.items()):
         table.add_row(op, Text(kernel, style="bold"), str(times))
     return table
 

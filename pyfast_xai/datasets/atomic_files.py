@@ -11,7 +11,7 @@ from pyfast_xai.errors import InputError
 SUFFIX = ".tmp"  # of what is being written; hidden too, so that nobody takes it for a result
 
 
-def write_whole(path: Path, data: bytes, system: Any = os) -> None:
+def write_all(path: Path, data: bytes, system: Any = os) -> None:
     """Writes a file so that a crash or a power cut at any moment leaves the old one or the new one.
 
     The data goes to a hidden file beside it and to the disk, then the hidden file takes the name, then the name goes to
@@ -29,9 +29,9 @@ def write_whole(path: Path, data: bytes, system: Any = os) -> None:
     try:
         handle = system.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
-            left = memoryview(data)
-            while left:
-                left = left[system.write(handle, left) :]
+            remaining = memoryview(data)
+            while remaining:
+                remaining = remaining[system.write(handle, remaining) :]
             system.fsync(handle)
         finally:
             system.close(handle)

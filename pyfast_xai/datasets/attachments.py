@@ -33,10 +33,10 @@ def detached(file: pa.Buffer) -> pa.Buffer:
         ValueError: the file is no such file.
     """
     size = len(file)
-    whole = memoryview(file)
-    if size < 12 or whole[:4] != _MAGIC or whole[-4:] != _MAGIC:
+    view = memoryview(file)
+    if size < 12 or view[:4] != _MAGIC or view[-4:] != _MAGIC:
         raise ValueError("it is no Parquet file")
-    footer = int.from_bytes(whole[size - 8 : size - 4], "little")
+    footer = int.from_bytes(view[size - 8 : size - 4], "little")
     if footer > size - 12:
         raise ValueError("its footer is damaged")
     return file.slice(4, size - 12 - footer)

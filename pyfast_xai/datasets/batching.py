@@ -71,14 +71,14 @@ class BatchExplainer:
             target: see `Explainer`.
         """
         results: list[BatchResult] = []
-        waiting = [
+        pending = [
             list(range(start, min(start + self.batch_size, len(images))))
             for start in range(0, len(images), self.batch_size)
         ]
-        while waiting:
-            rows = waiting.pop(0)
+        while pending:
+            rows = pending.pop(0)
             if len(rows) > self.batch_size:
-                waiting[:0] = [rows[: self.batch_size], rows[self.batch_size :]]
+                pending[:0] = [rows[: self.batch_size], rows[self.batch_size :]]
                 continue
             part = images if len(rows) == len(images) else images[rows]
             targets = target if target is None or isinstance(target, int) else [target[row] for row in rows]
@@ -100,7 +100,7 @@ class BatchExplainer:
             half = (len(rows) + 1) // 2
             if is_memory:
                 self.batch_size = half
-            waiting[:0] = [rows[:half], rows[half:]]
+            pending[:0] = [rows[:half], rows[half:]]
         return results
 
     def _explain(self, rows: list[int], images: Tensor, target: Any) -> BatchResult:
@@ -147,7 +147,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Returns whether an error says that memory did not suffice, in any of the ways of PyTorch and Python."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
 
 
 def free() -> None:

@@ -25,12 +25,12 @@ class ColorSwapProbe:
         self._explainer = explainer
         self._mean, self._std = preprocess.mean, preprocess.std
 
-    def __call__(self, images: Tensor, answers: Tensor, kinds: OutputKinds) -> tuple[Tensor, Tensor] | None:
+    def __call__(self, images: Tensor, predictions: Tensor, kinds: OutputKinds) -> tuple[Tensor, Tensor] | None:
         """Returns what the model answers to each swap of a batch.
 
         Args:
             images: inputs of the model `[N, 3, H, W]`.
-            answers: class of each as it is, int64 `[N]`.
+            predictions: class of each as it is, int64 `[N]`.
             kinds: of the model's outputs for the images as they are.
 
         Returns:
@@ -39,11 +39,13 @@ class ColorSwapProbe:
         """
         if images.shape[1] != 3:
             return None
-        results = [self._after(images, swap, answers, kinds) for swap in SWAPS]
+        results = [self._swapped_outputs(images, swap, predictions, kinds) for swap in SWAPS]
         classes, scores = (torch.stack(column, 1) for column in zip(*results, strict=True))
         return outside_inference_mode(classes), outside_inference_mode(scores)
 
-    def _after(self, images: Tensor, swap: Sequence[int], answers: Tensor, kinds: OutputKinds) -> tuple[Tensor, Tensor]:
+    def _swapped_outputs(
+        self, images: Tensor, swap: Sequence[int], predictions: Tensor, kinds: OutputKinds
+    ) -> tuple[Tensor, Tensor]:
         mean, std = (images.new_tensor(list(values)).view(-1, 1, 1) for values in (self._mean, self._std))
         order = list(swap)
         # What was normalised as one channel is normalised as another.
@@ -51,4 +53,4 @@ class ColorSwapProbe:
         logits = class_columns(logits_in(self._explainer.forward(swapped)))
         with torch.inference_mode():
             scores = kinds.scores(logits).float()
-            return logits.argmax(1), scores.gather(1, answers[:, None])[:, 0]
+            return logits.argmax(1), scores.gather(1, predictions[:, None])[:, 0]

@@ -93,7 +93,7 @@ class Part:
 
     def fail(self, decoded: Decoded, error: Exception, seconds: float | None = None) -> None:
         """Adds the row of an image that has no explanation."""
-        self._put(
+        self._append(
             decoded.item,
             status=ERROR,
             error_type=valid(type(error).__name__),
@@ -150,7 +150,7 @@ class Part:
             if explanation.points is not None:
                 points = explanation.points[n].cpu().numpy().astype(np.int32)
                 self._points[self._position(decoded.item.index)] = points
-            self._put(
+            self._append(
                 decoded.item,
                 status=OK,
                 target=target,
@@ -192,7 +192,7 @@ class Part:
                 arrays.append(pa.array([(row or {}).get(field.name) for row in self._rows], field.type))
         return pa.Table.from_arrays(arrays, schema=schema)
 
-    def _put(self, item: Item, **row: Any) -> None:
+    def _append(self, item: Item, **row: Any) -> None:
         position = self._position(item.index)
         if self._rows[position] is not None:
             raise RuntimeError(f"part must have each row at most one time, got {item.id!r} two times")
@@ -254,8 +254,8 @@ def _stored_maps(explanation: Explanation, stored: StoredColumns) -> tuple[str |
             scale = heat.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
             for kind, heatmap_of in _KINDS.items():
                 with torch.no_grad():
-                    off = (heatmap_of(layer_map.float(), tuple(heat.shape[-2:])) - heat).abs() / scale
-                if bool(((off < 1e-4) | ~torch.isfinite(heat)).all()):
+                    deviation = (heatmap_of(layer_map.float(), tuple(heat.shape[-2:])) - heat).abs() / scale
+                if bool(((deviation < 1e-4) | ~torch.isfinite(heat)).all()):
                     return kind, layer_map
     return "heatmap", explanation.heatmap
 

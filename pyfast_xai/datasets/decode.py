@@ -69,8 +69,8 @@ def decode(item: Item, preprocess: Preprocess, max_pixels: int, reduced_jpeg: bo
         error.__context__ = error.__cause__ = None
         decoded = replace(decoded, error=error)
     if decoded.label_error is None:
-        index, why = read_label(label)
-        decoded = replace(decoded, label=index, label_error=why)
+        index, reason = read_label(label)
+        decoded = replace(decoded, label=index, label_error=reason)
     return replace(decoded, seconds=time.perf_counter() - start)
 
 
@@ -102,9 +102,9 @@ def input_pixels(
     if reduced_jpeg and isinstance(picture, (bytes, bytearray, memoryview)):
         found = reduced(bytes(picture), max_pixels, lambda size, factor: _suffices(size, factor, preprocess))
         if found is not None:
-            return pixels_seen(preprocess, *found), found[1]
+            return visible_pixels(preprocess, *found), found[1]
     image = rgb_of(picture, name, max_pixels)
-    return pixels_seen(preprocess, image), image.size
+    return visible_pixels(preprocess, image), image.size
 
 
 def _suffices(size: tuple[int, int], factor: int, preprocess: Preprocess) -> bool:
@@ -162,12 +162,12 @@ def decode_bytes(data: bytes, name: str, max_pixels: int) -> Any:
     """
     from PIL import Image, UnidentifiedImageError
 
-    shown = repr(name)
+    quoted = repr(name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(
-                    f"image {shown} must have at most {max_pixels:,} pixels, got {image.width} x {image.height}"
+                    f"image {quoted} must have at most {max_pixels:,} pixels, got {image.width} x {image.height}"
                 )
             fast = _fast(data, image)
             if fast is None:
@@ -178,12 +178,12 @@ def decode_bytes(data: bytes, name: str, max_pixels: int) -> Any:
         raise
     except UnidentifiedImageError:
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise ImageError(f"image {shown} must be a {kinds} file, got something else") from None
+        raise ImageError(f"image {quoted} must be a {kinds} file, got something else") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"image {shown} must have at most {max_pixels:,} pixels, got far more") from None
+        raise ImageError(f"image {quoted} must have at most {max_pixels:,} pixels, got far more") from None
     except Exception as error:  # decoders raise whatever they come across in broken data
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"image {shown} must be a whole picture, got broken data ({reason})") from error
+        raise ImageError(f"image {quoted} must be a whole picture, got broken data ({reason})") from error
 
 
 @cache
@@ -229,7 +229,7 @@ def pillow_for_threads(max_pixels: int) -> Iterator[None]:
         yield
 
 
-def pixels_seen(preprocess: Preprocess, image: Any, size: tuple[int, int] | None = None) -> Tensor:
+def visible_pixels(preprocess: Preprocess, image: Any, size: tuple[int, int] | None = None) -> Tensor:
     """Returns what the network sees of an RGB image, uint8 `[3, H, W]`: `Preprocess` before its numbers are scaled.
 
     Bytes wait for their turn in a quarter of the memory, and no thread of PyTorch is needed to make them.
@@ -241,7 +241,7 @@ def pixels_seen(preprocess: Preprocess, image: Any, size: tuple[int, int] | None
     """
     from PIL import Image
 
-    image = preprocess.without_far_ends(image)
+    image = preprocess.without_unused_rows(image)
     size = image.size if size is None else size
     height, width = preprocess.shape
     left, top = preprocess.corner(size)
@@ -260,9 +260,9 @@ def normalised(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     Returns:
         float32 `[N, C, H, W]`, on the device of the pixels.
     """
-    shown = pixels.float().div_(255)  # in place: fresh memory costs as much as the arithmetic
+    grey_image = pixels.float().div_(255)  # in place: fresh memory costs as much as the arithmetic
     if len(preprocess.mean) == 1:
-        grey = shown.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-        shown = (shown * grey).sum(1, keepdim=True)
-    mean, std = (shown.new_tensor(list(v)).view(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
-    return shown.sub_(mean).div_(std)
+        grey = grey_image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        grey_image = (grey_image * grey).sum(1, keepdim=True)
+    mean, std = (grey_image.new_tensor(list(v)).view(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return grey_image.sub_(mean).div_(std)

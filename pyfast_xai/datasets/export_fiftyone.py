@@ -49,15 +49,15 @@ def write_fiftyone(results: Results, out: Path, report: ProgressCallback) -> Non
             file.write(f"{',' if done > 1 else ''}\n{json.dumps(sample)}")
             report(Progress(done, len(results)))
         file.write("\n]}\n")
-    described = results.manifest.described
-    method, model = described["method"], described["model"]
+    identity = results.manifest.described
+    method, model = identity["method"], identity["model"]
     facts = {
         "method": method["name"],
         "settings": json.dumps(method.get("settings")),
         "model": model.get("name"),
         "SHA-256 of the weights": model.get("weights"),
         "rows": len(results),
-        "versions": json.dumps(described.get("versions")),
+        "versions": json.dumps(identity.get("versions")),
     }
     metadata = {"media_type": "image", "info": facts}
     (out / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", "utf-8")
@@ -79,9 +79,15 @@ def _labels(row: Row, names: list[str] | None) -> dict[str, Any]:
     if box is not None:
         # FiftyOne's boxes are shares of the picture: left, top, width, height.
         left, top, right, bottom = box
-        place = [left / size[0], top / size[1], (right + 1 - left) / size[0], (bottom + 1 - top) / size[1]]
+        relative_box = [left / size[0], top / size[1], (right + 1 - left) / size[0], (bottom + 1 - top) / size[1]]
         explained = "evidence" if row["target"] is None else _name(row["target"], names)
-        detection = {"_cls": "Detection", "tags": [], "attributes": {}, "label": explained, "bounding_box": place}
+        detection = {
+            "_cls": "Detection",
+            "tags": [],
+            "attributes": {},
+            "label": explained,
+            "bounding_box": relative_box,
+        }
         sample["evidence"] = {"_cls": "Detections", "detections": [detection]}
     return sample
 
@@ -110,14 +116,16 @@ def _in_picture(heatmap: Any, preprocess: Preprocess, size: tuple[int, int] | No
 
     if size is None:
         return heatmap
-    whole = preprocess.scaled(size)
-    if math.prod(whole) > MAX_PIXELS:  # a picture of a few pixels by thousands
-        whole = size
-    across, down = whole[0] / size[0], whole[1] / size[1]
+    original = preprocess.scaled(size)
+    if math.prod(original) > MAX_PIXELS:  # a picture of a few pixels by thousands
+        original = size
+    x_scale, y_scale = original[0] / size[0], original[1] / size[1]
     left, top, right, bottom = preprocess.window(size)
-    shape = max(1, round((right - left) * across)), max(1, round((bottom - top) * down))
-    canvas = Image.new("L", whole)
-    canvas.paste(heatmap if heatmap.size == shape else heatmap.resize(shape), (round(left * across), round(top * down)))
+    shape = max(1, round((right - left) * x_scale)), max(1, round((bottom - top) * y_scale))
+    canvas = Image.new("L", original)
+    canvas.paste(
+        heatmap if heatmap.size == shape else heatmap.resize(shape), (round(left * x_scale), round(top * y_scale))
+    )
     return canvas
 
 

@@ -41,13 +41,13 @@ def write_hugging_face(results: Results, out: Path, report: ProgressCallback) ->
     files = len(results.paths)
     writer: Any = None
     number, shard = -1, -1
-    waiting: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
 
     def flush() -> None:
-        if waiting:
-            arrays = [pa.array([row.get(field.name) for row in waiting], field.type) for field in schema]
+        if pending:
+            arrays = [pa.array([row.get(field.name) for row in pending], field.type) for field in schema]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-            waiting.clear()
+            pending.clear()
 
     try:
         for done, (row, item) in enumerate(with_items(results), 1):
@@ -59,7 +59,7 @@ def write_hugging_face(results: Results, out: Path, report: ProgressCallback) ->
                 name = f"train-{number:05d}-of-{files:05d}.parquet"
                 writer = pq.ParquetWriter(folder / name, schema, compression="zstd", compression_level=1)
             heatmap, picture = heatmap_of(row), picture_file(item)
-            waiting.append(
+            pending.append(
                 {
                     **row,
                     "image": None if picture is None else _image(picture[0], row["id"].rpartition("/")[2]),
@@ -68,7 +68,7 @@ def write_hugging_face(results: Results, out: Path, report: ProgressCallback) ->
                     else _image(render.png_bytes(grey(heatmap)), f"{row['index']}.png"),
                 }
             )
-            if len(waiting) == _ROWS:
+            if len(pending) == _ROWS:
                 flush()
             report(Progress(done, len(results)))
         flush()
@@ -79,10 +79,10 @@ def write_hugging_face(results: Results, out: Path, report: ProgressCallback) ->
 
 
 def _schema() -> pa.Schema:
-    plain = [field for field in columns() if field.name not in _LEFT_OUT]
-    first = next(n for n, field in enumerate(plain) if field.name == "status")
+    plain_fields = [field for field in columns() if field.name not in _LEFT_OUT]
+    first = next(n for n, field in enumerate(plain_fields) if field.name == "status")
     images = [pa.field("image", PICTURE), pa.field("heatmap", PICTURE)]
-    fields = [*plain[:first], *images, *plain[first:]]
+    fields = [*plain_fields[:first], *images, *plain_fields[first:]]
     features = json.loads(columns(pictures=True).metadata[b"huggingface"])["info"]["features"]
     features = {field.name: features.get(field.name, {"_type": "Image"}) for field in fields}
     return pa.schema(fields, metadata={b"huggingface": json.dumps({"info": {"features": features}}).encode()})
@@ -93,16 +93,16 @@ def _image(data: bytes, path: str) -> dict[str, Any]:
 
 
 def _card(results: Results) -> str:
-    described, columns_of = results.manifest.described, results.table(["status", "class_name"])
-    explained = columns_of["status"].to_pylist().count(OK)
-    method, model, rows = described["method"]["name"], described["model"], len(results)
+    identity, columns = results.manifest.described, results.table(["status", "class_name"])
+    explained = columns["status"].to_pylist().count(OK)
+    method, model, rows = identity["method"]["name"], identity["model"], len(results)
     facts = {
         "method": method,
-        "settings": json.dumps(described["method"].get("settings")),
+        "settings": json.dumps(identity["method"].get("settings")),
         "model": model.get("name"),
         "SHA-256 of the weights": model.get("weights"),
         "rows": f"{rows}, {rows - explained} of them errors",
-        "versions": json.dumps(described.get("versions")),
+        "versions": json.dumps(identity.get("versions")),
     }
     header = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],

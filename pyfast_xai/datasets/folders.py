@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pyfast_xai.datasets.atomic_files import folder_lock, remove_unfinished, sync_folder, write_whole
+from pyfast_xai.datasets.atomic_files import folder_lock, remove_unfinished, sync_folder, write_all
 from pyfast_xai.datasets.sources.filesystems import is_remote, store_of
 from pyfast_xai.errors import InputError
 
@@ -63,7 +63,7 @@ def run_folder(path: str | Path, system: Any = os) -> Folder:
 
     Args:
         path: a folder, or a URL such as `s3://bucket/explained`.
-        system: what calls the disk, see `atomic_files.write_whole`.
+        system: what calls the disk, see `atomic_files.write_all`.
     """
     if isinstance(path, str) and is_remote(path):
         return ObjectFolder(path)
@@ -109,7 +109,7 @@ class LocalFolder:
         return pa.OSFile(os.fspath(self.path / name))
 
     def write(self, name: str, data: bytes) -> None:
-        write_whole(self.path / name, data, self._system)
+        write_all(self.path / name, data, self._system)
 
     def remove(self, name: str) -> None:
         self._system.unlink(self.path / name)

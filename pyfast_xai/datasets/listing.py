@@ -56,14 +56,14 @@ class StoredListing:
             InputError: the listing is damaged.
         """
         stop = min(stop, self._items)
-        pieces = []
+        batches = []
         while start < stop:
-            number, inside = divmod(start, _FILE)
-            batch = self._file(number).get_batch(inside // CHUNK)
-            piece = batch.slice(inside % CHUNK, stop - start)
-            pieces.append(piece)
-            start += piece.num_rows
-        return pa.Table.from_batches(pieces, ENTRIES)
+            number, offset = divmod(start, _FILE)
+            batch = self._file(number).get_batch(offset // CHUNK)
+            part = batch.slice(offset % CHUNK, stop - start)
+            batches.append(part)
+            start += part.num_rows
+        return pa.Table.from_batches(batches, ENTRIES)
 
     def take(self, indices: Sequence[int]) -> pa.Table:
         """Returns some entries.
@@ -71,7 +71,7 @@ class StoredListing:
         Args:
             indices: of the entries, ascending.
         """
-        pieces = []
+        batches = []
         start = 0
         while start < len(indices):
             first = indices[start] // CHUNK * CHUNK
@@ -79,9 +79,9 @@ class StoredListing:
             while end < len(indices) and indices[end] < first + CHUNK:
                 end += 1
             chosen = pa.array([index - first for index in indices[start:end]], pa.int64())
-            pieces.append(self.entries(first, first + CHUNK).take(chosen))
+            batches.append(self.entries(first, first + CHUNK).take(chosen))
             start = end
-        return pa.concat_tables(pieces) if pieces else ENTRIES.empty_table()
+        return pa.concat_tables(batches) if batches else ENTRIES.empty_table()
 
     def items(self, source: Source, indices: Sequence[int], check: bool) -> Iterator[Item]:
         """Yields some items of the source that is listed here.
@@ -99,10 +99,10 @@ class StoredListing:
 
     def sample(self) -> pa.Table:
         """Returns all entries of a short listing, and some spread over a long one."""
-        pieces, size = _SAMPLE
-        if self._items <= pieces * size:
+        count, size = _SAMPLE
+        if self._items <= count * size:
             return self.entries(0, self._items)
-        starts = [n * (self._items - size) // (pieces - 1) for n in range(pieces)]
+        starts = [n * (self._items - size) // (count - 1) for n in range(count)]
         return pa.concat_tables([self.entries(start, start + size) for start in starts])
 
     def folders(self) -> pa.Table | None:
@@ -130,15 +130,15 @@ class StoredListing:
             columns: of the parts beside it.
         """
         copied = StoredListing(folder, name, self._items)
-        for mine, other in zip(self.files(), copied.files(), strict=True):
-            folder.write(other, attached(memoryview(self._data(mine)), columns))
+        for source, target in zip(self.files(), copied.files(), strict=True):
+            folder.write(target, attached(memoryview(self._data(source)), columns))
         return copied
 
     def remove_others(self) -> None:
         """Removes other listings from the folder."""
-        mine = set(self.files())
+        names = set(self.files())
         for name in self._folder.names():
-            if name.startswith(PREFIX) and name not in mine:
+            if name.startswith(PREFIX) and name not in names:
                 self._folder.remove(name)
 
     def _file(self, number: int) -> Any:
@@ -149,8 +149,8 @@ class StoredListing:
     def _data(self, name: str) -> pa.Buffer:
         try:
             with self._folder.open(name) as file:
-                whole = file.read_buffer() if isinstance(file, pa.NativeFile) else pa.py_buffer(file.read())
-            return detached(whole)
+                buffer = file.read_buffer() if isinstance(file, pa.NativeFile) else pa.py_buffer(file.read())
+            return detached(buffer)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"listing {str(self._folder.place(name))!r} must be whole, got {error}; remove it and run again"
@@ -168,23 +168,23 @@ def take_listing(source: Source, progress: Callable[[int], None] | None = None) 
         The listing, in which every id comes once, and its digests.
     """
     folder = TemporaryFolder()
-    seen = Names()
-    listing, summary = _written(source, _counted(source.entries(), seen, progress), folder, "first")
-    twice = seen.twice()
-    if len(twice):
+    names = Names()
+    listing, summary = _written(source, _counted(source.entries(), names, progress), folder, "first")
+    duplicates = names.duplicates()
+    if len(duplicates):
         raw = (listing.entries(start, start + CHUNK).to_batches()[0] for start in range(0, len(listing), CHUNK))
-        listing, summary = _written(source, map(Renamed(twice), raw), folder, "distinct")
+        listing, summary = _written(source, map(Renamed(duplicates), raw), folder, "distinct")
         listing.remove_others()
     return listing, summary
 
 
 def _counted(
-    batches: Iterator[pa.RecordBatch], seen: Names, progress: Callable[[int], None] | None
+    batches: Iterator[pa.RecordBatch], names: Names, progress: Callable[[int], None] | None
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        seen.add(batch)
+        names.add(batch)
         if progress is not None:
-            progress(seen.count)
+            progress(names.count)
         yield batch
 
 
@@ -192,15 +192,15 @@ def _written(
     source: Source, batches: Iterator[pa.RecordBatch], folder: TemporaryFolder, name: str
 ) -> tuple[StoredListing, Listing]:
     digests = Digests()
-    waiting: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     listing = StoredListing(folder, name, 0, is_temporary=True)
     for batch in rechunked(batches):
         digests.add(batch)
-        waiting.append(batch)
-        if len(waiting) == _FILE // CHUNK:
-            listing.append(waiting)
-            waiting = []
-    listing.append(waiting)
+        pending.append(batch)
+        if len(pending) == _FILE // CHUNK:
+            listing.append(pending)
+            pending = []
+    listing.append(pending)
     folders = source.folders()
     folder.write(listing.files()[-1], attached(_encoded([] if folders is None else folders.to_batches()), ENTRIES))
     return listing, digests.listing(source.kind, source.stamps())

@@ -77,8 +77,8 @@ def status(folder: str | Path) -> Status:
 
 
 def _shards(folder: Folder) -> Shards:
-    described = read_manifest(folder).described
-    items, size = described["source"].get("items"), described.get("shard_size")
+    facts = read_manifest(folder).described
+    items, size = facts["source"].get("items"), facts.get("shard_size")
     if type(items) is not int or type(size) is not int or items < 1 or size < 1:
         raise InputError(f"run in {str(folder.path)!r} must have items and a shard size, got {items} and {size}")
     return Shards(items, size)
@@ -154,11 +154,11 @@ def verify(folder: str | Path, source: Source | None = None, progress: ProgressC
             progress(Progress(done, len(present)))
     if digests:
         values, counts = np.unique(np.concatenate(digests), return_counts=True)
-        twice = set(values[counts > 1].tolist())
-        if twice:
-            faults += _doubled(store, present, twice)
-    there = sum(end - start for start, end in (shards.range(shard) for shard in present if shard < len(shards)))
-    return Verified(rows, shards.items - there, faults)
+        duplicates = set(values[counts > 1].tolist())
+        if duplicates:
+            faults += _doubled(store, present, duplicates)
+    expected_rows = sum(end - start for start, end in (shards.range(shard) for shard in present if shard < len(shards)))
+    return Verified(rows, shards.items - expected_rows, faults)
 
 
 def _faults(table: pa.Table, shard: int, start: int, stop: int, fingerprint: str) -> Iterator[str]:
@@ -185,15 +185,15 @@ def _faults(table: pa.Table, shard: int, start: int, stop: int, fingerprint: str
             yield str(error)
 
 
-def _doubled(store: PartStore, present: list[int], twice: set[int]) -> list[str]:
+def _doubled(store: PartStore, present: list[int], duplicates: set[int]) -> list[str]:
     """Returns a sentence for each id that is there more than once, among those whose hash is."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for shard in present:
         try:
-            seen.update(name for name in store.read(shard, ["id"])["id"].to_pylist() if hash(name) in twice)
+            counts.update(name for name in store.read(shard, ["id"])["id"].to_pylist() if hash(name) in duplicates)
         except Exception:  # is among the faults
             continue
-    return [f"id {name!r} must be there once, got {count} rows" for name, count in seen.items() if count > 1]
+    return [f"id {name!r} must be there once, got {count} rows" for name, count in counts.items() if count > 1]
 
 
 def retry(job: Job, progress: RunCallback | None = None) -> Summary:
@@ -226,10 +226,18 @@ def retry(job: Job, progress: RunCallback | None = None) -> Summary:
     with open_run(job, repaired=True) as opened:
         errors = {shard: _error_rows(job.store, shard) for shard, info in opened.finished.items() if info.errors}
         worker = RunWorker(opened.job.with_settings(strict=False))
-        done = worker.run({shard: indices for shard, indices in errors.items() if indices}, progress)
+        progress_ = worker.run({shard: indices for shard, indices in errors.items() if indices}, progress)
         infos = job.finished().values()
-    rows, left = sum(info.stop - info.start for info in infos), sum(info.errors for info in infos)
-    return Summary(job.store.folder.path, job.shards.items, rows, left, rows, done, too_many(left, rows, None))
+    rows, remaining_errors = sum(info.stop - info.start for info in infos), sum(info.errors for info in infos)
+    return Summary(
+        job.store.folder.path,
+        job.shards.items,
+        rows,
+        remaining_errors,
+        rows,
+        progress_,
+        too_many(remaining_errors, rows, None),
+    )
 
 
 def _error_rows(store: PartStore, shard: int) -> list[int]:

@@ -75,14 +75,14 @@ def read_manifest(folder: Folder) -> Manifest:
 def read_document(folder: Folder) -> Any:
     """Returns the JSON document that the manifest file of a run holds, unchecked."""
     with folder.open(NAME) as file:
-        whole = file.read(_LARGEST)
-    return json.loads(detached(pa.py_buffer(whole)).to_pybytes())
+        content = file.read(_LARGEST)
+    return json.loads(detached(pa.py_buffer(content)).to_pybytes())
 
 
 def _parts_of(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     made, fingerprint = document.pop("made"), document.pop("fingerprint")
-    known = isinstance(made, dict) and all(isinstance(document[key], dict) for key in ("source", "model", "method"))
-    if not known or Manifest(document, made).fingerprint != fingerprint:
+    is_valid = isinstance(made, dict) and all(isinstance(document[key], dict) for key in ("source", "model", "method"))
+    if not is_valid or Manifest(document, made).fingerprint != fingerprint:
         raise ValueError("its fingerprint does not fit it")
     return document, made
 
@@ -109,31 +109,34 @@ def check_same_run(folder: Folder, manifest: Manifest, repaired: bool = False) -
             )
         return None
     present = read_manifest(folder)
-    old, new = dict(_leaves(present.described)), dict(_leaves(manifest.described))
+    present_facts, new_facts = dict(_leaves(present.described)), dict(_leaves(manifest.described))
     content = f"source.{_CONTENT}"
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key) and not (repaired and key == content)]
+    differing = [
+        key
+        for key in {**present_facts, **new_facts}
+        if present_facts.get(key) != new_facts.get(key) and not (repaired and key == content)
+    ]
     if differing:
-        raise InputError(
-            f"out {str(folder.path)!r} must be continued as it was begun, {_differences(differing, old, new)}"
-        )
+        differences = _differences(differing, present_facts, new_facts)
+        raise InputError(f"out {str(folder.path)!r} must be continued as it was begun, {differences}")
     return present
 
 
-def _differences(differing: list[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _differences(differing: list[str], present_facts: Mapping[str, Any], new_facts: Mapping[str, Any]) -> str:
     # How many there are says more than that their names differ.
     key = "source.items" if "source.items" in differing else differing[0]
-    also = ", ".join(other for other in differing if other != key)
-    rest = f" ({also} {'differs' if len(differing) == 2 else 'differ'}, too)" if also else ""
+    also = ", ".join(name for name in differing if name != key)
+    suffix = f" ({also} {'differs' if len(differing) == 2 else 'differ'}, too)" if also else ""
     if key == f"source.{_CONTENT}":
-        return f"with the same files, got some of another size or time of change{rest}; `retry` takes repaired ones"
-    return f"with {key} {_short(old.get(key))}, got {_short(new.get(key))}{rest}"
+        return f"with the same files, got some of another size or time of change{suffix}; `retry` takes repaired ones"
+    return f"with {key} {_short(present_facts.get(key))}, got {_short(new_facts.get(key))}{suffix}"
 
 
 def _short(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return value[:12]
-    shown = json.dumps(value)
-    return shown if len(shown) <= 100 else f"{shown[:99]}…"
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -88,8 +88,8 @@ def run_on_ray(
         if shards and not opened.too_many(done):
             is_started = not ray.is_initialized()
             if is_started:
-                place = {"include_dashboard": False} if address is None else {"address": address}
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **place)
+                cluster = {"include_dashboard": False} if address is None else {"address": address}
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
             start = time.perf_counter()
             try:
                 for part in _parts(ray, opened.job, shards, actors, cpus, gpus):
@@ -124,10 +124,10 @@ def _parts(
 ) -> Iterator[Mapping[str, Any]]:
     """Yields what was done, part by part."""
     context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars, context.execution_options.verbose_progress
+    previous = context.enable_progress_bars, context.execution_options.verbose_progress
     context.enable_progress_bars = context.execution_options.verbose_progress = False
-    room = int(ray.cluster_resources().get("CPU", 1) / cpus) if cpus else 1
-    size = min(actors or max(1, room), len(shards))
+    max_actors = int(ray.cluster_resources().get("CPU", 1) / cpus) if cpus else 1
+    size = min(actors or max(1, max_actors), len(shards))
     # Referred to until the last part: an actor that takes the place of a dead one reads it, too.
     try:
         reference = ray.put(job)
@@ -148,7 +148,7 @@ def _parts(
     try:
         yield from results.iter_rows()
     finally:
-        context.enable_progress_bars, context.execution_options.verbose_progress = before
+        context.enable_progress_bars, context.execution_options.verbose_progress = previous
 
 
 class ShardActor:

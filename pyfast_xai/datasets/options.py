@@ -80,15 +80,15 @@ class RunOptions:
         if not str(self.out):
             raise InputError("out must be a folder, got an empty text")
         for name in ("shard_size", "max_pixels"):
-            if not _is_whole(getattr(self, name), 1):
+            if not _is_integer(getattr(self, name), 1):
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.target not in (None, "label") and not _is_whole(self.target, 0):
+        if self.target not in (None, "label") and not _is_integer(self.target, 0):
             raise InputError(f"target must be None, an index or 'label', got {self.target!r}")
-        if self.batch_size != "auto" and not _is_whole(self.batch_size, 1):
+        if self.batch_size != "auto" and not _is_integer(self.batch_size, 1):
             raise InputError(f"batch_size must be 'auto' or at least 1, got {self.batch_size!r}")
-        if self.workers is not None and not _is_whole(self.workers, 1):
+        if self.workers is not None and not _is_integer(self.workers, 1):
             raise InputError(f"workers must be at least 1, got {self.workers!r}")
-        if not _is_whole(self.top_k, 0):
+        if not _is_integer(self.top_k, 0):
             raise InputError(f"top_k must be at least 0, got {self.top_k!r}")
         if self.color_swap and not self.top_k:
             raise InputError("top_k must be at least 1 for color_swap, which follows the model's answer, got 0")
@@ -112,5 +112,5 @@ def options_of(options: RunOptions | None, settings: Mapping[str, Any]) -> RunOp
     return RunOptions(**settings) if options is None else replace(options, **settings)
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_integer(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -109,7 +109,7 @@ class Results:
         for shard, info in self.store.finished().items():
             self._parts.append((self._count, shard))
             self._count += info.stop - info.start
-        self._held: dict[int, pa.Table] = {}
+        self._cached: dict[int, pa.Table] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -252,11 +252,11 @@ class Results:
         return names if is_here else None
 
     def _part(self, shard: int) -> pa.Table:
-        if shard not in self._held:
-            while len(self._held) >= _PARTS_HELD:
-                del self._held[next(iter(self._held))]
-            self._held[shard] = self.store.read(shard)
-        return self._held[shard]
+        if shard not in self._cached:
+            while len(self._cached) >= _PARTS_HELD:
+                del self._cached[next(iter(self._cached))]
+            self._cached[shard] = self.store.read(shard)
+        return self._cached[shard]
 
 
 class _Items:

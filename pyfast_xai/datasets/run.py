@@ -197,14 +197,14 @@ def prepare(
     )
     store = PartStore(options.out)
     opened = open_source(source, without=options.out)
-    listing, described_source, anchor = _listing(opened, store.folder, listed)
+    listing, source_facts, anchor = _listing(opened, store.folder, listed)
     if len(listing) == 0:
         raise InputError("source must have at least one item, got none")
-    _refuse_pictures(opened, listing, store.folder)
+    _check_folder(opened, listing, store.folder)
     rule = localize.box_rule(explainer.box_rule if options.box_rule is None else options.box_rule)
-    described: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "schema": VERSION,
-        "source": described_source,
+        "source": source_facts,
         "shard_size": options.shard_size,
         "model": {"name": name or type(explainer.model).__qualname__, "weights": weights_digest(explainer.model)},
         "method": {
@@ -221,12 +221,12 @@ def prepare(
     }
     # A run without these has the description it had before there were any.
     if options.color_swap:
-        described["rows"]["color_swap"] = SWAPS
+        facts["rows"]["color_swap"] = SWAPS
     if options.reduced_jpeg:
-        described["rows"]["reduced_jpeg"] = True
+        facts["rows"]["reduced_jpeg"] = True
     if explainer.accelerated:
-        described["method"]["accelerated"] = True
-    noted = {"source": opened.spec, "labels": stored.labels, "anchor": anchor, **(made or {})}
+        facts["method"]["accelerated"] = True
+    provenance = {"source": opened.spec, "labels": stored.labels, "anchor": anchor, **(made or {})}
     device = None if options.device is None else str(options.device)
     return Job(
         source=opened,
@@ -234,7 +234,7 @@ def prepare(
         explainer=explainer,
         store=store,
         shards=Shards(len(listing), options.shard_size),
-        manifest=Manifest(_as_json(described), _as_json(noted)),
+        manifest=Manifest(_as_json(facts), _as_json(provenance)),
         settings=WorkerSettings(
             preprocess=preprocess,
             target=options.target,
@@ -265,8 +265,10 @@ def _first_batch(options: RunOptions, explainer: Explainer, store: PartStore) ->
     if info is not None and info.batch_size >= 1:
         return info.batch_size
     parameter = next(explainer.model.parameters(), None)
-    here = "cpu" if parameter is None else parameter.device.type
-    return FIRST_BATCH.get(here if options.device is None else torch.device(options.device).type, FIRST_BATCH["cpu"])
+    model_device = "cpu" if parameter is None else parameter.device.type
+    return FIRST_BATCH.get(
+        model_device if options.device is None else torch.device(options.device).type, FIRST_BATCH["cpu"]
+    )
 
 
 def _listing(
@@ -282,11 +284,11 @@ def _listing(
     present = stored_listing(folder)
     if present is not None:
         listing, manifest = present
-        described = manifest.described["source"]
-        same_kind = described["kind"] == source.kind
+        facts = manifest.described["source"]
+        same_kind = facts["kind"] == source.kind
         with contextlib.suppress(InputError):  # a listing that is damaged is taken anew
             if same_kind and source.is_listed_by(manifest.made.get("anchor"), listing.folders(), listing.sample):
-                return listing, described, anchor
+                return listing, facts, anchor
     listing, summary = take_listing(source, progress)
     return (
         listing,
@@ -301,13 +303,13 @@ def stored_listing(folder: Folder) -> tuple[StoredListing, Manifest] | None:
         return None
     try:
         manifest = read_manifest(folder)
-        listing = StoredListing(folder, _listing_name(manifest), _whole(manifest.described["source"]["items"]))
+        listing = StoredListing(folder, _listing_name(manifest), _as_integer(manifest.described["source"]["items"]))
     except (InputError, KeyError, TypeError):
         return None
     return listing, manifest
 
 
-def _whole(value: Any) -> int:
+def _as_integer(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise TypeError("items must be a whole number")
     return value
@@ -319,15 +321,15 @@ def _listing_name(manifest: Manifest) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def _refuse_pictures(source: Source, listing: StoredListing, folder: Folder) -> None:
+def _check_folder(source: Source, listing: StoredListing, folder: Folder) -> None:
     """Refuses a folder among the pictures: results would lie between them, and come with the next listing."""
     if not isinstance(folder, LocalFolder) or not isinstance(source, Files):
         return
     if not any(map(is_picture, folder.names())):
         return
-    place = os.path.realpath(folder.path)
+    real_path = os.path.realpath(folder.path)
     for start in range(0, len(listing), 8192):
-        name = source.name_in(place, listing.entries(start, start + 8192))
+        name = source.name_in(real_path, listing.entries(start, start + 8192))
         if name is not None:
             raise InputError(
                 f"out must be a folder without pictures to explain, got {str(folder.path)!r}, where {name!r} lies"

@@ -128,9 +128,9 @@ class RunWorker:
         with contextlib.ExitStack() as stack:
             device = stack.enter_context(on_device(self._job.explainer.model, self._settings.device))
             stack.enter_context(pillow_for_threads(self._settings.max_pixels))
-            ahead = stack.enter_context(_Ahead(self._job, plan))
+            decoder = stack.enter_context(_Decoder(self._job, plan))
             writer = stack.enter_context(_Writer(self._job.store))
-            for shard, decoded in ahead:
+            for shard, decoded in decoder:
                 part = Part(plan.indices(shard), self._settings.stored, self._settings.preprocess)
                 for seconds, images in self._steps(decoded, part, writer, device):
                     writer.check()
@@ -138,12 +138,12 @@ class RunWorker:
                         done,
                         images=done.images + images,
                         seconds=time.perf_counter() - start,
-                        waiting=ahead.waited,
+                        waiting=decoder.waiting,
                         explaining=done.explaining + seconds,
                         batch_size=self._batches_of.batch_size,
-                        threads=ahead.threads.limit,
+                        threads=decoder.threads.limit,
                     )
-                    ahead.adapt(done)
+                    decoder.adapt(done)
                     done = writer.counted(done)
                     report(done)
                 self._memory.check_part(len(part.indices))
@@ -171,23 +171,23 @@ class RunWorker:
         Which images share a batch depends on the shard and the batch size alone, so a part that is made anew is the
         same to the last bit.
         """
-        waiting: dict[Any, list[Decoded]] = {}
+        pending: dict[Any, list[Decoded]] = {}
         for image in decoded:
             if image.input is None:
                 if image.error is not None and out_of_memory(image.error):
                     self._memory.ran_out(math.inf, image.error)
-                writer.put(_Failed(part, image))
+                writer.submit(_Failed(part, image))
                 yield 0.0, 1
                 continue
-            same = waiting.setdefault((image.input.dtype, image.input.shape), [])
-            same.append(image)
-            if len(same) >= self._batches_of.batch_size:
-                ready = same.copy()
-                same.clear()
+            group = pending.setdefault((image.input.dtype, image.input.shape), [])
+            group.append(image)
+            if len(group) >= self._batches_of.batch_size:
+                ready = group.copy()
+                group.clear()
                 yield self._explain(ready, part, writer, device), len(ready)
-        for left in waiting.values():
-            if left:
-                yield self._explain(left, part, writer, device), len(left)
+        for rest in pending.values():
+            if rest:
+                yield self._explain(rest, part, writer, device), len(rest)
 
     def _explain(self, images: list[Decoded], part: Part, writer: "_Writer", device: torch.device) -> float:
         start = time.perf_counter()
@@ -200,7 +200,7 @@ class RunWorker:
         size = stacked[0].numel()
         for result in results:
             if result.error is None:
-                self._memory.sufficed(size)
+                self._memory.fitted(size)
             elif out_of_memory(result.error):
                 self._memory.ran_out(size, result.error)
         if not self._some_explained:
@@ -214,7 +214,7 @@ class RunWorker:
         # The pixels are not needed any more.
         images = [replace(image, input=None) for image in images]
         for result in results:
-            writer.put(_Explained(part, images, result, seconds))
+            writer.submit(_Explained(part, images, result, seconds))
         return seconds * len(images)
 
     def _targets(self, images: list[Decoded]) -> int | Sequence[int] | None:
@@ -223,7 +223,7 @@ class RunWorker:
 
 
 def _label(image: Decoded) -> int:
-    assert image.label is not None  # `_Ahead` lets no other through
+    assert image.label is not None  # `_Decoder` lets no other through
     return image.label
 
 
@@ -243,23 +243,23 @@ def on_device(model: nn.Module, device: str | None) -> Iterator[torch.device]:
     """
     tensors = [*model.parameters(), *model.buffers()]
     places = list(dict.fromkeys(tensor.device for tensor in tensors))
-    here = places[0] if places else torch.device("cpu")
-    there = here if device is None else torch.device(device)
+    original = places[0] if places else torch.device("cpu")
+    target = original if device is None else torch.device(device)
     # cuda is the current GPU, whatever its number.
-    if there.index is None and there.type == here.type:
-        there = here
-    if not places or places == [there] or (device is None):
-        yield there
+    if target.index is None and target.type == original.type:
+        target = original
+    if not places or places == [target] or (device is None):
+        yield target
         return
     if len(places) > 1:
         raise InputError(
             f"device must be left out for a model that lies on {' and '.join(map(str, places))}, got {device!r}"
         )
     try:
-        model.to(there)
-        yield there
+        model.to(target)
+        yield target
     finally:
-        model.to(here)
+        model.to(original)
 
 
 class _MemoryWatch:
@@ -268,7 +268,7 @@ class _MemoryWatch:
     def __init__(self) -> None:
         self._in_a_row, self._largest, self._error = 0, 0.0, ""
 
-    def sufficed(self, size: int) -> None:
+    def fitted(self, size: int) -> None:
         """Notes an image that was explained, of so many numbers."""
         self._in_a_row, self._largest = 0, max(self._largest, size)
 
@@ -346,30 +346,30 @@ class _Threads:
             self._changed.notify_all()
 
 
-class _Ahead:
+class _Decoder:
     """Items of shards, decoded on threads while the model works on earlier ones; only so many wait."""
 
     def __init__(self, job: Job, plan: _Plan) -> None:
         self._settings, self._plan = job.settings, plan
         settings = job.settings
-        room = 2 * settings.batch_size + 2 * settings.workers
+        capacity = 2 * settings.batch_size + 2 * settings.workers
         self._queue: queue.Queue[Future[Decoded] | BaseException | None] = queue.Queue()
-        self._room = threading.Semaphore(room)
+        self._capacity = threading.Semaphore(capacity)
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(settings.workers, "decode")
         self._feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
-        self._before = RunProgress()
+        self._last_progress = RunProgress()
         self._decoding = 0.0
         self.threads = _Threads(min(2, settings.workers) if settings.adapt else settings.workers)
-        self.waited = 0.0
+        self.waiting = 0.0
 
-    def __enter__(self) -> "_Ahead":
+    def __enter__(self) -> "_Decoder":
         self._feeder.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stopped.set()
-        self._room.release()
+        self._capacity.release()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._feeder.join()
 
@@ -383,13 +383,13 @@ class _Ahead:
         Args:
             done: so far; compared with that of the call before.
         """
-        if not self._settings.adapt or done.images - self._before.images < self._settings.batch_size:
+        if not self._settings.adapt or done.images - self._last_progress.images < self._settings.batch_size:
             return
-        seconds = done.seconds - self._before.seconds
-        waited = done.waiting - self._before.waiting
-        decoding, self._decoding, self._before = self._decoding, 0.0, done
+        seconds = done.seconds - self._last_progress.seconds
+        waiting = done.waiting - self._last_progress.waiting
+        decoding, self._decoding, self._last_progress = self._decoding, 0.0, done
         limit = self.threads.limit
-        if waited > 0.02 * seconds:
+        if waiting > 0.02 * seconds:
             limit += 1
         elif decoding < 0.7 * (limit - 1) * seconds:
             limit -= 1
@@ -404,16 +404,16 @@ class _Ahead:
             if isinstance(entry, BaseException):
                 raise entry
             decoded = entry.result()
-            self.waited += time.perf_counter() - start
+            self.waiting += time.perf_counter() - start
             self._decoding += decoded.seconds
-            self._room.release()
+            self._capacity.release()
             yield decoded
 
     def _feed(self) -> None:
         try:
             for shard in self._plan.shards:
                 for item in self._plan.items(shard):
-                    self._room.acquire()
+                    self._capacity.acquire()
                     if self._stopped.is_set():
                         return
                     self._queue.put(self._pool.submit(self._decode, item))
@@ -465,7 +465,7 @@ class _Writer:
         self._error: BaseException | None = None
         self._written: tuple[int, int, int | None] = (0, 0, None)  # rows, errors, and the shard that was last
         self._thread = threading.Thread(target=self._work, name="write", daemon=True)
-        self.waited = 0.0
+        self.waiting = 0.0
 
     def __enter__(self) -> "_Writer":
         self._thread.start()
@@ -476,12 +476,12 @@ class _Writer:
         self._queue.put(None)
         self._thread.join()
 
-    def put(self, task: Callable[[], None]) -> None:
+    def submit(self, task: Callable[[], None]) -> None:
         """Queues a task."""
         self.check()
         start = time.perf_counter()
         self._queue.put(task)
-        self.waited += time.perf_counter() - start
+        self.waiting += time.perf_counter() - start
 
     def finish(self, shard: int, part: Part, info: PartInfo, is_whole: bool) -> None:
         """Has a part written after its rows are made; a part that is not whole goes into the one that is there."""
@@ -492,12 +492,12 @@ class _Writer:
             rows, errors, _ = self._written
             self._written = (rows + table.num_rows, errors + part.errors, shard)
 
-        self.put(write)
+        self.submit(write)
 
     def counted(self, progress: RunProgress) -> RunProgress:
         """Returns the progress with what is written by now."""
         rows, errors, shard = self._written
-        return replace(progress, rows=rows, errors=errors, shard=shard, writing=self.waited)
+        return replace(progress, rows=rows, errors=errors, shard=shard, writing=self.waiting)
 
     def wait(self) -> None:
         """Waits until all is written."""

@@ -85,8 +85,8 @@ def columns(pictures: bool = False, swapped: bool = False) -> pa.Schema:
         pictures: with a column of maps as PNG, which Hugging Face's `datasets` opens as images.
         swapped: with columns of what the model answers with swapped colours.
     """
-    more = [*(SWAPPED if swapped else ()), *([("picture", PICTURE)] if pictures else ())]
-    schema = pa.schema([*COLUMNS, *(pa.field(*one) for one in more)])
+    optional = [*(SWAPPED if swapped else ()), *([("picture", PICTURE)] if pictures else ())]
+    schema = pa.schema([*COLUMNS, *(pa.field(*column) for column in optional)])
     if not pictures:
         return schema
     features = {field.name: _feature(field.name, field.type) for field in schema}

@@ -46,7 +46,7 @@ class PartStore:
 
     Args:
         path: of the folder, or its URL.
-        system: what calls the disk, see `atomic_files.write_whole`.
+        system: what calls the disk, see `atomic_files.write_all`.
 
     Attributes:
         folder: where they lie.
@@ -105,18 +105,18 @@ class PartStore:
         Raises:
             OSError: the part is damaged, or not there.
         """
-        old = self.read(shard)
-        info = part_info(old.schema)
+        present = self.read(shard)
+        info = part_info(present.schema)
         if info is None:
             raise OSError(f"part {str(self.path(shard))!r} must say what it is, got nothing")
-        others = old.filter(pc.invert(pc.is_in(old["index"], table["index"])))
-        schema = old.schema.remove_metadata()
+        other_rows = present.filter(pc.invert(pc.is_in(present["index"], table["index"])))
+        schema = present.schema.remove_metadata()
         rows = pa.concat_tables(
-            [one.select(schema.names).replace_schema_metadata().cast(schema) for one in (others, table)]
+            [part.select(schema.names).replace_schema_metadata().cast(schema) for part in (other_rows, table)]
         )
         rows = rows.sort_by("index").combine_chunks()
         errors = sum(status == ERROR for status in rows["status"].to_pylist())
-        return self.write(shard, rows.cast(with_info(old.schema, replace(info, errors=errors))))
+        return self.write(shard, rows.cast(with_info(present.schema, replace(info, errors=errors))))
 
     def size(self, shard: int) -> int:
         """Returns the bytes of a part."""

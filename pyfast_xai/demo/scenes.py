@@ -243,12 +243,12 @@ def _reach(tile: Tensor, cell: Tensor, angle: Tensor, slant: Tensor) -> tuple[Te
     v = axis[:, :, None]
     u = axis[:, None, :] - slant.view(-1, 1, 1) * v
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    where = torch.stack((u * cos - v * sin, u * sin + v * cos), 1).flatten(2)
+    coordinates = torch.stack((u * cos - v * sin, u * sin + v * cos), 1).flatten(2)
     blank = (tile < 0.2).flatten(1)[:, None]
     # Smoothing spreads a cell's ink less than one cell past its centre.
     margin = cell.view(-1, 1)
-    low = where.masked_fill(blank, math.inf).amin(2) - margin
-    high = where.masked_fill(blank, -math.inf).amax(2) + margin
+    low = coordinates.masked_fill(blank, math.inf).amin(2) - margin
+    high = coordinates.masked_fill(blank, -math.inf).amax(2) + margin
     return low, high
 
 
@@ -269,10 +269,10 @@ def _backdrop(rows: Tensor, tiles: Tensor) -> Tensor:
     _, cell, _, _, centre = _placement(rows, tiles)
     for draw in fragments.split(_FRAGMENT_DRAWS, 1):
         # A piece that would touch the digit could turn it into another one: it moves half a scene away.
-        place = draw[:, 6:8] * SIZE
-        near = (place - centre).norm(dim=1, keepdim=True) < cell[:, None] * (_TILE / 2) + 8
-        place = torch.where(near, (place + SIZE / 2) % SIZE, place)
-        canvas = _over(canvas, *_fragment(rows, draw, tiles, place))
+        position = draw[:, 6:8] * SIZE
+        near = (position - centre).norm(dim=1, keepdim=True) < cell[:, None] * (_TILE / 2) + 8
+        position = torch.where(near, (position + SIZE / 2) % SIZE, position)
+        canvas = _over(canvas, *_fragment(rows, draw, tiles, position))
     return canvas
 
 
@@ -310,21 +310,21 @@ def _stroke(rows: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
     u, v = _local(draw[:, 0] * SIZE, draw[:, 1] * SIZE, draw[:, 2] * (2 * math.pi))
     half = _span(draw[:, 3], 7, 24).view(-1, 1, 1)
     bend = _span(draw[:, 4], -0.7, 0.7).view(-1, 1, 1) * half
-    along = u / half
-    slope = 2 * bend * along / half
-    distance = (v - bend * (1 - along.square())).abs() / (1 + slope.square()).sqrt()
-    width = _span(draw[:, 5], 0.8, 2.6).view(-1, 1, 1) * (1 - along.square().square())
+    position = u / half
+    slope = 2 * bend * position / half
+    distance = (v - bend * (1 - position.square())).abs() / (1 + slope.square()).sqrt()
+    width = _span(draw[:, 5], 0.8, 2.6).view(-1, 1, 1) * (1 - position.square().square())
     opacity = _span(draw[:, 6], 0.45, 0.95).view(-1, 1, 1)
-    mask = (width - distance + 0.3).clamp(0, 1) * (along.abs() < 1)
+    mask = (width - distance + 0.3).clamp(0, 1) * (position.abs() < 1)
     return mask * opacity, _ink(rows, draw[:, 7], draw.new_full((len(draw), 3), 0.5))
 
 
-def _fragment(rows: Tensor, draw: Tensor, tiles: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws a patch of 4x4 cells, halves of two digits, turned at random, centred at ``place`` ``[n, 2]`` (pixels)."""
+def _fragment(rows: Tensor, draw: Tensor, tiles: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws a patch of 4x4 cells, halves of two digits, rotated at random, centred at `position` `[n, 2]` (pixels)."""
     windows = tiles.unfold(1, 4, 1).unfold(2, 2, 1)
     halves = [windows[tuple(_pick(draw[:, k + axis], windows.shape[axis]) for axis in range(3))] for k in (0, 3)]
     patch = torch.cat(halves, -1)
-    u, v = _local(place[:, 0], place[:, 1], draw[:, 8] * (2 * math.pi))
+    u, v = _local(position[:, 0], position[:, 1], draw[:, 8] * (2 * math.pi))
     cell = _span(draw[:, 9], *_TILE_SIDE) / _TILE * 0.9
     return _stamp(patch, u, v, cell), _ink(rows, draw[:, 10], draw[:, 11:14])
 

@@ -69,7 +69,7 @@ class Part:
     def visible_boxes(self) -> list[Tensor]:
         """Returns the objects' boxes in pixels of the images, as far as they are seen."""
         return [
-            self.preprocess.boxes_seen(annotation.boxes, size)
+            self.preprocess.visible_boxes(annotation.boxes, size)
             for annotation, size in zip(self.truth, self.sizes, strict=True)
         ]
 

@@ -73,7 +73,7 @@ class Drawer:
         self.pictures = 0
 
     @property
-    def places(self) -> list[int]:
+    def map_positions(self) -> list[int]:
         """Returns the field of the picture of each run; the fields of maps follow those of pictures."""
         return [self._sets.index(view) for view in self.views]
 
@@ -86,32 +86,32 @@ class Drawer:
             indices: of the items, ascending.
             workers: threads.
         """
-        drawn: deque[Future[_Drawn]] = deque()
+        pending: deque[Future[_Drawn]] = deque()
         with contextlib.ExitStack() as stack:
             stack.enter_context(pillow_for_threads(max(run.max_pixels for run in self._runs)))
             pool = ThreadPoolExecutor(workers, "draw")
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             for items, rows in self._items_and_rows(indices):
-                drawn.append(pool.submit(self._draw, items, rows))
-                if len(drawn) > _AHEAD * workers:
-                    yield self._counted(drawn.popleft().result())
-            while drawn:
-                yield self._counted(drawn.popleft().result())
+                pending.append(pool.submit(self._draw, items, rows))
+                if len(pending) > _AHEAD * workers:
+                    yield self._counted(pending.popleft().result())
+            while pending:
+                yield self._counted(pending.popleft().result())
 
     def size(self, run: Run) -> list[int]:
         """Returns height and width of the pictures of a run, in pixels."""
-        there = (row for row in run.shown if row and row["input_height"] and row["input_width"])
-        row = next(there, {"input_height": self._side, "input_width": self._side})
+        rows = (row for row in run.rows_shown if row and row["input_height"] and row["input_width"])
+        row = next(rows, {"input_height": self._side, "input_width": self._side})
         return list(reduced(row["input_height"], row["input_width"], self._side))
 
     def _items_and_rows(
         self, indices: Sequence[int]
     ) -> Iterator[tuple[list[Item | None], list[Mapping[str, Any] | None]]]:
         """Yields the item and the row of each run, item after item; one thread reads sources and parts."""
-        there = [[index for index in indices if index in run.number] for run in self._runs]
+        indices_of_runs = [[index for index in indices if index in run.number] for run in self._runs]
         rows = [
             run.results.rows([run.number[index] for index in present])
-            for run, present in zip(self._runs, there, strict=True)
+            for run, present in zip(self._runs, indices_of_runs, strict=True)
         ]
         items = [run.results.items(indices) for run in self._runs]
         for index in indices:
@@ -120,15 +120,15 @@ class Drawer:
                 [next(column) if index in run.number else None for run, column in zip(self._runs, rows, strict=True)],
             )
 
-    def _counted(self, drawn: _Drawn) -> list[str]:
-        self.pictures += any(drawn.pictures)
-        for n, drawn_map in enumerate(drawn.maps):
+    def _counted(self, item_pictures: _Drawn) -> list[str]:
+        self.pictures += any(item_pictures.pictures)
+        for n, drawn_map in enumerate(item_pictures.maps):
             self.legends[n].append(drawn_map.legend)
             if drawn_map.mean is not None:
                 self.means[n].add(*drawn_map.mean)
             if drawn_map.dominant is not None:
                 self.dominant[n].append(drawn_map.dominant)
-        return [*drawn.pictures, *(drawn_map.field for drawn_map in drawn.maps)]
+        return [*item_pictures.pictures, *(drawn_map.field for drawn_map in item_pictures.maps)]
 
     def _draw(self, items: Sequence[Item | None], rows: Sequence[Mapping[str, Any] | None]) -> _Drawn:
         maps = [_Map() if row is None else self._map(run, row) for run, row in zip(self._runs, rows, strict=True)]
@@ -140,8 +140,8 @@ class Drawer:
                 continue
             # Whatever decoders raise: what cannot be read has no picture here.
             with contextlib.suppress(Exception):
-                shown = thumbnail(item, run.results.preprocess, self._side, run.max_pixels)
-                return "p" + _encoded(shown, 75)
+                thumbnail_ = thumbnail(item, run.results.preprocess, self._side, run.max_pixels)
+                return "p" + _encoded(thumbnail_, 75)
         return ""
 
     def _map(self, run: Run, row: Mapping[str, Any]) -> _Map:
@@ -149,33 +149,33 @@ class Drawer:
             explanation = explanation_of(dict(row), run.method, run.box_rule, run.sigma, None)
         except InputError:  # an error row, or one without a map
             return _Map()
-        drawn = _Map(mean=(subject(row), stretched(explanation.heatmap)))
+        item_map = _Map(mean=(subject(row), stretched(explanation.heatmap)))
         values = explanation.signed_map if explanation.signed_map is not None else explanation.heatmap
         if isinstance(explanation, ClassExplanation):
-            self._dominance(drawn, run, row, explanation)
+            self._dominance(item_map, run, row, explanation)
         elif row["map_kind"] == "points" or values[0].numel() > _SMALL or max(values.shape) > 255:
             grey = small(render.normalize(explanation.heatmap)[:, None], self._side)
-            drawn.field = "g" + _encoded(as_image(grey), 80)
+            item_map.field = "g" + _encoded(as_image(grey), 80)
         else:
             if row["map_kind"] == "rectified-first":
                 values = values.clamp_min(0)
             zero = 0.0 if row["map_kind"] == "rectified-last" else None
-            drawn.field = "m" + packed(values[0].nan_to_num(0, 0, 0), zero)
-        return drawn
+            item_map.field = "m" + packed(values[0].nan_to_num(0, 0, 0), zero)
+        return item_map
 
-    def _dominance(self, drawn: _Map, run: Run, row: Mapping[str, Any], explanation: ClassExplanation) -> None:
+    def _dominance(self, item_map: _Map, run: Run, row: Mapping[str, Any], explanation: ClassExplanation) -> None:
         assert explanation.dominant_class is not None
         assert explanation.signed_map is not None
         (colors,) = render.class_colors(explanation.dominant_class, explanation.signed_map)
         if 0 < run.classes <= len(render.CLASS_COLORS):
             colors = {index: render.CLASS_COLORS[index % len(render.CLASS_COLORS)] for index in colors}
-        drawn.legend = [(index, _hexadecimal(colors[index])) for index in list(colors)[:_LEGEND]]
+        item_map.legend = [(index, _hexadecimal(colors[index])) for index in list(colors)[:_LEGEND]]
         label = row["label"] if row["label"] is not None else subject(row)
         if colors and label is not None:
-            drawn.dominant = (label, next(iter(colors)))
-        shown = small(render.dominance(explanation.dominant_class, explanation.signed_map, [colors]), self._side)
+            item_map.dominant = (label, next(iter(colors)))
+        reduced_ = small(render.dominance(explanation.dominant_class, explanation.signed_map, [colors]), self._side)
         # Fine lines fade when they are made smaller.
-        drawn.field = "c" + _encoded(as_image(shown / shown.amax().clamp_min(1e-6)), 80)
+        item_map.field = "c" + _encoded(as_image(reduced_ / reduced_.amax().clamp_min(1e-6)), 80)
 
 
 def _hexadecimal(color: render.Color) -> str:

@@ -34,18 +34,18 @@ class Run:
         number: of the row of each index, in `results`.
         max_pixels: of a picture, as the run allowed them.
         swaps: which channel went where when the model ran with colours swapped, too; empty where it did not.
-        shown: the rows that are shown, one an item; None where this run has no row of it yet.
+        rows_shown: the rows that are shown, one an item; None where this run has no row of it yet.
     """
 
     def __init__(self, results: Results) -> None:
         self.results = results
         described = results.manifest.described
-        self.method = _of(str, described["method"].get("name"), "method.name")
-        self.box_rule: str = _of(str, described["method"].get("box_rule"), "method.box_rule")
+        self.method = _checked(str, described["method"].get("name"), "method.name")
+        self.box_rule: str = _checked(str, described["method"].get("box_rule"), "method.box_rule")
         sigma = described["method"].get("sigma")
-        self.sigma = None if sigma is None else float(_of(_NUMBER, sigma, "method.sigma"))
-        self.items: int = _of(int, described["source"].get("items"), "source.items")
-        self.ids: str = _of(str, described["source"].get("ids"), "source.ids")
+        self.sigma = None if sigma is None else float(_checked(_NUMBER, sigma, "method.sigma"))
+        self.items: int = _checked(int, described["source"].get("items"), "source.items")
+        self.ids: str = _checked(str, described["source"].get("ids"), "source.ids")
         rows = described.get("rows")
         pixels = rows.get("max_pixels") if isinstance(rows, dict) else None
         self.max_pixels: int = pixels if isinstance(pixels, int) and pixels > 0 else MAX_PIXELS
@@ -53,14 +53,14 @@ class Run:
         self.name = self.method
         # A run without any part has no columns either.
         columns = [*_SMALL, *(name for name, _ in SWAPPED if self.swaps)]
-        known = pa.schema([*COLUMNS, *(pa.field(*column) for column in SWAPPED)])
-        table = results.table(columns) if len(results) else known.empty_table().select(columns)
+        expected = pa.schema([*COLUMNS, *(pa.field(*column) for column in SWAPPED)])
+        table = results.table(columns) if len(results) else expected.empty_table().select(columns)
         # A folder may come from somebody else.
         if missing := set(columns) - set(table.column_names):
             raise InputError(f"parts in {str(results.folder)!r} must have a column {min(missing)!r}, got none")
         self.table: pa.Table = table
         self.number = {index: row for row, index in enumerate(self.table["index"].to_pylist())}
-        self.shown: list[dict[str, Any] | None] = []
+        self.rows_shown: list[dict[str, Any] | None] = []
         labels = results.manifest.made.get("labels")
         self._labels = labels if isinstance(labels, list) else []
 
@@ -69,11 +69,11 @@ class Run:
         """Returns the number of classes that have names."""
         return len(self._labels)
 
-    def show(self, indices: Sequence[int]) -> None:
+    def load(self, indices: Sequence[int]) -> None:
         """Chooses the rows that are shown."""
-        there = [self.number[index] for index in indices if index in self.number]
-        rows = {row["index"]: row for row in self.table.take(pa.array(there, pa.int64())).to_pylist()}
-        self.shown = [rows.get(index) for index in indices]
+        numbers = [self.number[index] for index in indices if index in self.number]
+        rows = {row["index"]: row for row in self.table.take(pa.array(numbers, pa.int64())).to_pylist()}
+        self.rows_shown = [rows.get(index) for index in indices]
 
     def class_name(self, index: int | None) -> str | None:
         """Returns the name of a class; a number where it has no name."""
@@ -82,7 +82,7 @@ class Run:
         named = 0 <= index < len(self._labels) and isinstance(self._labels[index], str)
         return self._labels[index] if named else f"class {index}"
 
-    def answers(self) -> np.ndarray:
+    def predictions(self) -> np.ndarray:
         """Returns the class that the model gave each row the most to, -1 where none is known.
 
         The first of the top classes; where the run has none, the class that was explained.
@@ -90,16 +90,16 @@ class Run:
         return _numbers(pc.coalesce(self._nth("topk_index"), self.table["target"]))
 
     def swapped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the probability of each row's answer, NaN where none is known, and the answers to S swaps of colours.
+        """Returns the probability of each row's prediction, and the predictions for S swaps of colours.
 
         Returns:
-            float64 `[N]`; the answers, int64 `[N, S]`, -1 where none is known; the probabilities of the answer without
-            a swap, float64 `[N, S]`.
+            The probabilities, float64 `[N]`, NaN where none is stored; the predictions with colours swapped, int64
+            `[N, S]`, -1 where none is stored; their probabilities of the class predicted before, float64 `[N, S]`.
         """
-        places = range(len(self.swaps))
-        answers = np.stack([_numbers(self._nth("swapped_index", n)) for n in places], 1)
-        scores = np.stack([_real(self._nth("swapped_score", n)) for n in places], 1)
-        return _real(self._nth("topk_score")), answers, scores
+        positions = range(len(self.swaps))
+        predictions = np.stack([_numbers(self._nth("swapped_index", n)) for n in positions], 1)
+        scores = np.stack([_floats(self._nth("swapped_score", n)) for n in positions], 1)
+        return _floats(self._nth("topk_score")), predictions, scores
 
     def _nth(self, column: str, n: int = 0) -> Any:
         return pc.list_element(pc.list_slice(self.table[column], n, n + 1, return_fixed_size_list=True), 0)
@@ -110,15 +110,15 @@ class Run:
 
     def scores(self) -> np.ndarray:
         """Returns the score of `subjects`, NaN where none is known."""
-        return _real(pc.coalesce(self.table["score"], self._nth("topk_score")))
+        return _floats(pc.coalesce(self.table["score"], self._nth("topk_score")))
 
     def labels(self) -> np.ndarray:
         """Returns the class that the source gave each row, -1 where it gave none."""
         return _numbers(self.table["label"])
 
-    def data(self, word: Word) -> dict[str, Any]:
+    def data(self, intern: Word) -> dict[str, Any]:
         """Returns the run and its rows, column by column, JSON-ready."""
-        rows = self.shown
+        rows = self.rows_shown
         status = pc.equal(self.table["status"], OK)
         explained = pc.sum(status, min_count=0).as_py()
         return {
@@ -129,37 +129,39 @@ class Run:
             "columns": {
                 # 0 for no row yet, 1 for an explanation, 2 for an error
                 "status": [0 if row is None else 1 if row["status"] == OK else 2 for row in rows],
-                "class": [row and word(row["class_name"] or self.class_name(subject(row))) for row in rows],
+                "class": [row and intern(row["class_name"] or self.class_name(subject(row))) for row in rows],
                 "answer": [row and _head(row["topk_index"], row["target"]) for row in rows],
                 "score": [
-                    row and _short(_head(row["topk_score"]) if row["score"] is None else row["score"]) for row in rows
+                    row and _rounded(_head(row["topk_score"]) if row["score"] is None else row["score"]) for row in rows
                 ],
-                "top": [row and self._top(row, word) for row in rows],
+                "top": [row and self._top(row, intern) for row in rows],
                 "box": [row and _box(row) for row in rows],
-                "swapped": [row and self._swapped(row, word) for row in rows] if self.swaps else None,
-                "ms": [row and _short(row["explain_ms"]) for row in rows],
+                "swapped": [row and self._swapped(row, intern) for row in rows] if self.swaps else None,
+                "ms": [row and _rounded(row["explain_ms"]) for row in rows],
                 "error": [
-                    None if row is None or row["status"] == OK else [word(row["error_type"]), row["error_message"]]
+                    None if row is None or row["status"] == OK else [intern(row["error_type"]), row["error_message"]]
                     for row in rows
                 ],
             },
         }
 
-    def _top(self, row: dict[str, Any], word: Word) -> list[Any] | None:
+    def _top(self, row: dict[str, Any], intern: Word) -> list[Any] | None:
         if not row["topk_index"] or not row["topk_score"]:
             return None
         names = row["topk_name"] or [self.class_name(index) for index in row["topk_index"]]
         return [
-            part for name, score in zip(names, row["topk_score"], strict=False) for part in (word(name), _short(score))
+            part
+            for name, score in zip(names, row["topk_score"], strict=False)
+            for part in (intern(name), _rounded(score))
         ]
 
-    def _swapped(self, row: dict[str, Any], word: Word) -> list[Any] | None:
+    def _swapped(self, row: dict[str, Any], intern: Word) -> list[Any] | None:
         """Returns for each swap the answer, its name, and the probability of the answer without a swap."""
         indices, scores = row["swapped_index"], row["swapped_score"]
         if not indices or not scores or len(indices) != len(self.swaps) or len(scores) != len(self.swaps):
             return None
         pairs = zip(indices, scores, strict=True)
-        return [part for index, score in pairs for part in (index, word(self.class_name(index)), _short(score))]
+        return [part for index, score in pairs for part in (index, intern(self.class_name(index)), _rounded(score))]
 
     def _facts(self) -> list[list[str]]:
         """Returns the manifest of the run as names and values for people."""
@@ -186,13 +188,13 @@ def named_apart(runs: Sequence[Run]) -> None:
 
 def chosen(runs: Sequence[Run], limit: int | None) -> list[int]:
     """Returns the indices that are shown: all that have a row, or so many of them, evenly spread."""
-    there = sorted(set().union(*(run.number for run in runs)))
-    if limit is None or len(there) <= limit:
-        return there
-    return [there[n * len(there) // limit] for n in range(limit)]
+    indices = sorted(set().union(*(run.number for run in runs)))
+    if limit is None or len(indices) <= limit:
+        return indices
+    return [indices[n * len(indices) // limit] for n in range(limit)]
 
 
-def _of(kind: Any, value: Any, name: str) -> Any:
+def _checked(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = {str: "a text", int: "a whole number"}.get(kind, "a number")
         raise InputError(f"{name} in {NAME} must be {expected}, got {value!r}")
@@ -215,11 +217,11 @@ def _numbers(column: Any) -> np.ndarray:
     return pc.fill_null(column, -1).to_numpy()
 
 
-def _real(column: Any) -> np.ndarray:
+def _floats(column: Any) -> np.ndarray:
     return pc.fill_null(column, np.nan).to_numpy().astype(np.float64)
 
 
-def _short(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     """Returns a number with the digits that are shown, so that the page is smaller."""
     return None if value is None else float(f"{value:.4g}")
 
@@ -229,6 +231,6 @@ def _box(row: dict[str, Any]) -> list[float] | None:
     if not row["box"] or len(row["box"]) != 4 or not row["input_width"] or not row["input_height"]:
         return None
     left, top, right, bottom = row["box"]
-    across, down = 1000 / row["input_width"], 1000 / row["input_height"]
-    sides = (left * across, top * down, (right + 1 - left) * across, (bottom + 1 - top) * down)
+    x_scale, y_scale = 1000 / row["input_width"], 1000 / row["input_height"]
+    sides = (left * x_scale, top * y_scale, (right + 1 - left) * x_scale, (bottom + 1 - top) * y_scale)
     return [round(side) for side in sides] if np.isfinite(sides).all() else None

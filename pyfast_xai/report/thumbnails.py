@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pyfast_xai import render
 from pyfast_xai.datasets import reduced_jpeg
-from pyfast_xai.datasets.decode import pixels_seen, rgb_of
+from pyfast_xai.datasets.decode import rgb_of, visible_pixels
 from pyfast_xai.datasets.sources import Item, Labelled
 from pyfast_xai.images import Preprocess
 
@@ -39,7 +39,7 @@ def thumbnail(item: Item, preprocess: Preprocess, side: int, max_pixels: int) ->
         early = _decoded_small(data, preprocess, (width, height), max_pixels)
         if early is not None:
             return early
-    pixels = pixels_seen(preprocess, rgb_of(data, item.id, max_pixels)).permute(1, 2, 0)
+    pixels = visible_pixels(preprocess, rgb_of(data, item.id, max_pixels)).permute(1, 2, 0)
     image = Image.fromarray(pixels.numpy())
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
@@ -48,8 +48,8 @@ def _decoded_small(data: bytes, preprocess: Preprocess, size: tuple[int, int], m
     """Returns the crop of a JPEG that a half, a quarter or an eighth of the pixels a side suffice for, or None."""
     from PIL import Image
 
-    def suffices(whole: tuple[int, int], factor: int) -> bool:
-        left, top, right, bottom = preprocess.window(whole)
+    def suffices(full_size: tuple[int, int], factor: int) -> bool:
+        left, top, right, bottom = preprocess.window(full_size)
         if left < 0 or top < 0:  # black beyond the picture
             return False
         # Half more than are shown: else pixels would be mixtures of their neighbours.

@@ -44,7 +44,7 @@ class Means:
         return ((index, count, self._sums[index] / count) for index, count in self._counts.most_common())
 
 
-def data(run: Run, means: Means, dominant: list[tuple[int, int]], word: Word) -> dict[str, Any]:
+def data(run: Run, means: Means, dominant: list[tuple[int, int]], intern: Word) -> dict[str, Any]:
     """Returns the views of a run, JSON-ready.
 
     Args:
@@ -52,26 +52,26 @@ def data(run: Run, means: Means, dominant: list[tuple[int, int]], word: Word) ->
         means: of the maps that are shown.
         dominant: class of the row and class that dominates its picture, of the rows that are shown; empty for methods
             without.
-        word: number of a name.
+        intern: number of a name.
     """
-    labels, answers = run.labels(), run.answers()
-    known = (labels >= 0) & (answers >= 0)
-    pairs = list(zip(labels[known].tolist(), answers[known].tolist(), strict=True))
+    labels, predictions = run.labels(), run.predictions()
+    labelled = (labels >= 0) & (predictions >= 0)
+    pairs = list(zip(labels[labelled].tolist(), predictions[labelled].tolist(), strict=True))
     return {
-        "right": int((labels[known] == answers[known]).sum()),
-        "labelled": int(known.sum()),
-        "scores": _histogram(run, labels, answers),
-        "confusion": matrix(pairs, run, word),
-        "dominance": matrix(dominant, run, word),
-        "colors": colors(run, word),
+        "right": int((labels[labelled] == predictions[labelled]).sum()),
+        "labelled": int(labelled.sum()),
+        "scores": _histogram(run, labels, predictions),
+        "confusion": matrix(pairs, run, intern),
+        "dominance": matrix(dominant, run, intern),
+        "colors": colors(run, intern),
         "means": [
-            [index, word("all" if index < 0 else run.class_name(index)), count, packed(mean)]
+            [index, intern("all" if index < 0 else run.class_name(index)), count, packed(mean)]
             for index, count, mean in list(means)[:MEANS]
         ],
     }
 
 
-def colors(run: Run, word: Word) -> dict[str, Any] | None:
+def colors(run: Run, intern: Word) -> dict[str, Any] | None:
     """Returns how far answers depend on colour: the share that stays when red, green and blue trade places.
 
     As FGVis counts (section 4.3), over the pictures that were right; over all where the source gives no labels. A
@@ -79,72 +79,76 @@ def colors(run: Run, word: Word) -> dict[str, Any] | None:
 
     Args:
         run: that knows, or None comes back.
-        word: number of a name.
+        intern: number of a name.
     """
     if not run.swaps:
         return None
-    labels, answers = run.labels(), run.answers()
+    labels, predictions = run.labels(), run.predictions()
     before, swapped, after = run.swapped()
     labelled = bool((labels >= 0).any())
-    known = (answers >= 0) & (swapped >= 0).all(1) & np.isfinite(before) & np.isfinite(after).all(1)
-    counted = known & ((labels == answers) | (not labelled))
+    complete = (predictions >= 0) & (swapped >= 0).all(1) & np.isfinite(before) & np.isfinite(after).all(1)
+    counted = complete & ((labels == predictions) | (not labelled))
     counts = {"labelled": labelled, "swaps": run.swaps, "pictures": int(counted.sum())}
     if not counted.any():
         return counts
-    classes, place, numbers = np.unique(answers[counted], return_inverse=True, return_counts=True)
+    classes, order, numbers = np.unique(predictions[counted], return_inverse=True, return_counts=True)
     # Columns averaged over the pictures of each class: whether it stays, its score, and its score after each swap.
-    values = np.column_stack([swapped == answers[:, None], before, after])[counted]
-    means = np.stack([np.bincount(place, column) for column in values.T], 1) / numbers[:, None]
+    values = np.column_stack([swapped == predictions[:, None], before, after])[counted]
+    means = np.stack([np.bincount(order, column) for column in values.T], 1) / numbers[:, None]
     swaps = len(run.swaps)
-    stays, scores, later = means[:, :swaps], means[:, swaps], means[:, swaps + 1 :]
+    unchanged, scores, later = means[:, :swaps], means[:, swaps], means[:, swaps + 1 :]
     often = np.argsort(-numbers, kind="stable")[:COLORED]
     return {
         **counts,
         "classes": len(classes),
-        "lost": int((stays.mean(1) <= LOST).sum()),
+        "lost": int((unchanged.mean(1) <= LOST).sum()),
         "kept": values[:, :swaps].mean(0).tolist(),
         "rows": [
-            [index, word(run.class_name(index)), number, *figures]
+            [index, intern(run.class_name(index)), number, *figures]
             for index, number, *figures in zip(
-                *(column[often].tolist() for column in (classes, numbers, stays, scores, later)), strict=True
+                *(column[often].tolist() for column in (classes, numbers, unchanged, scores, later)), strict=True
             )
         ],
     }
 
 
-def _histogram(run: Run, labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:
+def _histogram(run: Run, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any] | None:
     scores = run.scores().astype(np.float64)
-    there = np.isfinite(scores)
-    if not there.any():
+    finite = np.isfinite(scores)
+    if not finite.any():
         return None
     # Probabilities; neurons answer with what they like.
-    low, high = min(0.0, scores[there].min()), max(1.0, scores[there].max())
-    known = there & (labels >= 0) & (answers >= 0)
-    parts = {"right": known & (labels == answers), "wrong": known & (labels != answers), "unknown": there & ~known}
+    low, high = min(0.0, scores[finite].min()), max(1.0, scores[finite].max())
+    labelled = finite & (labels >= 0) & (predictions >= 0)
+    parts = {
+        "right": labelled & (labels == predictions),
+        "wrong": labelled & (labels != predictions),
+        "unknown": finite & ~labelled,
+    }
     counts = {name: np.histogram(scores[rows], BINS, (low, high))[0].tolist() for name, rows in parts.items()}
     return {"low": low, "high": high, **counts}
 
 
-def matrix(pairs: list[tuple[int, int]], run: Run, word: Word) -> dict[str, Any] | None:
+def matrix(pairs: list[tuple[int, int]], run: Run, intern: Word) -> dict[str, Any] | None:
     """Returns how often each pair of classes comes, for the most frequent classes; the others are counted together.
 
     Args:
         pairs: of classes; the first is the row.
         run: that knows what classes are called.
-        word: number of a name.
+        intern: number of a name.
     """
     if not pairs:
         return None
-    seen = Counter(index for pair in pairs for index in pair)
-    classes = sorted(index for index, _ in seen.most_common(CLASSES))
-    place = {index: n for n, index in enumerate(classes)}
-    side = len(classes) + (len(seen) > len(classes))
-    counts = np.zeros((side, side), int)
+    occurrences = Counter(index for pair in pairs for index in pair)
+    classes = sorted(index for index, _ in occurrences.most_common(CLASSES))
+    position = {index: n for n, index in enumerate(classes)}
+    extent = len(classes) + (len(occurrences) > len(classes))
+    counts = np.zeros((extent, extent), int)
     for first, second in pairs:
-        counts[place.get(first, side - 1), place.get(second, side - 1)] += 1
-    names: list[Any] = [word(run.class_name(index)) for index in classes]
-    if side > len(classes):
-        classes, names = [*classes, -1], [*names, word(f"{len(seen) - len(classes)} others")]
+        counts[position.get(first, extent - 1), position.get(second, extent - 1)] += 1
+    names: list[Any] = [intern(run.class_name(index)) for index in classes]
+    if extent > len(classes):
+        classes, names = [*classes, -1], [*names, intern(f"{len(occurrences) - len(classes)} others")]
     return {"classes": classes, "names": names, "counts": counts.tolist()}
 
 

@@ -40,7 +40,7 @@ class Written:
 
     path: Path
     items: int
-    of: int
+    total: int
     errors: int
     pictures: int
     bytes: int
@@ -91,7 +91,7 @@ def write(
     runs = _opened(names, source)
     indices = chosen(runs, limit)
     for run in runs:
-        run.show(indices)
+        run.load(indices)
     drawer = Drawer(runs, side)
     head, tail = _page(runs)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -106,7 +106,7 @@ def write(
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    errors = sum(row is not None and row["status"] != "ok" for run in runs for row in run.shown)
+    errors = sum(row is not None and row["status"] != "ok" for run in runs for row in run.rows_shown)
     return Written(path, len(indices), runs[0].items, errors, drawer.pictures, path.stat().st_size)
 
 
@@ -115,8 +115,8 @@ def _opened(names: Sequence[str | Path], source: Any) -> list[Run]:
     runs = [Run(datasets.open(name, opened)) for name in names]
     for run in runs[1:]:
         if run.ids != runs[0].ids:
-            first, other = (str(one.results.folder) for one in (runs[0], run))
-            raise InputError(f"folders must be of runs over the same source, got {first!r} and {other!r}")
+            first, second = (str(run_.results.folder) for run_ in (runs[0], run))
+            raise InputError(f"folders must be of runs over the same source, got {first!r} and {second!r}")
     if opened is not None and opened.listing().ids != runs[0].ids:
         raise InputError("source must be the one of the runs, got one with other items")
     named_apart(runs)
@@ -137,22 +137,24 @@ def _blocks(drawer: Drawer, indices: Sequence[int], workers: int, progress: Prog
 
 def _data(runs: Sequence[Run], indices: Sequence[int], drawer: Drawer) -> dict[str, Any]:
     """Returns all that the page says, with every name one time."""
-    words: dict[str, int] = {}
+    indices_of_texts: dict[str, int] = {}
 
-    def word(text: str | None) -> int | None:
-        return None if text is None else words.setdefault(text, len(words))
+    def intern(text: str | None) -> int | None:
+        return None if text is None else indices_of_texts.setdefault(text, len(indices_of_texts))
 
-    rows: list[Any] = [next(row for row in same if row) for same in zip(*(run.shown for run in runs), strict=True)]
+    rows: list[Any] = [
+        next(row for row in rows_of_item if row) for rows_of_item in zip(*(run.rows_shown for run in runs), strict=True)
+    ]
     labels: list[int] = sorted({row["label"] for row in rows if row["label"] is not None})
     data = []
     for n, run in enumerate(runs):
-        columns = run.data(word)
+        columns = run.data(intern)
         columns["input"] = drawer.size(run)
-        columns["picture"] = drawer.places[n]
-        columns["map"] = len(set(drawer.places)) + n
-        columns["views"] = views.data(run, drawer.means[n], drawer.dominant[n], word)
+        columns["picture"] = drawer.map_positions[n]
+        columns["map"] = len(set(drawer.map_positions)) + n
+        columns["views"] = views.data(run, drawer.means[n], drawer.dominant[n], intern)
         legends = [
-            None if legend is None else [[word(run.class_name(index)), color] for index, color in legend]
+            None if legend is None else [[intern(run.class_name(index)), color] for index, color in legend]
             for legend in drawer.legends[n]
         ]
         columns["columns"]["legend"] = legends if any(legends) else None
@@ -169,9 +171,9 @@ def _data(runs: Sequence[Run], indices: Sequence[int], drawer: Drawer) -> dict[s
             "height": [row["height"] for row in rows],
             "label": [row["label"] for row in rows],
         },
-        "labels": [[label, word(runs[0].class_name(label))] for label in labels],
+        "labels": [[label, intern(runs[0].class_name(label))] for label in labels],
         "runs": data,
-        "words": list(words),
+        "words": list(indices_of_texts),
     }
 
 

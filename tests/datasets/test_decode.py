@@ -15,7 +15,7 @@ from PIL import Image
 
 from pyfast_xai.datasets import decode as decoding
 from pyfast_xai.datasets import reduced_jpeg
-from pyfast_xai.datasets.decode import decode, decode_bytes, normalised, pillow_for_threads, pixels_seen
+from pyfast_xai.datasets.decode import decode, decode_bytes, normalised, pillow_for_threads, visible_pixels
 from pyfast_xai.datasets.sources import Item, Labelled
 from pyfast_xai.images import ImageError, Preprocess, load_image, upright
 
@@ -49,7 +49,7 @@ def test_extreme_shapes():
     for size in ((1, 9000), (9000, 1), (1, 1)):
         image = Image.new("RGB", size, "red")
         preprocess = Preprocess(24)
-        assert torch.equal(pixels_seen(preprocess, image).float() / 255, preprocess.shown(image))
+        assert torch.equal(visible_pixels(preprocess, image).float() / 255, preprocess.shown(image))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])

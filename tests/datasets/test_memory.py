@@ -80,7 +80,7 @@ def test_pictures_that_cannot_be_decoded_for_want_of_memory(folder, loaded, tmp_
     def no_room(*_):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "pixels_seen", no_room)
+    monkeypatch.setattr(decode, "visible_pixels", no_room)
     with pytest.raises(MemoryError, match="memory must suffice"):
         datasets.explain(folder, loaded, method="saliency", out=tmp_path / "out")
     assert not [name for name in os.listdir(tmp_path / "out") if name.startswith("part")]
@@ -95,7 +95,7 @@ def test_the_command_says_so_in_one_sentence(folder, tmp_path, monkeypatch):
     def no_room(*_):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "pixels_seen", no_room)
+    monkeypatch.setattr(decode, "visible_pixels", no_room)
     words = ["run", str(folder), "--model", "digits", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 1

@@ -36,7 +36,7 @@ def test_every_item_is_there_once_with_what_its_row_says(made, tmp_path, read):
         assert told == (None if row["status"] == "ok" else [row["error_type"], row["error_message"]])
     assert len(page.fields) == 15
     assert all(bool(map_) == (row["status"] == "ok") for (_, map_), row in zip(page.fields, rows, strict=True))
-    assert (written.items, written.of, written.errors, written.pictures) == (15, 15, 2, 13)
+    assert (written.items, written.total, written.errors, written.pictures) == (15, 15, 2, 13)
     assert written.bytes == written.path.stat().st_size
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
@@ -175,7 +175,7 @@ def test_a_limit_is_spread_over_the_source(made, tmp_path, read):
     written = report.write(made.runs, tmp_path / "r.html", limit=5)
     page = read(written.path)
     assert page.data["items"]["index"] == [0, 3, 6, 9, 12]
-    assert (written.items, written.of) == (5, 15)
+    assert (written.items, written.total) == (5, 15)
     # All rows are counted nevertheless.
     assert page.data["runs"][0]["errors"] == 2
     assert sum(map(sum, page.data["runs"][0]["views"]["confusion"]["counts"])) == 13
@@ -347,7 +347,7 @@ def test_the_command(made, tmp_path):
     result = runner.invoke(cli.app, ["report", *map(str, made.runs), "--out", str(page), "--limit", "7", "--json"])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert told == {"out": str(page), "items": 7, "of": 15, "errors": 0, "pictures": 7, "bytes": page.stat().st_size}
+    assert told == {"out": str(page), "items": 7, "total": 15, "errors": 0, "pictures": 7, "bytes": page.stat().st_size}
     assert "7 of 15 pictures" in result.stderr
     refused = runner.invoke(cli.app, ["report", str(made.one), "--out", str(tmp_path / "r.png")])
     assert refused.exit_code == 2

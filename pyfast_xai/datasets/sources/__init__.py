@@ -54,9 +54,9 @@ def open_source(source: Any, without: str | Path | None = None) -> Source:
         return source
     if isinstance(source, (str, os.PathLike)):
         source = [source]
-    if isinstance(source, Sequence) and source and all(isinstance(one, (str, os.PathLike)) for one in source):
-        names = [os.fspath(one) for one in source]
-        opened = _named(names, without)
+    if isinstance(source, Sequence) and source and all(isinstance(entry, (str, os.PathLike)) for entry in source):
+        names = [os.fspath(entry) for entry in source]
+        opened = _source_of_names(names, without)
         opened.spec = [name if _is_fetched(name) else os.path.abspath(name) for name in names]
         return opened
     if type(source).__module__.split(".")[0] == "datasets":
@@ -66,7 +66,7 @@ def open_source(source: Any, without: str | Path | None = None) -> Source:
     raise InputError(f"source must be paths, a data set or a Source, got {type(source).__name__}")
 
 
-def _named(names: Sequence[str], without: str | Path | None) -> Source:
+def _source_of_names(names: Sequence[str], without: str | Path | None) -> Source:
     if not all(names):
         raise InputError("source must be paths or names of data sets, got an empty text; `.` is the working folder")
     kinds = {_kind(name) for name in names}

@@ -64,19 +64,19 @@ def entries(ids: Sequence[str] | pa.Array, **columns: Any) -> pa.RecordBatch:
 
 def rechunked(batches: Iterable[pa.RecordBatch], size: int = CHUNK) -> Iterator[pa.RecordBatch]:
     """Yields the same entries in pieces of `size`; the last is smaller, and there is at least one."""
-    waiting: list[pa.RecordBatch] = []
+    remaining_batches: list[pa.RecordBatch] = []
     count = 0
     produced = False
     for batch in batches:
-        waiting.append(batch)
+        remaining_batches.append(batch)
         count += batch.num_rows
         while count >= size:
-            table = pa.Table.from_batches(waiting, ENTRIES)
+            table = pa.Table.from_batches(remaining_batches, ENTRIES)
             yield _one(table.slice(0, size))
             produced = True
-            waiting, count = table.slice(size).to_batches(), count - size
+            remaining_batches, count = table.slice(size).to_batches(), count - size
     if count or not produced:
-        yield _one(pa.Table.from_batches(waiting, ENTRIES))
+        yield _one(pa.Table.from_batches(remaining_batches, ENTRIES))
 
 
 def _one(table: pa.Table) -> pa.RecordBatch:
@@ -88,8 +88,8 @@ def _one(table: pa.Table) -> pa.RecordBatch:
 
 def without_stamps(listed: pa.Table) -> pa.Table:
     """Returns entries whose files may have any content."""
-    place = ENTRIES.get_field_index("stamp")
-    return listed.set_column(place, ENTRIES.field(place), pa.nulls(len(listed), pa.string()))
+    column = ENTRIES.get_field_index("stamp")
+    return listed.set_column(column, ENTRIES.field(column), pa.nulls(len(listed), pa.string()))
 
 
 class Digests:
@@ -127,11 +127,11 @@ def digested(kind: str, batches: Iterable[pa.RecordBatch], stamps: Iterable[str]
 
 def _update(digest: Any, column: pa.Array) -> None:
     """Adds the texts of a column without nulls, each with its length, to a digest."""
-    _, places, data = column.buffers()
-    places = np.frombuffer(places, np.int32)[column.offset : column.offset + len(column) + 1]
-    digest.update((places - places[:1]).astype("<i4").tobytes())
-    if data is not None and len(places):
-        digest.update(memoryview(data)[int(places[0]) : int(places[-1])])
+    _, offsets, data = column.buffers()
+    offsets = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    digest.update((offsets - offsets[:1]).astype("<i4").tobytes())
+    if data is not None and len(offsets):
+        digest.update(memoryview(data)[int(offsets[0]) : int(offsets[-1])])
 
 
 def distinct(listed: Callable[[], Iterator[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
@@ -141,19 +141,19 @@ def distinct(listed: Callable[[], Iterator[pa.RecordBatch]]) -> Iterator[pa.Reco
         listed: yields the entries, the same every time; called twice for more than `CHUNK` of them, so that no more
             than 8 bytes an entry are held.
     """
-    seen = Names()
-    few: list[pa.RecordBatch] = []
+    names = Names()
+    kept_batches: list[pa.RecordBatch] = []
     for batch in listed():
-        seen.add(batch)
-        if seen.count <= CHUNK:
-            few.append(batch)
-    twice = seen.twice()
-    whole = iter(few) if seen.count <= CHUNK else listed()
-    if not len(twice):
-        yield from whole
+        names.add(batch)
+        if names.count <= CHUNK:
+            kept_batches.append(batch)
+    duplicates = names.duplicates()
+    batches = iter(kept_batches) if names.count <= CHUNK else listed()
+    if not len(duplicates):
+        yield from batches
         return
-    renamed = Renamed(twice)
-    for batch in whole:
+    renamed = Renamed(duplicates)
+    for batch in batches:
         yield renamed(batch)
 
 
@@ -169,7 +169,7 @@ class Names:
         self._hashes.append(np.fromiter(map(hash, names), np.int64, len(names)))
         self.count += len(names)
 
-    def twice(self) -> np.ndarray:
+    def duplicates(self) -> np.ndarray:
         """Returns the hashes that come more than once, sorted; the others are forgotten."""
         hashes = np.concatenate(self._hashes or [np.empty(0, np.int64)])
         self._hashes = []
@@ -184,9 +184,9 @@ class Renamed:
         twice: hashes of the ids that may come more than once.
     """
 
-    def __init__(self, twice: np.ndarray) -> None:
-        self._twice = set(twice.tolist())
-        self._taken: set[str] = set()
+    def __init__(self, duplicates: np.ndarray) -> None:
+        self._duplicates = set(duplicates.tolist())
+        self._used: set[str] = set()
         self._counts: dict[str, int] = {}
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -195,7 +195,7 @@ class Renamed:
 
     def _may_clash(self, name: str) -> bool:
         # A name such as a#2 may be what the second a becomes.
-        while hash(name) not in self._twice:
+        while hash(name) not in self._duplicates:
             name, mark, _ = name.rpartition("#")
             if not mark:
                 return False
@@ -203,8 +203,8 @@ class Renamed:
 
     def _free(self, name: str) -> str:
         free = name
-        while free in self._taken:
+        while free in self._used:
             self._counts[name] = self._counts.get(name, 1) + 1
             free = f"{name}#{self._counts[name]}"
-        self._taken.add(free)
+        self._used.add(free)
         return free

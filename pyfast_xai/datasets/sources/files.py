@@ -69,26 +69,26 @@ class Files(StreamedSource):
             yield self._block(0, paths, list(names), labels)
 
     def _block(
-        self, root: int, paths: Sequence[str], ids: Sequence[str], labels: Sequence[Any] | None = None, **more: Any
+        self, root: int, paths: Sequence[str], ids: Sequence[str], labels: Sequence[Any] | None = None, **columns: Any
     ) -> pa.RecordBatch:
         """Returns the entries of files below one root."""
         stamps = self._system.stamps(self._roots[root], paths)
         if labels is not None:
             pairs = [read_label(label) for label in labels]
-            more.update(label=[label for label, _ in pairs], label_error=[why for _, why in pairs])
+            columns.update(label=[label for label, _ in pairs], label_error=[reason for _, reason in pairs])
         names = [path.encode() if path.isascii() else os.fsencode(path) for path in paths]
-        return entries(ids, file=[root] * len(paths), name=names, stamp=stamps, **more)
+        return entries(ids, file=[root] * len(paths), name=names, stamp=stamps, **columns)
 
     def items_at(self, indices: Sequence[int], listed: pa.Table) -> Iterator[Item]:
         system = self._system
         for index, entry in zip(indices, listed.to_pylist(), strict=True):
             top, name = self._roots[entry["file"]], os.fsdecode(entry["name"])
             path = system.join(top, name) if top else name
-            place = shown(system.place(path))
+            shown_path = shown(system.place(path))
             read: Callable[[], Any] = partial(system.read, path, entry["stamp"])
             if entry["fault"] is not None:
-                read = partial(_raise, ImageError(f"{place!r}: {entry['fault']}"))
-            yield Item(entry["id"], index, place, read, entry["label"], entry["label_error"])
+                read = partial(_raise, ImageError(f"{shown_path!r}: {entry['fault']}"))
+            yield Item(entry["id"], index, shown_path, read, entry["label"], entry["label_error"])
 
     def stamps(self) -> Iterable[str]:
         return ()
@@ -190,8 +190,8 @@ class FoldersOfFiles(Files):
         if full in single:
             return True
         for earlier in filter(None, self._roots[:number]):
-            inside = full.removeprefix(earlier.rstrip("/") + "/")
-            if inside != full and not any(part.startswith(".") for part in inside.split("/")):
+            relative = full.removeprefix(earlier.rstrip("/") + "/")
+            if relative != full and not any(part.startswith(".") for part in relative.split("/")):
                 return True
         return False
 
@@ -233,21 +233,21 @@ class ListOfFiles(Files):
             raise InputError(f"list {text(path)!r} must have a column {' or '.join(PATHS)}, got {', '.join(columns)}")
         self._path, self._column, self._rows, self._system = path, column, rows, system
         self._roots = [system.parent(path)]
-        self._wanted = [column, *(name for name in ("id", "label") if name in columns)]
+        self._columns = [column, *(name for name in ("id", "label") if name in columns)]
 
     def entries(self) -> Iterator[pa.RecordBatch]:
-        for block in self._rows(self._wanted):
-            named = [_path_text(self._path, value) for value in block[self._column]]
+        for block in self._rows(self._columns):
+            paths = [_path_text(self._path, value) for value in block[self._column]]
             ids = block.get("id")
-            names = [name.replace("\0", "\\0") for name in named] if ids is None else map(_id_text, ids)
-            more: dict[str, Any] = {}
+            names = [name.replace("\0", "\\0") for name in paths] if ids is None else map(_id_text, ids)
+            columns: dict[str, Any] = {}
             if "label" in block:
                 labels = block["label"]
                 if isinstance(labels, (pa.Array, pa.ChunkedArray)):
-                    more["label"], more["label_error"] = label_columns(labels)
+                    columns["label"], columns["label_error"] = label_columns(labels)
                 else:
-                    more["labels"] = labels
-            yield self._block(0, named, list(map(valid, names)), **more)
+                    columns["labels"] = labels
+            yield self._block(0, paths, list(map(valid, names)), **columns)
 
     def anchor(self) -> Any:
         return [self._path, self._system.place(self._path), self._system.stamp(self._path)]

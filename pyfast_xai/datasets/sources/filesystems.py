@@ -262,7 +262,7 @@ class RemoteFiles:
                 if full == without and path:
                     continue
                 listed = self.store.ls(full, detail=True)
-                names = sorted((one["name"].rstrip("/").rpartition("/")[2], one["type"]) for one in listed)
+                names = sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in listed)
                 prefix = f"{path}/" if path else ""
                 children = [
                     (prefix + name, f"{full}/{name}", kind == "directory")
@@ -280,10 +280,10 @@ def shown(path: str) -> str:
     return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _check(name: str, size: int, stamped: str | None, stamp: str) -> None:
+def _check(name: str, size: int, expected: str | None, stamp: str) -> None:
     if not 0 < size <= MAX_BYTES:
         raise ImageError(f"image {name} must have 1 to {MAX_BYTES:,} bytes, got {size:,}")
-    if stamped not in (None, ABSENT, stamp):
+    if expected not in (None, ABSENT, stamp):
         raise ImageError(
             f"image {name} must be as it was when the run began, got another size or time of change; `retry` takes it "
             "as it is"

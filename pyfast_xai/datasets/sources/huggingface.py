@@ -67,15 +67,15 @@ class HuggingFace(StreamedSource):
             rows = range(start, min(start + _BLOCK, len(self)))
             table = None if tables is None else tables[rows.start : rows.stop]
             names = rows if self._ids is None or table is None else [value.as_py() for value in table[self._ids]]
-            labels, why = (None, None)
+            labels, reasons = (None, None)
             if self._label is not None and table is not None:
-                labels, why = label_columns(table[self._label])
-            yield entries([valid(name) for name in names], label=labels, label_error=why)
+                labels, reasons = label_columns(table[self._label])
+            yield entries([valid(name) for name in names], label=labels, label_error=reasons)
 
     def items_at(self, indices: Sequence[int], listed: pa.Table) -> Iterator[Item]:
         pictures = self._data.select_columns([self._column])
-        known = listed.select(["id", "label", "label_error"]).to_pylist()
-        for index, entry in zip(indices, known, strict=True):
+        rows = listed.select(["id", "label", "label_error"]).to_pylist()
+        for index, entry in zip(indices, rows, strict=True):
             read = partial(_bytes_of, pictures[index][self._column], entry["id"])
             yield Item(entry["id"], index, f"#{index}", read, entry["label"], entry["label_error"])
 

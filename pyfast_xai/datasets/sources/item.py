@@ -117,8 +117,8 @@ class Source:
             folders: from that time, too.
             sample: returns some of its entries.
         """
-        mine = self.anchor()
-        return mine is not None and mine == anchor
+        current = self.anchor()
+        return current is not None and current == anchor
 
     def listing(self) -> Listing:
         """Returns the digests of the listing."""

@@ -79,8 +79,8 @@ _shown = _Shown().repr
 
 
 def _short(value: Any) -> str:
-    shown = _shown(value)
-    return shown if len(shown) <= 80 else f"{shown[:79]}…"
+    text = _shown(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def label_columns(values: Any) -> tuple[pa.Array, pa.Array]:
@@ -99,7 +99,7 @@ def label_columns(values: Any) -> tuple[pa.Array, pa.Array]:
         except pa.ArrowInvalid:  # one of them is larger
             pass
     pairs = [read_label(_as_python(value)) for value in values]
-    return pa.array([label for label, _ in pairs], pa.int64()), pa.array([why for _, why in pairs], pa.string())
+    return pa.array([label for label, _ in pairs], pa.int64()), pa.array([reason for _, reason in pairs], pa.string())
 
 
 def _as_python(value: Any) -> Any:

@@ -81,9 +81,9 @@ class ParquetImages(StreamedSource):
     def entries(self) -> Iterator[pa.RecordBatch]:
         for number, path in enumerate(self._paths):
             with opened(self._system, path) as file:
-                known = [name for name in ("id", "label") if name in file.schema_arrow.names]
+                present = [name for name in ("id", "label") if name in file.schema_arrow.names]
                 row = 0
-                for block in _blocks(path, file, known):
+                for block in _blocks(path, file, present):
                     rows = range(row, row + block["rows"])
                     row = rows.stop
                     names = (
@@ -91,21 +91,21 @@ class ParquetImages(StreamedSource):
                         if "id" in block
                         else [f"{text(os.path.basename(path))}:{n}" for n in rows]
                     )
-                    labels, why = label_columns(block["label"]) if "label" in block else (None, None)
-                    yield entries(names, label=labels, label_error=why, file=[number] * len(names))
+                    labels, reasons = label_columns(block["label"]) if "label" in block else (None, None)
+                    yield entries(names, label=labels, label_error=reasons, file=[number] * len(names))
 
     def items_at(self, indices: Sequence[int], listed: pa.Table) -> Iterator[Item]:
-        known = listed.select(["id", "label", "label_error"]).to_pylist()
+        rows = listed.select(["id", "label", "label_error"]).to_pylist()
         for position, (start, stop) in runs_of(indices):
             for group in self._groups:
                 if group.first >= stop or group.last <= start:
                     continue
                 path = self._paths[group.file]
                 for index in range(max(start, group.first), min(stop, group.last)):
-                    entry = known[position + index - start]
-                    place = f"{text(self._system.place(path))}#{index - group.first}"
+                    entry = rows[position + index - start]
+                    shown_path = f"{text(self._system.place(path))}#{index - group.first}"
                     read = self._read(group, index)
-                    yield Item(entry["id"], index, place, read, entry["label"], entry["label_error"])
+                    yield Item(entry["id"], index, shown_path, read, entry["label"], entry["label_error"])
 
     def _read(self, group: "_Group", index: int) -> Callable[[], Any]:
         """Returns what reads the picture of an index."""
@@ -268,9 +268,9 @@ def _raise(error: Exception) -> Any:
 def _bytes_of(scalar: Any, system: FileSystem, path: str) -> bytes:
     value = scalar.as_py()
     if isinstance(value, dict):
-        named, value = value.get("path"), value.get("bytes")
-        if value is None and named:
-            return _below(system, path, named)
+        relative_path, value = value.get("path"), value.get("bytes")
+        if value is None and relative_path:
+            return _below(system, path, relative_path)
     if not value:
         raise ImageError(f"image of {text(os.path.basename(path))!r} must have bytes, got none")
     if not isinstance(value, bytes):
@@ -278,17 +278,19 @@ def _bytes_of(scalar: Any, system: FileSystem, path: str) -> bytes:
     return value
 
 
-def _below(system: FileSystem, path: str, named: Any) -> bytes:
+def _below(system: FileSystem, path: str, relative_path: Any) -> bytes:
     """Returns the bytes of a file that a row names."""
-    refusal = ImageError(f"image {valid(named)!r} must lie below the folder of its Parquet file, got another place")
-    if not isinstance(named, str):
-        raise refusal
+    error = ImageError(
+        f"image {valid(relative_path)!r} must lie below the folder of its Parquet file, got another place"
+    )
+    if not isinstance(relative_path, str):
+        raise error
     if not isinstance(system, LocalFiles):
-        if ".." in named.split("/") or named.startswith("/") or "://" in named:
-            raise refusal
-        return system.read(system.join(system.parent(path), named))
+        if ".." in relative_path.split("/") or relative_path.startswith("/") or "://" in relative_path:
+            raise error
+        return system.read(system.join(system.parent(path), relative_path))
     root = os.path.realpath(os.path.dirname(path))
-    inside = os.path.realpath(os.path.join(root, named))
-    if os.path.commonpath([root, inside]) != root:
-        raise refusal
-    return system.read(inside)
+    full_path = os.path.realpath(os.path.join(root, relative_path))
+    if os.path.commonpath([root, full_path]) != root:
+        raise error
+    return system.read(full_path)

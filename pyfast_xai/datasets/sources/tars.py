@@ -67,9 +67,9 @@ class Tars(StreamedSource):
         for index, entry in zip(indices, listed.to_pylist(), strict=True):
             path = self._paths[entry["file"]]
             name = entry["name"].decode()
-            place = f"{text(self._system.place(path))}#{name}"
+            shown_path = f"{text(self._system.place(path))}#{name}"
             read = partial(_read, self._system, path, name, entry["offset"], entry["size"], entry["fault"])
-            yield Item(entry["id"], index, place, read, entry["label"], entry["label_error"])
+            yield Item(entry["id"], index, shown_path, read, entry["label"], entry["label_error"])
 
     def stamps(self) -> Iterator[str]:
         return map(self._system.stamp, self._paths)
@@ -90,7 +90,7 @@ def _check_first(path: str, file: BinaryIO) -> None:
 def _members(number: int, path: str, file: BinaryIO) -> pa.RecordBatch:
     """Returns the entries of the pictures of a tar."""
     names: list[str] = []
-    places: list[tuple[int, int, str | None]] = []  # offset, size, fault
+    members: list[tuple[int, int, str | None]] = []  # offset, size, fault
     labels: dict[str, tuple[int | None, str | None]] = {}
     broken: str | None = None
     try:
@@ -101,7 +101,7 @@ def _members(number: int, path: str, file: BinaryIO) -> pa.RecordBatch:
                 key, suffix = os.path.splitext(name)
                 if suffix.lower() in SUFFIXES:
                     names.append(name)
-                    places.append((member.offset_data, member.size, _fault(member)))
+                    members.append((member.offset_data, member.size, _fault(member)))
                 elif suffix == ".cls" and member.isreg():
                     labels[key] = _label(file, member)
             # A header that is no header ends the listing as the end of the archive does.
@@ -114,14 +114,14 @@ def _members(number: int, path: str, file: BinaryIO) -> pa.RecordBatch:
     ids = [f"{tar_name}/{name}" for name in names]
     if broken is not None:
         ids.append(tar_name)
-        places.append((0, 0, f"one that breaks off after {len(names)} pictures ({broken})"))
+        members.append((0, 0, f"one that breaks off after {len(names)} pictures ({broken})"))
         names.append("")
     pairs = [labels.get(os.path.splitext(name)[0], (None, None)) for name in names]
-    offsets, sizes, faults = zip(*places, strict=True) if places else ((), (), ())
+    offsets, sizes, faults = zip(*members, strict=True) if members else ((), (), ())
     return entries(
         ids,
         label=[label for label, _ in pairs],
-        label_error=[why for _, why in pairs],
+        label_error=[reason for _, reason in pairs],
         fault=faults,
         file=[number] * len(ids),
         name=[name.encode() for name in names],
@@ -139,10 +139,10 @@ def _fault(member: tarfile.TarInfo) -> str | None:
 def _label(file: BinaryIO, member: tarfile.TarInfo) -> tuple[int | None, str | None]:
     if member.size > _LABEL_BYTES:
         return None, f"label must be a whole number, got {member.size:,} bytes"
-    here = file.tell()
+    position = file.tell()
     file.seek(member.offset_data)
     data = file.read(member.size)
-    file.seek(here)
+    file.seek(position)
     return read_label(data)
 
 
