@@ -1,6 +1,7 @@
 """Class activation maps of activations alone: FEM, KPCA-CAM, and random weights to compare with. They know no class."""
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,6 +92,14 @@ class FEM(_ActivationCAM):
         self.k = positive("k", k)
 
     def _map(self, cells: Tensor) -> Tensor:
+        positions = math.prod(cells.shape[1:-1])
+        if positions - 1 <= self.k**2:  # one number among so many is no further from their mean
+            self.warn(
+                "the map is zero: none of %d positions can exceed a mean by %g standard deviations; "
+                "take a larger layer or a smaller k",
+                positions,
+                self.k,
+            )
         above, mean = unusual_share(cells, self.k)
         return (above * mean).sum(-1)
 

@@ -302,8 +302,10 @@ class LeGrad(_AttentionExplainer):
             if not known.blocks:
                 rules = GradientRules(warned=self.warned)
                 tape = self.record_unaccelerated(images, *args, policy=KeepAttention(rules), **kwargs)
+                layers = attention_of(tape, len(images))
+                check_whole_images(tape)
                 seeds = output_gradients(tape, target, self.outputs, self.labels)
-                known.blocks[:] = _blocks_of(tape, attention_of(tape, len(images)), seeds.grads)
+                known.blocks[:] = _blocks_of(tape, layers, seeds.grads)
             return list(known.blocks)
 
 

@@ -18,7 +18,7 @@ from pyfast_xai.explainers.common.explainer import Settings, one_of
 from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.layer_explainer import FUSES, Fuse, LayerExplainer, LayerName, LayerSettings
 from pyfast_xai.explainers.common.layer_recorder import LayerRecorder, Recorded
-from pyfast_xai.explainers.common.layer_search import Place, last_sensitive, pooled_place
+from pyfast_xai.explainers.common.layer_search import Place, behind_norm, last_sensitive, pooled_place
 from pyfast_xai.explainers.common.output_gradients import OutputGradients
 from pyfast_xai.explainers.common.perturbation_explainer import positive
 from pyfast_xai.explainers.common.targets import Goal, logits_of
@@ -254,7 +254,9 @@ class HiResCAM(GradCAM):
     """HiResCAM: the gradient times the activation at every position (Draelos and Carin, 2020).
 
     The map is `sum_k g_k A_k` (Eq. 5). Where an average over positions and a linear layer follow it equals Grad-CAM;
-    elsewhere it shows what the score is made of to first order, where Grad-CAM shows the mean.
+    elsewhere it shows what the score is made of to first order, where Grad-CAM shows the mean. The gradient through a
+    layer norm is orthogonal to what the norm reads, so that this map would be zero there: in transformers "auto" takes
+    what the norm makes of the tokens.
 
     All settings are those of `GradCAM`.
 
@@ -269,6 +271,9 @@ class HiResCAM(GradCAM):
 
     method = "hires-cam"
     paper = "Use HiResCAM instead of Grad-CAM for faithful explanations of CNNs (Draelos and Carin, 2020)"
+
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
+        return behind_norm(tape, super().automatic(tape, ends))
 
 
 class LayerCAM(GradCAM):

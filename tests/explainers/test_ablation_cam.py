@@ -223,18 +223,54 @@ def test_tokens(images):
 
 
 class Attention(nn.Module):
+    def __init__(self, fused):
+        super().__init__()
+        self.fused, self.patch, self.fc = fused, nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).mT[:, None]
+        plain = (x @ x.mT / 8**0.5).softmax(-1) @ x
+        return self.fc((functional.scaled_dot_product_attention(x, x, x) if self.fused else plain)[:, 0].mean(1))
+
+
+def test_fused_attention_has_the_curvature_of_attention_that_is_spelled_out(images):
+    fused, plain = (Attention(fused).to(DOUBLE).eval() for fused in (True, False))
+    plain.load_state_dict(fused.state_dict())
+    found, expected = (ShapleyCAM(net, layer="patch")(images, TARGETS).signed_map for net in (fused, plain))
+    assert expected.any()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@torch.library.custom_op("pyfast_xai_tests::cube", mutates_args=())
+def cube(x: torch.Tensor) -> torch.Tensor:
+    return x**3
+
+
+@torch.library.custom_op("pyfast_xai_tests::slope_of_cube", mutates_args=())
+def slope_of_cube(x: torch.Tensor) -> torch.Tensor:
+    return 3 * x**2
+
+
+cube.register_autograd(
+    lambda ctx, grad: grad * slope_of_cube(ctx.saved_tensors[0]),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+class Cube(nn.Module):
+    """Has a derivative whose own derivative nobody wrote."""
+
     def __init__(self):
         super().__init__()
         self.patch, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
 
     def forward(self, x):
-        x = self.patch(x).flatten(2).mT[:, None]
-        return self.fc(functional.scaled_dot_product_attention(x, x, x)[:, 0].mean(1))
+        return self.fc(cube(self.patch(x)).mean((2, 3)))
 
 
 def test_an_operation_without_a_second_derivative_is_named(images):
     with pytest.raises(UnsupportedOpError, match="an operation above the layer has no second derivative"):
-        ShapleyCAM(Attention().eval(), layer="patch")(images.float(), 1)
+        ShapleyCAM(Cube().eval(), layer="patch")(images.float(), 1)
 
 
 class Random(Stem):

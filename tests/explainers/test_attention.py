@@ -213,7 +213,8 @@ def test_networks_without_such_attention():
     with pytest.raises(InputError, match="model must have self-attention over tokens of the images, got none"):
         AttentionRollout(convolutions)(torch.rand(1, 3, 8, 8))
     models = pytest.importorskip("torchvision.models")
-    with pytest.raises(InputError, match="model must attend over whole images"):
-        AttentionRelevance(models.swin_t(weights=None, num_classes=3).eval())(torch.rand(1, 3, 64, 64))
+    for kind in (AttentionRelevance, LeGrad):
+        with pytest.raises(InputError, match="model must attend over whole images"):
+            kind(models.swin_t(weights=None, num_classes=3).eval())(torch.rand(1, 3, 64, 64))
     with pytest.raises(InputError, match="discard must be at least 0 and under 1, got 1"):
         AttentionRollout(convolutions, discard=1)

@@ -189,6 +189,19 @@ def test_fem_equals_the_loop_of_the_paper(net, images):
     assert found.target is None
 
 
+def test_fem_of_too_few_positions_says_that_it_is_zero(net, images, caplog):
+    net = nn.Sequential(net.conv1, net.relu1, net.conv2, net.relu2, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    square = images[:, :, :12]
+    for size, warned in (
+        (12, False),
+        (4, True),
+    ):  # of 3 x 3 positions one may be 2.8 deviations over the mean, of 1 none
+        caplog.clear()
+        found = FEM(net, layer="3")(square[:, :, :size, :size])
+        assert ("none of 1 positions can exceed a mean by 2 standard deviations" in caplog.text) is warned
+        assert not warned or not found.signed_map.any()
+
+
 @pytest.mark.parametrize("kernel", ["sigmoid", "rbf", "poly", "cosine", "linear"])
 def test_kpca_cam_is_that_of_scikit_learn_but_for_the_sign(kernel, net, images):
     decomposition = pytest.importorskip("sklearn.decomposition")

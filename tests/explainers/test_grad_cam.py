@@ -165,6 +165,36 @@ def test_behind_an_average_three_methods_are_grad_cam(images):
         torch.testing.assert_close(kind(net, layer="1")(images, TARGET).signed_map, expected, rtol=0, atol=1e-14)
 
 
+class ClassToken(nn.Module):
+    """Reads one token, to which the others are mixed behind a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.mix, self.fc = nn.Linear(13, 13), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).mT
+        x = torch.cat([torch.ones_like(x[:, :1]), x], 1)
+        return self.fc((x + self.mix(self.norm(x).tanh().mT).mT)[:, 0])
+
+
+def test_hires_cam_explains_what_a_norm_makes_of_tokens(images):
+    """The gradient at what the norm reads is orthogonal to it but for the epsilon of the norm."""
+    torch.manual_seed(0)
+    net, kept = ClassToken().eval().to(DOUBLE), []
+    before = HiResCAM(net, layer="cat")(images, TARGET).signed_map
+    found = HiResCAM(net)(images, TARGET).signed_map
+    handle = net.norm.register_forward_hook(lambda module, args, output: kept.append(output))
+    with torch.enable_grad():
+        scores = net(images.clone().requires_grad_()).gather(1, TARGET[:, None])
+        (gradient,) = torch.autograd.grad(scores.sum(), kept[0])
+    handle.remove()
+    expected = (gradient * kept[0]).sum(2)[:, 1:].detach().view(3, 4, 3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    assert before.abs().max() < 1e-3 * expected.abs().max()
+
+
 def test_channels_without_activation_weigh_nothing_in_xgrad_cam():
     weights = RULES["xgrad-cam"].weights(torch.randn(2, 1, 3, 3, 2), torch.zeros(1, 3, 3, 2))
     assert torch.equal(weights, torch.zeros(2, 1, 2))

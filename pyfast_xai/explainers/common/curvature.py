@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyfast_xai.errors import UnsupportedOpError
 from pyfast_xai.tape import Tape, Value
@@ -28,7 +29,8 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
     """
     activation = recorded_value(tape, value).detach().clone()
     results = []
-    with torch.inference_mode(False), torch.enable_grad():
+    # Fused attention has no second derivative, attention that is spelled out has.
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         start = activation.clone().requires_grad_()
         totals = scores(replay_suffix(tape, value, start.clone())).sum(0)
         for k, total in enumerate(totals):

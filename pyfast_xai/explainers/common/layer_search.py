@@ -247,6 +247,9 @@ def _has_weights(node: Node) -> bool:
     return any(isinstance(part, Tensor) and part.dim() > 1 for part in node.args[:3])
 
 
+_NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"}
+
+
 @dataclass(frozen=True)
 class Place:
     """The place of a layer on every tape of the same kind of images.
@@ -328,6 +331,21 @@ def last_sensitive(tape: Tape, ends: Collection[Value] | None = None) -> str:
         InputError: the model has none.
     """
     return LayerSearch(tape, ends).last(read=True).name
+
+
+def behind_norm(tape: Tape, name: str) -> str:
+    """Returns the layer norm that reads a layer; the layer itself where none does.
+
+    The gradient that comes through a layer norm is orthogonal to what it reads: at every position their products add up
+    to zero.
+
+    Args:
+        tape: of a whole forward pass.
+        name: of the layer.
+    """
+    value = tape.find(name)
+    norms = (node for node in tape if value in node.inputs and _operation(node) in _NORMS)
+    return next((node.name for node in norms if node.outputs[0] is not None), name)
 
 
 def bottlenecks(tape: Tape) -> list[Node]:
