@@ -381,7 +381,9 @@ class _Recorder(TorchDispatchMode):
         if before:
             name = f"{name}_{before}"
         if values:
-            args, kwargs = _on_tape(values, args), dict(zip(kwargs, _on_tape(values, kwargs.values()), strict=True))
+            args = _on_tape(values, args)
+            if kwargs:
+                kwargs = dict(zip(kwargs, _on_tape(values, kwargs.values()), strict=True))
         node = Node(len(self.tape.nodes), op, args, kwargs, [], path, name)
         self.tape.nodes.append(node)
         return node
@@ -445,7 +447,7 @@ class _Recorder(TorchDispatchMode):
 
     def _output(self, tensor: Tensor, node: Node, written: list[Tensor], sources: set[int]) -> Value:
         storage = address(tensor)
-        if not any(tensor is other for other in written):
+        if not written or not any(tensor is other for other in written):
             if storage not in sources:
                 return self._new_owner(tensor, node)
             value = self._new_value(tensor, node)
