@@ -353,7 +353,7 @@ class Explanation:
         return (render.stretch_signed(shown) + 1) / 2
 
     def legends(self, side: int = 192) -> list[Any]:
-        """Returns what explains the colours of `overlay`, one PIL image for each row; none for most methods.
+        """Returns legends of the colours of `overlay`, one PIL image for each row; none for most methods.
 
         Args:
             side: width in pixels.
@@ -361,7 +361,7 @@ class Explanation:
         return []
 
     def keys(self, colormap: str | None = None, signed: bool = False) -> list[render.Key]:
-        """Returns what the colours and marks of `overlay` stand for, as `render.montage` draws it.
+        """Returns the keys of the colours and marks of `overlay`, as `render.montage` draws them.
 
         Args:
             colormap: colormap of the overlay.

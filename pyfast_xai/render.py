@@ -369,7 +369,7 @@ def overlay_dominance(
 
 
 def binary(target: Tensor, others: Tensor, constant: bool = False, saturated: float = 0.005) -> Tensor:
-    """Draws what supports a class and what opposes it (Kumar, Wong and Taylor, 2017, section 4.2).
+    """Draws the evidence for a class and against it (Kumar, Wong and Taylor, 2017, section 4.2).
 
     The paper does not say what is shown where both respond; here it is the stronger one, and the class itself where
     they are equal: the picture then agrees with the dominant class. Neither shows where it is not positive.
@@ -442,14 +442,14 @@ def _font(side: int) -> Any:
 
 @dataclass(frozen=True)
 class Key:
-    """An explanation of what is drawn on a sheet: a mark, and what it stands for.
+    """A line of the legend of a sheet: a mark, and its meaning.
 
     Attributes:
-        text: what the mark stands for; of a colour map, what its highest end stands for.
+        text: the meaning of the mark, or of the highest end of a colour map.
         color: color of a mark.
         mark: "box", "dot", or "none" for the text alone.
         colormap: one of `COLORMAPS` in place of a colour.
-        low: what the lowest end of the colour map stands for.
+        low: the meaning of the lowest end of the colour map.
 
     Example:
         >>> import torch
@@ -650,7 +650,7 @@ def montage(
         side: side of a cell, in pixels.
         heading: heading of the sheet, in a line of its own.
         legends: legends of the images, PIL images put below them as they are, row by row; the last rows may have none.
-        keys: what the marks and colours stand for, in the last lines.
+        keys: the meaning of marks and colours, in the last lines.
 
     Returns:
         A PIL image.

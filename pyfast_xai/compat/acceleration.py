@@ -69,7 +69,7 @@ _IN_WORDS: dict[str, Mode] = {"auto": "auto", "on": True, "off": False}
 
 
 def mode() -> Mode:
-    """Returns what `accelerate`, or else the environment, says.
+    """Returns the setting of `accelerate`, otherwise that of the environment.
 
     Raises:
         InputError: the environment says something else.

@@ -1,4 +1,4 @@
-"""The module that is recorded in place of what a caller hands over: it also copies what some layers return."""
+"""The module that is recorded in place of the caller's function: it also copies the results of some layers."""
 
 import functools
 from collections.abc import Callable, Sequence

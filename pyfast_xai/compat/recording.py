@@ -117,7 +117,7 @@ _warned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 
 def _warned_of(function: Forward) -> set[str]:
-    """Returns what was warned of when a function was called before."""
+    """Returns the warnings of earlier calls of a function."""
     try:
         return _warned.setdefault(function, set())
     except TypeError:  # it cannot be hashed, or not be referred to weakly
@@ -148,7 +148,7 @@ def record_call(
         rules: to save for instead of those.
         layers: modules whose results are kept, too.
         at_input: keep what the layers are given instead.
-        to_inputs: save what a walk to the inputs needs; False for what lies above the layers.
+        to_inputs: save the tensors of a backward pass to the inputs; False for one to the layers.
         stop: go no further than the layers; nothing is returned then, and nothing can be walked.
         kind: kind of calls that may be replayed, of the same function, layers and settings; None to record.
 
@@ -218,7 +218,7 @@ def read_call(
     stop: bool = False,
     **settings: Any,
 ) -> T:
-    """Returns what is read of a recording of `function(*args)`, which is a replay where `compat.accelerate` wants that.
+    """Returns the result of `read` on a recording of `function(*args)`, which may be a replay (`compat.accelerate`).
 
     Args:
         function: see `record_call`.

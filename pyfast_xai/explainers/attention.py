@@ -61,7 +61,7 @@ class _AttentionExplainer(Explainer):
         self._known: ModelCache[_Tokens] = ModelCache(self, _Tokens)
 
     def _read(self, tape: Tape, images: Tensor, args: Any, kwargs: Any) -> tuple[list[Attention], _Tokens]:
-        """Returns the attention of every layer, and what the tokens are."""
+        """Returns the attention of every layer, and the layout of the tokens."""
         layers = attention_of(tape, len(images))
         with self._known.entry(images, args, kwargs, self.tokens) as known:
             if known.layout is None:
@@ -167,7 +167,7 @@ class AttentionRollout(_AttentionExplainer):
         )
 
     def _flow(self, weights: Tensor) -> Tensor:
-        """Returns what flows from token to token in a layer, `[N, T, T]`, of attention `[N, heads, T, T]`."""
+        """Returns the flow from token to token in a layer, `[N, T, T]`, from attention `[N, heads, T, T]`."""
         fused = weights.mean(1) if self.heads == "mean" else getattr(weights, f"a{self.heads}")(1)
         if self.discard:
             flat = fused.flatten(1)
@@ -284,8 +284,8 @@ class LeGrad(_AttentionExplainer):
         for layer, name in reversed(list(zip(layers, blocks, strict=True))):  # a walk lets go of what lies behind it
             value = tape.find(name)
             slopes = _slopes_of_head(suffix, suffix.find(blocks[-1]), _tokens_behind(tape, value), fixed)
-            (arrived,) = backward_pass(rules, tape, {value: slopes}, [layer.value])
-            mean = layer.gradient(arrived).clamp_min(0).mean((2, 3))  # [K, N, T], over heads and queries
+            (gradient,) = backward_pass(rules, tape, {value: slopes}, [layer.value])
+            mean = layer.gradient(gradient).clamp_min(0).mean((2, 3))  # [K, N, T], over heads and queries
             total = mean if total is None else total + mean
         assert total is not None
         every = replace(tokens, read=(0, 1))

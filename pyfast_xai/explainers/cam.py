@@ -93,7 +93,7 @@ class CAM(LayerExplainer):
         return recorded.tape, targets_to_rows(weighted_sum(at_least_float32(weights), at_least_float32(activation)))
 
     def _averaged(self, tape: Tape, ends: Collection[Value] | None) -> list[Place]:
-        """Returns where the averaged map is."""
+        """Returns the place of the averaged map."""
         return [pooled_place(tape, _head(tape).source)]
 
 

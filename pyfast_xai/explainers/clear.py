@@ -85,7 +85,7 @@ class ClassExplanation(Explanation):
         )
 
     def keys(self, colormap: str | None = None, signed: bool = False) -> list[render.Key]:
-        """Returns what brightness stands for; `legends` shows the colours.
+        """Returns the meaning of brightness; `legends` shows the colours.
 
         Args:
             colormap: without effect.

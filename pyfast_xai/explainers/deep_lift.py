@@ -22,7 +22,7 @@ from pyfast_xai.tape.record import tensors_in
 class DeepLift(GradientShaped):
     """Shares the difference of a score from that of a baseline among the pixels (DeepLIFT, Shrikumar et al., 2017).
 
-    By the rescale rule: an activation hands down what its result changed by over what its input changed by. Products,
+    The rescale rule: the multiplier of an activation is the change of its result over that of its input. Products,
     softmax, attention, normalisation and max-pools are taken apart into operations that are shared exactly, so that the
     attribution adds up to the difference of the score on any network, however it is written. An operation that is none
     of these is integrated on the straight line between image and baseline. `rules.rescale.multipliers` has all of them.

@@ -26,7 +26,7 @@ from pyfast_xai.rules.gradient.bounds import Bounding, Bounds, Clipped, bounds_o
 
 
 class Game(NamedTuple):
-    """One of the four games: where the mask starts, and what it is played for."""
+    """One of the four games: the start of the mask, and its goal."""
 
     start: float
     keeps: bool

@@ -185,7 +185,7 @@ class CNNFixations(Explainer):
         return self._explanation(points, images, targets)
 
     def _step(self, start: Start, images: Tensor, args: Any, kwargs: Any) -> tuple[Tape, list[Tensor]]:
-        """Returns the tape, and what `_traced` does for classes."""
+        """Returns the tape, and the pixels of each target, see `_traced`."""
         tape = self.record(images, *args, policy=evidence.policy, **kwargs)
         return tape, self._traced(tape, logits_of(tape)[0], start(tape), images)
 

@@ -75,7 +75,7 @@ class FullGrad(Explainer):
 
 
 def biased(tape: Tape) -> list[tuple[Value, Tensor]]:
-    """Returns what each layer with a bias returns, and the bias, one number a channel.
+    """Returns the result and the bias of each layer with a bias, one number a channel.
 
     A batch norm adds `beta - gamma mean / sqrt(variance + epsilon)`.
     """

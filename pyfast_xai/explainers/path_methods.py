@@ -35,7 +35,7 @@ class PathMethod(GradientShaped):
     batch_size: int
 
     def _targets(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Goal, OutputGradients]:
-        """Returns the target with the classes of the images themselves, and what it starts from there."""
+        """Returns the target with the classes of the images themselves, and its output gradients."""
         seeds = output_gradients(self.record(images, *args, **kwargs), target, self.outputs, self.labels)
         return target if seeds.target is None else seeds.target, seeds
 

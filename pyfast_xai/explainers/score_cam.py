@@ -98,7 +98,7 @@ class ScoreCAM(LayerExplainer, Perturbation):
         return self.explanation(images, scores.targets, maps, self.heat(maps, images.shape[2:]))
 
     def _weights(self, images: Tensor, scores: PerturbationScores, cells: Tensor) -> Tensor:
-        """Returns what each channel of a layer `[N, h, w, C]` weighs for K targets, `[K, N, C]`."""
+        """Returns the weight of each channel of a layer `[N, h, w, C]` for K targets, `[K, N, C]`."""
         count, channels = len(cells), cells.shape[-1]
         maps = cells.movedim(-1, 1).flatten(0, 1)[:, None]  # [N * C, 1, *grid]
         flat = maps.flatten(1)

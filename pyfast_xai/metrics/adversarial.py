@@ -1,4 +1,4 @@
-"""Adversarial examples, and what explanations make of them."""
+"""Adversarial examples, and explanations of them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

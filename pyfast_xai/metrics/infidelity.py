@@ -30,7 +30,7 @@ def infidelity(
     batch_size: int = 64,
     outputs: Outputs = "auto",
 ) -> Tensor:
-    """Measures the mean square of what attributions say of a perturbation less what it does (Yeh et al., 2019).
+    """Measures the mean squared error of attributions as predictions of the change of the score (Yeh et al., 2019).
 
     With perturbations I it is the mean of `(I . attributions - (f(x) - f(x - I)))²`; 0 is best. Perturbations are the
     same for all images and targets, which share the forwards: `samples` an image. Numbers are those of Captum's

@@ -160,7 +160,7 @@ def patches(images: Tensor, size: int) -> Tensor:
 
 
 def check_step(step: int | None, features: int) -> int:
-    """Returns how many features change at a time; None is a 28th of them.
+    """Returns the number of features that change at a time; None is a 28th of them.
 
     Raises:
         InputError: fewer than one.
@@ -172,7 +172,7 @@ def check_step(step: int | None, features: int) -> int:
 
 
 def baseline_for(images: Tensor, baseline: Baseline, name: str = "baseline") -> Tensor:
-    """Returns what removed features become, of the shape of the images `[N, C, H, W]`.
+    """Returns the values of removed features, of the shape of the images `[N, C, H, W]`.
 
     Args:
         images: as the model takes them.

@@ -27,7 +27,7 @@ TABLE_1 = {"mnist": (99.26, 79.89, 43.45), "svhn": (92.60, 69.12, 54.46)}
 HELD_OUT = 2000
 Stages = Sequence[Sequence[int | tuple[int, int]]]
 Pictures = tuple[Tensor, Tensor]
-"""Images `[N, C, H, W]` in 0..1, and what they show, int64 `[N]`."""
+"""Images `[N, C, H, W]` in 0..1, and their classes, int64 `[N]`."""
 
 
 def all_convolutional(stages: Stages, channels: int) -> nn.Sequential:
@@ -92,7 +92,7 @@ def _idx(folder: Path, name: str) -> Tensor:
 
 
 def _mnist(data: Data) -> tuple[Pictures, Pictures, list[str]]:
-    """Returns the digits to train on, those held out, and what is not as in the paper."""
+    """Returns the digits to train on, those held out, and the deviations from the paper."""
     import numpy as np
 
     folder = data.root / "mnist"

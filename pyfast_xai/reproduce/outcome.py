@@ -12,7 +12,7 @@ from pyfast_xai.reproduce.data import Data
 
 @dataclass
 class Outcome:
-    """A table, pictures, and what is not as in the paper.
+    """A table, pictures, and the deviations from the paper.
 
     Attributes:
         title: what was measured.

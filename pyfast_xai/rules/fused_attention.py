@@ -39,13 +39,13 @@ class FusedAttention:
 
 
 def recorded_number(node: Node, name: str) -> Tensor:
-    """Returns what an argument of a node was, in float32 or more: saved if it depends on the images, or a constant."""
+    """Returns an argument of a node in float32 or more: the saved one if it depends on the images, or the constant."""
     value = argument(node, name)
     return at_least_float32(node.saved[str(value.index)].tensor if isinstance(value, Value) else value.detach())
 
 
 def fused_attention(node: Node, query: Tensor, key: Tensor) -> FusedAttention:
-    """Returns what a node does.
+    """Returns the settings of a node of fused attention.
 
     Args:
         node: node of `scaled_dot_product_attention`; a mask that depends on the images is saved.

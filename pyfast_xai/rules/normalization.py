@@ -1,4 +1,4 @@
-"""Normalisations over a part of each row: what belongs together, and what is done with the result."""
+"""Layer, group, instance and RMS norms, which normalise parts of each row, in one description."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Normalization:
     bias: Tensor | None
 
     def centered(self, x: Tensor) -> Tensor:
-        """Returns what is divided by the spread, in `shape`."""
+        """Returns the numerator, in `shape`: the input, less its mean if `centers` is set."""
         x = x.reshape(self.shape)
         return x - x.mean(self.axes, keepdim=True) if self.centers else x
 
@@ -43,7 +43,7 @@ class Normalization:
 
 
 def normalization(node: Node) -> Normalization:
-    """Returns what a normalisation does."""
+    """Returns the description of a normalisation."""
     name = key(node.op).removeprefix("aten::")
     shape = list(node.inputs[0].shape)
     centers = name != "rms_norm"

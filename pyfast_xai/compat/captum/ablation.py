@@ -72,7 +72,7 @@ class Ablation(Attribution):
 
 
 def hidden_values(baselines: Baselines, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Returns what each input is where it is hidden, of its shape."""
+    """Returns the values of hidden features, of the shape of each input."""
     return [
         _tensor(one, tensor).expand_as(tensor)
         for one, tensor in zip(baselines_for(baselines, inputs), inputs, strict=True)

@@ -74,7 +74,7 @@ class GradientAttribution(Attribution):
         read: Callable[[Recording], T],
         **settings: Any,
     ) -> T:
-        """Returns what is read of a recording of the forward function."""
+        """Returns the result of `read` on a recording of the forward function."""
         args = (*inputs, *further(additional_forward_args))
         return read_call(self.forward_func, args, read, self._replays, overlay=self.overlay, **settings)
 

@@ -105,7 +105,7 @@ class FeatureAblation(Ablation):
     def _changed(
         self, inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...], hidden: list[Tensor]
     ) -> Callable[[Sequence[Feature]], list[Tensor]]:
-        """Returns what returns the inputs once for each feature, `[features * N, ...]`, each with it changed."""
+        """Returns a function that gives the inputs once for each feature, `[features * N, ...]`, with it changed."""
 
         def changed(features: Sequence[Feature]) -> list[Tensor]:
             touched = {i for _, places in features for i in places}
@@ -322,7 +322,7 @@ def _above(
     additional_forward_args: Any,
     at_input: bool,
 ) -> tuple[WithLayer, tuple[Tensor, ...]]:
-    """Returns the forward function of what a layer returned, and what it returned."""
+    """Returns the forward function from the results of a layer on, and these results."""
     activation = LayerActivation(explainer.forward_func, explainer.layer)
     activations = as_tuple(activation.attribute(inputs, additional_forward_args, at_input))
     tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))

@@ -31,7 +31,7 @@ _RULES = {rule.__name__: rule for rule in (EpsilonRule, GammaRule, Alpha1_Beta0_
 
 
 def _rule_of(module: nn.Module) -> LayerRule | None:
-    """Returns what a user attached to a module as `rule`."""
+    """Returns the layer rule that a user attached to a module as `rule`."""
     rule: Any = getattr(module, "rule", None)
     if rule is None or isinstance(rule, LayerRule):
         return rule

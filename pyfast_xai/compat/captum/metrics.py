@@ -73,7 +73,7 @@ def infidelity(
     max_examples_per_batch: int | None = None,
     normalize: bool = False,
 ) -> Tensor:
-    """Measures the mean square of what attributions say of a perturbation less what it does to the output.
+    """Measures the mean squared error of attributions as predictions of the change of the output.
 
     Args:
         forward_func: a module or a function that gives a number a row.

@@ -67,7 +67,7 @@ class ActivationsAndGradients:
         return (tensor if self.reshape_transform is None else self.reshape_transform(tensor)).detach().cpu()
 
     def __call__(self, x: Any) -> Any:
-        """Returns what the model returns, and watches its layers."""
+        """Returns the outputs of the model, and records its layers."""
         self.activations, self.gradients = [], []
         return self.model(x)
 

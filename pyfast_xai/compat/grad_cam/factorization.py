@@ -112,7 +112,7 @@ def run_dff_on_image(
     n_components: int = 5,
     top_k: int = 2,
 ) -> np.ndarray:
-    """Returns a picture beside its factors, and what the classifier makes of each.
+    """Returns a picture beside its factors, with the classes of each.
 
     Args:
         model: with names of the classes in `model.config.id2label`.

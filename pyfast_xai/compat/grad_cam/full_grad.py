@@ -97,7 +97,7 @@ def _has_bias(layer: nn.Module) -> bool:
 
 
 def _bias(layer: Any) -> Tensor:
-    """Returns what a layer adds to each channel."""
+    """Returns the bias that a layer adds to each channel."""
     if isinstance(layer, nn.Conv2d):
         assert layer.bias is not None
         return layer.bias.detach()

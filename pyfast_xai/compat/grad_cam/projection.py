@@ -100,7 +100,7 @@ def get_2d_projection(activation_batch: np.ndarray, sign: Sign = "fixed") -> np.
 def get_2d_projection_kernel(
     activation_batch: np.ndarray, kernel: Kernel = "sigmoid", gamma: float | None = None
 ) -> np.ndarray:
-    """Returns what `project_by_kernel` does, on arrays: `[N, C, ...]` to `[N, ...]`, float32.
+    """Returns the result of `project_by_kernel`, on arrays: `[N, C, ...]` to `[N, ...]`, float32.
 
     Example:
         >>> import numpy as np
@@ -112,7 +112,7 @@ def get_2d_projection_kernel(
 
 
 def get_2d_projection_with_sign_correction(activation_batch: np.ndarray) -> np.ndarray:
-    """Returns what `get_2d_projection` does, turned so that the largest value is the larger (Seg-Eigen-CAM, Eq. 13).
+    """Returns `get_2d_projection` with the larger peak positive (Seg-Eigen-CAM, Eq. 13).
 
     Example:
         >>> import numpy as np

@@ -987,7 +987,7 @@ class FinerCAM(_Wrapper):
         return torch.tensor(nested, device=scores.device)
 
     def fuse_cams(self, cams: list[Tensor], target_shape: tuple[int, ...] | None = None) -> Tensor:
-        """Returns what the extractor that is compared by does."""
+        """Returns the maps fused as by the compared extractor."""
         return self.base_cam.fuse_cams(cams, target_shape)
 
 

@@ -1,4 +1,4 @@
-"""zennit's attributors: gradients, or relevance by a composite, and what is made of them."""
+"""zennit's attributors: gradients, or relevance by a composite, and combinations of these."""
 
 import abc
 from collections.abc import Callable

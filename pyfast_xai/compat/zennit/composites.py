@@ -178,7 +178,7 @@ def register_composite(name: str) -> Callable[[Any], Any]:
 
 
 def layer_map_base(stabilizer: Stabilizer = 1e-6) -> LayerMap:
-    """Returns what all composites of relevance have: rules for activations, sums, average pools and batch norms.
+    """Returns the rules of all composites of relevance: those for activations, sums, average pools and batch norms.
 
     Args:
         stabilizer: added to denominators.

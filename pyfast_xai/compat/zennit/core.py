@@ -207,7 +207,7 @@ def recorded(model: nn.Module, input: Tensor) -> Recording:
 
 
 def walked(recording: Recording, model: nn.Module, composite: Composite | None, above: Tensor) -> Tensor:
-    """Returns what arrives at the input from the output.
+    """Returns the relevance or gradient at the input.
 
     Args:
         recording: recording of the model.

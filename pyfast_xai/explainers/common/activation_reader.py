@@ -22,7 +22,7 @@ logger = logging.getLogger("pyfast_xai")
 
 @dataclass(frozen=True)
 class Source:
-    """A layer, and what makes it.
+    """A layer, and the operation that makes it.
 
     Attributes:
         place: place of the layer.
@@ -113,13 +113,13 @@ class ActivationReader:
         return Targets(targets.logits, kinds=targets.kinds)
 
     def sources(self, images: Tensor, args: Any, kwargs: Any) -> Iterator["Source"]:
-        """Yields where the layers are for inputs of a kind, and what makes them; see a call."""
+        """Yields the sources of the layers for inputs of a kind; see `__call__`."""
         with self._known.entry(images, args, kwargs, tuple(self._explainer.layers)) as known:
             known[:] = known or self._find(images, args, kwargs)
             yield from known
 
     def _find(self, images: Tensor, args: Any, kwargs: Any) -> "list[Source]":
-        """Returns where the layers are, which is known after a whole forward of one image."""
+        """Returns the sources of the layers, which a whole forward pass of one image tells."""
         explainer = self._explainer
         try:
             tape = explainer.record_unaccelerated(one_of_batch(images, args, kwargs), *args, **kwargs)
@@ -156,7 +156,7 @@ class _KeepResults:
         """Keeps nothing before an operation runs."""
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Returns what the operation returns, and keeps it where it is wanted."""
+        """Returns the result of the operation, and keeps it if it is a layer."""
         result = node(*args, **kwargs)
         if node.name in self.names:
             for number, tensor in enumerate(result if isinstance(result, (list, tuple)) else (result,)):

@@ -159,7 +159,7 @@ def _rule(*names: str) -> Callable[[Callable[[_Step], OutputDims]], Callable[[_S
     return register
 
 
-# Element by element, and what no rule is for
+# Elementwise operations, and operations without a rule
 
 
 def _element_by_element(step: _Step) -> OutputDims:
@@ -624,7 +624,7 @@ class Layout:
 
 
 def layout_of(dims: Dims, space: str = "yx") -> Layout | None:
-    """Returns how a value with these dimensions holds a map of the image; None where it holds none.
+    """Returns the layout of the map of the image in a value with these dimensions; None without a map.
 
     It does where it has one row an image, one dimension of channels, and all axes of space: as so many dimensions, or
     as one with entries beside that are no positions.

@@ -92,8 +92,8 @@ def without_channels(
         front: what `linear_front` found on the tape.
 
     Yields:
-        Some channels, int64 `[M]`, and what the model returns for M * N rows: first without the first of the channels,
-        image by image, then without the second. Every channel comes once.
+        Some channels, int64 `[M]`, and the outputs of the model for M * N rows: first without the first channel, image
+        by image, then without the second. Every channel comes once.
 
     Raises:
         InputError: the model cannot be replayed, see `replay_suffix`.
@@ -155,7 +155,7 @@ class LinearFront:
         return value
 
     def without(self, activation: Tensor) -> Callable[[Tensor], Tensor]:
-        """Returns what gives the results of the linear layer without some channels, `[M * N, O, ...]`."""
+        """Returns a function that gives the results of the linear layer without some channels, `[M * N, O, ...]`."""
         rows = self.source.shape[0]
         repeated = activation.repeat(rows // len(activation), *[1] * (activation.dim() - 1))
         features = at_least_float32(_through(self.chain, self.source, repeated)[: len(activation)].flatten(1))
@@ -207,7 +207,7 @@ def linear_front(tape: Tape, value: Value, dim: int) -> LinearFront | None:
 
 
 def _through(chain: list[Node], value: Value, tensor: Tensor) -> Tensor:
-    """Returns what some operations in a row make of other numbers for a value."""
+    """Returns the results of a chain of operations for other numbers of a value."""
     placed = torch.empty_strided(value.shape, value.stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
     environment = {value: placed}
     for node in chain:

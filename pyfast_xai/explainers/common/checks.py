@@ -1,4 +1,4 @@
-"""Images that no explainer can work with, and what to say of them."""
+"""Checks of images and models, whose errors say how to mend them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Networks whose scores are an average over positions: where the average is, and what makes classes of it."""
+"""Networks whose scores are an average over positions: the average, and the linear layer behind it."""
 
 import math
 from dataclasses import dataclass

@@ -120,7 +120,7 @@ class Explainer(abc.ABC):
         return explainer
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        """Returns what a copy is made with, before it gets the attributes of the original."""
+        """Returns the arguments of a copy, before it gets the attributes of the original."""
         return (self.model,)
 
     def __init__(

@@ -73,7 +73,7 @@ class FeatureSettings(PerturbationSettings, total=False):
 class FeaturePerturbation(Perturbation):
     """Base of explainers that say what each feature is worth by the scores of images that lack some.
 
-    A method is two functions: which features its samples have, and what the scores of the samples make of them.
+    A method is two functions: one draws the features of its samples, one computes values from their scores.
 
     Args:
         model: in evaluation mode.
@@ -124,7 +124,7 @@ class FeaturePerturbation(Perturbation):
         """
 
     def _hidden(self, images: Tensor, features: Features) -> Callable[[int, Tensor], Tensor]:
-        """Returns what an image is in some samples where features are absent, `[C, H, W]` or `[m, C, H, W]`."""
+        """Returns the values of absent features in some samples of an image, `[C, H, W]` or `[m, C, H, W]`."""
         mean = isinstance(self.baseline, str) and self.baseline == "mean"
         baseline = features.means(images) if mean else baseline_for(self.baseline, images, self.blur)
         return lambda n, samples: baseline[n]

@@ -147,7 +147,7 @@ class LayerExplainer(Explainer):
         return [place.name for place in self.places(tape)]
 
     def places(self, tape: Tape, ends: Collection[Value] | None = None) -> list[Place]:
-        """Returns where the layers are.
+        """Returns the places of the layers.
 
         Args:
             tape: tape of a whole forward pass.

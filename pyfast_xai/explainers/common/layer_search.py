@@ -196,7 +196,7 @@ class LayerSearch:
         return scores | {end for end in self._ends if end not in maps}
 
     def _scored(self, *, rectified: bool) -> set[Value]:
-        """Returns the values that layers with weights made, and what is made of them alone without another layer.
+        """Returns the results of layers with weights, and values computed from these alone without another layer.
 
         Normalised values and sums with their own source are features; so are rectified values if `rectified` is set.
         """
@@ -264,7 +264,7 @@ class Place:
 
 
 def place_of(tape: Tape, axes: dict[Value, Dims], name: str) -> Place:
-    """Returns where a layer is that was named.
+    """Returns the place of a named layer.
 
     Args:
         tape: tape of a whole forward pass.
@@ -290,7 +290,7 @@ def place_of(tape: Tape, axes: dict[Value, Dims], name: str) -> Place:
 
 
 def pooled_place(tape: Tape, pooled: Value) -> Place:
-    """Returns where the map is that an operation averages: what it reads, or what that is a view of.
+    """Returns the place of the map that an operation averages: its input, or the map of which that is a view.
 
     Args:
         tape: tape of a whole forward pass.

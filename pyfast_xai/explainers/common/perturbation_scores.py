@@ -34,7 +34,7 @@ class RunsModel(Protocol):
         """Returns the tape of the model on images."""
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the model returns, in inference mode."""
+        """Returns the outputs of the model, in inference mode."""
 
 
 class PerturbationScores:

@@ -363,7 +363,7 @@ _SAME = 0.1  # of the norm; rounding turns rectifiers and maxima here and there,
 
 
 def nearly_same(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Returns whether results are the same but for rounding, and what it may turn."""
+    """Returns whether results are the same but for rounding and the decisions that it may change."""
     if len(actual) != len(expected):
         return False
     for one, other in zip(actual, expected, strict=True):

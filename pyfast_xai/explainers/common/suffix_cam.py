@@ -78,14 +78,14 @@ class SuffixCAM(LayerExplainer):
         return self.explanation(images, scores.targets, maps, self.heat(maps, images.shape[2:]))
 
     def _scores(self, tape: Tape, images: Tensor, target: Goal) -> PerturbationScores:
-        """Returns what reads the scores of the target in what the model returned, of which a tape is there."""
+        """Returns a function that reads the scores of the target in the outputs of the model."""
         return PerturbationScores(
             _Recorded(self.model, tape), images, target, "logit", len(images), (), {}, self.outputs, self.labels
         )
 
     @abc.abstractmethod
     def _weights(self, tape: Tape, value: Value, record: Record, scores: PerturbationScores, dim: int) -> Tensor:
-        """Returns what the channels of a layer weigh for K targets, `[K, N, C]`.
+        """Returns the weights of the channels of a layer for K targets, `[K, N, C]`.
 
         Args:
             tape: tape of the images, with what depends on the layer.
@@ -107,5 +107,5 @@ class _Recorded:
         return self._tape
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the model returned."""
+        """Returns the outputs of the model."""
         return self._tape.result

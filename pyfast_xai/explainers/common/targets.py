@@ -78,7 +78,7 @@ def targets_of(
 def targets_among(
     logits: Tensor, target: Target, outputs: Outputs, labels: Sequence[str] | None, *, made: bool
 ) -> Targets:
-    """Returns what `targets_of` does, for outputs `[N, classes]` and whether they are probabilities by construction."""
+    """Returns the targets for outputs `[N, classes]`, as `targets_of` does for a tape."""
     columns = class_columns(logits)
     check_labels(labels, columns)
     classes = resolve_target(columns, target).view(len(columns), -1)

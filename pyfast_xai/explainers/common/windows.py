@@ -59,7 +59,7 @@ def _starts(length: int, step: int, window: int) -> list[int]:
 
 
 def top_windows(scores: Tensor, drop_share: float) -> tuple[Tensor, Tensor]:
-    """Returns the windows that count, those of the lowest score first, and what each of all windows weighs.
+    """Returns the windows that count, those of the lowest score first, and the weight of each window.
 
     Args:
         scores: `[P]`, not negative.

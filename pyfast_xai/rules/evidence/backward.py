@@ -63,7 +63,7 @@ class TraceContext:
         return value.shape
 
     def tensor(self, name: str) -> Tensor:
-        """Returns what the rule saved under this name."""
+        """Returns the tensor that the rule saved under this name."""
         return self.node.saved[name].tensor
 
     def producer(self, value: Value) -> Node | None:

@@ -44,7 +44,7 @@ def sign_bits(ctx: TraceContext, weight: Tensor) -> tuple[Tensor, Tensor]:
 def contributions(
     ctx: TraceContext, activation: Tensor, weight: Tensor, points: Tensor, negative: Tensor | None
 ) -> Points:
-    """Returns what contributes to points `[P]` on `[R, O]`, by Algorithm 1 on activations `[R, I]`, weight `[O, I]`."""
+    """Returns the contributors to points `[P]` on `[R, O]` (Algorithm 1): activations `[R, I]`, weight `[O, I]`."""
     rows, features = activation.shape
     capacity = min(rows, len(points)) * features if marks(points) else None
     index = ops.linear_trace(activation, *sign_bits(ctx, weight), points, negative, capacity)

@@ -75,7 +75,7 @@ class Points:
             object.__setattr__(self, "origins", frozenset((Origin(len(self.index)),)))
 
     def __len__(self) -> int:
-        """Returns how many entries there are, absent ones among them."""
+        """Returns the number of entries, including absent ones."""
         return len(self.index)
 
     def to(self, index: Tensor, keep: Tensor | None = None) -> "Points":

@@ -57,7 +57,7 @@ def _strongest(
     if not size:
         return  # of nothing, nothing is the largest
     taps = torch.cartesian_prod(*[torch.arange(count, device=device) for count in counts]).view(size, len(counts))
-    # Flat index and memory offset of a window's first element, and what a tap adds to them.
+    # Flat index and memory offset of a window's first element, and the offset of each tap.
     first = ravel([window.start for window in windows], activation.shape)
     place = torch.zeros_like(first)
     added = torch.zeros(size, dtype=torch.int64, device=device)
@@ -186,7 +186,7 @@ def adaptive_pool(ctx: TraceContext, self: Value, output_size: Any) -> None:
 
 
 def _operands(node: Node) -> tuple[str, ...]:
-    """Returns what a maximum reads: of one tensor, or of two element by element."""
+    """Returns the operands of a maximum: of one tensor, or of two element by element."""
     return ("self", "other") if node.op._overloadname == "other" else ("self",)
 
 

@@ -33,7 +33,7 @@ class BackwardContext:
         self._pending = pending
 
     def tensor(self, name: str) -> Tensor:
-        """Returns what was saved under this name."""
+        """Returns the tensor that was saved under this name."""
         return self.node.saved[name].tensor
 
     def replace(self, grad: Tensor) -> None:

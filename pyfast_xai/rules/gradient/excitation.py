@@ -87,7 +87,7 @@ def _left_is_weight(node: Node) -> bool:
 
 
 def _arguments(node: Node) -> tuple[str, str]:
-    """Returns the names of what excites and what weighs."""
+    """Returns the names of the activation and the weight."""
     name = key(node.op).removeprefix("aten::")
     below, weight = _WEIGHTED[name]
     return (weight, below) if name in PRODUCTS and _left_is_weight(node) else (below, weight)
@@ -121,7 +121,7 @@ def _contrasted(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
 
 
 class Contrastive(GradientRules):
-    """Excitation backprop with one layer that gives what excites less what inhibits.
+    """Excitation backprop with one layer that gives excitation less inhibition.
 
     Below that layer all is linear, so that the difference walks at once.
 

@@ -125,7 +125,7 @@ def _spread(grad: Tensor, self: Value, dim: Any, keepdim: bool) -> Tensor:
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
-    """Returns how many elements of memory a tensor spans."""
+    """Returns the number of elements of memory that a tensor spans."""
     return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if 0 not in shape else 0
 
 

@@ -1,6 +1,6 @@
 """Multipliers of operations: `m` with `sum_i m_i (x_i - r_i) = f(x) - f(r)` between an image and a baseline.
 
-x is what an operation was given for the image and r what it was given for the baseline (Shrikumar et al., 2017). What
+x is the input of an operation for the image, and r its input for the baseline (Shrikumar et al., 2017). What
 is linear needs neither and keeps the rule of the gradient.
 
 =====================  ================================================================================================
@@ -159,7 +159,7 @@ def division(ctx: BackwardContext, both: Both) -> None:
 
 
 def softmax_multiplied(grad: Tensor, x: Tensor, r: Tensor, dim: int, *, log: bool = False) -> Tensor:
-    """Returns what multipliers of a softmax's results, `[K, *x]`, become at its inputs.
+    """Returns the multipliers at the inputs of a softmax, from those at its results, `[K, *x]`.
 
     The logarithm of a softmax is `x - L` with `L = log(sum(exp(x)))`, of which the logarithm and the exponentials are
     rescaled; all in quotients by the larger of both sums, so that nothing overflows.
@@ -282,7 +282,7 @@ def _pooled(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
 def _shared(
     grad: Tensor, x: Tensor, r: Tensor, result: Tensor, result_r: Tensor, places: Tensor, places_r: Tensor
 ) -> Tensor:
-    """Returns what multipliers of maxima over the last dimension, `[K, ..., M]`, become at their inputs, `[K, *x]`."""
+    """Returns the multipliers at the inputs, `[K, *x]`, of maxima over the last dimension, `[K, ..., M]`."""
     chosen = torch.where(result >= result_r, places, places_r)
     share = quotient(result - result_r, x.gather(-1, chosen), r.gather(-1, chosen), torch.ones_like)
     total = grad.new_zeros(len(grad), *x.shape)

@@ -40,7 +40,7 @@ _LINEAR = {f"aten::{name}" for name in ("mul", "neg", "dropout", "feature_dropou
 
 
 def multiplier_of(node: Node) -> Multiplier | None:
-    """Returns how the multipliers of an operation are found; None where they are the gradient."""
+    """Returns the rule for the multipliers of an operation; None where they are the gradient."""
     name = key(node.op)
     if name in _BY_NAME and any(map(has_gradient, node.inputs)):
         two = sum(map(has_gradient, node.inputs)) > 1
