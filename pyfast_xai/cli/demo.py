@@ -110,7 +110,7 @@ _NOTE = (
 
 
 @dataclass
-class _Found:
+class _Explained:
     """The results of a method on the scenes."""
 
     boxes: "Tensor"  # [N, 4]
@@ -122,7 +122,7 @@ class _Found:
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _explained(explainer: "Explainer", scenes: "Scenes", ground: "Tensor", bar: Bar) -> _Found:
+def _explained(explainer: "Explainer", scenes: "Scenes", ground: "Tensor", bar: Bar) -> _Explained:
     """Explain all scenes; `ground` is what is drawn on."""
     import torch
 
@@ -146,10 +146,10 @@ def _explained(explainer: "Explainer", scenes: "Scenes", ground: "Tensor", bar: 
         records += [{key: row[key] for key in fields if key in row} for row in explanation.rows()]
         bar.advance(len(picture))
     located = torch.cat(boxes), torch.cat(segments), torch.cat(peaks)
-    return _Found(*located, seconds / len(ground), pictures, captions, records)
+    return _Explained(*located, seconds / len(ground), pictures, captions, records)
 
 
-def _guessed(scenes: "Scenes") -> _Found:
+def _guessed(scenes: "Scenes") -> _Explained:
     """Returns the results of a blind guess: the middle of each scene, and a box of the mean size around it."""
     import torch
 
@@ -157,10 +157,10 @@ def _guessed(scenes: "Scenes") -> _Found:
     middle = scenes.images.shape[-1] / 2
     low, high = middle - mean_size / 2, middle + mean_size / 2 - 1
     boxes = torch.stack([low, low, high, high]).expand(len(scenes.boxes), 4)
-    return _Found(boxes, boxes, torch.full((len(scenes.boxes), 2), int(middle)))
+    return _Explained(boxes, boxes, torch.full((len(scenes.boxes), 2), int(middle)))
 
 
-def _figures(name: str, explained: _Found, scenes: "Scenes", correct: "Tensor") -> dict[str, Any]:
+def _figures(name: str, explained: _Explained, scenes: "Scenes", correct: "Tensor") -> dict[str, Any]:
     """Returns the shares of correctly classified scenes whose boxes overlap by half, and whose peak is in the box."""
     from pyfast_xai import localize
 

@@ -100,9 +100,9 @@ def input_pixels(
         ImageError: no picture, broken, or too large.
     """
     if reduced_jpeg and isinstance(picture, (bytes, bytearray, memoryview)):
-        found = reduced(bytes(picture), max_pixels, lambda size, factor: _suffices(size, factor, preprocess))
-        if found is not None:
-            return visible_pixels(preprocess, *found), found[1]
+        reduction = reduced(bytes(picture), max_pixels, lambda size, factor: _suffices(size, factor, preprocess))
+        if reduction is not None:
+            return visible_pixels(preprocess, *reduction), reduction[1]
     image = rgb_of(picture, name, max_pixels)
     return visible_pixels(preprocess, image), image.size
 
@@ -111,7 +111,7 @@ def _suffices(size: tuple[int, int], factor: int, preprocess: Preprocess) -> boo
     """Returns whether a picture that is reduced by a factor has twice the pixels a side that the network sees."""
     # Where the factor does not divide a side, the last pixel lies partly beyond the picture.
     sides = zip(size, preprocess.scaled(size), strict=True)
-    return all(whole % factor == 0 and whole >= 2 * factor * seen for whole, seen in sides)
+    return all(whole % factor == 0 and whole >= 2 * factor * visible for whole, visible in sides)
 
 
 def rgb_of(picture: Any, name: str, max_pixels: int) -> Any:

@@ -55,10 +55,10 @@ def _decoded_small(data: bytes, preprocess: Preprocess, size: tuple[int, int], m
         # Half more than are shown: else pixels would be mixtures of their neighbours.
         return 1.5 * factor <= min((right - left) / size[0], (bottom - top) / size[1])
 
-    found = reduced_jpeg.reduced(data, max_pixels, suffices)
-    if found is None:
+    reduction = reduced_jpeg.reduced(data, max_pixels, suffices)
+    if reduction is None:
         return None
-    picture = found[0]
+    picture = reduction[0]
     left, top, right, bottom = preprocess.window(picture.size)
     box = (left, top, min(right, picture.width), min(bottom, picture.height))
     return picture.resize(size, Image.Resampling.BILINEAR, box=box)
