@@ -11,6 +11,7 @@ from skips_reported import *  # noqa: F403 hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pyfast_xai import ops
+from pyfast_xai.kernels.reference import leading_singular
 from pyfast_xai.ops.registry import OPS
 
 # Contests are off, so that the choice of kernels does not depend on this machine; their own tests turn them on.
@@ -55,10 +56,15 @@ def _poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
 
 
+BATCHED = "reference on a device"  # plain PyTorch where the solvers of PyTorch would wait
+
+
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
         emulated = metafunc.definition.path.stem.removeprefix("test_") in cuda_emulation.OPS
         names = ["reference", "numba", "cpp", *([cuda_emulation.NAME] if emulated else [])]
+        if metafunc.definition.path.stem == "test_leading_singular":
+            names.append(BATCHED)
         metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -71,6 +77,11 @@ def backend(request):
     name, tested = request.param, request.path.stem.removeprefix("test_")
     if name == cuda_emulation.NAME:
         with cuda_emulation.serving():
+            yield name
+        return
+    if name == BATCHED:
+        request.getfixturevalue("monkeypatch").setattr(leading_singular, "_solvers_wait", lambda device: True)
+        with ops.backend("reference"):
             yield name
         return
     served = [OPS[tested]] if tested in OPS else list(OPS.values())

@@ -17,6 +17,7 @@ from pyfast_xai.explainers import EigenCAM, FGVis, eigen_cam
 from pyfast_xai.explainers.common.output_gradients import one_hot, output_gradients_without_sync
 from pyfast_xai.explainers.fgvis import GAMES, _Match
 from pyfast_xai.explainers.fixations import VARIANTS
+from pyfast_xai.kernels.reference.triplets import of_a_batch
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.evidence import Options, Points
 from pyfast_xai.rules.evidence.points import marking
@@ -200,17 +201,26 @@ def test_an_iteration_of_fgvis_reads_no_number(without_reading, network, setting
     assert [(id(tensor), tensor.shape, tensor.dtype) for tensor in match] == state
 
 
+@pytest.mark.parametrize("served", ["auto", "reference"])
 @pytest.mark.parametrize("settings", [{}, {"component": [2, 1], "center": True}, {"solver": "subspace"}], ids=case_id)
-def test_eigen_cam_reads_one_tensor_in_the_end(monkeypatch, settings):
+def test_eigen_cam_reads_one_tensor_in_the_end(monkeypatch, settings, served):
     looked = []
     monkeypatch.setattr(
         eigen_cam, "_log_diagnostics", lambda names, diagnostics: looked.extend(zip(names, diagnostics, strict=True))
     )
     explainer = EigenCAM(nn.Identity().eval(), **settings)
-    maps = explainer.project(torch.empty(2, 40, 6, 5, device="meta"), (24, 20), "layer")
+    with ops.backend(served):
+        maps = explainer.project(torch.empty(2, 40, 6, 5, device="meta"), (24, 20), "layer")
     assert maps.shape == (2, len(explainer.components), 6, 5)
     ((name, doubt),) = looked
     assert (name, doubt.shape, doubt.device.type) == ("layer", (2,), "meta")
+
+
+@pytest.mark.parametrize("solver", ops.Solver, ids=lambda solver: solver.name)
+def test_singular_triplets_of_a_batch_are_found_without_a_number_read(solver):
+    with device_waits.ForbidReads():
+        left, singular, *_ = of_a_batch(torch.randn(3, 40, 30), 2, solver, 2, 0)
+    assert (left.shape, singular.shape) == ((3, 40, 2), (3, 2))
 
 
 def test_what_a_step_starts_from_reads_no_number(without_reading):

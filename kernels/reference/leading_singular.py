@@ -1,16 +1,18 @@
-"""Reference of `leading_singular`: a full SVD in float64 for the Gram route, Halko's iteration for the other."""
+"""Reference of `leading_singular`: a full SVD in float64 for the Gram route, Halko's iteration for the other.
+
+The solvers of PyTorch wait for a device, matrix by matrix. There the whole batch is iterated instead.
+"""
 
 import torch
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.enums import Solver
 from pyfast_xai.kernels.reference.normals import normals
+from pyfast_xai.kernels.reference.triplets import OVERSAMPLE, has_gram, of_a_batch
 
-AUTO, GRAM, SUBSPACE = map(int, Solver)
-OVERSAMPLE = 8
-# Above this many rows and columns on the small side, the Gram matrix costs more than the iteration.
-GRAM_LIMIT = 1024
+
+def _solvers_wait(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def leading_singular(
@@ -18,9 +20,12 @@ def leading_singular(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the `k` leading singular triplets of `matrices` [B, M, N] and residuals; see `ops.leading_singular`."""
     checks.leading_singular(matrices, k, solver, iterations, seed)
-    small = min(matrices.shape[1:])
+    dtype = torch.promote_types(matrices.dtype, torch.float32)
+    if _solvers_wait(matrices.device) and len(matrices):
+        left, singular, right, residual = of_a_batch(matrices, k, solver, iterations, seed)
+        return left.to(dtype), singular.to(dtype), right.to(dtype), residual.to(dtype)
     exact = matrices.double()
-    if solver == GRAM or (solver == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE:
+    if has_gram(matrices, k, solver):
         left, singular, right_t = torch.linalg.svd(exact, full_matrices=False)
         right = right_t.mT
     else:
@@ -39,5 +44,4 @@ def leading_singular(
     backward = torch.linalg.vector_norm(exact @ right - left * singular[:, None], dim=1)
     scale = singular[:, :1].clamp_min(torch.finfo(torch.float64).tiny)
     residual = torch.maximum(error, backward) / scale
-    dtype = torch.promote_types(matrices.dtype, torch.float32)
     return left.to(dtype), singular.to(dtype), right.to(dtype), residual.to(dtype)

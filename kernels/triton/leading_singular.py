@@ -1,9 +1,8 @@
 """Triton twin of `leading_singular`: no library solver, and nothing is read back.
 
-A basis holds one vector a row, `[B, WIDTH, size]`. One program a matrix iterates it on the Gram matrix of the small
-side while a row of that fits into a block; beyond, and for the other route, the matrix and its transpose multiply it in
-turn, as batched products. Either way the triplets are those of the matrix inside the span of the basis (Rayleigh and
-Ritz), whose product with itself is diagonalised by rotations, one program a matrix.
+The parts of `kernels.reference.triplets`: products; one program a matrix that iterates a basis on the Gram matrix of
+the small side while a row of that fits into a block; and one that diagonalises by rotations. Beyond, and for the other
+route, the matrix and its transpose multiply the basis in turn.
 """
 
 import torch
@@ -12,21 +11,17 @@ import triton.language as tl
 from torch import Tensor
 
 from pyfast_xai.kernels import checks
-from pyfast_xai.kernels.enums import Solver
-from pyfast_xai.kernels.reference.leading_singular import leading_singular as full_decomposition
-from pyfast_xai.kernels.reference.normals import normals
+from pyfast_xai.kernels.reference.leading_singular import leading_singular as plain_leading_singular
+from pyfast_xai.kernels.reference.triplets import NEGLIGIBLE, OVERSAMPLE, Parts, has_gram, triplets
 from pyfast_xai.kernels.triton.accumulate import accumulator
 
-AUTO, GRAM, SUBSPACE = map(int, Solver)
-OVERSAMPLE = 8
-GRAM_LIMIT = 1024
 WIDTHS = (16, 32)  # vectors of a basis: 16 is the least side of a tl.dot, and more than 32 do not fit into registers
 FITS = 4096  # bytes of a row of the Gram matrix that one program takes at once: 1024 numbers in float32
 TILE = 32  # side of the tiles of a product
 STEP = 16  # rows of the Gram matrix in shared memory at once
 PASSES = 64  # of the iteration on the Gram matrix, most of which a leading value that stands out saves
 SWEEPS = 24  # of rotations; a random matrix takes six, equal eigenvalues at most twenty in trials
-NEGLIGIBLE = tl.constexpr(0.1)  # share of a vector that is left by a second orthogonalisation
+INDEPENDENT = tl.constexpr(NEGLIGIBLE)
 # Rounding reached: what a vector of the iteration lacks to an eigenvector, in units of the largest eigenvalue, ...
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
 # ... and what is left beside the diagonal, in units of the norm.
@@ -87,7 +82,7 @@ def _orthonormal(basis, WIDTH: tl.constexpr):
         share = tl.where(o_vector < i, tl.sum(basis * row[None, :], 1), 0.0)
         row -= tl.sum(share[:, None] * basis, 0)
         norm = tl.sqrt(tl.sum(row * row, 0))
-        independent = norm > NEGLIGIBLE * before
+        independent = norm > INDEPENDENT * before
         row = tl.where(independent, row / tl.where(independent, norm, 1.0), 0.0)
         basis = tl.where(selected, row[None, :], basis)
     return basis
@@ -247,59 +242,25 @@ def _orthonormalise(basis: Tensor) -> Tensor:
     return basis
 
 
-def _in_turn(rows: Tensor) -> Tensor:
-    """Returns the same on a few long rows `[B, k, size]`, the largest first."""
-    basis = torch.zeros_like(rows)
-    for i, row in enumerate(rows.split(1, dim=1)):
-        before = basis[:, :i]
-        previous = norm = torch.linalg.vector_norm(row, dim=2, keepdim=True)
-        for _ in range(2 if i else 0):
-            row = row - _product(_product(row, before.mT), before)
-            previous, norm = norm, torch.linalg.vector_norm(row, dim=2, keepdim=True)
-        independent = norm > NEGLIGIBLE.value * previous
-        basis[:, i : i + 1] = torch.where(independent, row / torch.where(independent, norm, 1), 0)
-    return basis
-
-
-def _start(count: int, width: int, size: int, like: Tensor, seed: int) -> Tensor:
-    """Draws vectors `[B, width, size]`, the same for every matrix; rows beyond the rank are zero."""
-    start = torch.zeros(width, size, dtype=like.dtype, device=like.device)
-    start[: min(width, size)] = normals(size, width, seed, like.device).mT[: min(width, size)]
-    return start.expand(count, -1, -1).contiguous()
-
-
-def _by_gram(wide: Tensor, k: int, width: int, seed: int) -> Tensor:
-    """Returns the basis of the leading eigenvectors of `wide @ wide.mT`."""
-    count, size, _ = wide.shape
-    basis = _start(count, width, size, wide, seed)
+def _iterate(gram: Tensor, basis: Tensor, k: int) -> Tensor:
+    """Returns a basis after iterations on the Gram matrix, one program a matrix."""
+    width, size = basis.shape[1:]
     block = max(16, triton.next_power_of_2(size))
-    _iterate_kernel[(count,)](
-        _product(wide, wide.mT),
+    _iterate_kernel[(len(basis),)](
+        gram,
         basis,
         size,
         k,
         PASSES,
-        TOLERANCE[wide.dtype],
-        ACC=accumulator(wide.dtype),
+        TOLERANCE[basis.dtype],
+        ACC=accumulator(basis.dtype),
         WIDTH=width,
         BLOCK=block,
         STEP=STEP,
         num_warps=max(4, min(16, width * block // 512)),  # 16 numbers of a basis a thread, up to 512 threads
         # Loads run ahead where there is shared memory for it: every device since 8.0 has 99 KiB.
-        num_stages=3 if 2 * block * wide.itemsize <= FITS else 1,
+        num_stages=3 if 2 * block * basis.itemsize <= FITS else 1,
     )
-    return basis
-
-
-def _by_subspace(wide: Tensor, width: int, passes: int, seed: int) -> Tensor:
-    """Returns the basis after randomized subspace iteration (Halko, Martinsson and Tropp, 2011, Algorithm 4.4)."""
-    count, size, length = wide.shape
-    start = _start(count, width, length, wide, seed)
-    start[:, size:] = 0  # no room for more in the small side
-    basis = _orthonormalise(_product(start, wide.mT))
-    for _ in range(passes):
-        basis = _orthonormalise(_product(basis, wide))
-        basis = _orthonormalise(_product(basis, wide.mT))
     return basis
 
 
@@ -309,40 +270,22 @@ def leading_singular(
     """Returns the `k` leading singular triplets of `matrices` [B, M, N] and residuals; see `ops.leading_singular`."""
     checks.leading_singular(matrices, k, solver, iterations, seed)
     if not len(matrices) or k + OVERSAMPLE > WIDTHS[-1]:
-        return full_decomposition(matrices, k, solver, iterations, seed)
+        return plain_leading_singular(matrices, k, solver, iterations, seed)
     dtype = torch.promote_types(matrices.dtype, torch.float32)
-    matrices = matrices.detach()
-    # No square of an element may overflow, nor may those of the largest vanish.
-    scale = torch.linalg.vector_norm(matrices, torch.inf, dim=(1, 2), dtype=dtype)[:, None]
-    wide = matrices / torch.where(scale > 0, scale, 1)[:, :, None]
-    tall = wide.shape[1] > wide.shape[2]
-    if tall:
-        wide = wide.mT
-    small = wide.shape[1]
-    width = next(width for width in WIDTHS if k + OVERSAMPLE <= width)
-    gram = solver == GRAM or (solver == AUTO and small <= GRAM_LIMIT) or small <= k + OVERSAMPLE
-
-    with torch.cuda.device_of(wide):
-        if gram and small * dtype.itemsize <= FITS:
-            basis = _by_gram(wide, k, width, seed)
-        else:
-            basis = _by_subspace(wide, width, PASSES if gram else iterations, seed)
-        inside = _product(basis, wide)
-        rotations, ritz = _diagonalise(_product(inside, inside.mT))
-        leading = ritz.topk(k).indices[:, :, None]
-        left = _in_turn(_product(rotations.take_along_dim(leading, 1), basis))
-        image = _product(left, wide)
-        # Values that are equal but for rounding come out in another order than their squares above.
-        singular, order = torch.linalg.vector_norm(image, dim=2).sort(descending=True)
-        left, image = (part.take_along_dim(order[:, :, None], 1) for part in (left, image))
-        right = _in_turn(image)  # where a value is zero its image is rounding
-        values = singular[:, :, None]
-        backward = torch.linalg.vector_norm(_product(right, wide.mT) - left * values, dim=2)
-    error = torch.linalg.vector_norm(image - right * values, dim=2)
-    residual = torch.maximum(error, backward) / singular[:, :1].clamp_min(torch.finfo(dtype).tiny)
-
-    if tall:
-        left, right = right, left
-    # The sign of a triplet is chosen so that its left vector sums to a positive number.
-    sign = torch.where(left.sum(2, keepdim=True) < 0, -1, 1)
-    return (left * sign).mT.contiguous(), singular * scale, (right * sign).mT.contiguous(), residual
+    small = min(matrices.shape[1:])
+    on_gram = has_gram(matrices, k, solver)
+    with torch.cuda.device_of(matrices):
+        return triplets(
+            matrices.detach(),
+            k,
+            width=next(width for width in WIDTHS if k + OVERSAMPLE <= width),
+            passes=PASSES if on_gram else iterations,
+            seed=seed,
+            dtype=dtype,
+            parts=Parts(
+                _product,
+                _diagonalise,
+                _orthonormalise,
+                _iterate if on_gram and small * dtype.itemsize <= FITS else None,
+            ),
+        )

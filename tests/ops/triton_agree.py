@@ -9,6 +9,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
+import triton_programs
 from case_ids import case_id
 
 from pyfast_xai.kernels.reference.conv_trace import conv_trace as reference_conv_trace
@@ -751,6 +754,82 @@ def test_leading_singular_deterministic_for_a_seed():
 def test_leading_singular_no_matrices():
     left, singular, right, residual = on_device(leading_singular, torch.zeros(0, 20, 30), 2, Solver.AUTO, 4, 0)
     assert (left.shape, singular.shape, right.shape, residual.shape) == ((0, 20, 2), (0, 2), (0, 30, 2), (0, 2))
+
+
+# The order of programs
+
+
+@triton.jit
+def _racing_kernel(counts_ptr):
+    tl.store(counts_ptr, tl.load(counts_ptr) + 1)
+
+
+@triton.jit
+def _waiting_kernel(out_ptr):
+    # Reads what the program before has written: right as long as programs run one after another.
+    before = tl.load(out_ptr + tl.program_id(0))
+    tl.store(out_ptr + tl.program_id(0) + 1, before + 1)
+
+
+interpreted = pytest.mark.skipif(DEVICE != "cpu", reason="a device has its own order")
+ORDERS = ["shuffled", "interleaved"]
+
+
+@interpreted
+def test_an_order_shows_what_hangs_on_it():
+    counts, numbers = torch.zeros(1, dtype=torch.int32), torch.zeros(21, dtype=torch.int32)
+    _racing_kernel[(20,)](counts)
+    _waiting_kernel[(20,)](numbers)
+    assert (counts.item(), numbers[-1].item()) == (20, 20)
+    numbers.zero_()
+    with triton_programs.in_order("shuffled", 0):
+        _waiting_kernel[(20,)](numbers)
+    assert numbers[-1] < 20
+    counts.zero_()
+    with triton_programs.in_order("interleaved", 0):
+        _racing_kernel[(20,)](counts)
+    assert counts < 20
+
+
+def programs_of_many():
+    """A call of each op, of several programs."""
+    points = torch.randint(0, 2 * 40 * 50, (700,))
+    yield point_density, (points, 2, 40, 50, 1.5)
+    yield points_union, (points, 2 * 40 * 50, 4000)
+    yield sign_bits_kernel, (torch.randn(5, 300),)
+    rows, weight = torch.randn(3, 2100), torch.randn(40, 2100)
+    yield linear_trace, (rows, *sign_bits(weight), torch.arange(0, 120, 7), torch.rand(18) < 0.5, None)
+    yield leading_singular, (decaying(2, 40, 36, base=0.01), 1, Solver.GRAM, 0, 0)
+    input, weight, places, geometry = convolution("2d-uneven")
+    yield conv_trace, (input, weight, places, None, *geometry, Location.PRODUCT)
+    image, pool = torch.randn(2, 3, 20, 20), ([3, 3], [2, 2], [1, 1], [1, 1])
+    yield relu_forward, (torch.randn(2, 3, 70, 70), math.inf, None, False, torch.zeros(2, 3, 70, 70))
+    yield relu_backward, (torch.randn(2, 1000), None, Rectify.DECONVNET, 0.0, torch.zeros(2, 1000))
+    pooled, offsets = torch.zeros(2, 3, 10, 10), torch.zeros(2, 3, 10, 10, dtype=torch.uint8)
+    yield max_pool_forward, (image, *pool, pooled.clone(), offsets.clone())
+    reference_max_pool_forward(image, *pool, pooled, offsets)
+    yield max_pool_backward, (torch.randn(pooled.shape), offsets, *pool, image)
+    winner = torch.full((2, 40, 30), -1)
+    classes, best = torch.arange(6).view(3, 2), torch.full((2, 40, 30), -math.inf)
+    yield response_argmax, (torch.randn(3, 2, 3, 40, 30), classes, best, winner)
+
+
+@interpreted
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kernel", sorted({case[0].__name__ for case in programs_of_many()}))
+def test_any_order_of_programs_gives_the_same(kernel, order):
+    def tensors(kernel, arguments):
+        """What a kernel returned and wrote to."""
+        own = [part.clone() if isinstance(part, torch.Tensor) else part for part in arguments]
+        result = kernel(*own)
+        return [part for part in (*(result if isinstance(result, tuple) else [result]), *own) if torch.is_tensor(part)]
+
+    for case in programs_of_many():
+        if case[0].__name__ == kernel:
+            expected = tensors(*case)
+            with triton_programs.in_order(order, seed=1):
+                found = tensors(*case)
+            assert all(map(torch.equal, found, expected))
 
 
 # All
