@@ -10,7 +10,7 @@ namespace pyfast_xai {
 namespace {
 
 constexpr int kThreads = 256;  // also the words of a chunk
-constexpr int kScanThreads = 1024;
+constexpr int kScanThreads = 512;
 
 // counts[c] = set bits of chunk c.
 __global__ void __launch_bounds__(kThreads)

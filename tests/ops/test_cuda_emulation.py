@@ -74,7 +74,7 @@ FAULTS = {
 }
 # Blocks are small, so that a few thousand points take each loop more than one turn.
 SMALLER = {
-    "bitmap.cu": {"kThreads = 256;": "kThreads = 32;", "kScanThreads = 1024;": "kScanThreads = 32;"},
+    "bitmap.cu": {"kThreads = 256;": "kThreads = 32;", "kScanThreads = 512;": "kScanThreads = 32;"},
 }
 
 
