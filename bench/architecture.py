@@ -20,13 +20,13 @@ GAP, STEP = 18, 84  # between boxes of a row, and from row to row
 
 def parts() -> dict[str, list[Path]]:
     """Returns the files of each package or module of `pyfast_xai`."""
-    found: dict[str, list[Path]] = {}
+    result: dict[str, list[Path]] = {}
     for path in sorted(PACKAGE.glob("**/*.py")) + sorted((PACKAGE / "kernels").resolve().glob("**/*.py")):
         inside = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else Path("kernels", path.name)
         name = inside.parts[0].removesuffix(".py")
         if name not in ("__init__", "__main__"):
-            found.setdefault(name, []).append(path)
-    return found
+            result.setdefault(name, []).append(path)
+    return result
 
 
 def imports(paths: list[Path]) -> set[str]:

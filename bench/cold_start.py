@@ -17,36 +17,36 @@ METHODS = ("EigenCAM", "GradCAM", "CNNFixations", "Saliency", "GuidedBackprop", 
 SETTINGS: dict[str, dict[str, Any]] = {"FGVis": {"n_iterations": 5, "progress": False}}
 
 
-def since(began: float) -> float:
-    return 1e3 * (time.perf_counter() - began)
+def since(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)
 
 
 def measure(what: str, backend: str) -> dict[str, Any]:
     """Milliseconds in this process, in which nothing was imported yet."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     torch = importlib.import_module("torch")
-    taken: dict[str, Any] = {"first_ms": since(began)}
+    used: dict[str, Any] = {"first_ms": since(start)}
     if what == "import torch":
-        return taken
-    began = time.perf_counter()
+        return used
+    start = time.perf_counter()
     package = importlib.import_module("pyfast_xai")
     if what == "import pyfast_xai":
-        return {"first_ms": since(began)}
+        return {"first_ms": since(start)}
     method = getattr(package, what.removesuffix(", imported"))
     if what.endswith(", imported"):
-        return {"first_ms": since(began)}
+        return {"first_ms": since(start)}
     model = small_network(torch)
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         model(images)  # what PyTorch does once is not counted
     explainer = method(model, **SETTINGS.get(what, {}))
     with package.backend(backend):
-        began = time.perf_counter()
+        start = time.perf_counter()
         explainer(images)
-        taken = {"first_ms": since(began)}
-        began = time.perf_counter()
+        used = {"first_ms": since(start)}
+        start = time.perf_counter()
         explainer(images)
-    return {**taken, "again_ms": since(began)}
+    return {**used, "again_ms": since(start)}
 
 
 def small_network(torch: Any) -> Any:
@@ -66,31 +66,31 @@ def main() -> None:
     parser.add_argument("--backends", default="auto", help="separated by commas; numba shows what compiling costs")
     parser.add_argument("--rows", action="store_true", help="append what was measured to bench/data/cpu_cold_start.csv")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "BACKEND"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(*given.one)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one)))
         return
     imports = [(what, "auto") for what in ("import torch", "import pyfast_xai", "EigenCAM, imported")]
     rows = []
-    for what, backend in [*imports, *((method, own) for own in given.backends.split(",") for method in METHODS)]:
+    for what, backend in [*imports, *((method, item) for item in options.backends.split(",") for method in METHODS)]:
         command = [sys.executable, __file__, "--one", what, backend]
-        found = [
+        result = [
             json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            for _ in range(given.processes)
+            for _ in range(options.processes)
         ]
-        first = sorted(own["first_ms"] for own in found)
+        first = sorted(item["first_ms"] for item in result)
         row = {"what": what, "backend": backend, "first_ms": statistics.median(first), "low": first[0]}
-        row |= {"high": first[-1], "processes": given.processes}
-        again = ""
-        if "again_ms" in found[0]:
-            row["again_ms"] = statistics.median(own["again_ms"] for own in found)
-            again = f", again {row['again_ms']:.1f} ms"
+        row |= {"high": first[-1], "processes": options.processes}
+        repeated = ""
+        if "again_ms" in result[0]:
+            row["again_ms"] = statistics.median(item["again_ms"] for item in result)
+            repeated = f", again {row['again_ms']:.1f} ms"
         print(
-            f"{what:20} {backend:10} {row['first_ms']:8.1f} ms ({row['low']:.1f} to {row['high']:.1f}){again}",
+            f"{what:20} {backend:10} {row['first_ms']:8.1f} ms ({row['low']:.1f} to {row['high']:.1f}){repeated}",
             flush=True,
         )
         rows.append(row)
-    if given.rows:
+    if options.rows:
         import measured  # and torch, which a measuring process must not have yet
 
         measured.append("cpu_cold_start", rows)

@@ -82,18 +82,18 @@ def occupancy(capability: str, registers: int, shared: int, threads: int) -> flo
 def worst(variants: Iterable[Kernel]) -> list[Kernel]:
     """One for each compiler, name and capability."""
     kinds: dict[tuple[str, str, str], list[Kernel]] = {}
-    for own in variants:
-        kinds.setdefault((own.compiler, own.name, own.capability), []).append(own)
+    for item in variants:
+        kinds.setdefault((item.compiler, item.name, item.capability), []).append(item)
     return [
         Kernel(
             *key,
             variants=len(group),
-            registers=max(own.registers for own in group),
-            local=max(own.local for own in group),
-            shared=max(own.shared for own in group),
-            threads=max(own.threads for own in group),
-            occupancy=round(min(own.occupancy for own in group), 4),
-            load_bits=max(own.load_bits for own in group),
+            registers=max(item.registers for item in group),
+            local=max(item.local for item in group),
+            shared=max(item.shared for item in group),
+            threads=max(item.threads for item in group),
+            occupancy=round(min(item.occupancy for item in group), 4),
+            load_bits=max(item.load_bits for item in group),
         )
         for key, group in kinds.items()
     ]
@@ -105,7 +105,7 @@ MANGLED = re.compile(r"(?<=\d)[a-z][a-z_]*_kernel")
 
 def resources(text: str) -> list[tuple[str, str, int, int, int]]:
     """Capability, name, registers, local and shared bytes of each kernel in what `cuobjdump -res-usage` prints."""
-    found, capability = [], ""
+    result, capability = [], ""
     for part in re.split(r"(?=arch = sm_)|(?=Function )", text):
         arch = re.match(r"arch = sm_(\d+)", part)
         capability = arch[1] if arch else capability
@@ -113,8 +113,8 @@ def resources(text: str) -> list[tuple[str, str, int, int, int]]:
         if used:
             name = MANGLED.search(used[1])
             registers, stack, shared, local = map(int, used.groups()[1:])
-            found.append((capability, name[0] if name else used[1], registers, stack + local, shared))
-    return found
+            result.append((capability, name[0] if name else used[1], registers, stack + local, shared))
+    return result
 
 
 def widest_load(sass: str) -> int:
@@ -136,13 +136,13 @@ def block_sizes(sources: Iterable[str]) -> dict[str, int]:
 
 def program(name: str) -> str:
     """A program of the CUDA toolkit, of the PATH or as it comes with Triton."""
-    found = shutil.which(name)
+    result = shutil.which(name)
     spec = find_spec("triton")
-    if found is None and spec is not None and spec.origin is not None:
-        found = shutil.which(name, path=str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
-    if found is None:
+    if result is None and spec is not None and spec.origin is not None:
+        result = shutil.which(name, path=str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
+    if result is None:
         raise SystemExit(f"{name} is needed, from the CUDA toolkit or from Triton, and was not found")
-    return found
+    return result
 
 
 def printed(*command: str) -> str:
@@ -176,7 +176,7 @@ def of_nvcc(library: Path) -> list[Kernel]:
 
 def of_triton(capability: str) -> list[Kernel]:
     """Triton's kernels, compiled for a capability."""
-    found = []
+    result = []
     with tempfile.TemporaryDirectory() as folder:
         for line in printed(sys.executable, str(TRITON), capability, folder).splitlines():
             name, shared, warps, cubin = line.split()
@@ -184,24 +184,24 @@ def of_triton(capability: str) -> list[Kernel]:
             bits = widest_load(printed(program("cuobjdump"), "-sass", cubin)) if name in VECTORS else 0
             threads = WARP * int(warps)
             share = occupancy(capability, registers, int(shared), threads)
-            found.append(Kernel("triton", name, capability, 1, registers, local, int(shared), threads, share, bits))
-    return found
+            result.append(Kernel("triton", name, capability, 1, registers, local, int(shared), threads, share, bits))
+    return result
 
 
-def faults(found: Iterable[Kernel], expected: Iterable[Kernel]) -> list[str]:
+def faults(result: Iterable[Kernel], expected: Iterable[Kernel]) -> list[str]:
     """What is worse than expected, a sentence each; one that is not in the table may not spill."""
-    known = {(own.compiler, own.name, own.capability): own for own in expected}
-    said = []
-    for own in found:
-        where = f"{own.name} of {own.compiler} for sm_{own.capability}"
-        before = known.get((own.compiler, own.name, own.capability), replace(own, local=0))
-        if own.local > before.local:
-            said.append(f"{where} keeps {own.local} bytes a thread in local memory, where it kept {before.local}")
-        if own.occupancy < before.occupancy:
-            said.append(f"{where} fills {own.occupancy:.0%} of the warps, where it filled {before.occupancy:.0%}")
-        if own.name in VECTORS and own.load_bits < VECTOR_BITS:
-            said.append(f"{where} loads {own.load_bits} bits at once, not {VECTOR_BITS}")
-    return said
+    known = {(item.compiler, item.name, item.capability): item for item in expected}
+    message = []
+    for item in result:
+        where = f"{item.name} of {item.compiler} for sm_{item.capability}"
+        before = known.get((item.compiler, item.name, item.capability), replace(item, local=0))
+        if item.local > before.local:
+            message.append(f"{where} keeps {item.local} bytes a thread in local memory, where it kept {before.local}")
+        if item.occupancy < before.occupancy:
+            message.append(f"{where} fills {item.occupancy:.0%} of the warps, where it filled {before.occupancy:.0%}")
+        if item.name in VECTORS and item.load_bits < VECTOR_BITS:
+            message.append(f"{where} loads {item.load_bits} bits at once, not {VECTOR_BITS}")
+    return message
 
 
 def read(path: Path = TABLE) -> list[Kernel]:
@@ -215,7 +215,7 @@ def write(kernels: Iterable[Kernel], path: Path = TABLE) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Kernel)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(own) for own in kernels)
+        writer.writerows(asdict(item) for item in kernels)
 
 
 def main() -> int:
@@ -223,26 +223,26 @@ def main() -> int:
     parser.add_argument("--library", type=Path, help="the compiled CUDA library; without it Triton's kernels alone")
     parser.add_argument("--capabilities", nargs="+", default=list(MULTIPROCESSORS), choices=list(MULTIPROCESSORS))
     parser.add_argument("--write", action="store_true", help="replace the table by what was found")
-    given = parser.parse_args()
-    kernels = of_nvcc(given.library) if given.library else []
+    options = parser.parse_args()
+    kernels = of_nvcc(options.library) if options.library else []
     if find_spec("triton") is not None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            kernels += [own for group in pool.map(of_triton, given.capabilities) for own in group]
-    found = sorted(worst(kernels), key=lambda own: (own.compiler, own.name, int(own.capability)))
+            kernels += [item for group in pool.map(of_triton, options.capabilities) for item in group]
+    result = sorted(worst(kernels), key=lambda item: (item.compiler, item.name, int(item.capability)))
     print(
         f"{'kernel':30} {'compiler':8} {'sm':>4} {'registers':>9} {'local':>6} {'shared':>7} {'warps':>6} {'load':>5}"
     )
-    for own in found:
+    for item in result:
         print(
-            f"{own.name:30} {own.compiler:8} {own.capability:>4} {own.registers:9} {own.local:6} {own.shared:7}"
-            f" {own.occupancy:6.0%} {own.load_bits or '':>5}"
+            f"{item.name:30} {item.compiler:8} {item.capability:>4} {item.registers:9} {item.local:6} {item.shared:7}"
+            f" {item.occupancy:6.0%} {item.load_bits or '':>5}"
         )
-    if given.write:
-        write(found)
+    if options.write:
+        write(result)
         return 0
-    said = faults(found, read())
-    print("\n".join(said) if said else "nothing is worse than in the table")
-    return 1 if said else 0
+    message = faults(result, read())
+    print("\n".join(message) if message else "nothing is worse than in the table")
+    return 1 if message else 0
 
 
 if __name__ == "__main__":

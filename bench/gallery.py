@@ -80,9 +80,9 @@ def sheet(rows: list[list[Tensor]], labels: list[str], titles: list[str], side: 
             labels=["photograph", *labels[part]],
             titles=[titles],
             side=side,
-            keys=own,
+            keys=item,
         )
-        for part, own in halves
+        for part, item in halves
     ]
     both = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), "white")
     both.paste(parts[0], (0, 0))
@@ -95,32 +95,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/gallery.jpg"))
     parser.add_argument("--network", default=NETWORK, help="of the folder, trained on ImageNet")
     parser.add_argument("--side", type=int, default=144, help="of a picture on the sheet, in pixels")
-    given = parser.parse_args()
+    options = parser.parse_args()
     keep_freed_memory()
-    loaded = load(given.network)
+    loaded = load(options.network)
     pairs = [loaded.preprocess(photograph(name)) for name in PHOTOGRAPHS]
     images, ground = (torch.stack(part) for part in zip(*pairs, strict=True))
     rows, labels, titles = [list(ground)], [], list(PHOTOGRAPHS)
     for name, method in METHODS.items():
         if name in LEFT_OUT:
             continue
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             explanation = method(loaded.model, **FEWER.get(name, {}), labels=loaded.labels)(images)
         except PyFastXaiError as error:
             print(f"{name:22} {error}")
             continue
-        seconds = (time.perf_counter() - began) / len(images)
+        seconds = (time.perf_counter() - start) / len(images)
         print(f"{name:22} {seconds:8.2f} s an image", flush=True)
         rows.append(list(shown(explanation, ground)))
         labels.append(name)
         if explanation.target is not None:
             titles = explanation.captions()
-    picture = sheet(rows, labels, titles, given.side)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    picture = sheet(rows, labels, titles, options.side)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     # JPEG, because gradients are noise, for which a PNG is five times as large.
-    picture.save(given.out, quality=88)
-    print(f"Picture: {given.out}, {given.out.stat().st_size / 1e6:.2f} MB")
+    picture.save(options.out, quality=88)
+    print(f"Picture: {options.out}, {options.out.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

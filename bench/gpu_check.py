@@ -29,9 +29,9 @@ from gpu.steps import Outcome, Rows  # noqa: E402
 
 def commit() -> str:
     """Of the tree, from the environment where git is not there to be asked."""
-    given = os.environ.get("PYFAST_XAI_COMMIT")
-    if given or shutil.which("git") is None:
-        return given or "unknown"
+    options = os.environ.get("PYFAST_XAI_COMMIT")
+    if options or shutil.which("git") is None:
+        return options or "unknown"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
@@ -76,8 +76,8 @@ class Check:
 
     def step(self, name: str, command: list[str], limit: float, **environment: str) -> Outcome:
         log = self.work / f"{len(self.outcomes):02}-{name.replace(' ', '-')}.log"
-        given = self.environment | environment
-        outcome = steps.run(name, command, min(limit, self.left()), log, given, self.work)
+        options = self.environment | environment
+        outcome = steps.run(name, command, min(limit, self.left()), log, options, self.work)
         self.done(outcome)
         return outcome
 
@@ -144,22 +144,22 @@ class Check:
         return outcome
 
 
-def run_step(given: argparse.Namespace) -> None:
+def run_step(options: argparse.Namespace) -> None:
     """One step, in this process."""
-    name, *more = given.step
-    rows, small = Rows(given.work / "rows.jsonl"), given.kind == "cpu"
+    name, *more = options.step
+    rows, small = Rows(options.work / "rows.jsonl"), options.kind == "cpu"
     if name == "build":
-        build.compile_all(ROOT, given.work, given.work / "package" / "pyfast_xai")
+        build.compile_all(ROOT, options.work, options.work / "package" / "pyfast_xai")
     elif name == "small-calls":
-        sanitize.small_calls(given.kind)
+        sanitize.small_calls(options.kind)
     elif name == "kernels":
         from gpu import kernels  # needs the package, which the parent does without
 
-        kernels.measure(rows, given.kind, small)
+        kernels.measure(rows, options.kind, small)
     elif name == "explainers":
         from gpu import explainers  # likewise
 
-        explainers.measure(rows, given.kind, small, more[0])
+        explainers.measure(rows, options.kind, small, more[0])
 
 
 def main() -> int:
@@ -172,20 +172,20 @@ def main() -> int:
         parser.add_argument(hidden, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--kind", default="cuda", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.plain_tests:
-        plain.main(Path(given.plain_tests[0]), " ".join(given.plain_tests[1:]))
+    options = parser.parse_args()
+    if options.plain_tests:
+        plain.main(Path(options.plain_tests[0]), " ".join(options.plain_tests[1:]))
         return 0
-    if given.step:
-        run_step(given)
+    if options.step:
+        run_step(options)
         return 0
-    if not given.rehearse and not torch.cuda.is_available():
+    if not options.rehearse and not torch.cuda.is_available():
         print("gpu-check needs a CUDA device and a CUDA build of torch, and found none; --rehearse runs it on the CPU.")
         return 2
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
-        kind = "cpu" if given.rehearse else "cuda"
-        return Check(given.out.resolve(), Path(work), kind, given.seconds, not given.no_build).run()
+        kind = "cpu" if options.rehearse else "cuda"
+        return Check(options.out.resolve(), Path(work), kind, options.seconds, not options.no_build).run()
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ SAME = ("device", "kind", "name", "network", "batch", "shape", "dtype", "backend
 
 def merged(before: list[dict[str, str]], rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Earlier rows and new ones, of those that measure the same the last."""
-    kept = [row for row in rows if not row["error"] and row["right"] != "False"]
-    return list({tuple(row[column] for column in SAME): row for row in [*before, *kept]}.values())
+    saved = [row for row in rows if not row["error"] and row["right"] != "False"]
+    return list({tuple(row[column] for column in SAME): row for row in [*before, *saved]}.values())
 
 
 def read(path: Path) -> list[dict[str, str]]:

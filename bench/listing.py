@@ -60,11 +60,11 @@ def measure(files: Path, out: Path) -> dict[str, float]:
     job = datasets.prepare(str(files), model, method="grad-cam", out=out, preprocess=Preprocess(96))
     with open_run(job) as opened:
         shards = len(opened.remaining)
-    taken = processor() - before
+    used = processor() - before
     return {
         "files": len(job.listing),
         "shards": shards,
-        "cpu_s": round(taken, 2),
+        "cpu_s": round(used, 2),
         "clock_s": round(time.perf_counter() - start, 2),
         "memory_mib": round(resident()[1] - memory, 1),
         "listing_mb": round(sum(path.stat().st_size for path in out.glob("_listing-*")) / 1e6, 1),
@@ -76,15 +76,23 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--in", dest="place", type=Path, required=True, help="folder for the links, kept")
     parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(*given.one)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one)))
         return
-    link(given.place, given.files)
-    out = given.place / "run"
+    link(options.place, options.files)
+    out = options.place / "run"
     shutil.rmtree(out, ignore_errors=True)
     for what in ("start", "goes on"):
-        command = [sys.executable, __file__, "--in", str(given.place), "--one", str(given.place / "files"), str(out)]
+        command = [
+            sys.executable,
+            __file__,
+            "--in",
+            str(options.place),
+            "--one",
+            str(options.place / "files"),
+            str(out),
+        ]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         print(json.dumps({"what": what, **json.loads(done.stdout.splitlines()[-1])}), flush=True)
 

@@ -75,8 +75,8 @@ def trace_map(
             if isinstance(layer, nn.Conv2d):
                 kernel = layer.weight.detach().numpy()[c, :, dy : dy + bottom - top, dx : dx + right - left]
                 c = int((below[:, top:bottom, left:right] * kernel).sum((1, 2)).argmax())
-            own = below[c, top:bottom, left:right]
-            row, column = np.unravel_index(own.argmax(), own.shape)
+            actual = below[c, top:bottom, left:right]
+            row, column = np.unravel_index(actual.argmax(), actual.shape)
             traced.add((c, top + int(row), left + int(column)))
         points = traced
     return {(y, x) for _, y, x in points}

@@ -97,13 +97,13 @@ def read(name: str, *same: str) -> list[Row]:
     path = DATA / f"{name}.csv"
     if not path.exists():
         return []
-    kept: dict[tuple[str, ...], Row] = {}
+    saved: dict[tuple[str, ...], Row] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             key = tuple(row[column] for column in (*same, "threads", "instruction_set"))
-            kept.pop(key, None)
-            kept[key] = row
-    return list(kept.values())
+            saved.pop(key, None)
+            saved[key] = row
+    return list(saved.values())
 
 
 def table(rows: Iterable[Iterable[object]]) -> str:

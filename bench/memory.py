@@ -58,21 +58,23 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5, help="of each; the median counts")
     parser.add_argument("--rows", action="store_true", help="append what was measured to bench/data/cpu_memory.csv")
     parser.add_argument("--one", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(*given.one, given.batch)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one, options.batch)))
         return
     rows = []
     for network in NETWORKS:
         for who in WHO:
-            command = [sys.executable, __file__, "--batch", str(given.batch), "--one", network, who]
-            done = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(given.processes)]
-            runs = sorted((json.loads(own.stdout) for own in done), key=lambda run: run["increment_mib"])
+            command = [sys.executable, __file__, "--batch", str(options.batch), "--one", network, who]
+            done = [
+                subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(options.processes)
+            ]
+            runs = sorted((json.loads(item.stdout) for item in done), key=lambda run: run["increment_mib"])
             middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-            rows.append({"network": network, "batch": given.batch, "who": who, **middle})
+            rows.append({"network": network, "batch": options.batch, "who": who, **middle})
             low, median, high = (run["increment_mib"] for run in (runs[0], middle, runs[-1]))
             print(f"{network:10} {who:12} {median:8.0f} MiB over the loaded model ({low:.0f} to {high:.0f})")
-    if given.rows:
+    if options.rows:
         measured.append("cpu_memory", rows)
 
 

@@ -78,29 +78,29 @@ def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run
     warnings.simplefilter("ignore")
     model = models.resnet50(weights=None).eval()
     images = torch.randn(batch, 3, 224, 224)
-    own = who == "pyfast_xai"
+    actual = who == "pyfast_xai"
     if peer == "captum":
-        library = importlib.import_module("pyfast_xai.compat.captum" if own else "captum.attr")
+        library = importlib.import_module("pyfast_xai.compat.captum" if actual else "captum.attr")
         return captum(library, name, model, images)
     if peer == "grad_cam":
-        library = importlib.import_module("pyfast_xai.compat.grad_cam" if own else "pytorch_grad_cam")
-        targets = library if own else importlib.import_module("pytorch_grad_cam.utils.model_targets")
+        library = importlib.import_module("pyfast_xai.compat.grad_cam" if actual else "pytorch_grad_cam")
+        targets = library if actual else importlib.import_module("pytorch_grad_cam.utils.model_targets")
         return grad_cam(library, targets, name, model, images)
-    library = importlib.import_module("pyfast_xai.compat.torchcam" if own else "torchcam.methods")
+    library = importlib.import_module("pyfast_xai.compat.torchcam" if actual else "torchcam.methods")
     return torchcam(library, name, model, images)
 
 
 def seconds(peer: str, name: str, batch: int, rounds: int, threads: int) -> tuple[float, float]:
     """Processor time of both, the least of some runs in turns."""
     runs = [prepare(peer, name, who, batch, threads) for who in ("pyfast_xai", peer)]
-    taken: list[list[float]] = [[], []]
+    used: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
-        for own, run in zip(taken, runs, strict=True):
-            began = time.process_time()
+        for item, run in zip(used, runs, strict=True):
+            start = time.process_time()
             run()
             if turn:  # the first loads code and packs weights
-                own.append(time.process_time() - began)
-    return min(taken[0]), min(taken[1])
+                item.append(time.process_time() - start)
+    return min(used[0]), min(used[1])
 
 
 def increment(peer: str, name: str, who: str, batch: int) -> float:
@@ -118,14 +118,14 @@ def increment(peer: str, name: str, who: str, batch: int) -> float:
     return (peak() - before) / 1024
 
 
-def add_row(path: Path, peer: str, name: str, batch: int, threads: int, own: float, other: float) -> None:
+def add_row(path: Path, peer: str, name: str, batch: int, threads: int, actual: float, other: float) -> None:
     """Adds the times of both to a table, with what they depend on."""
     import torch
 
     if not path.exists():
         path.write_text("date,instructions,threads,batch,peer,name,seconds,peer_seconds,ratio\n")
     what = [time.strftime("%Y-%m-%d"), torch.backends.cpu.get_cpu_capability(), threads, batch, peer, name]
-    row = ",".join(map(str, [*what, f"{own:.2f}", f"{other:.2f}", f"{own / other:.2f}"]))
+    row = ",".join(map(str, [*what, f"{actual:.2f}", f"{other:.2f}", f"{actual / other:.2f}"]))
     print(row, flush=True)
     with path.open("a") as file:
         file.write(row + "\n")
@@ -140,28 +140,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, help="where rows of the times are added; memory is then left out")
     parser.add_argument("--one", nargs=3, metavar=("PEER", "NAME", "WHO"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(increment(*given.one, given.batch)))
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(increment(*options.one, options.batch)))
         return
-    print(f"ResNet-50, batch of {given.batch}, 224 x 224, threads: {given.threads}")
-    if not given.csv:
+    print(f"ResNet-50, batch of {options.batch}, 224 x 224, threads: {options.threads}")
+    if not options.csv:
         print("| | seconds here | there | times faster | MiB here | there |\n|---|---|---|---|---|---|")
     for peer, names in CASES.items():
-        for name in names if given.peer in (None, peer) else ():
-            if given.names and name not in given.names:
+        for name in names if options.peer in (None, peer) else ():
+            if options.names and name not in options.names:
                 continue
-            own, other = seconds(peer, name, given.batch, given.rounds, given.threads)
-            if given.csv:
-                add_row(given.csv, peer, name, given.batch, given.threads, own, other)
+            actual, other = seconds(peer, name, options.batch, options.rounds, options.threads)
+            if options.csv:
+                add_row(options.csv, peer, name, options.batch, options.threads, actual, other)
                 continue
-            command = [sys.executable, __file__, "--batch", str(given.batch), "--one", peer, name]
+            command = [sys.executable, __file__, "--batch", str(options.batch), "--one", peer, name]
             memory = [
                 json.loads(subprocess.run([*command, who], capture_output=True, text=True, check=True).stdout)
                 for who in ("pyfast_xai", peer)
             ]
             print(
-                f"| {peer} {name} | {own:.2f} | {other:.2f} | {other / own:.1f} | {memory[0]:.0f} | {memory[1]:.0f} |",
+                f"| {peer} {name} | {actual:.2f} | {other:.2f} | {other / actual:.1f} "
+                f"| {memory[0]:.0f} | {memory[1]:.0f} |",
                 flush=True,
             )
 

@@ -68,9 +68,9 @@ def seconds(runs: dict[str, Run], rounds: int) -> dict[str, float]:
     least = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.process_time()
+            start = time.process_time()
             run()
-            least[name] = min(least[name], time.process_time() - began)
+            least[name] = min(least[name], time.process_time() - start)
     return least
 
 
@@ -109,14 +109,14 @@ def beside_peer(name: str, network: str, model: Any, other: Any, images: Any) ->
     if hasattr(captum.attr, name):
         ours, theirs = getattr(own_captum, name)(model), getattr(captum.attr, name)(other)
 
-        def call(given: Any) -> Any:
-            return given.attribute(images.clone().requires_grad_(), target=target)
+        def call(options: Any) -> Any:
+            return options.attribute(images.clone().requires_grad_(), target=target)
     else:
         ours = getattr(own_grad_cam, name)(model, [LAST[network](model)])
         theirs = getattr(pytorch_grad_cam, name)(other, [LAST[network](other)])
 
-        def call(given: Any) -> Any:
-            return given(images, targets=None)
+        def call(options: Any) -> Any:
+            return options(images, targets=None)
 
     def replayed() -> Any:
         with compat.accelerate(True):
@@ -168,16 +168,16 @@ def measure(network: str, batch: int, rounds: int) -> Iterator[dict[str, Any]]:
 def shortfalls(rows: list[dict[str, Any]]) -> list[str]:
     """Returns what is above its goal, in words."""
     missed = [row for row in rows if row["goal"] is not None and row["value"] > row["goal"]]
-    found = [
+    result = [
         f"{row['network']}, batch {row['batch']}: {row['what']}, {row['quotient']}: {row['value']:.2f}, "
         f"goal {row['goal']}"
         for row in missed
     ]
     for batch, goal in zip(BATCHES, MEDIAN, strict=True):
-        own = [row["value"] for row in rows if row["batch"] == batch and row["quotient"] == OF_PEER]
-        if own and statistics.median(own) > goal:
-            found.append(f"batch {batch}: {OF_PEER}, median: {statistics.median(own):.2f}, goal {goal}")
-    return found
+        actual = [row["value"] for row in rows if row["batch"] == batch and row["quotient"] == OF_PEER]
+        if actual and statistics.median(actual) > goal:
+            result.append(f"batch {batch}: {OF_PEER}, median: {statistics.median(actual):.2f}, goal {goal}")
+    return result
 
 
 def main() -> None:
@@ -189,10 +189,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="after which no further row is measured")
     parser.add_argument("--rows", action="store_true", help="append what was measured to bench/data/quick.csv")
     parser.add_argument("--library", help="a build of the kernels to measure in the place of the installed one")
-    given = parser.parse_args()
+    options = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # threads that wait count as well
-        os.environ[name] = str(given.threads)
-    load(given.library)
+        os.environ[name] = str(options.threads)
+    load(options.library)
     import measured
     import torch
 
@@ -201,7 +201,7 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     logging.getLogger("pyfast_xai").setLevel(logging.ERROR)
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(options.threads)
     freed = "kept" if pyfast_xai.keep_freed_memory() else "given back"
     where = measured.taken()
     print(
@@ -209,21 +209,21 @@ def main() -> None:
         f"freed memory {freed}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         flush=True,
     )
-    began, rows, left_out = time.perf_counter(), [], []
-    for batch in map(int, given.batches.split(",")):
-        for network in given.networks.split(","):
-            own = []
-            for row in measure(network, batch, given.rounds):
-                own.append(row | {"freed": freed, "rounds": given.rounds, "load": round(os.getloadavg()[0], 1)})
-                if time.perf_counter() - began > given.seconds:
+    start, rows, left_out = time.perf_counter(), [], []
+    for batch in map(int, options.batches.split(",")):
+        for network in options.networks.split(","):
+            actual = []
+            for row in measure(network, batch, options.rounds):
+                actual.append(row | {"freed": freed, "rounds": options.rounds, "load": round(os.getloadavg()[0], 1)})
+                if time.perf_counter() - start > options.seconds:
                     left_out.append(f"what comes after {row['what']} of {network}, {batch} images")
                     break
-            rows += own
-            shown = [(row["what"], row["quotient"], f"{row['value']:.2f}", row["goal"] or "") for row in own]
+            rows += actual
+            shown = [(row["what"], row["quotient"], f"{row['value']:.2f}", row["goal"] or "") for row in actual]
             print(f"\n{network}, {batch} images\n" + measured.table([("what", "quotient", "value", "goal"), *shown]))
             sys.stdout.flush()
-            if given.rows:
-                measured.append("quick", own)
+            if options.rows:
+                measured.append("quick", actual)
     short = shortfalls(rows)
     print("\n".join(["", f"{len(short)} goals are missed:", *(f"- {line}" for line in short)]))
     print("\n".join(["left out, for it would take too long:", *(f"- {line}" for line in left_out)] if left_out else []))

@@ -23,10 +23,10 @@ SHADES = {"forward": "tab:gray", "pyfast_xai": "tab:blue", "captum": "tab:orange
 
 def costs(rows: list[Row], batch: str) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
     """Networks, methods with their maker, and the row of each pair."""
-    own = [row for row in rows if row["batch"] == batch]
-    cells = {(row["network"], _named(row)): row for row in own}
-    networks = list(dict.fromkeys(row["network"] for row in own))
-    named = {_named(row).removesuffix(FASTER) for row in own}
+    actual = [row for row in rows if row["batch"] == batch]
+    cells = {(row["network"], _named(row)): row for row in actual}
+    networks = list(dict.fromkeys(row["network"] for row in actual))
+    named = {_named(row).removesuffix(FASTER) for row in actual}
     methods = sorted(named, key=lambda name: (name.split(" of ")[0], " of " in name))
     return networks, methods, cells
 
@@ -36,13 +36,13 @@ def _named(row: Row) -> str:
 
 
 def _where(rows: Iterable[Row]) -> str:
-    found = set()
+    result = set()
     for row in rows:
         threads = f"{row['threads']} thread{'' if row['threads'] == '1' else 's'}"
-        found.add(
+        result.add(
             f"{row['cpu']}, {row['instruction_set']}, {threads}, torch {row['torch']}{_freed(row)}, {row['date']}"
         )
-    return "; ".join(sorted(found))
+    return "; ".join(sorted(result))
 
 
 def _loads(rows: Iterable[Row]) -> str:
@@ -60,8 +60,8 @@ def cost_table(rows: list[Row], batch: str) -> str:
     networks, methods, cells = costs(rows, batch)
 
     def cell(network: str, method: str) -> str:
-        found = [cells.get((network, name)) for name in (method, method + FASTER)]
-        return " / ".join(f"{float(row['forwards']):.2f}" for row in found if row is not None)
+        result = [cells.get((network, name)) for name in (method, method + FASTER)]
+        return " / ".join(f"{float(row['forwards']):.2f}" for row in result if row is not None)
 
     body = [[method, *(cell(network, method) for network in networks)] for method in methods]
     return table([["method", *networks], *body])
@@ -78,8 +78,8 @@ def goal_table(rows: list[Row]) -> str:
     body = []
     for faster, (recorded, unit) in pairs.items():
         for what, goal in dict.fromkeys((row["what"], row["goal"]) for row in rows if row["quotient"] == faster):
-            found = [[cells.get((network, what, name)) for name in (recorded, faster)] for network in networks]
-            values = [" / ".join(f"{float(row['value']):.2f}" for row in pair if row is not None) for pair in found]
+            result = [[cells.get((network, what, name)) for name in (recorded, faster)] for network in networks]
+            values = [" / ".join(f"{float(row['value']):.2f}" for row in pair if row is not None) for pair in result]
             body.append([what, unit, goal, *values])
     return table([["", "unit", "goal", *networks], *body])
 
@@ -120,10 +120,10 @@ def speedups(rows: list[Row], batch: str) -> Figure | None:
     networks, methods, cells = costs(rows, batch)
     peers = [name for name in methods if " of " in name]
     pairs = {
-        (network, peer): float(cells[network, peer]["forwards"]) / float(own["forwards"])
+        (network, peer): float(cells[network, peer]["forwards"]) / float(actual["forwards"])
         for network in networks
         for peer in peers
-        if (network, peer) in cells and (own := cells.get((network, peer.split(" of ")[0]))) is not None
+        if (network, peer) in cells and (actual := cells.get((network, peer.split(" of ")[0]))) is not None
     }
     if not pairs:
         return None
@@ -151,9 +151,9 @@ def memory(rows: list[Row]) -> Figure:
     axes = figure.subplots()
     width = 0.8 / len(who)
     for i, maker in enumerate(who):
-        own = {f"{row['network']}, batch {row['batch']}": row for row in rows if row["who"] == maker}
-        places = [j + (i - len(who) / 2 + 0.5) * width for j, name in enumerate(networks) if name in own]
-        sizes = [float(own[name]["increment_mib"]) for name in networks if name in own]
+        actual = {f"{row['network']}, batch {row['batch']}": row for row in rows if row["who"] == maker}
+        places = [j + (i - len(who) / 2 + 0.5) * width for j, name in enumerate(networks) if name in actual]
+        sizes = [float(actual[name]["increment_mib"]) for name in networks if name in actual]
         drawn = axes.bar(places, sizes, width, label=maker, color=SHADES.get(maker))
         axes.bar_label(drawn, fmt="%.0f", fontsize=7)
     axes.set_xticks(range(len(networks)), networks)
@@ -179,16 +179,16 @@ def growth(rows: list[Row]) -> Figure:
     panels = figure.subplots(-(-len(axes) // 3), 3, squeeze=False).flatten()
     colors: dict[str, str] = {}
     for panel, axis in zip(panels, axes, strict=False):
-        own = [row for row in rows if row["axis"] == axis]
-        for name in dict.fromkeys(map(_named, own)):
+        actual = [row for row in rows if row["axis"] == axis]
+        for name in dict.fromkeys(map(_named, actual)):
             color = colors.setdefault(name, f"C{len(colors)}")
-            line = sorted((int(row["value"]), row) for row in own if _named(row) == name)
+            line = sorted((int(row["value"]), row) for row in actual if _named(row) == name)
             at = [value for value, _ in line]
             cost = [float(row["forwards"]) for _, row in line]
             panel.plot(at, cost, marker="o", markersize=4, label=name, color=color)
             low, high = ([float(row[end]) for _, row in line] for end in ("low", "high"))
             panel.fill_between(at, low, high, alpha=0.2, color=color)
-        ticks = sorted({int(row["value"]) for row in own})
+        ticks = sorted({int(row["value"]) for row in actual})
         panel.set_xscale("log", base=2)
         panel.set_xticks(ticks, [str(tick) for tick in ticks])
         if axis in ("classes", "points"):
@@ -199,11 +199,13 @@ def growth(rows: list[Row]) -> Figure:
         panel.minorticks_off()
         panel.set_xlabel(AXES[axis])
         panel.set_ylabel("forward passes")
-        networks = sorted({row["network"] for row in own})
+        networks = sorted({row["network"] for row in actual})
         if axis != "depth":
-            panel.set_title(f"{networks[0]}, batch {own[0]['batch']}" if axis != "batch" else networks[0], fontsize=9)
+            panel.set_title(
+                f"{networks[0]}, batch {actual[0]['batch']}" if axis != "batch" else networks[0], fontsize=9
+            )
         else:
-            panel.set_title(f"batch {own[0]['batch']}", fontsize=9)
+            panel.set_title(f"batch {actual[0]['batch']}", fontsize=9)
         panel.legend(fontsize=7)
     for panel in panels[len(axes) :]:
         panel.set_visible(False)
@@ -225,9 +227,9 @@ def roofline(rows: list[Row]) -> Figure:
     names = list(dict.fromkeys(row["op"] for row in rows))
     for backend, filled in (("cpp", True), ("numba", False)):
         for i, name in enumerate(names):
-            own = [row for row in rows if row["op"] == name and row["backend"] == backend]
-            at = [float(row["operations"]) / float(row["bytes"]) for row in own]
-            reached = [float(row["operations"]) / float(row["ms"]) / 1e6 for row in own]
+            actual = [row for row in rows if row["op"] == name and row["backend"] == backend]
+            at = [float(row["operations"]) / float(row["bytes"]) for row in actual]
+            reached = [float(row["operations"]) / float(row["ms"]) / 1e6 for row in actual]
             color = f"C{i % 10}"
             face = color if filled else "none"
             label = name if filled else None
@@ -249,9 +251,9 @@ def op_table(rows: list[Row]) -> str:
         calls.setdefault((row["op"], row["shape"]), {})[row["backend"]] = row
     head = ["op", "shape", "C++ ms", "Numba ms", "C++ beside plain PyTorch", "Numba beside it", "share", "bound"]
     body: list[list[Any]] = []
-    for (op, shape), found in calls.items():
-        cpp, numba = found.get("cpp"), found.get("numba")
-        best = cpp or numba or next(iter(found.values()))
+    for (op, shape), result in calls.items():
+        cpp, numba = result.get("cpp"), result.get("numba")
+        best = cpp or numba or next(iter(result.values()))
         bound = {"copy": "bandwidth", "float32": "FMA"}[best["bound"]]
         body.append([op, shape, *(_ms(row) for row in (cpp, numba)), *(_times(row) for row in (cpp, numba))])
         body[-1] += [f"{100 * float(best['share']):.0f} %", bound]
@@ -280,13 +282,13 @@ def beside_table(rows: list[Row]) -> str:
 
 def traces(rows: list[Row]) -> str:
     """The trace of CNN-Fixations beside the loop, by points."""
-    own = [row for row in rows if row["axis"] == "points"]
+    actual = [row for row in rows if row["axis"] == "points"]
     head = ["points an image", "network", "ms", "ms of the NumPy loop", "times as fast"]
     body = []
-    for row in own:
+    for row in actual:
         if row["backend"] not in OURS:
             continue
-        loop = next((o for o in own if o["value"] == row["value"] and o["backend"] == "NumPy loop"), None)
+        loop = next((o for o in actual if o["value"] == row["value"] and o["backend"] == "NumPy loop"), None)
         if loop is not None:
             ours, other = float(row["explain_ms"]), float(loop["explain_ms"])
             name = f"{row['network']}, batch {row['batch']}"
@@ -325,26 +327,26 @@ def main() -> None:
     page = Page()
     rows = measured.read("quick", "network", "batch", "what", "quotient")
     for instructions, batch in sorted({(row["instruction_set"], int(row["batch"])) for row in rows}):
-        own = [row for row in rows if (row["instruction_set"], int(row["batch"])) == (instructions, batch)]
-        where = f"{_where(own)}; load {_loads(own)}"
+        actual = [row for row in rows if (row["instruction_set"], int(row["batch"])) == (instructions, batch)]
+        where = f"{_where(actual)}; load {_loads(actual)}"
         page.parts += [
             f"Goals, batch {batch}: recorded / the faster of recorded and replayed ({where}):",
-            goal_table(own),
+            goal_table(actual),
         ]
     rows = measured.read("cpu", "freed", "network", "batch", "method", "backend")
     rows = [row for row in rows if "loop" not in row["backend"]]
-    kept = [row for row in rows if row["freed"] != "given back"]
-    for batch in sorted({row["batch"] for row in kept}, key=int):
-        own = [row for row in kept if row["batch"] == batch]
-        page.parts += [f"Batch {batch} ({_where(own)}):", cost_table(own, batch)]
-        page.draw(f"performance-batch-{batch}", f"cost of explanations, batch {batch}", bars(own, batch))
-        page.draw(f"performance-peers-{batch}", f"cost of peers beside ours, batch {batch}", speedups(own, batch))
+    saved = [row for row in rows if row["freed"] != "given back"]
+    for batch in sorted({row["batch"] for row in saved}, key=int):
+        actual = [row for row in saved if row["batch"] == batch]
+        page.parts += [f"Batch {batch} ({_where(actual)}):", cost_table(actual, batch)]
+        page.draw(f"performance-batch-{batch}", f"cost of explanations, batch {batch}", bars(actual, batch))
+        page.draw(f"performance-peers-{batch}", f"cost of peers beside ours, batch {batch}", speedups(actual, batch))
     given_back = [row for row in rows if row["freed"] == "given back"]
     if given_back:
         # Rows of one commit, since they are compared with each other.
         batch, commit = given_back[-1]["batch"], given_back[-1]["commit"]
-        own = [row for row in given_back if (row["batch"], row["commit"]) == (batch, commit)]
-        page.parts += [f"Batch {batch} as glibc has it ({_where(own)}):", cost_table(own, batch)]
+        actual = [row for row in given_back if (row["batch"], row["commit"]) == (batch, commit)]
+        page.parts += [f"Batch {batch} as glibc has it ({_where(actual)}):", cost_table(actual, batch)]
     rows = measured.read("cpu_memory", "network", "batch", "who")
     if rows:
         page.parts += ["## Memory", f"{_where(rows)}:"]

@@ -37,12 +37,12 @@ def rates() -> dict[str, float]:
 
 def _seconds(call: Callable[[], Any]) -> float:
     call()
-    taken = []
+    used = []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - began)
-    return min(taken)  # a ceiling: what disturbs the machine only lowers the rate
+        used.append(time.perf_counter() - start)
+    return min(used)  # a ceiling: what disturbs the machine only lowers the rate
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def test_loop_fixations(benchmark, rows, request, network):
         pytest.skip("the loop knows AlexNet and VGG, and takes one image whatever the batch")
     image = images[:1]
     expected = {tuple(point) for point in CNNFixations(model, radius_share=0)(image).points[0].tolist()}
-    found = loop_fixations(model, image[0])
+    result = loop_fixations(model, image[0])
     # Float32 sums in another order may turn a near tie.
-    assert len(expected & found) >= 0.98 * len(expected | found)
+    assert len(expected & result) >= 0.98 * len(expected | result)
     single = (name, model, image)
     compare(benchmark, rows, request, single, "fixations", lambda x: loop_fixations(model, x[0]), "NumPy loop")

@@ -95,23 +95,23 @@ def test_points(benchmark, growth_rows, request, each):
         {(i // (height * width), i // width % height, i % width) for i in (index[index // size == n] % size).tolist()}
         for n in range(len(images))
     ]
-    assert max(c for own in points for c, _, _ in own) < channels
+    assert max(c for item in points for c, _, _ in item) < channels
 
     def forward():
         with torch.inference_mode():
             model(images)
 
     def loop():
-        return [trace_map(model, read, own) for read, own in zip(layers, points, strict=True)]
+        return [trace_map(model, read, item) for read, item in zip(layers, points, strict=True)]
 
     def trace():
         return evidence.walk(tape, {start: Points(index)}, pixels, explainer.options).index
 
-    expected = {(n, *pixel) for n, own in enumerate(loop()) for pixel in own}
+    expected = {(n, *pixel) for n, item in enumerate(loop()) for pixel in item}
     area, (_, colours, _, side) = images.shape[2] * images.shape[3], images.shape
-    found = {(i // (colours * area), i % area // side, i % side) for i in trace().tolist()}
+    result = {(i // (colours * area), i % area // side, i % side) for i in trace().tolist()}
     # Float32 sums in another order may turn a near tie.
-    assert len(expected & found) >= 0.98 * len(expected | found)
+    assert len(expected & result) >= 0.98 * len(expected | result)
 
     rounds = min(5, request.config.getoption("--rounds"))
     backend = pyfast_xai.ops.report()[0].backend

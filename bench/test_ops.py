@@ -41,16 +41,16 @@ def version(backend):
 def rows_of(seconds, beside, common, rates):
     """A row for each that took turns with `beside`."""
     other = seconds[beside]
-    for backend, own in seconds.items():
+    for backend, item in seconds.items():
         if backend == beside:
             continue
-        taken, times = spread(own), quotients(other, own)
+        used, times = spread(item), quotients(other, item)
         row = {**common, "backend": backend, "version": version(backend), "beside": beside}
-        row |= {"ms": 1e3 * taken.median, "ms_low": 1e3 * taken.low, "ms_high": 1e3 * taken.high}
-        row |= {"beside_ms": 1e3 * statistics.median(other), "rounds": len(own), **rates}
+        row |= {"ms": 1e3 * used.median, "ms_low": 1e3 * used.low, "ms_high": 1e3 * used.high}
+        row |= {"beside_ms": 1e3 * statistics.median(other), "rounds": len(item), **rates}
         row |= {"times": times.median, "low": times.low, "high": times.high}
         if "bytes" in common:
-            row["share"], row["bound"] = share(common["bytes"], common["operations"], taken.median, rates)
+            row["share"], row["bound"] = share(common["bytes"], common["operations"], used.median, rates)
         yield row
 
 
@@ -75,10 +75,10 @@ def test_op(benchmark, op_rows, rates, call):
 
 def rounds_for(runs):
     """So many that they fit the budget."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     for run in runs:
         run()
-    return max(LEAST, min(MOST, int(BUDGET / (time.perf_counter() - began))))
+    return max(LEAST, min(MOST, int(BUDGET / (time.perf_counter() - start))))
 
 
 # The projection of Eigen-CAM by itself, on what layers of ResNet-50 say of two pictures.
@@ -98,13 +98,13 @@ def activations():
         torch.manual_seed(0)
         models = pytest.importorskip("torchvision.models")
         model, images = models.resnet50(weights=None).eval(), torch.randn(2, 3, 224, 224).unbind()
-    found = {}
+    result = {}
     for name in LAYERS:
         layer = model.get_submodule(name)
-        layer.register_forward_hook(lambda module, args, output, name=name: found.__setitem__(name, output))
+        layer.register_forward_hook(lambda module, args, output, name=name: result.__setitem__(name, output))
     with torch.inference_mode():
         model(torch.stack(list(images)))
-    return {name: own.clone(memory_format=torch.channels_last) for name, own in found.items()}, known
+    return {name: item.clone(memory_format=torch.channels_last) for name, item in result.items()}, known
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -112,8 +112,8 @@ def test_projection(benchmark, op_rows, rates, activations, layer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peer = pytest.importorskip("pytorch_grad_cam.utils.svd_on_activations")
-    found, known = activations
-    activation = found[layer]
+    result, known = activations
+    activation = result[layer]
     theirs = activation.contiguous().numpy()
 
     def project():
@@ -121,9 +121,9 @@ def test_projection(benchmark, op_rows, rates, activations, layer):
         left, singular, _, _ = ops.leading_singular(matrices - matrices.mean(1, keepdim=True))
         return (left * singular[:, None])[..., 0].view(len(activation), *activation.shape[2:])
 
-    own, other = project(), torch.from_numpy(peer.get_2d_projection(theirs))
-    sign = (own * other).sum((1, 2), keepdim=True).sign()
-    torch.testing.assert_close(own * sign, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+    actual, other = project(), torch.from_numpy(peer.get_2d_projection(theirs))
+    sign = (actual * other).sum((1, 2), keepdim=True).sign()
+    torch.testing.assert_close(actual * sign, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
 
     runs = {"pytorch-grad-cam": lambda: peer.get_2d_projection(theirs), ops.report()[0].backend: project}
     seconds = take_turns(benchmark, runs, LEAST, settled=1, before=rest)

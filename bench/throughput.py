@@ -95,12 +95,12 @@ def peer(model: torch.nn.Module, method: str) -> Callable[[torch.Tensor], Any]:
 
 
 def measure(
-    network: LoadedModel, name: str, method: str, paths: list[Path], given: argparse.Namespace
+    network: LoadedModel, name: str, method: str, paths: list[Path], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Returns images a second of the four sides."""
-    model, preprocess, batch = network.model, network.preprocess, given.batch
+    model, preprocess, batch = network.model, network.preprocess, arguments.batch
     explainer = METHODS[method](model)
-    if given.accelerate:
+    if arguments.accelerate:
         explainer.accelerate()
     parts = [paths[start : start + batch] for start in range(0, len(paths), batch)]
     ready = [torch.stack([preprocess(load_image(path))[0] for path in part]) for part in parts]
@@ -131,9 +131,9 @@ def measure(
                 method=explainer,
                 out=out,
                 batch_size=batch,
-                top_k=given.top_k,
+                top_k=arguments.top_k,
                 shard_size=8 * batch,
-                reduced_jpeg=given.reduced_jpeg,
+                reduced_jpeg=arguments.reduced_jpeg,
             )
             done = datasets.explain([str(path) for path in paths], network, options)
             assert (done.rows, done.errors) == (len(paths), 0)
@@ -146,7 +146,7 @@ def measure(
     for _ in range(3):
         explainer(ready[0])
     seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-    for _ in range(given.rounds):
+    for _ in range(arguments.rounds):
         for side, work in sides.items():
             seconds[side].append(timed(work))
     clock, cpu = ({side: min(pair[n] for pair in pairs) for side, pairs in seconds.items()} for n in (0, 1))
@@ -156,12 +156,12 @@ def measure(
         "network": name,
         "method": method,
         "images": count,
-        "pixels": f"{given.width}x{given.height}",
+        "pixels": f"{arguments.width}x{arguments.height}",
         "batch": batch,
-        "accelerated": given.accelerate,
-        "reduced_jpeg": given.reduced_jpeg,
-        **{f"{side}_per_s": round(count / taken, 2) for side, taken in clock.items()},
-        **{f"{side}_cpu_ms": round(1000 * taken / count, 1) for side, taken in cpu.items()},
+        "accelerated": arguments.accelerate,
+        "reduced_jpeg": arguments.reduced_jpeg,
+        **{f"{side}_per_s": round(count / used, 2) for side, used in clock.items()},
+        **{f"{side}_cpu_ms": round(1000 * used / count, 1) for side, used in cpu.items()},
         "of_loop": round(clock["loop"] / clock["run"], 2),
         "of_explainer": round(clock["explainer"] / clock["run"], 2),
         "of_forward": round(clock["forward"] / clock["run"], 2),
@@ -169,7 +169,7 @@ def measure(
         "decoding_threads": progress["threads"],
         "waiting_for_decoding": round(progress["waiting"] / progress["seconds"], 3),
         "waiting_for_writing": round(progress["writing"] / progress["seconds"], 3),
-        "rounds": given.rounds,
+        "rounds": arguments.rounds,
     }
 
 
@@ -183,17 +183,17 @@ def memory(name: str, method: str, images: int, batch: int) -> dict[str, object]
             writer = csv.writer(file)
             writer.writerow(["path"])
             writer.writerows([pictures[n % len(pictures)]] for n in range(images))
-        seen: list[tuple[int, float]] = []
+        recorded: list[tuple[int, float]] = []
 
         def note(progress: datasets.RunProgress) -> None:
-            if not seen or progress.images >= seen[-1][0] + images // 20:
-                seen.append((progress.images, resident()))
+            if not recorded or progress.images >= recorded[-1][0] + images // 20:
+                recorded.append((progress.images, resident()))
 
         options = datasets.RunOptions(method=method, out=Path(out, "run"), batch_size=batch, shard_size=256)
         done = datasets.explain(str(listed), model, options, progress=note)
         assert (done.rows, done.errors) == (images, 0)
     # Memory that grows with the first parts is buffers; memory that grows after them is a leak.
-    early = [size for count, size in seen if count <= images // 4][-1]
+    early = [size for count, size in recorded if count <= images // 4][-1]
     return {
         "network": name,
         "method": method,
@@ -201,21 +201,21 @@ def memory(name: str, method: str, images: int, batch: int) -> dict[str, object]
         "batch": batch,
         "seconds": round(done.progress.seconds, 1),
         "mib_after_a_quarter": round(early, 1),
-        "mib_at_the_end": round(seen[-1][1], 1),
-        "mib_along": [round(size) for _, size in seen],
+        "mib_at_the_end": round(recorded[-1][1], 1),
+        "mib_along": [round(size) for _, size in recorded],
     }
 
 
-def cases(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yields a row for each network and method."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = camera_files(Path(folder), given.images, (given.width, given.height))
+        paths = camera_files(Path(folder), options.images, (options.width, options.height))
         for name in NETWORKS:
-            if given.network in (None, name):
+            if options.network in (None, name):
                 model = loaded(name)
                 for method in EXPLAINED_BY:
-                    if given.method in (None, method):
-                        yield measure(model, name, method, paths, given)
+                    if options.method in (None, method):
+                        yield measure(model, name, method, paths, options)
 
 
 def main() -> None:
@@ -234,17 +234,17 @@ def main() -> None:
     parser.add_argument("--rows", action="store_true", help="keep what was measured in bench/data/throughput.csv")
     parser.add_argument("--library", metavar="_C.so", help="ours in place of the one that is installed")
     parser.add_argument("--long", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.long:
-        print(json.dumps(memory(*given.long, given.memory, given.batch)))
+    options = parser.parse_args()
+    if options.long:
+        print(json.dumps(memory(*options.long, options.memory, options.batch)))
         return
-    load(given.library)
-    for row in cases(given):
+    load(options.library)
+    for row in cases(options):
         print(json.dumps(row), flush=True)
-        if given.rows:
+        if options.rows:
             measured.append("throughput", [row])
-    if given.memory:
-        command = [sys.executable, __file__, "--memory", str(given.memory), "--batch", str(given.batch), "--long"]
+    if options.memory:
+        command = [sys.executable, __file__, "--memory", str(options.memory), "--batch", str(options.batch), "--long"]
         subprocess.run([*command, NETWORKS[1], "eigen-cam"], check=True, env=os.environ)
 
 

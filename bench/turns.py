@@ -60,9 +60,9 @@ def take_turns(
     *others, last = calls
 
     def timed(name: str) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         calls[name]()
-        seconds[name].append(time.perf_counter() - began)
+        seconds[name].append(time.perf_counter() - start)
 
     def turn() -> None:
         for name in others:
@@ -75,8 +75,8 @@ def take_turns(
     for _ in range(settled):
         turn()
         timed(last)
-    for own in seconds.values():
-        own.clear()
+    for item in seconds.values():
+        item.clear()
     benchmark.pedantic(functools.partial(timed, last), setup=turn, rounds=rounds, warmup_rounds=0)
     return seconds
 
@@ -110,7 +110,7 @@ def beside_forward(
             model(images)
 
     seconds = take_turns(benchmark, {"forward": forward, "explain": lambda: explain(images)}, rounds, before=before)
-    parts = [own / shares for own in seconds["explain"]]
+    parts = [item / shares for item in seconds["explain"]]
     cost = quotients(parts, seconds["forward"])
     return {
         "forward_ms": 1e3 * statistics.median(seconds["forward"]),

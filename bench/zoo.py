@@ -70,16 +70,16 @@ def run(only: str | None, seconds: float) -> None:
     todo = [entry for entry in entries() if only is None or f"{entry.library}/{entry.family}".startswith(only)]
     for number, entry in enumerate(todo):
         same = {"library": entry.library, "family": entry.family, "model": entry.model}
-        own = [row for row in known if all(row[name] == value for name, value in same.items())]
-        known = [row for row in known if row not in own]
-        done = set() if only else {row["explainer"] for row in own}
+        actual = [row for row in known if all(row[name] == value for name, value in same.items())]
+        known = [row for row in known if row not in actual]
+        done = set() if only else {row["explainer"] for row in actual}
         missing = [name for name in EXPLAINERS if name not in done]
         if missing:
             print(f"{number + 1}/{len(todo)} {entry.library}/{entry.family}", end=" ", flush=True)
-            found = _in_a_process(f"{entry.library}/{entry.family}/{entry.model}", missing, seconds)
-            own = [row for row in own if row["explainer"] in done] + [{**same, **row} for row in found]
-            print(dict(Counter(row["verdict"] for row in own)), flush=True)
-        known += own
+            result = _in_a_process(f"{entry.library}/{entry.family}/{entry.model}", missing, seconds)
+            actual = [row for row in actual if row["explainer"] in done] + [{**same, **row} for row in result]
+            print(dict(Counter(row["verdict"] for row in actual)), flush=True)
+        known += actual
         write(known)
 
 
@@ -94,12 +94,12 @@ def _in_a_process(place: str, explainers: list[str], seconds: float) -> list[dic
     except subprocess.TimeoutExpired:
         process.kill()
         out, errors = process.communicate()
-    found = [json.loads(line.removeprefix("VERDICT ")) for line in out.splitlines() if line.startswith("VERDICT ")]
+    result = [json.loads(line.removeprefix("VERDICT ")) for line in out.splitlines() if line.startswith("VERDICT ")]
     if process.returncode not in (0, -9):
         reason = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-        left = [name for name in explainers if name not in {row["explainer"] for row in found}]
-        found.append({"explainer": left[0], "verdict": "failed", "reason": reason[:200]})
-    return found
+        left = [name for name in explainers if name not in {row["explainer"] for row in result}]
+        result.append({"explainer": left[0], "verdict": "failed", "reason": reason[:200]})
+    return result
 
 
 def table() -> None:
@@ -110,12 +110,12 @@ def table() -> None:
     for row in rows:
         by_model[row["library"], row["family"], row["model"]].append(row)
     lines = ["| library | family | model | served | not applicable | refused or failed |", "|---|---|---|---|---|---|"]
-    for (library, family, model), own in sorted(by_model.items()):
+    for (library, family, model), item in sorted(by_model.items()):
         sorts = defaultdict(list)
-        for row in own:
+        for row in item:
             sorts[row["verdict"]].append(row["explainer"])
         trouble = defaultdict(list)
-        for row in own:
+        for row in item:
             if row["verdict"] not in ("served", "not applicable"):
                 text = f"{row['verdict']}: {row['reason']}".replace("|", "\\|").replace("<", "&lt;")
                 trouble[reasons.setdefault(text, len(reasons) + 1)].append(row["explainer"])

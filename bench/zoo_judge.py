@@ -119,8 +119,8 @@ def _explained(name: str, model: nn.Module, images: Tensor, target: Any) -> tupl
         alone = explain(images[1:], take_targets(target, len(images), torch.tensor([1])))
         reason = _differs(alone, whole, slice(1, 2), "the row alone")
         if not reason and name in ACCELERATED:
-            again = explain(images, target, accelerate=True)
-            reason = _differs(again, whole, slice(None), "accelerated")
+            repeated = explain(images, target, accelerate=True)
+            reason = _differs(repeated, whole, slice(None), "accelerated")
     except Exception as error:  # as above
         return "failed", f"alone or accelerated, {type(error).__name__}: {_line(error)}"
     if not reason and name == "saliency":
@@ -137,9 +137,9 @@ def _refusal(name: str, message: str) -> tuple[str, str]:
     return ("not applicable" if any(one and word in message for one, word in foreign) else "refused"), message
 
 
-def _differs(found: Explanation, expected: Explanation, rows: slice, what: str) -> str:
+def _differs(result: Explanation, expected: Explanation, rows: slice, what: str) -> str:
     for field in ("signed_map", "attribution", "heatmap"):
-        ours, theirs = getattr(found, field, None), getattr(expected, field, None)
+        ours, theirs = getattr(result, field, None), getattr(expected, field, None)
         if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
             if ours.shape != theirs[rows].shape:
                 return f"{what}: {field} {list(ours.shape)} instead of {list(theirs[rows].shape)}"
@@ -148,7 +148,7 @@ def _differs(found: Explanation, expected: Explanation, rows: slice, what: str) 
     return ""
 
 
-def _off_autograd(found: Explanation, model: nn.Module, images: Tensor, target: Any) -> str:
+def _off_autograd(result: Explanation, model: nn.Module, images: Tensor, target: Any) -> str:
     leaf = images.clone().requires_grad_()
     with torch.enable_grad():
         output = copy.deepcopy(model)(leaf)
@@ -156,9 +156,9 @@ def _off_autograd(found: Explanation, model: nn.Module, images: Tensor, target: 
             score = target(output)
         else:
             logits = logits_in(output)
-            score = logits.reshape(len(images), -1).gather(1, found.target[:, None])
+            score = logits.reshape(len(images), -1).gather(1, result.target[:, None])
         (gradient,) = torch.autograd.grad(score.sum(), leaf)
-    off = float((found.attribution - gradient).abs().max() / gradient.abs().max().clamp_min(1e-300))
+    off = float((result.attribution - gradient).abs().max() / gradient.abs().max().clamp_min(1e-300))
     return f"differs from autograd by {off:.1e} of the largest" if off > 1e-7 else ""
 
 

@@ -67,9 +67,9 @@ def strongest(model: nn.Module, images: Tensor, **settings: Any) -> DetectionTar
     """Returns the strongest detection of each of the first two images as a target."""
     with torch.no_grad():
         read = {"size": settings.get("size"), "activation": settings.get("activation", "softmax")}
-        found = detections_in(model(images[:2]), **read, classes=settings.get("n_classes"))
+        result = detections_in(model(images[:2]), **read, classes=settings.get("n_classes"))
     boxes, classes = [], []
-    for one in found:
+    for one in result:
         best = int(one.probabilities.amax(1).argmax())
         low, high = one.boxes[best].view(2, 2)
         boxes.append(torch.cat([low, torch.maximum(high, low + 1)]).detach())
@@ -84,7 +84,7 @@ def count_timm() -> None:
     """Writes the smallest model of every module of timm, counted on the meta device, which takes ten minutes."""
     import timm
 
-    found = {}
+    result = {}
     for module in sorted(timm.list_modules()):
         sizes = []
         for name in timm.list_models(module=module):
@@ -95,8 +95,8 @@ def count_timm() -> None:
                     continue
             sizes.append((sum(parameter.numel() for parameter in model.parameters()), name))
         if sizes:
-            found[module] = min(sizes)[1]
-    COUNTED.write_text(json.dumps(found, indent=0) + "\n")
+            result[module] = min(sizes)[1]
+    COUNTED.write_text(json.dumps(result, indent=0) + "\n")
 
 
 def _timm() -> Iterator[Entry]:

@@ -55,7 +55,7 @@ def test_traced_windows_lie_on_the_map():
 
 
 def test_a_call_that_was_undone_has_its_work_to_do_again():
-    call = next(own for own in small_calls() if own.op == "response_argmax")
+    call = next(item for item in small_calls() if item.op == "response_argmax")
     arguments = call.arguments()
     before = arguments[2].clone()
     call.kernel("reference")(*arguments)
@@ -81,7 +81,7 @@ def test_calls_take_turns(part):
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
     seconds = part("turns").take_turns(Benchmark(), calls, 3, settled=1, before=lambda: order.append("-"))
     assert "".join(order) == "-a-b" * 4
-    assert {name: len(own) for name, own in seconds.items()} == {"a": 3, "b": 3}
+    assert {name: len(item) for name, item in seconds.items()} == {"a": 3, "b": 3}
 
 
 def test_what_is_above_its_goal_falls_short(part):
@@ -108,9 +108,9 @@ def test_the_last_of_rows_that_measure_the_same_is_kept(part, tmp_path, monkeypa
     row = {"network": "a", "batch": 1, "who": "captum", "model_mib": 1.0}
     measured.append("cpu_memory", [row | {"increment_mib": 5.0}, row | {"network": "b", "increment_mib": 6.0}])
     measured.append("cpu_memory", [row | {"increment_mib": 7.0}])
-    found = measured.read("cpu_memory", "network", "batch", "who")
-    assert [(own["network"], own["increment_mib"]) for own in found] == [("b", "6.0"), ("a", "7.0")]
-    assert found[0]["threads"] == str(torch.get_num_threads())
+    result = measured.read("cpu_memory", "network", "batch", "who")
+    assert [(item["network"], item["increment_mib"]) for item in result] == [("b", "6.0"), ("a", "7.0")]
+    assert result[0]["threads"] == str(torch.get_num_threads())
 
 
 def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
@@ -121,8 +121,8 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     report.DOCUMENT.write_text(f"by hand\n\n{report.BEGIN}\n\nstale\n\n{report.END}\n\nbelow\n")
     cost = {"forward_ms": 2.0, "explain_ms": 4.0, "forwards": 2.0, "low": 1.5, "high": 2.5, "rounds": 3}
     cost |= {"network": "vgg16", "batch": 8, "method": "saliency"}
-    kept = cost | {"freed": "kept"}
-    measured.append("cpu", [kept | {"backend": "cpp"}, kept | {"backend": "captum", "forwards": 3.0}])
+    saved = cost | {"freed": "kept"}
+    measured.append("cpu", [saved | {"backend": "cpp"}, saved | {"backend": "captum", "forwards": 3.0}])
     measured.append("cpu", [cost | {"freed": "given back", "backend": "cpp", "forwards": 4.0}])
     axes = [cost | {"axis": axis, "value": value, "backend": "cpp"} for axis in report.AXES for value in (1, 2)]
     measured.append("cpu_growth", [*axes, axes[-1] | {"backend": "NumPy loop", "explain_ms": 84.0}])

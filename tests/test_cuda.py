@@ -111,8 +111,8 @@ def on_device(model, images):
 
 
 def tensors_of(explanation):
-    found = {name: value for name, value in vars(explanation).items() if isinstance(value, torch.Tensor)}
-    return found | {f"points {n}": own for n, own in enumerate(explanation.points or ())}
+    result = {name: value for name, value in vars(explanation).items() if isinstance(value, torch.Tensor)}
+    return result | {f"points {n}": item for n, item in enumerate(explanation.points or ())}
 
 
 def assert_on_device(explanation):
@@ -121,27 +121,29 @@ def assert_on_device(explanation):
         assert tensor.device.type == torch.device(DEVICE).type, name
 
 
-def assert_same(found, expected, rtol):
+def assert_same(result, expected, rtol):
     """Everything in two explanations; numbers up to `rtol` of the largest, positions and classes exactly."""
-    found, expected = tensors_of(found), tensors_of(expected)
-    assert found.keys() == expected.keys()
+    result, expected = tensors_of(result), tensors_of(expected)
+    assert result.keys() == expected.keys()
     for name, other in expected.items():
-        own = found[name].cpu()
-        assert (own.shape, own.dtype) == (other.shape, other.dtype), name
+        actual = result[name].cpu()
+        assert (actual.shape, actual.dtype) == (other.shape, other.dtype), name
         if other.is_floating_point():
             scale = float(other.abs().max()) if other.numel() else 0
-            torch.testing.assert_close(own, other, rtol=0, atol=rtol * scale, msg=lambda text, of=name: f"{of}: {text}")
+            torch.testing.assert_close(
+                actual, other, rtol=0, atol=rtol * scale, msg=lambda text, of=name: f"{of}: {text}"
+            )
         else:
-            assert torch.equal(own, other), name
+            assert torch.equal(actual, other), name
 
 
 @every_method
 def test_equals_the_cpu(method, kernels):
     model, images = build()
-    found = explain(method, *on_device(model, images))
-    assert_on_device(found)
+    result = explain(method, *on_device(model, images))
+    assert_on_device(result)
     # Heat maps are float32 whatever the model's precision.
-    assert_same(found, explain(method, model, images), rtol=1e-6)
+    assert_same(result, explain(method, model, images), rtol=1e-6)
 
 
 @every_method
@@ -150,27 +152,27 @@ def test_equals_the_cpu_for_targets(method, target):
     if method == "eigen-cam":
         pytest.skip("knows no classes")
     model, images = build()
-    found = explain(method, *on_device(model, images), target=target)
-    assert_on_device(found)
-    assert_same(found, explain(method, model, images, target=target), rtol=1e-6)
+    result = explain(method, *on_device(model, images), target=target)
+    assert_on_device(result)
+    assert_same(result, explain(method, model, images, target=target), rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["saliency", "deconvnet", "guided-backprop", "eigen-cam", "clear", "grad-cam"])
 def test_equals_the_cpu_in_float32(method, kernels):
     model, images = build(torch.float32)
-    found, expected = explain(method, *on_device(model, images)), explain(method, model, images)
+    result, expected = explain(method, *on_device(model, images)), explain(method, model, images)
     scale = float(expected.heatmap.max())
-    torch.testing.assert_close(found.heatmap.cpu(), expected.heatmap, rtol=0, atol=1e-3 * scale)
+    torch.testing.assert_close(result.heatmap.cpu(), expected.heatmap, rtol=0, atol=1e-3 * scale)
 
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=case_id)
 def test_half_precision_in_channels_last(method, dtype, kernels):
     model, images = on_device(*build(dtype, torch.channels_last))
-    found = explain(method, model.to(memory_format=torch.channels_last), images)
-    assert_on_device(found)
-    assert found.heatmap.dtype == torch.float32
-    assert found.heatmap.isfinite().all()
+    result = explain(method, model.to(memory_format=torch.channels_last), images)
+    assert_on_device(result)
+    assert result.heatmap.dtype == torch.float32
+    assert result.heatmap.isfinite().all()
 
 
 @every_method
@@ -187,9 +189,9 @@ def test_memory_formats_give_the_same(method, kernels):
 def test_under_autocast(method, kernels):
     model, images = on_device(*build(torch.float32))
     with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
-        found = explain(method, model, images)
-    assert_on_device(found)
-    assert found.heatmap.isfinite().all()
+        result = explain(method, model, images)
+    assert_on_device(result)
+    assert result.heatmap.isfinite().all()
 
 
 @every_method
@@ -218,12 +220,12 @@ def test_on_another_stream(method, kernels):
     model, images = on_device(*build())
     expected = explain(method, model, images).to("cpu")
     with _another_stream():
-        own = torch.zeros_like(images)
+        actual = torch.zeros_like(images)
         if REAL:
             torch.cuda._sleep(20_000_000)
-        own.copy_(images)  # whoever does not wait for this stream explains a black image
-        found = explain(method, model, own).to("cpu")
-    assert_same(found, expected, rtol=1e-6)
+        actual.copy_(images)  # whoever does not wait for this stream explains a black image
+        result = explain(method, model, actual).to("cpu")
+    assert_same(result, expected, rtol=1e-6)
 
 
 def test_two_threads_with_a_stream_each():
@@ -251,12 +253,12 @@ def test_two_threads_with_a_stream_each():
 @every_method
 def test_the_model_is_as_it_was(method):
     model, images = on_device(*build(torch.float32))
-    before = {name: own.clone() for name, own in model.state_dict().items()}
+    before = {name: item.clone() for name, item in model.state_dict().items()}
     state = torch.cuda.get_rng_state() if REAL else torch.get_rng_state()
     given = images.clone()
     explain(method, model, images)
     assert torch.equal(images, given)
-    assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
+    assert all(torch.equal(item, before[name]) for name, item in model.state_dict().items())
     assert torch.equal(torch.cuda.get_rng_state() if REAL else torch.get_rng_state(), state)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
@@ -267,12 +269,12 @@ def test_results_can_be_looked_at(method):
     if not (REAL and importlib.util.find_spec("cupyx")):
         pytest.importorskip("scipy")
     model, images = on_device(*build(torch.float32))
-    found = explain(method, model, images)
-    assert found.boxes().device == found.heatmap.device
-    assert found.peak().device == found.heatmap.device
-    assert found.overlay().shape == (len(found), 3, 16, 16)
-    assert torch.from_dlpack(found).data_ptr() == found.heatmap.data_ptr()
-    assert found.numpy().shape == found.heatmap.shape
+    result = explain(method, model, images)
+    assert result.boxes().device == result.heatmap.device
+    assert result.peak().device == result.heatmap.device
+    assert result.overlay().shape == (len(result), 3, 16, 16)
+    assert torch.from_dlpack(result).data_ptr() == result.heatmap.data_ptr()
+    assert result.numpy().shape == result.heatmap.shape
 
 
 def test_a_replay_on_the_device():
@@ -311,10 +313,10 @@ def test_a_step_waits_for_nothing(step, kernels):
         warnings.simplefilter("ignore")  # that this way of looking is a prototype
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = STEPS[step](*given)
+            result = STEPS[step](*given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 @on_a_real_device
@@ -360,10 +362,10 @@ def test_a_trace_equals_the_cpu(variant, kernels):
     expected = trace(model, images, classes, variant)
     assert len(expected)
     with marking():
-        found = trace(*on_device(model, images), classes.to(DEVICE), variant)
-    assert found.device.type == torch.device(DEVICE).type
-    assert pixels_of(found) == pixels_of(expected)
-    assert len(found) >= len(expected)
+        result = trace(*on_device(model, images), classes.to(DEVICE), variant)
+    assert result.device.type == torch.device(DEVICE).type
+    assert pixels_of(result) == pixels_of(expected)
+    assert len(result) >= len(expected)
 
 
 @on_a_real_device
@@ -377,10 +379,10 @@ def test_a_trace_waits_for_nothing(variant, kernels):
         warnings.simplefilter("ignore")  # that this way of looking is a prototype
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = trace(*given)
+            result = trace(*given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
 
 
 @on_a_real_device
@@ -450,11 +452,11 @@ def test_graphs_of_given_targets(method, target):
 def test_graphs_of_two_shapes_take_turns(method):
     """They share memory; results that were handed out must not lie in it."""
     model, images = on_device(*build())
-    fast, kept = accelerated(method, model), []
+    fast, saved = accelerated(method, model), []
     for batch in (images, images[:1], images.flip(0), -images[:1], -images, images[1:]):
-        kept.append((fast(batch), explain(method, model, batch)))
-    for found, expected in kept:
-        assert_same(found.to("cpu"), expected.to("cpu"), rtol=1e-6)
+        saved.append((fast(batch), explain(method, model, batch)))
+    for result, expected in saved:
+        assert_same(result.to("cpu"), expected.to("cpu"), rtol=1e-6)
     assert graphs_of(fast) >= 2
 
 
@@ -480,16 +482,16 @@ def test_graphs_on_two_streams(method):
     fast = accelerated(method, model)
     for _ in range(2):
         fast(images)
-    found = []
+    result = []
     for batch in (images, -images):
         with _another_stream():
-            own = torch.zeros_like(batch)
-            own.copy_(batch)
-            found.append(fast(own))
+            item = torch.zeros_like(batch)
+            item.copy_(batch)
+            result.append(fast(item))
     if REAL:
         torch.cuda.synchronize()
-    for own, other in zip(found, expected, strict=True):
-        assert_same(own.to("cpu"), other, rtol=1e-6)
+    for item, other in zip(result, expected, strict=True):
+        assert_same(item.to("cpu"), other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["guided-backprop", "grad-cam", "fgvis"])
@@ -533,9 +535,9 @@ def test_a_long_game_is_the_same(settings):
     # The games of a chaotic descent part in the end where roundings differ.
     near = {"rtol": 0, "atol": 1e-4}
     for explainer in (METHODS["fgvis"](there, **settings), METHODS["fgvis"](there, **settings).accelerate()):
-        found = explainer(images)
-        assert torch.equal(found.iterations.cpu(), expected.iterations)
-        torch.testing.assert_close(found.mask.cpu(), expected.mask, **near)
+        result = explainer(images)
+        assert torch.equal(result.iterations.cpu(), expected.iterations)
+        torch.testing.assert_close(result.mask.cpu(), expected.mask, **near)
 
 
 @on_a_real_device
@@ -545,10 +547,10 @@ def test_half_precision_graphs(method):
     fast = accelerated(method, model.to(memory_format=torch.channels_last))
     first = fast(images)
     for _ in range(2):
-        again = fast(images)
+        repeated = fast(images)
     assert graphs_of(fast)
     scale = float(first.heatmap.abs().max())
-    torch.testing.assert_close(again.heatmap, first.heatmap, rtol=0, atol=0.05 * scale)
+    torch.testing.assert_close(repeated.heatmap, first.heatmap, rtol=0, atol=0.05 * scale)
 
 
 @on_a_real_device
@@ -557,9 +559,9 @@ def test_under_autocast_nothing_is_a_graph():
     fast = accelerated("saliency", model)
     with torch.autocast("cuda", torch.bfloat16):
         for _ in range(3):
-            found = fast(images)
+            result = fast(images)
     assert graphs_of(fast) == 0
-    assert found.heatmap.isfinite().all()
+    assert result.heatmap.isfinite().all()
 
 
 @on_a_real_device
@@ -574,14 +576,14 @@ def test_a_capture_that_fails_is_said_and_gone_on_without(monkeypatch):
         tape.result.sum().item()  # which a graph cannot
         return tape
 
-    told = []
+    output = []
     monkeypatch.setattr(fast, "record", reads)
-    monkeypatch.setattr(cuda_graphs.logger, "warning", lambda text, *args: told.append(text % args))
+    monkeypatch.setattr(cuda_graphs.logger, "warning", lambda text, *args: output.append(text % args))
     stream = torch.cuda.current_stream()
     for batch in (images, -images):
         assert_same(fast(batch).to("cpu"), explain("saliency", model, batch).to("cpu"), rtol=1e-6)
-    (told,) = [message for message in told if "graph" in message]
-    assert told.startswith("accelerate: goes on without CUDA graphs, capturing one failed (")
+    (output,) = [message for message in output if "graph" in message]
+    assert output.startswith("accelerate: goes on without CUDA graphs, capturing one failed (")
     assert torch.cuda.current_stream() == stream
 
 
@@ -616,6 +618,6 @@ def test_on_a_device_that_is_not_the_current_one(method):
     there = f"cuda:{torch.cuda.device_count() - 1}"
     copy = Small().eval().to(there, images.dtype)
     copy.load_state_dict(model.state_dict())
-    found = explain(method, copy, images.to(there))
-    assert str(found.heatmap.device) == there
-    assert_same(found.to("cpu"), explain(method, model, images), rtol=1e-6)
+    result = explain(method, copy, images.to(there))
+    assert str(result.heatmap.device) == there
+    assert_same(result.to("cpu"), explain(method, model, images), rtol=1e-6)

@@ -105,8 +105,8 @@ WORSE = {
 @pytest.mark.parametrize("name", WORSE)
 def test_what_is_worse_is_said(check, kernel, name):
     change, words = WORSE[name]
-    (said,) = check.faults([replace(kernel, **change)], [kernel])
-    assert words in said
+    (message,) = check.faults([replace(kernel, **change)], [kernel])
+    assert words in message
     assert check.faults([kernel], [kernel]) == []
 
 
@@ -121,8 +121,8 @@ def test_more_registers_alone_are_no_fault(check, kernel):
 
 
 def test_of_variants_the_worst_counts(check, kernel):
-    (own,) = check.worst([replace(kernel, variants=1), replace(kernel, variants=1, local=4, occupancy=0.5)])
-    assert (own.variants, own.local, own.occupancy) == (2, 4, 0.5)
+    (actual,) = check.worst([replace(kernel, variants=1), replace(kernel, variants=1, local=4, occupancy=0.5)])
+    assert (actual.variants, actual.local, actual.occupancy) == (2, 4, 0.5)
 
 
 def test_a_table_is_read_as_it_was_written(check, kernel, tmp_path):
@@ -131,4 +131,4 @@ def test_a_table_is_read_as_it_was_written(check, kernel, tmp_path):
 
 
 def test_the_table_has_every_capability(check):
-    assert {own.capability for own in check.read()} == set(check.MULTIPROCESSORS)
+    assert {item.capability for item in check.read()} == set(check.MULTIPROCESSORS)

@@ -35,8 +35,8 @@ def test_scenes_have_the_stated_shapes_and_ranges(scenes):
 
 
 def test_scenes_depend_on_seed_and_split_alone(scenes):
-    again = make_scenes(96, seed=11)
-    for first, second in zip(scenes, again, strict=True):
+    repeated = make_scenes(96, seed=11)
+    for first, second in zip(scenes, repeated, strict=True):
         assert torch.equal(first, second)
     fewer = make_scenes(70, seed=11)
     assert torch.equal(fewer.boxes, scenes.boxes[:70])
@@ -57,9 +57,9 @@ def test_scenes_leave_the_global_random_state_alone():
 def test_a_default_device_does_not_matter(scenes):
     painter._digits.cache_clear()
     with torch.device("meta"):
-        again = make_scenes(96, seed=11)
+        repeated = make_scenes(96, seed=11)
         network = load()
-    assert torch.equal(again.images, scenes.images)
+    assert torch.equal(repeated.images, scenes.images)
     assert {value.device.type for value in network.state_dict().values()} == {"cpu"}
 
 

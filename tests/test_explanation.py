@@ -94,11 +94,11 @@ def test_rows_can_be_taken(explanation):
 def test_rows_can_be_named_in_every_way(explanation, rows, targets):
     explanation.outputs = ["logits", "values", "probabilities"]
     places = [[2, 0, 7].index(target) for target in targets]
-    found = explanation[rows]
-    assert found.target.tolist() == targets
-    assert torch.equal(found.heatmap, explanation.heatmap[places])
-    assert [own.tolist() for own in found.points] == [explanation.points[place].tolist() for place in places]
-    assert found.outputs == [explanation.outputs[place] for place in places]
+    result = explanation[rows]
+    assert result.target.tolist() == targets
+    assert torch.equal(result.heatmap, explanation.heatmap[places])
+    assert [item.tolist() for item in result.points] == [explanation.points[place].tolist() for place in places]
+    assert result.outputs == [explanation.outputs[place] for place in places]
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_plot_on_axes(explanation):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     figure, axes = pyplot.subplots(1, 3)
     assert explanation.plot(ax=axes, title="mine") is axes
-    assert [own.get_title() for own in axes] == ["mine: bird 90%", "mine: cat 25%", "mine: class 7 50%"]
-    assert all(len(own.images) == 1 for own in axes)
+    assert [item.get_title() for item in axes] == ["mine: bird 90%", "mine: cat 25%", "mine: class 7 50%"]
+    assert all(len(item.images) == 1 for item in axes)
     whole = figure.add_subplot()
     assert explanation.plot(ax=whole) is whole
     with pytest.raises(InputError, match="ax must be one for all or one for each of 3 images, got 2"):

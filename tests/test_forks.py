@@ -78,16 +78,16 @@ def test_a_child_explains_while_a_thread_of_the_parent_does(accelerated):
 
 def test_a_lock_is_free_in_a_child_unless_the_thread_that_forked_holds_it():
     lock, other = ForkSafeLock(), ForkSafeLock()
-    taken, done = threading.Event(), threading.Event()
+    used, done = threading.Event(), threading.Event()
 
     def hold():
         with other:
-            taken.set()
+            used.set()
             done.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    taken.wait(60)
+    used.wait(60)
 
     def check():
         with other, other:
@@ -134,10 +134,10 @@ def test_a_module_that_another_thread_imports_can_be_imported_in_a_child(tmp_pat
 def test_a_kernel_of_numba_runs_in_a_child():
     numba = pytest.importorskip("pyfast_xai.kernels.numba")
     guarded = numba.one_thread(lambda: True)
-    taken, done = threading.Event(), threading.Event()
-    thread = threading.Thread(target=numba.one_thread(lambda: (taken.set(), done.wait(60))))
+    used, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=numba.one_thread(lambda: (used.set(), done.wait(60))))
     thread.start()
-    taken.wait(60)
+    used.wait(60)
     try:
         assert in_a_child(guarded)
     finally:

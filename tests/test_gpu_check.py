@@ -43,17 +43,17 @@ def rehearsal(tmp_path_factory):
 
 def test_a_rehearsal_runs_every_step(rehearsal):
     printed, out = rehearsal
-    found = json.loads((out / "gpu.json").read_text())
-    states = {step["name"]: step["state"] for step in found["steps"]}
+    result = json.loads((out / "gpu.json").read_text())
+    states = {step["name"]: step["state"] for step in result["steps"]}
     assert list(states) == [
         *("tests, triton: max_pool", "tests, explainers: equal the CPU"),
         *("kernels", "explainers, resnet50", "small calls"),
     ]
     without_triton = {"unavailable"} if importlib.util.find_spec("triton") is None else set()
     assert set(states.values()) <= {"done"} | without_triton
-    assert found["rehearsal"] is True
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["goals"] == []
+    assert result["rehearsal"] is True
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["goals"] == []
     assert "kernels" in printed
     assert {path.name for path in out.iterdir()} == {"gpu.json", "gpu.csv", "gpu.log"}
 
@@ -74,12 +74,12 @@ def test_a_rehearsal_measures_every_op_and_some_explainers(rehearsal):
 
 def test_the_table_has_the_rows_of_the_json(rehearsal):
     _, out = rehearsal
-    found = json.loads((out / "gpu.json").read_text())
+    result = json.loads((out / "gpu.json").read_text())
     with (out / "gpu.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["name"] for row in table] == [row["name"] for row in found["rows"]]
-    assert {row["commit"] for row in table} == {found["commit"]}
-    assert {row["date"] for row in table} == {found["date"]}
+    assert [row["name"] for row in table] == [row["name"] for row in result["rows"]]
+    assert {row["commit"] for row in table} == {result["commit"]}
+    assert {row["date"] for row in table} == {result["date"]}
     assert all(float(row["median_ms"]) > 0 for row in table)
 
 
@@ -152,15 +152,15 @@ def measured(**row):
 
 
 def goal(part, rows, name):
-    return next(own for own in part("goals").goals(rows) if own.name == name)
+    return next(item for item in part("goals").goals(rows) if item.name == name)
 
 
 def test_goals_nobody_measured_are_neither_reached_nor_missed(part):
-    assert all(own.value is None and own.reached is None for own in part("goals").goals([]))
+    assert all(item.value is None and item.reached is None for item in part("goals").goals([]))
 
 
 def test_a_goal_goes_by_its_worst_row(part):
-    rows = [measured(kind="op", name="relu_forward", backend="triton", share=own) for own in (0.95, 0.84, 0.9)]
+    rows = [measured(kind="op", name="relu_forward", backend="triton", share=item) for item in (0.95, 0.84, 0.9)]
     assert (goal(part, rows, "relu_forward").value, goal(part, rows, "relu_forward").reached) == (0.84, False)
     rows += [measured(kind="op", name="relu_forward", backend="reference", share=0.1)]
     assert goal(part, [*rows[:1], *rows[2:]], "relu_forward").reached is True
@@ -270,6 +270,6 @@ def test_stand_ins_have_the_layers_of_torchvision(part):
     models = pytest.importorskip("torchvision.models")
     for name in part("architectures").NETWORKS:
         with torch.device("meta"):
-            own, other = part("architectures").HERE[name](), models.get_model(name, weights=None)
-        shapes = [sorted(tuple(p.shape) for p in model.parameters()) for model in (own, other)]
+            actual, other = part("architectures").HERE[name](), models.get_model(name, weights=None)
+        shapes = [sorted(tuple(p.shape) for p in model.parameters()) for model in (actual, other)]
         assert shapes[0] == shapes[1]

@@ -219,8 +219,8 @@ def test_folders_and_patterns(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
 
-    def names(*given):
-        return [str(path) for path in find_images(given)]
+    def names(*options):
+        return [str(path) for path in find_images(options)]
 
     assert names(".") == ["a.jpg", "b.PNG", "sub/c.tiff", "x[1].png"]
     assert names("*.jpg", "sub") == ["a.jpg", "sub/c.tiff"]
@@ -245,17 +245,17 @@ def test_preprocess_equals_torchvision(picture):
         image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
         for crop, resize in ((224, 256), (224, 224), (299, 342)):
             expected = transforms.ImageClassification(crop_size=crop, resize_size=resize)(image)
-            seen, shown = Preprocess(crop, resize)(image)
-            torch.testing.assert_close(seen, expected, atol=1e-6, rtol=0)
+            recorded, shown = Preprocess(crop, resize)(image)
+            torch.testing.assert_close(recorded, expected, atol=1e-6, rtol=0)
             assert shown.shape == (3, crop, crop)
             assert 0 <= shown.min() <= shown.max() <= 1
 
 
 def test_preprocess_of_one_channel_and_of_a_rectangle(picture):
-    seen, shown = Preprocess((20, 44), mean=(0.0,), std=(1.0,), crop="squash")(picture)
-    assert seen.shape == (1, 20, 44)
+    recorded, shown = Preprocess((20, 44), mean=(0.0,), std=(1.0,), crop="squash")(picture)
+    assert recorded.shape == (1, 20, 44)
     assert shown.shape == (3, 20, 44)
-    assert seen[0, 2, 2] == pytest.approx(0.299, abs=1e-3)
+    assert recorded[0, 2, 2] == pytest.approx(0.299, abs=1e-3)
 
 
 @pytest.mark.parametrize("crop", ["center", "squash"])
@@ -269,13 +269,13 @@ def test_places_on_the_input_are_found_on_the_picture(size, crop):
         radius = max(3, min(size) // 25)
         image = Image.new("RGB", size)
         image.paste(WHITE, (column - radius, row - radius, column + radius + 1, row + radius + 1))
-        seen = preprocess(image)[1].mean(0)
-        peak = seen.flatten().argmax()
+        recorded = preprocess(image)[1].mean(0)
+        peak = recorded.flatten().argmax()
         point = torch.stack([peak // 48, peak % 48])[None]
         back = preprocess.points_in(point, size)[0]
         pixel = max((right - left) / 48, (bottom - top) / 48)
         assert (back - torch.tensor([row, column])).abs().max() <= radius + pixel
-        lit = (seen > seen.max() / 2).nonzero()
+        lit = (recorded > recorded.max() / 2).nonzero()
         box = torch.cat([lit.amin(0).flip(0), lit.amax(0).flip(0)])[None].float()
         expected = torch.tensor([column - radius, row - radius, column + radius, row + radius])
         assert (preprocess.boxes_in(box, size)[0] - expected).abs().max() <= pixel + 1
@@ -327,10 +327,10 @@ def test_far_ends_do_not_matter(monkeypatch, width, height, preprocess):
 
 def test_enlarged_view_shows_the_same_crop(picture):
     for preprocess in (Preprocess(24, 28), Preprocess(24, crop="squash"), Preprocess(40, 20)):
-        once, larger = preprocess.shown(picture), preprocess.shown(picture, 4)
-        assert larger.shape == (3, 4 * once.shape[1], 4 * once.shape[2])
+        single, larger = preprocess.shown(picture), preprocess.shown(picture, 4)
+        assert larger.shape == (3, 4 * single.shape[1], 4 * single.shape[2])
         small = torch.nn.functional.avg_pool2d(larger[None], 4)[0]
-        assert (small - once).abs().mean() < 0.05
+        assert (small - single).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -353,17 +353,17 @@ def test_bad_settings(settings, message):
 def test_boxes_seen_undo_boxes_in(crop, size):
     preprocess = Preprocess(size=(24, 32), resize=None if crop == "squash" else 40, crop=crop)
     whole = torch.tensor([[0.0, 0, 31, 23]])
-    seen = preprocess.visible_boxes(preprocess.boxes_in(whole, size), size)
+    recorded = preprocess.visible_boxes(preprocess.boxes_in(whole, size), size)
     # The picture's pixels that the window touches reach beyond it, and are cut again.
-    assert torch.allclose(seen, whole, atol=1e-4)
+    assert torch.allclose(recorded, whole, atol=1e-4)
     inner = torch.tensor([[0.0, 0, size[0] - 1, size[1] - 1], [-9.0, -9, -5, -5]])
     assert preprocess.visible_boxes(inner, size).shape == (1, 4)
 
 
 def test_boxes_seen_in_a_squashed_picture_are_scaled():
-    seen = Preprocess(size=(10, 20), crop="squash").visible_boxes(torch.tensor([[4.0, 5, 7, 9]]), (40, 50))
+    recorded = Preprocess(size=(10, 20), crop="squash").visible_boxes(torch.tensor([[4.0, 5, 7, 9]]), (40, 50))
     # Edges 4..8 and 5..10 of 40 x 50, on 20 x 10.
-    assert torch.allclose(seen, torch.tensor([[2.0, 1, 3, 1]]))
+    assert torch.allclose(recorded, torch.tensor([[2.0, 1, 3, 1]]))
 
 
 def forms(picture):
@@ -386,20 +386,20 @@ def forms(picture):
 )
 def test_a_picture_is_taken_in_every_form(tmp_path, picture, form):
     picture.save(tmp_path / "a.png")
-    given = {**forms(picture), "path": tmp_path / "a.png", "text path": str(tmp_path / "a.png")}[form]
-    loaded = load_image(given)
+    options = {**forms(picture), "path": tmp_path / "a.png", "text path": str(tmp_path / "a.png")}[form]
+    loaded = load_image(options)
     assert (loaded.mode, loaded.size) == ("RGB", picture.size)
     assert np.array_equal(np.array(loaded), np.array(picture))
     preprocess = Preprocess(24)
     expected = preprocess(picture)
-    for found in (preprocess(given), [part[0] for part in preprocess.batch(given)]):
-        assert all(torch.equal(own, other) for own, other in zip(found, expected, strict=True))
+    for result in (preprocess(options), [part[0] for part in preprocess.batch(options)]):
+        assert all(torch.equal(item, other) for item, other in zip(result, expected, strict=True))
 
 
 def test_grey_pixels_become_colours():
     values = np.arange(30, dtype=np.uint8).reshape(5, 6)
-    for given in (values, values[..., None], values[None]):
-        assert np.array_equal(np.array(load_image(given)), np.repeat(values[..., None], 3, 2))
+    for options in (values, values[..., None], values[None]):
+        assert np.array_equal(np.array(load_image(options)), np.repeat(values[..., None], 3, 2))
     assert np.array(load_image(np.ones((5, 6), bool))).min() == 255
 
 
@@ -408,8 +408,8 @@ def test_an_open_picture_is_turned_upright_once(tmp_path, picture):
     exif[0x0112] = 6
     picture.transpose(Image.Transpose(2)).save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as opened:
-        once = load_image(opened)
-    assert np.array_equal(np.array(load_image(once)), np.array(picture))
+        single = load_image(opened)
+    assert np.array_equal(np.array(load_image(single)), np.array(picture))
 
 
 def test_several_pictures_become_a_batch(picture):

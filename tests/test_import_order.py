@@ -44,16 +44,16 @@ LEVELS = {
 
 
 def test_no_module_imports_upwards():
-    seen = set()
+    recorded = set()
     for path in ROOT.rglob("*.py"):
         room = path.relative_to(ROOT).parts[0].removesuffix(".py")
         if room == "__init__":
             continue
-        seen.add(room)
+        recorded.add(room)
         for other in imported(path):
             if other != room and other in LEVELS:
                 assert LEVELS[other] < LEVELS[room], f"{path.relative_to(ROOT)} imports {other}"
-    assert seen <= set(LEVELS), f"rooms without a level: {seen - set(LEVELS)}"
+    assert recorded <= set(LEVELS), f"rooms without a level: {recorded - set(LEVELS)}"
 
 
 def test_readings_know_no_method():

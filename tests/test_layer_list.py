@@ -12,16 +12,16 @@ def model():
 
 
 def test_every_layer_with_a_map_is_listed(model):
-    found = layers(model, torch.rand(2, 3, 16, 12))
-    assert [(one.name, one.shape, one.grid) for one in found] == [
+    result = layers(model, torch.rand(2, 3, 16, 12))
+    assert [(one.name, one.shape, one.grid) for one in result] == [
         ("0.0", (4, 8, 6), (8, 6)),
         ("0.1", (4, 8, 6), (8, 6)),
         ("0.2", (6, 8, 6), (8, 6)),
         ("0", (6, 8, 6), (8, 6)),
     ]
-    assert "0.3" in found[-1].other_names
-    assert "grad-cam" in found[-1].auto_of
-    lines = repr(found).splitlines()
+    assert "0.3" in result[-1].other_names
+    assert "grad-cam" in result[-1].auto_of
+    lines = repr(result).splitlines()
     assert lines[0].split() == ["layer", "activation", "map", "auto", "of"]
     assert lines[-1].split()[:6] == ["0", "6", "x", "8", "x", "6"]
 
@@ -29,15 +29,15 @@ def test_every_layer_with_a_map_is_listed(model):
 @pytest.mark.parametrize("explainer", [GradCAM, EigenCAM])
 def test_explainers_take_the_names_and_auto_is_the_one_that_is_said(explainer):
     model, images = demo.load(), torch.rand(1, 3, 96, 96)
-    found = layers(model, images)
-    automatic = [one for one in found if explainer.method in one.auto_of]
+    result = layers(model, images)
+    automatic = [one for one in result if explainer.method in one.auto_of]
     assert len(automatic) == 1
     for name in (automatic[0].name, *automatic[0].other_names):
         maps = [explainer(model, layer=layer)(images).signed_map for layer in (name, "auto")]
         assert torch.equal(*maps)
-    for one in found[::6]:
+    for one in result[::6]:
         assert explainer(model, layer=one.name)(images).signed_map.shape[1:] == one.grid
-    assert set().union(*(one.auto_of for one in found)) <= set(METHODS)
+    assert set().union(*(one.auto_of for one in result)) <= set(METHODS)
 
 
 def test_operations_are_listed_where_they_are_asked_for():
@@ -60,8 +60,8 @@ def test_operations_are_listed_where_they_are_asked_for():
 def test_a_module_that_runs_twice_has_two_names():
     shared = nn.Conv2d(3, 3, 3, padding=1)
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(192, 2)).eval()
-    found = layers(model, torch.rand(1, 3, 8, 8))
-    assert [one.name for one in found if one.name.startswith("0")] == ["0@0", "0@1"]
+    result = layers(model, torch.rand(1, 3, 8, 8))
+    assert [one.name for one in result if one.name.startswith("0")] == ["0@0", "0@1"]
 
 
 def test_what_does_not_fit_is_said(model):

@@ -34,9 +34,9 @@ def random_points(count, size, seed=0, spread=None):
 @pytest.mark.parametrize(("radius", "share"), [(0.10, 0.05), (0.03, 0.02), (0.5, 0.4), (1.0, 0.9), (0.001, 0.01)])
 def test_outliers_equal_brute_force(size, radius, share):
     batch = [random_points(n, size, n, spread) for n, spread in ((1, None), (20, 9), (300, 12), (700, None))]
-    found = localize.remove_outliers(batch, size, radius, share)
-    for points, kept in zip(batch, found, strict=True):
-        assert torch.equal(kept, kept_by_the_text(points, size, radius, share))
+    result = localize.remove_outliers(batch, size, radius, share)
+    for points, saved in zip(batch, result, strict=True):
+        assert torch.equal(saved, kept_by_the_text(points, size, radius, share))
 
 
 def test_outliers_are_cut_strictly_on_both_sides():
@@ -65,10 +65,10 @@ def test_outliers_of_many_points_on_a_large_picture():
     # All pairs would be 10^10 distances.
     size = (2848, 4288)
     points = torch.cat([random_points(99_000, size, 1, 200), random_points(1_000, size, 2)])
-    kept = localize.remove_outliers([points], size)[0]
-    some = kept[:: len(kept) // 50].double()
+    saved = localize.remove_outliers([points], size)[0]
+    some = saved[:: len(saved) // 50].double()
     near = (torch.cdist(some, points.double()) < 0.1 * math.hypot(*size)).sum(1)
-    assert 99_000 <= len(kept) < 100_000
+    assert 99_000 <= len(saved) < 100_000
     assert (near > 5_000).all()
 
 
@@ -86,8 +86,8 @@ def test_hull_of_points():
 def test_segment_equals_scikit_image(size, threshold):
     maps = torch.rand(6, *size).pow(8)
     boxes = localize.largest_segment(maps, threshold)
-    for own, box in zip(maps, boxes, strict=True):
-        mask = (own >= own.min() + threshold * (own.max() - own.min())).numpy()
+    for item, box in zip(maps, boxes, strict=True):
+        mask = (item >= item.min() + threshold * (item.max() - item.min())).numpy()
         regions = regionprops(label(mask, connectivity=2))
         most = max(region.area for region in regions)
         # The first of equals in reading order.
@@ -121,8 +121,8 @@ def test_maps_without_evidence_have_no_box():
     assert localize.largest_segment(maps[:0]).shape == (0, 4)
 
 
-def several_by_scikit_image(own, threshold, least):
-    mask = (own >= own.min() + threshold * (own.max() - own.min())).numpy()
+def several_by_scikit_image(actual, threshold, least):
+    mask = (actual >= actual.min() + threshold * (actual.max() - actual.min())).numpy()
     regions = sorted(regionprops(label(mask, connectivity=2)), key=lambda r: (-r.area, r.coords.tolist()))
     boxes = [r.bbox for r in regions if r.area >= least * regions[0].area]
     return [[x1, y1, x2 - 1, y2 - 1] for y1, x1, y2, x2 in boxes]
@@ -133,12 +133,12 @@ def several_by_scikit_image(own, threshold, least):
 def test_several_segments_equal_scikit_image(threshold, least):
     maps = torch.rand(5, 23, 31).pow(8)
     maps[3] = 1
-    found = localize.segment_boxes(maps, threshold, least)
-    assert found[3].shape == (0, 4)
+    result = localize.segment_boxes(maps, threshold, least)
+    assert result[3].shape == (0, 4)
     for n in (0, 1, 2, 4):
-        assert found[n].tolist() == several_by_scikit_image(maps[n], threshold, least)
+        assert result[n].tolist() == several_by_scikit_image(maps[n], threshold, least)
     largest = localize.largest_segment(maps, threshold)
-    assert torch.equal(torch.stack([found[n][0] for n in (0, 1, 2, 4)]), largest[[0, 1, 2, 4]])
+    assert torch.equal(torch.stack([result[n][0] for n in (0, 1, 2, 4)]), largest[[0, 1, 2, 4]])
 
 
 def test_several_segments_of_no_maps():
@@ -173,10 +173,10 @@ def test_mass_box_equals_a_loop(cut, power):
     maps[2, :, :9] = maps[2, 20:] = 0
     maps[3] *= 1e30
     maps[4] *= 1e-30
-    found = localize.mass_box(maps, cut, power)
-    assert found.dtype == torch.float32
-    for own, box in zip(maps, found, strict=True):
-        assert box.tolist() == mass_box_by_loops(own / own.max(), cut, power)
+    result = localize.mass_box(maps, cut, power)
+    assert result.dtype == torch.float32
+    for item, box in zip(maps, result, strict=True):
+        assert box.tolist() == mass_box_by_loops(item / item.max(), cut, power)
 
 
 def test_mass_box_mirrors_with_its_map():
@@ -259,27 +259,27 @@ class OnDevice(torch.Tensor):
 @pytest.fixture
 def cupy(monkeypatch):
     """What `localize` uses of CuPy, on the CPU, and an account of how it was used."""
-    seen = SimpleNamespace(entered=[], given=[], masks=[], structures=[])
+    recorded = SimpleNamespace(entered=[], given=[], masks=[], structures=[])
 
     @contextlib.contextmanager
     def entering(kind, name):
-        seen.entered.append((kind, name))
+        recorded.entered.append((kind, name))
         yield
-        seen.entered.remove((kind, name))
+        recorded.entered.remove((kind, name))
 
     def from_dlpack(tensor):
-        seen.given.append(tensor.data_ptr())
+        recorded.given.append(tensor.data_ptr())
         return np.from_dlpack(torch.Tensor(tensor).as_subclass(torch.Tensor))
 
     def label(input, structure=None, output=None):
         # cupyx 14 returns a new array and a number; its structure may be any nested list of three to a side.
         assert isinstance(input, np.ndarray)
         assert output is None
-        assert seen.entered == [("device", None), ("stream", 77)]
-        seen.masks.append(input)
-        seen.structures.append(np.array(structure, dtype=bool))
-        found, count = ndimage.label(input, structure=structure)
-        return found.astype(np.int32), count
+        assert recorded.entered == [("device", None), ("stream", 77)]
+        recorded.masks.append(input)
+        recorded.structures.append(np.array(structure, dtype=bool))
+        result, count = ndimage.label(input, structure=structure)
+        return result.astype(np.int32), count
 
     modules = {name: ModuleType(name) for name in ("cupy", "cupyx", "cupyx.scipy", "cupyx.scipy.ndimage")}
     for name, module in modules.items():
@@ -295,16 +295,16 @@ def cupy(monkeypatch):
     # The stream of the mask's device, which need not be the current one.
     streams = {torch.device("cpu"): SimpleNamespace(cuda_stream=77)}
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device])
-    return seen
+    return recorded
 
 
 def test_segments_by_cupy(cupy):
     mask = torch.rand(5, 9, 13) > 0.6
-    own = mask.as_subclass(OnDevice)
-    found = localize.segments(own)
+    actual = mask.as_subclass(OnDevice)
+    result = localize.segments(actual)
     expected = localize.segments(mask)
-    assert found.dtype == torch.int64
-    assert torch.equal(found.as_subclass(torch.Tensor), expected)
+    assert result.dtype == torch.int64
+    assert torch.equal(result.as_subclass(torch.Tensor), expected)
     # Pixels touch at corners, within a map only.
     assert cupy.structures[0].astype(int).tolist() == [[[0] * 3] * 3, [[1] * 3] * 3, [[0] * 3] * 3]
     assert len(cupy.structures) == 1
@@ -332,10 +332,10 @@ def test_segments_by_cupy_on_a_device():
     mask[2] = False
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        found = localize.segments(mask.cuda())
-    assert found.is_cuda
+        result = localize.segments(mask.cuda())
+    assert result.is_cuda
     # Segments are numbered in reading order by both.
-    assert torch.equal(found.cpu(), localize.segments(mask))
+    assert torch.equal(result.cpu(), localize.segments(mask))
 
 
 @pytest.mark.cuda
@@ -360,11 +360,11 @@ def test_iou_counts_pixels():
 
     corners = torch.randint(0, 10, (40, 2, 2))
     boxes = torch.cat([corners[:, 0], corners[:, 0] + corners[:, 1]], 1)
-    found = localize.iou(boxes[:, None], boxes[None].float())
+    result = localize.iou(boxes[:, None], boxes[None].float())
     for i, a in enumerate(boxes.tolist()):
         for j, b in enumerate(boxes.tolist()):
             expected = (pixels(a) & pixels(b)).sum() / (pixels(a) | pixels(b)).sum()
-            assert found[i, j] == pytest.approx(float(expected))
+            assert result[i, j] == pytest.approx(float(expected))
 
 
 def test_iou_of_no_box_is_zero():

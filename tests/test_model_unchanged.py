@@ -34,28 +34,28 @@ PROCESS_HOOKS = [name for name, value in vars(process_wide).items() if name.star
 
 def photograph(model, *inputs):
     """All that an explainer could have changed."""
-    found = {}
-    for name, own in model.named_modules():
-        found[name, "training"] = own.training
-        found[name, "attributes"] = sorted(vars(own))
-        found[name, "class"] = (type(own), own.forward)
+    result = {}
+    for name, item in model.named_modules():
+        result[name, "training"] = item.training
+        result[name, "attributes"] = sorted(vars(item))
+        result[name, "class"] = (type(item), item.forward)
         for hooks in HOOKS:
-            found[name, hooks] = dict(getattr(own, hooks))
+            result[name, hooks] = dict(getattr(item, hooks))
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        found[name] = (id(tensor), digest(tensor))
-        found[name, "grad"] = None if tensor.grad is None else (id(tensor.grad), digest(tensor.grad))
-        found[name, "autograd hooks"] = dict(tensor._backward_hooks or {})
+        result[name] = (id(tensor), digest(tensor))
+        result[name, "grad"] = None if tensor.grad is None else (id(tensor.grad), digest(tensor.grad))
+        result[name, "autograd hooks"] = dict(tensor._backward_hooks or {})
     for hooks in PROCESS_HOOKS:
         value = getattr(process_wide, hooks)
-        found[hooks] = dict(value) if hasattr(value, "keys") else value
+        result[hooks] = dict(value) if hasattr(value, "keys") else value
     for i, tensor in enumerate(inputs):
-        found["input", i] = digest(tensor)
-    found["random numbers"] = torch.get_rng_state().tolist()
-    found["fast path"] = torch.backends.mha.get_fastpath_enabled()
-    found["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
-    found["dispatch modes"] = torch._C._len_torch_dispatch_stack()
-    found["default dtype"] = torch.get_default_dtype()
-    return found
+        result["input", i] = digest(tensor)
+    result["random numbers"] = torch.get_rng_state().tolist()
+    result["fast path"] = torch.backends.mha.get_fastpath_enabled()
+    result["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+    result["dispatch modes"] = torch._C._len_torch_dispatch_stack()
+    result["default dtype"] = torch.get_default_dtype()
+    return result
 
 
 def versions(model, *inputs):
@@ -172,8 +172,8 @@ def build(method, kind=Small, dtype=torch.float32, memory_format=torch.contiguou
     # A step of training leaves gradients.
     probe = copy.deepcopy(model)
     probe(images.clone()).float().square().sum().backward()
-    for own, other in zip(model.parameters(), probe.parameters(), strict=True):
-        own.grad = other.grad
+    for item, other in zip(model.parameters(), probe.parameters(), strict=True):
+        item.grad = other.grad
     next(iter(model.parameters())).grad = None
     return model, images
 
@@ -230,7 +230,7 @@ def test_a_photograph_shows_what_the_model_itself_does(method, kind):
     before = photograph(model, images)
     with torch.no_grad():
         model(images)
-    changed = {name for name, own in photograph(model, images).items() if own != before[name]}
+    changed = {name for name, item in photograph(model, images).items() if item != before[name]}
     assert (
         changed
         == {
@@ -250,10 +250,12 @@ def test_a_photograph_shows_what_the_model_itself_does(method, kind):
 def test_the_model_is_as_it_was_after_an_exception(method, kind, where):
     model, images = build(method, kind)
     layers = []  # those that run
-    with process_wide.register_module_forward_hook(lambda own, inputs, output: layers.append(own)):
+    with process_wide.register_module_forward_hook(lambda item, inputs, output: layers.append(item)):
         copied = copy.deepcopy(model)
         copied(images.clone())
-    names = [name for own in layers for name, other in copied.named_modules() if other is own and not [*own.children()]]
+    names = [
+        name for item in layers for name, other in copied.named_modules() if other is item and not [*item.children()]
+    ]
     layer = model.get_submodule({"first": names[0], "middle": names[len(names) // 2], "last": names[-1]}[where])
     if where == "last" and method == "eigen-cam":
         pytest.skip("its forward stops before")
@@ -368,15 +370,15 @@ def test_a_result_can_be_trained_on_whatever_the_mode_it_was_made_in(method, mod
 @every_method
 def test_hooks_of_the_user_stay_and_see_every_forward(method):
     model, images = build(method)
-    seen = []
-    handle = model.conv2.register_forward_hook(lambda own, inputs, output: seen.append(output.shape))
-    everywhere = process_wide.register_module_forward_hook(lambda own, inputs, output: None)
+    recorded = []
+    handle = model.conv2.register_forward_hook(lambda actual, inputs, output: recorded.append(output.shape))
+    everywhere = process_wide.register_module_forward_hook(lambda actual, inputs, output: None)
     try:
         explain_and_compare(method, model, images)
     finally:
         handle.remove()
         everywhere.remove()
-    assert seen
+    assert recorded
 
 
 @every_method
@@ -412,8 +414,8 @@ def test_an_input_that_is_a_view_of_something_larger(method):
 def test_two_threads_at_once(method):
     """Each with a model of its own and one that both share."""
     shared, images = build(method)
-    own = [build(method, Encoder)[0], build(method, WritesToItsBuffer)[0]]
-    models = [shared, *own]
+    actual = [build(method, Encoder)[0], build(method, WritesToItsBuffer)[0]]
+    models = [shared, *actual]
     everything = nn.ModuleList(models).eval()
     before = photograph(everything, images)
     expected = [explainer(method, model)(images).heatmap for model in models]
@@ -448,7 +450,7 @@ def test_every_explainer_is_among_the_methods():
     """So that one that is written tomorrow is tested here."""
 
     def below(kind):
-        return {kind, *(found for child in kind.__subclasses__() for found in below(child))}
+        return {kind, *(result for child in kind.__subclasses__() for result in below(child))}
 
     # The baselines of `evaluation` look at no model.
     ours = {k for k in below(Explainer) if k.__module__.startswith("pyfast_xai.explainers.") and "method" in vars(k)}
@@ -484,8 +486,8 @@ def test_an_exported_program_is_explained(method):
     # It has no modules, by which Eigen-CAM would choose a layer.
     names = {"eigen-cam": ("conv2d_1", "conv2")}.get(method)
     settings = [{"layer": name} for name in names] if names else [{}, {}]
-    found, expected = (
-        explainer(method, own, **setting)(images).heatmap
-        for own, setting in zip((program, model), settings, strict=True)
+    result, expected = (
+        explainer(method, item, **setting)(images).heatmap
+        for item, setting in zip((program, model), settings, strict=True)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)

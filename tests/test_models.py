@@ -171,43 +171,43 @@ def test_counters_that_old_files_lack(tmp_path):
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 @pytest.mark.parametrize("heads", [True, False])
 def test_auxiliary_heads_are_dropped(tmp_path, name, heads):
-    own = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=heads, num_classes=3)
-    torch.save(own.state_dict(), tmp_path / "weights.pt")
+    actual = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=heads, num_classes=3)
+    torch.save(actual.state_dict(), tmp_path / "weights.pt")
     loaded = load_model(f"torchvision/{name}", tmp_path / "weights.pt", 3).model
     images = torch.rand(1, 3, 128, 128)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(images), own.eval()(images))
+        torch.testing.assert_close(loaded(images), actual.eval()(images))
     assert not [key for key in loaded.state_dict() if key.lower().startswith("aux")]
 
 
 def test_published_googlenet_transforms_its_input(tmp_path):
-    own = torchvision.models.googlenet(weights=None, init_weights=False, aux_logits=True)
+    actual = torchvision.models.googlenet(weights=None, init_weights=False, aux_logits=True)
     published = torchvision.models.GoogLeNet_Weights.DEFAULT.url.rsplit("/", 1)[1]
     for name, transforms in ((published, True), ("own.pth", False)):
-        torch.save(own.state_dict(), tmp_path / name)
+        torch.save(actual.state_dict(), tmp_path / name)
         assert load_model("torchvision/googlenet", tmp_path / name).model.transform_input is transforms
 
 
 def test_densenet_file_with_the_old_names(tmp_path):
-    own = torchvision.models.densenet121(weights=None, num_classes=2)
-    old = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): t for key, t in own.state_dict().items()}
-    assert old.keys() != own.state_dict().keys()
+    actual = torchvision.models.densenet121(weights=None, num_classes=2)
+    old = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): t for key, t in actual.state_dict().items()}
+    assert old.keys() != actual.state_dict().keys()
     torch.save(old, tmp_path / "old.pth")
-    assert same(load_model("torchvision/densenet121", tmp_path / "old.pth", 2).model, own)
+    assert same(load_model("torchvision/densenet121", tmp_path / "old.pth", 2).model, actual)
 
 
 def test_named_weights_are_fetched_as_tensors_only(monkeypatch, network):
-    asked = []
+    requests = []
 
     def fetch(self, **settings):
-        asked.append((self.name, settings))
+        requests.append((self.name, settings))
         return torchvision.models.squeezenet1_1(weights=None).state_dict()
 
     monkeypatch.setattr(torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", fetch)
     for name in ("DEFAULT", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.IMAGENET1K_V1"):
         assert len(load_model(SMALL, name).labels) == 1000
-    assert {name for name, _ in asked} == {"IMAGENET1K_V1"}
-    assert all(settings["weights_only"] and settings["check_hash"] for _, settings in asked)
+    assert {name for name, _ in requests} == {"IMAGENET1K_V1"}
+    assert all(settings["weights_only"] and settings["check_hash"] for _, settings in requests)
 
 
 def test_detector_fetches_no_backbone(monkeypatch):
@@ -239,9 +239,9 @@ def test_callable_of_a_module(module, tmp_path):
     assert not loaded.model.training
     assert loaded.name == "own_networks:small"
     assert sys.path == before
-    own = nn.Conv2d(3, 2, 3)
-    save_file(own.state_dict(), tmp_path / "own.safetensors")
-    assert same(load_model(f"{module}:small", "own.safetensors").model, own)
+    actual = nn.Conv2d(3, 2, 3)
+    save_file(actual.state_dict(), tmp_path / "own.safetensors")
+    assert same(load_model(f"{module}:small", "own.safetensors").model, actual)
     assert isinstance(load_model(f"{module}:ready").model, nn.Linear)
 
 

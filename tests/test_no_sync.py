@@ -228,8 +228,8 @@ def test_what_a_step_starts_from_reads_no_number(without_reading):
     model, images, classes = arrange(Residual, device)
     with context():
         tape = record(model, images, policy=GradientRules())
-        for given in (None, classes, classes + 99):
-            seeds = output_gradients_without_sync(tape, given)
+        for options in (None, classes, classes + 99):
+            seeds = output_gradients_without_sync(tape, options)
             assert seeds.grads[tape.outputs].shape == (seeds.target.shape[1], 2, 5)
 
 

@@ -43,7 +43,7 @@ def test_all_errors_have_one_base():
     from pyfast_xai.compat import captum, torchcam  # noqa: F401
 
     def below(kind):
-        return {kind, *(own for child in kind.__subclasses__() for own in below(child))}
+        return {kind, *(item for child in kind.__subclasses__() for item in below(child))}
 
     errors = {
         kind
@@ -77,12 +77,12 @@ def test_type_checkers_see_what_is_public(tmp_path):
     (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = True\nfollow_imports = silent\n")
     where = ["--config-file", "mypy.ini", "--cache-dir", str(tmp_path / "cache")]
     command = [sys.executable, "-m", "mypy", *where, "right.py", "names.py", "wrong.py"]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
-    assert "right.py" not in told
-    assert told.count("Revealed type") == len(pyfast_xai.__all__)
-    assert '"Any"' not in told
-    assert 'wrong.py:4: error: Unexpected keyword argument "layers"' in told
-    assert "wrong.py:4: error: Argument" in told
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert "right.py" not in output
+    assert output.count("Revealed type") == len(pyfast_xai.__all__)
+    assert '"Any"' not in output
+    assert 'wrong.py:4: error: Unexpected keyword argument "layers"' in output
+    assert "wrong.py:4: error: Argument" in output
 
 
 def test_pyright_sees_what_is_public(tmp_path):

@@ -61,18 +61,18 @@ def test_eigen_cam_equals_numpy_on_real_activations(case, method):
     maps = explainer(images[:8]).signed_map
     (name,) = explainer.names(explainer.record(images[:1]))
     activations = explainer.record(images[:8], until=name).reached
-    for own, activation in zip(maps, activations, strict=True):
+    for item, activation in zip(maps, activations, strict=True):
         matrix = activation.double().flatten(1).T.numpy()
         left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
-        expected = (left[:, 0] * singular[0]).reshape(own.shape)
+        expected = (left[:, 0] * singular[0]).reshape(item.shape)
         expected = expected * np.sign(expected.sum())
-        assert np.abs(own.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+        assert np.abs(item.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("method", [CNNFixations, EigenCAM, CAM, GradCAM, ExcitationBackprop])
 def test_most_peaks_lie_on_the_object(case, method):
     model, images, boxes = case
-    hits = [inside(peak, own) for peak, own in zip(method(model)(images).peak().tolist(), boxes, strict=True)]
+    hits = [inside(peak, item) for peak, item in zip(method(model)(images).peak().tolist(), boxes, strict=True)]
     # 75 to 91 % on 600 pictures; four standard errors of a share of 24 pictures below the least.
     assert np.mean(hits) > 0.4
 
@@ -83,8 +83,8 @@ def test_backends_trace_the_same_points(case):
     by_backend = []
     for name in ("reference", "numba"):
         with backend(name):
-            by_backend.append([{tuple(p) for p in own.tolist()} for own in explainer(images[:4]).points])
-    by_backend.append([{tuple(p) for p in own.tolist()} for own in explainer(images[:4]).points])
+            by_backend.append([{tuple(p) for p in item.tolist()} for item in explainer(images[:4]).points])
+    by_backend.append([{tuple(p) for p in item.tolist()} for item in explainer(images[:4]).points])
     for first, *others in zip(*by_backend, strict=True):
         for other in others:
             # Sums in another order may turn a near tie.
@@ -99,8 +99,8 @@ def test_absent_points_may_stay_in_the_lists(case, variant):
     left_out = explainer(images[:4])
     with marking():
         marked = explainer(images[:4])
-    assert any(len(own) for own in marked.points)
-    assert [own.tolist() for own in marked.points] == [own.tolist() for own in left_out.points]
+    assert any(len(item) for item in marked.points)
+    assert [item.tolist() for item in marked.points] == [item.tolist() for item in left_out.points]
     assert torch.equal(marked.heatmap, left_out.heatmap)
 
 

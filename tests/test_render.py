@@ -22,9 +22,9 @@ def test_images_within_range_are_shown_as_they_are(photo):
 def test_normalised_images_are_stretched_one_by_one(photo):
     shown = render.for_display(torch.cat([photo, (photo - 0.5) / 0.2]))
     assert torch.equal(shown[:2], photo)
-    for own, image in zip(shown[2:], photo, strict=True):
-        assert (own.min(), own.max()) == (0, 1)
-        torch.testing.assert_close(own, (image - image.min()) / (image.max() - image.min()))
+    for item, image in zip(shown[2:], photo, strict=True):
+        assert (item.min(), item.max()) == (0, 1)
+        torch.testing.assert_close(item, (image - image.min()) / (image.max() - image.min()))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
@@ -200,8 +200,8 @@ def test_contact_sheet_shows_every_image():
     sheet = render.montage([cells[:3], cells[3:]], labels=["first", "second"], titles=[["a", "b", "c"], ["d", "e"]])
     pixels = np.array(sheet).reshape(-1, 3)
     for colour in colours:
-        found = (np.abs(pixels / 255 - colour.numpy()).max(1) < 0.02).sum()
-        assert found == pytest.approx(192 * 144, rel=0.02)
+        result = (np.abs(pixels / 255 - colour.numpy()).max(1) < 0.02).sum()
+        assert result == pytest.approx(192 * 144, rel=0.02)
     assert render.montage([cells[:1]]).size < sheet.size
     assert render.montage([], labels=[], titles=[]).size[0] >= 1
 
@@ -262,7 +262,7 @@ def test_signed_maps_keep_their_zero(photo):
 def test_keys_are_drawn_below_the_sheet():
     image = torch.zeros(3, 32, 32)
     keys = [render.Key("more", colormap="gray", low="less"), render.Key("box", color=(1, 0, 0))]
-    plain, keyed = (render.montage([[image, image]], side=128, keys=own) for own in ([], keys))
+    plain, keyed = (render.montage([[image, image]], side=128, keys=item) for item in ([], keys))
     added = np.array(keyed)[plain.height :].astype(int)
     greys = {int(value) for value in np.unique(added[(added.max(2) == added.min(2))])}
     assert len(greys) > 60  # the scale
@@ -280,7 +280,7 @@ def test_headings_and_legends_take_room_of_their_own():
     # Letters are as large below one picture as below another.
     pixels = np.array(sheet)
     for legend in legends:
-        own = np.array(legend)
-        height, width = own.shape[:2]
+        actual = np.array(legend)
+        height, width = actual.shape[:2]
         places = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 1], (height, width))
-        assert (places == own[:, :, 1]).all((2, 3)).any()
+        assert (places == actual[:, :, 1]).all((2, 3)).any()

@@ -82,8 +82,8 @@ def test_threads_get_what_one_after_the_other_would(method):
     alone = [METHODS[method](model)(images) for images in inputs]
     explained = Explained(model, METHODS[method](model))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(explained, inputs))
-    for images, (logits, explanation), expected in zip(inputs, found, alone, strict=True):
+        result = list(pool.map(explained, inputs))
+    for images, (logits, explanation), expected in zip(inputs, result, alone, strict=True):
         assert torch.equal(logits, model(images))
         assert torch.equal(explanation.heatmap, expected.heatmap)
 
@@ -105,7 +105,7 @@ def test_the_model_stays_as_it_is():
     explained(batch(2))
     with pytest.raises(InputError):
         explained(batch(2)[0])
-    assert all(torch.equal(before[name], own) for name, own in model.state_dict().items())
+    assert all(torch.equal(before[name], item) for name, item in model.state_dict().items())
     assert {name: dict(vars(m)) for name, m in model.named_modules()} == attributes
     assert explained.model is model
     assert not explained.training
@@ -166,15 +166,15 @@ def test_a_server_answers_with_class_box_and_overlay(client):
     client, loaded = client
     answer = client.post("/explain", files={"image": ("a.png", encoded(), "image/png")})
     assert answer.status_code == 200
-    told = answer.json()
-    seen, _ = loaded.preprocess(Image.open(io.BytesIO(encoded())).convert("RGB"))
-    shares = loaded.model(seen[None]).detach().softmax(1)[0]
-    assert told["class"] == loaded.labels[int(shares.argmax())]
-    assert told["score"] == pytest.approx(float(shares.max()), abs=1e-5)
-    x1, y1, x2, y2 = told["box"]
+    output = answer.json()
+    recorded, _ = loaded.preprocess(Image.open(io.BytesIO(encoded())).convert("RGB"))
+    shares = loaded.model(recorded[None]).detach().softmax(1)[0]
+    assert output["class"] == loaded.labels[int(shares.argmax())]
+    assert output["score"] == pytest.approx(float(shares.max()), abs=1e-5)
+    x1, y1, x2, y2 = output["box"]
     assert 0 <= x1 <= x2 < 40
     assert 0 <= y1 <= y2 < 32
-    overlay = Image.open(io.BytesIO(base64.b64decode(told["overlay"])))
+    overlay = Image.open(io.BytesIO(base64.b64decode(output["overlay"])))
     assert (overlay.format, overlay.size) == ("PNG", (24, 24))
 
 
@@ -208,12 +208,12 @@ def test_a_pipeline_tells_why():
     pictures = [Image.open(io.BytesIO(encoded(size))).convert("RGB") for size in ((40, 32), (64, 64), (30, 50))]
     plain = transformers.ImageClassificationPipeline(model=pipeline.model, image_processor=module.processor())
     for batch_size in (1, 2):
-        found = pipeline(pictures, top_k=2, batch_size=batch_size)
+        result = pipeline(pictures, top_k=2, batch_size=batch_size)
         expected = plain(pictures, top_k=2)
-        assert len(found) == 3
-        for own, other, picture in zip(found, expected, pictures, strict=True):
-            assert [c["label"] for c in own["classes"]] == [c["label"] for c in other]
-            assert [c["score"] for c in own["classes"]] == pytest.approx([c["score"] for c in other], abs=1e-5)
-            assert own["overlay"].size == picture.size or own["overlay"].size == (64, 64)
-            assert own["heatmap"].shape == (64, 64)
-            assert float(own["heatmap"].max()) > 0
+        assert len(result) == 3
+        for item, other, picture in zip(result, expected, pictures, strict=True):
+            assert [c["label"] for c in item["classes"]] == [c["label"] for c in other]
+            assert [c["score"] for c in item["classes"]] == pytest.approx([c["score"] for c in other], abs=1e-5)
+            assert item["overlay"].size == picture.size or item["overlay"].size == (64, 64)
+            assert item["heatmap"].shape == (64, 64)
+            assert float(item["heatmap"].max()) > 0

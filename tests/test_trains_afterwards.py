@@ -120,12 +120,12 @@ def images_of():
     return torch.rand(2, 3, 16, 16)
 
 
-def tensors_within(thing, seen=None):
+def tensors_within(thing, recorded=None):
     """Every tensor that a model holds, however deep."""
-    seen = {} if seen is None else seen
-    if id(thing) in seen:
+    recorded = {} if recorded is None else recorded
+    if id(thing) in recorded:
         return []
-    seen[id(thing)] = thing
+    recorded[id(thing)] = thing
     if isinstance(thing, torch.Tensor):
         return [thing]
     if isinstance(thing, dict):
@@ -134,7 +134,7 @@ def tensors_within(thing, seen=None):
         parts = list(thing)
     else:
         parts = [vars(thing)] if hasattr(thing, "__dict__") and not isinstance(thing, type) else []
-    return [tensor for part in parts for tensor in tensors_within(part, seen)]
+    return [tensor for part in parts for tensor in tensors_within(part, recorded)]
 
 
 def fails_in_the_middle(model, images):
@@ -179,14 +179,14 @@ LAYERED = {
 def step(model, images):
     """Gradients of an evaluation-mode forward, and of a step of training after it."""
     leaf = images.clone().requires_grad_()
-    found = [*torch.autograd.grad(output_of(model(leaf)).sum(), leaf)]
+    result = [*torch.autograd.grad(output_of(model(leaf)).sum(), leaf)]
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
     output_of(model(images)).sum().backward()
-    found += [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    result += [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     optimizer.step()
     model.eval()
-    return found
+    return result
 
 
 def explain_and_train(model, images, way):
@@ -195,8 +195,8 @@ def explain_and_train(model, images, way):
         untouched(images)  # a forward that is none of ours
     way(model, images)
     assert not [tensor for tensor in tensors_within(model) if tensor.is_inference()]
-    for found, expected in zip(step(model, images), step(untouched, images), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for result, expected in zip(step(model, images), step(untouched, images), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", [*WAYS, *LAYERED])

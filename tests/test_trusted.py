@@ -124,9 +124,9 @@ def files(tmp_path_factory):
 
 
 def explain(model, method, **settings):
-    taken = inspect.signature(METHODS[method]).parameters
-    given = {key: value for key, value in {"progress": lambda *_: None, "n_steps": 4}.items() if key in taken}
-    return METHODS[method](model, **{**given, **settings})(IMAGES, None if method == "eigen-cam" else 2)
+    used = inspect.signature(METHODS[method]).parameters
+    options = {key: value for key, value in {"progress": lambda *_: None, "n_steps": 4}.items() if key in used}
+    return METHODS[method](model, **{**options, **settings})(IMAGES, None if method == "eigen-cam" else 2)
 
 
 def same(a, b):
@@ -205,9 +205,9 @@ def test_without_trust_nothing_is_loaded(files, kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", SAVED)
 def test_weights_of_a_trusted_file(files, kind):
-    state, own = read_weights(files[kind], trust=True), made().state_dict()
-    assert state.keys() == own.keys()
-    assert all(torch.equal(state[key], tensor) for key, tensor in own.items())
+    state, actual = read_weights(files[kind], trust=True), made().state_dict()
+    assert state.keys() == actual.keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in actual.items())
 
 
 def test_checkpoint_with_more_than_tensors(tmp_path, monkeypatch):
@@ -294,8 +294,8 @@ def test_what_cannot_be_explained_is_refused(tmp_path, save, message):
 def test_pickle_of_a_class_that_is_not_here(tmp_path, monkeypatch):
     (tmp_path / "own_classes.py").write_text("import torch\nclass Own(torch.nn.Linear): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    own = __import__("own_classes")
-    torch.save(own.Own(3, 2), tmp_path / "net.pt")
+    actual = __import__("own_classes")
+    torch.save(actual.Own(3, 2), tmp_path / "net.pt")
     monkeypatch.undo()
     monkeypatch.delitem(__import__("sys").modules, "own_classes")
     with pytest.raises(InputError, match="got ModuleNotFoundError: No module named 'own_classes'"):

@@ -77,11 +77,11 @@ def test_outputs_and_gradients_are_the_models_own(name):
     classifier = ZeroShotClassifier(model, TEXTS if name == "open_clip" else {"input_ids": TEXTS})
     assert not classifier.training
     torch.testing.assert_close(classifier(images), similarities(images), rtol=0, atol=1e-12)
-    found = Saliency(classifier)(images, [[2, 0]] * 2)
+    result = Saliency(classifier)(images, [[2, 0]] * 2)
     leaf = images.clone().requires_grad_()
     expected = [torch.autograd.grad(similarities(leaf)[:, k].sum(), leaf)[0] for k in (2, 0)]
     expected = torch.stack(expected, 1).flatten(0, 1)
-    torch.testing.assert_close(found.attribution, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+    torch.testing.assert_close(result.attribution, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -93,18 +93,18 @@ def test_replay_gives_the_output_bit_for_bit(network):
 def test_an_accelerated_model_gives_the_output_up_to_rounding(network, caplog):
     model, images = network
     exact = copy.deepcopy(model).double()
-    given = images.flip(3) + 0.5
-    expected = exact(given.double())
+    options = images.flip(3) + 0.5
+    expected = exact(options.double())
     largest = float(expected.abs().max())
 
-    difference = (ReplayedModel(exact).record(given.double()).result - expected).abs().max()
+    difference = (ReplayedModel(exact).record(options.double()).result - expected).abs().max()
     assert difference <= 1e-11 * largest
 
     # Some of these networks amplify rounding: as far from the truth as the model itself is, within a small factor. One
     # call may be lucky, so that it counts how far the model is at several images that are the same but for rounding.
     layouts = (torch.contiguous_format, torch.channels_last)
     drawn = torch.Generator().manual_seed(0)
-    near = [given, *(given * (1 + torch.randn(given.shape, generator=drawn) * 2**-24) for _ in range(3))]
+    near = [options, *(options * (1 + torch.randn(options.shape, generator=drawn) * 2**-24) for _ in range(3))]
     rounding = max(
         float((model(image.contiguous(memory_format=layout)).double() - exact(image.double())).abs().max())
         for image in near
@@ -113,8 +113,8 @@ def test_an_accelerated_model_gives_the_output_up_to_rounding(network, caplog):
     accelerated = ReplayedModel(model)
     accelerated.record(images)
     for layout in layouts:
-        found = accelerated.record(given.contiguous(memory_format=layout)).result.double()
-        assert (found - expected).abs().max() <= 5 * max(rounding, 1e-6 * largest)
+        result = accelerated.record(options.contiguous(memory_format=layout)).result.double()
+        assert (result - expected).abs().max() <= 5 * max(rounding, 1e-6 * largest)
     assert not caplog.messages
 
 
@@ -186,10 +186,10 @@ def test_attributions_are_finite(network, method):
 @pytest.mark.parametrize("game", ["deletion", "generation"])
 def test_fgvis_plays_on_every_family(network, game):
     model, images = network
-    found = FGVis(model, game=game, n_iterations=2, progress=False)(images)
-    assert found.mask.isfinite().all()
-    assert ((found.mask >= 0) & (found.mask <= 1)).all()
-    assert found.perturbed.isfinite().all()
+    result = FGVis(model, game=game, n_iterations=2, progress=False)(images)
+    assert result.mask.isfinite().all()
+    assert ((result.mask >= 0) & (result.mask <= 1)).all()
+    assert result.perturbed.isfinite().all()
 
 
 def test_clear_finds_a_class_everywhere(network):

@@ -94,12 +94,12 @@ def run_all(
             return Outcome(f"tests, {job.name}", "unavailable", detail=f"needs {', '.join(missing)}")
         log = logs / f"tests-{number:02}.log"
         left = end - time.monotonic()
-        found = run(f"tests, {job.name}", command(job, root, script), left, log, environment, logs)
-        if found.state == "done":
-            found.detail = log.read_text(errors="replace").strip().splitlines()[-1].strip("= ")
-        elif found.detail.startswith("exit code 5"):
-            found.state, found.detail = "failed", "no test has these words"
-        return found
+        result = run(f"tests, {job.name}", command(job, root, script), left, log, environment, logs)
+        if result.state == "done":
+            result.detail = log.read_text(errors="replace").strip().splitlines()[-1].strip("= ")
+        elif result.detail.startswith("exit code 5"):
+            result.state, result.detail = "failed", "no test has these words"
+        return result
 
     with ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2))) as pool:
         return list(pool.map(one, enumerate(jobs)))

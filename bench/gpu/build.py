@@ -31,9 +31,9 @@ def cmake() -> str | None:
     """A CMake that is new enough."""
     for candidate in (program("cmake"), shutil.which("cmake")):
         if candidate is not None:
-            said = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False).stdout
-            found = re.search(r"(\d+)\.(\d+)", said)
-            if found and tuple(map(int, found.groups())) >= LEAST_CMAKE:
+            message = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False).stdout
+            result = re.search(r"(\d+)\.(\d+)", message)
+            if result and tuple(map(int, result.groups())) >= LEAST_CMAKE:
                 return candidate
     return None
 

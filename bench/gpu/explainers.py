@@ -41,8 +41,8 @@ def paired(clock: Clock, forward: Callable[[], Any], explain: Callable[[], Any],
     for _ in range(2):  # compile, choose algorithms, fill pools of memory
         forward()
         explain()
-    began = time.perf_counter()
-    while len(ratios) < ROUNDS and (not ratios or time.perf_counter() - began < BUDGET):
+    start = time.perf_counter()
+    while len(ratios) < ROUNDS and (not ratios or time.perf_counter() - start < BUDGET):
         forwards.append(clock.wall(forward))
         explained.append(clock.wall(explain) / shares)
         ratios.append(explained[-1] / forwards[-1])
@@ -98,7 +98,7 @@ def measure(rows: Rows, kind: str, small: bool, name: str) -> None:
 
 def _peers(row: Callable[..., None], name: str, kind: str, batch: int, size: int) -> None:
     """The packages that others use, in float32, which is what they are made for; and ours beside them."""
-    present = {own: importlib.util.find_spec(own) is not None for own in ("captum", "pytorch_grad_cam")}
+    present = {item: importlib.util.find_spec(item) is not None for item in ("captum", "pytorch_grad_cam")}
     if not any(present.values()):
         return
     model = network(name).to(kind)
@@ -111,8 +111,8 @@ def _peers(row: Callable[..., None], name: str, kind: str, batch: int, size: int
         for method, (peer, settings) in theirs.items():
             if method == "guided-backprop" and name == "densenet121":
                 continue  # Captum does not see the functional rectifiers of this network
-            own = METHODS[method](model)
-            row(method, "best", dtype, model, images, lambda explain=own: explain(images, target))
+            item = METHODS[method](model)
+            row(method, "best", dtype, model, images, lambda explain=item: explain(images, target))
             explain = getattr(attr, peer)(model)
             row(
                 *(method, "captum", dtype, model, images),
@@ -121,8 +121,8 @@ def _peers(row: Callable[..., None], name: str, kind: str, batch: int, size: int
                 ),
             )
     if present["pytorch_grad_cam"]:
-        own = EigenCAM(model)
-        row("eigen-cam", "best", dtype, model, images, lambda: own(images))
+        item = EigenCAM(model)
+        row("eigen-cam", "best", dtype, model, images, lambda: item(images))
         peer = importlib.import_module("pytorch_grad_cam").EigenCAM
         with peer(model, [LAST[name](model)]) as explain:
             row("eigen-cam", "pytorch-grad-cam", dtype, model, images, lambda: explain(images, targets=None))

@@ -49,8 +49,8 @@ def measure(rows: Rows, kind: str, small: bool) -> None:
         elif what == "row":
             rows.add(kind="op", name=message["op"], right=True if row["backend"] != "reference" else None, **row)
         elif what in ("failed", "impossible"):
-            own = {"backend": message.get("backend", "reference"), "error": message["reason"]}
-            rows.add(kind="op", name=message["op"], shape="", dtype="", right=False, **own)
+            actual = {"backend": message.get("backend", "reference"), "error": message["reason"]}
+            rows.add(kind="op", name=message["op"], shape="", dtype="", right=False, **actual)
         elif what == "skipped":
             print(f"{message['op']} on {message['backend']}: no memory for {message['reason']}", flush=True)
 

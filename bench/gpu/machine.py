@@ -13,13 +13,13 @@ PACKAGES = ("torch", "triton", "numpy", "cupy-cuda13x", "cupy-cuda12x", "torchvi
 
 def versions() -> dict[str, str]:
     """Of Python, of the packages that matter, of the CUDA compiler and the driver; what is absent is not named."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found["cuda of torch"] = str(torch.version.cuda)
+    result["cuda of torch"] = str(torch.version.cuda)
     for name, command in (
         ("nvcc", ["nvcc", "--version"]),
         ("driver", ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
@@ -32,8 +32,8 @@ def versions() -> dict[str, str]:
         except (OSError, subprocess.TimeoutExpired):
             continue
         if done.returncode == 0:
-            found[name] = done.stdout.strip().splitlines()[-2 if name == "nvcc" else 0].strip()
-    return found
+            result[name] = done.stdout.strip().splitlines()[-2 if name == "nvcc" else 0].strip()
+    return result
 
 
 def compiler() -> str | None:

@@ -106,9 +106,9 @@ def importorskip(name: str) -> Any:
 
 
 def fixture(function: Any = None, *, params: Any = (None,), autouse: bool = False, **_: Any) -> Any:
-    def mark(own: Any) -> Any:
-        own._fixture = (list(params), autouse)
-        return own
+    def mark(actual: Any) -> Any:
+        actual._fixture = (list(params), autouse)
+        return actual
 
     return mark if function is None else mark(function)
 
@@ -133,14 +133,14 @@ def load(path: Path) -> dict[str, Any]:
 def cases(test: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """The arguments of every run of a test, with a name."""
     marks = vars(test).get("_cases", [])
-    for chosen in itertools.product(*(own for _, own, _ in marks)):
+    for chosen in itertools.product(*(item for _, item, _ in marks)):
         arguments: dict[str, Any] = {}
         labels = []
         for (names, _, ids), values in zip(marks, chosen, strict=True):
             several = values if isinstance(values, Param) or len(names) > 1 else (values,)
             arguments.update(zip(names, several, strict=True))
             label = getattr(values, "id", None)
-            labels.append(label or "-".join(str(ids(own) if callable(ids) else own) for own in several))
+            labels.append(label or "-".join(str(ids(item) if callable(ids) else item) for item in several))
         yield "-".join(labels), arguments
 
 
@@ -152,27 +152,27 @@ class Runner:
         self.passed, self.failed, self.skipped = 0, 0, 0
 
     def run(self, name: str, test: Any) -> None:
-        wanted = self._closure([*inspect.signature(test).parameters])
-        several = [own for own in wanted if own in self._fixtures]
-        for chosen in itertools.product(*(self._fixtures[own]._fixture[0] for own in several)):
+        expected = self._closure([*inspect.signature(test).parameters])
+        several = [item for item in expected if item in self._fixtures]
+        for chosen in itertools.product(*(self._fixtures[item]._fixture[0] for item in several)):
             for label, arguments in cases(test):
                 values = dict(zip(several, chosen, strict=True))
-                parts = [label, *(str(own) for own in chosen if own is not None)]
+                parts = [label, *(str(item) for item in chosen if item is not None)]
                 self._one(f"{name}[{'-'.join(filter(None, parts))}]", test, values, arguments)
 
     def _closure(self, names: list[str]) -> list[str]:
         """Fixtures a test needs, those of others first, and those that every test gets."""
-        found: list[str] = []
+        result: list[str] = []
 
         def need(name: str) -> None:
-            if name in self._fixtures and name not in found:
+            if name in self._fixtures and name not in result:
                 for other in inspect.signature(self._fixtures[name]).parameters:
                     need(other)
-                found.append(name)
+                result.append(name)
 
-        for name in [*(own for own, function in self._fixtures.items() if function._fixture[1]), *names]:
+        for name in [*(item for item, function in self._fixtures.items() if function._fixture[1]), *names]:
             need(name)
-        return found
+        return result
 
     def _one(self, name: str, test: Any, params: dict[str, Any], arguments: dict[str, Any]) -> None:
         patch = MonkeyPatch()
@@ -180,19 +180,19 @@ class Runner:
             with contextlib.ExitStack() as stack:
                 stack.callback(patch.undo)
                 ready: dict[str, Any] = {"monkeypatch": patch, **arguments}
-                for own, value in params.items():
-                    given = {
+                for item, value in params.items():
+                    options = {
                         other: types.SimpleNamespace(param=value) if other == "request" else ready[other]
-                        for other in inspect.signature(self._fixtures[own]).parameters
+                        for other in inspect.signature(self._fixtures[item]).parameters
                     }
-                    made = self._fixtures[own](**given)
+                    made = self._fixtures[item](**options)
                     if inspect.isgenerator(made):
                         stack.callback(next, made, None)
                         made = next(made)
-                    ready[own] = made
+                    ready[item] = made
                 if "_skipped" in vars(test):
                     raise SkipError(vars(test)["_skipped"])
-                test(**{own: ready[own] for own in inspect.signature(test).parameters})
+                test(**{item: ready[item] for item in inspect.signature(test).parameters})
         except SkipError:
             self.skipped += 1
         except Exception:
@@ -217,7 +217,7 @@ def main(path: Path, chosen: str) -> None:
     while not (around / "conftest.py").is_file() and around != around.parent:
         around = around.parent
     contents = {**load(around / "conftest.py"), **load(path)}
-    fixtures = {name: own for name, own in contents.items() if hasattr(own, "_fixture")}
+    fixtures = {name: item for name, item in contents.items() if hasattr(item, "_fixture")}
     words = [word.strip() for word in chosen.split(" or ")]
     marks = contents.get("pytestmark", [])
     runner = Runner(fixtures)

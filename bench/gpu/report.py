@@ -68,7 +68,7 @@ def _table(kind: str, columns: dict[str, int], rows: list[Row]) -> list[str]:
 def summary(facts: Row, outcomes: list[Outcome], rows: list[Row], goals: list[Goal]) -> str:
     """The page for people, the most important last."""
     lines = [f"{facts.get('device', {}).get('name', 'no device')}, commit {facts['commit']}, {facts['date']}"]
-    lines.append(", ".join(f"{name} {own}" for name, own in facts.get("versions", {}).items()))
+    lines.append(", ".join(f"{name} {item}" for name, item in facts.get("versions", {}).items()))
     lines += [f"{row['name']}: {row['value']:.3g} {row['unit']}" for row in rows if row["kind"] == "ceiling"]
     lines += _table("op", OP, rows) + _table("explainer", EXPLAINER, rows) + ["", "steps"]
     for outcome in outcomes:

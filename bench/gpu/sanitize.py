@@ -25,8 +25,8 @@ def judge(log: Path, code_detail: str) -> tuple[str, str]:
     """State and detail of a watched run that did not end with 0."""
     text = log.read_text(errors="replace")
     if code_detail.startswith(f"exit code {FOUND}"):
-        found = [line for line in text.splitlines() if line.startswith("=========")]
-        return "failed", "\n".join(found[:20])
+        result = [line for line in text.splitlines() if line.startswith("=========")]
+        return "failed", "\n".join(result[:20])
     for reason in ("Device not supported", "Internal Sanitizer Error", "LibraryNotLoaded", "Unable to find"):
         if reason in text:
             return "unavailable", f"compute-sanitizer says: {reason}"

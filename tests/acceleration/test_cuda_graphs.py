@@ -62,9 +62,9 @@ class Pretended:
         def replay():
             assert self.within == 1, "not its turn"
             Pretended.replays += 1
-            for own, new in zip(tensors_in(result), tensors_in(run()), strict=True):
+            for item, new in zip(tensors_in(result), tensors_in(run()), strict=True):
                 with torch.inference_mode():
-                    unexpanded(own).copy_(unexpanded(new))
+                    unexpanded(item).copy_(unexpanded(new))
 
         return result, replay
 
@@ -100,16 +100,16 @@ def double(x, more=None):
 
 
 def test_a_function_is_captured_the_second_time(device):
-    run, found = CudaGraphCache(), []
-    given = [torch.full((3,), float(i)) for i in range(5)]
-    for x in given:
-        found.append(run(double, x, key="double"))
-        assert device.captures == (1 if len(found) > 1 else 0)
+    run, results = CudaGraphCache(), []
+    options = [torch.full((3,), float(i)) for i in range(5)]
+    for x in options:
+        results.append(run(double, x, key="double"))
+        assert device.captures == (1 if len(results) > 1 else 0)
     assert device.replays == 4
-    for i, result in enumerate(found):  # none was overwritten by a later one
+    for i, result in enumerate(results):  # none was overwritten by a later one
         assert torch.equal(result["twice"], torch.full((3,), 2.0 * i))
         assert (result["more"], result["shape"]) == (None, [3])
-        assert torch.equal(given[i], torch.full((3,), float(i)))
+        assert torch.equal(options[i], torch.full((3,), float(i)))
         result["twice"].add_(1)
 
 
@@ -174,10 +174,10 @@ def test_where_capturing_fails_it_goes_on_without(device, caplog):
         for size in (2, 2, 2, 3, 3):
             x = torch.ones(size)
             assert torch.equal(run(reads, x, key="reads"), x * size)
-        with run.repeating(reads, x, key="reads") as again:
-            assert torch.equal(again(), x * 3)
-    (told,) = caplog.messages
-    assert told.startswith("accelerate: goes on without CUDA graphs, capturing one failed (")
+        with run.repeating(reads, x, key="reads") as repeated:
+            assert torch.equal(repeated(), x * 3)
+    (output,) = caplog.messages
+    assert output.startswith("accelerate: goes on without CUDA graphs, capturing one failed (")
     assert device.captures == 1
     assert device.replays == 0
 
@@ -223,13 +223,13 @@ def test_repeating(graphs, monkeypatch, request):
     run = CudaGraphCache()
     for start in (0.0, 5.0):
         state, by = {"sum": torch.full((3,), start), "calls": torch.zeros(())}, torch.arange(3.0)
-        with run.repeating(count_up, state, by, key="count") as again:
-            own, _ = again.arguments
-            assert (own is not state) == graphs
+        with run.repeating(count_up, state, by, key="count") as repeated:
+            actual, _ = repeated.arguments
+            assert (actual is not state) == graphs
             for i in range(1, 5):
-                assert again() == start + 2 * i
-            assert torch.equal(own["sum"], start + 4 * by)
-            assert own["calls"] == 4
+                assert repeated() == start + 2 * i
+            assert torch.equal(actual["sum"], start + 4 * by)
+            assert actual["calls"] == 4
         if graphs:
             assert torch.equal(state["sum"], torch.full((3,), start))
     if graphs:
@@ -238,24 +238,24 @@ def test_repeating(graphs, monkeypatch, request):
 
 def test_another_thread_calls_the_function_meanwhile(device):
     run = CudaGraphCache()
-    found = []
+    result = []
 
     def other(by):
         state = {"sum": torch.zeros(3), "calls": torch.zeros(())}
-        with run.repeating(count_up, state, by, key="count") as again:
-            again(), again()
-            found.append(again.arguments[0] is state and float(state["sum"].max()))
+        with run.repeating(count_up, state, by, key="count") as repeated:
+            repeated(), repeated()
+            result.append(repeated.arguments[0] is state and float(state["sum"].max()))
 
     state, by = {"sum": torch.zeros(3), "calls": torch.zeros(())}, torch.arange(3.0)
-    with run.repeating(count_up, state, by, key="count") as again:
-        again()
+    with run.repeating(count_up, state, by, key="count") as repeated:
+        repeated()
         thread = threading.Thread(target=other, args=(by,))
         thread.start()
         thread.join()
-        assert again() == 4
-    assert found == [4.0]
+        assert repeated() == 4
+    assert result == [4.0]
     other(by)
-    assert found[1] is False  # the graph is free again
+    assert result[1] is False  # the graph is free again
 
 
 def test_where_a_function_can_be_a_graph(monkeypatch):
@@ -428,15 +428,17 @@ EXPLAINERS = {
 every_explainer = pytest.mark.parametrize("explainer", EXPLAINERS)
 
 
-def assert_same(found, expected):
-    found, expected = (
-        {f"{name} {i}": tensor for name in vars(own) for i, tensor in enumerate(tensors_in(getattr(own, name)))}
-        for own in (found, expected)
+def assert_same(result, expected):
+    result, expected = (
+        {f"{name} {i}": tensor for name in vars(item) for i, tensor in enumerate(tensors_in(getattr(item, name)))}
+        for item in (result, expected)
     )
-    assert found.keys() == expected.keys()
+    assert result.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert not found[name].is_inference(), name
-        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9, msg=lambda text, of=name: f"{of}: {text}")
+        assert not result[name].is_inference(), name
+        torch.testing.assert_close(
+            result[name], tensor, rtol=1e-6, atol=1e-9, msg=lambda text, of=name: f"{of}: {text}"
+        )
 
 
 @every_explainer
@@ -573,9 +575,9 @@ def test_a_graph_runs_to_the_end(device, model, images):
         with plain.run_whole_model():
             expected = plain(batch)
         with fast.run_whole_model():
-            found = fast(batch)
-        assert_same(found, expected)
-        torch.testing.assert_close(found.logits, model(batch))
+            result = fast(batch)
+        assert_same(result, expected)
+        torch.testing.assert_close(result.logits, model(batch))
     assert (device.captures, device.replays) == (1, 2)
 
 
@@ -607,11 +609,11 @@ def test_fgvis_looks_now_and_then(device, model, images, monkeypatch, every):
     made = {"n_iterations": 22, "patience": 2, "score_ratio": 0.3, "progress": False}
     expected = pyfast_xai.FGVis(model, **made)(images)
     assert expected.iterations.unique().numel() > 2
-    told = []
+    output = []
     monkeypatch.setitem(fgvis.LOOKS, "cpu", every)
-    made["progress"] = told.append
+    made["progress"] = output.append
     for explainer in (pyfast_xai.FGVis(model, **made), pyfast_xai.FGVis(model, **made).accelerate()):
-        told.clear()
+        output.clear()
         assert_same(explainer(images), expected)
-        assert [progress.done for progress in told][:-1] == list(range(every, told[-1].done, every))
-        assert told[-1].details["images"] == 0 or told[-1].done == 22
+        assert [progress.done for progress in output][:-1] == list(range(every, output[-1].done, every))
+        assert output[-1].details["images"] == 0 or output[-1].done == 22

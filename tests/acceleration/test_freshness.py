@@ -445,7 +445,7 @@ def test_a_model_that_prepares_itself_in_its_first_call_is_replayed(images):
     for _ in range(3):
         expected = (images * torch.linspace(0, 1, 14)).mean((2, 3))
         torch.testing.assert_close(accelerated.record(images).result, expected)
-    assert [[t.calls for t in found] for found in accelerated._templates.values()] == [[3]]
+    assert [[t.calls for t in result] for result in accelerated._templates.values()] == [[3]]
 
 
 def test_a_model_that_changes_from_call_to_call_is_left_alone(model, images, caplog):
@@ -562,16 +562,16 @@ def test_memory_that_was_given_back_is_not_read():
 
 def test_a_look_is_no_operation_that_others_see(model):
     snapshot = Snapshot(model)
-    seen = []
+    recorded = []
 
     class Sees(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            seen.append(op)
+            recorded.append(op)
             return op(*args, **(kwargs or {}))
 
     with Sees():
         assert snapshot.is_current()
-    assert not seen
+    assert not recorded
 
 
 def test_versions_and_memory_of_the_model_are_left_alone(model):

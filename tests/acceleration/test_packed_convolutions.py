@@ -102,10 +102,10 @@ def test_every_kernel_gives_the_convolution(speeds, kernel, finish, layout):
     convolution, input = packed((finish, numbers)), maps().contiguous(memory_format=layout)
     exact = nn.functional.conv2d(input.double(), convolution.weight.double(), convolution.bias.double(), padding=1)
     before = input.clone()
-    found = [convolution(input) for _ in range(2)]
+    results = [convolution(input) for _ in range(2)]
     if kernel == "winograd" and finish in ("hardswish", "swish"):
         assert "winograd" not in speeds.runs
-    for result in found:
+    for result in results:
         torch.testing.assert_close(result.double(), function(exact), rtol=0, atol=1e-5 * float(exact.abs().max()))
     assert torch.equal(input, before)
 
@@ -209,8 +209,8 @@ def test_a_model_is_explained_the_same_by_whichever_kernels(speeds):
         speeds.seconds = {**dict.fromkeys(KERNELS, 1.0), kernel: 0.1}
         explainer = pyfast_xai.Saliency(model).accelerate()
         for _ in range(2):
-            found = explainer(images).attribution
-            torch.testing.assert_close(found.double(), leaf.grad, rtol=0, atol=1e-5 * float(leaf.grad.abs().max()))
+            results = explainer(images).attribution
+            torch.testing.assert_close(results.double(), leaf.grad, rtol=0, atol=1e-5 * float(leaf.grad.abs().max()))
 
 
 def test_without_contests_the_last_kernel_serves(serving, monkeypatch):

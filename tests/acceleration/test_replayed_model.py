@@ -106,9 +106,9 @@ def test_folded_weights_carry_no_graph(model, images):
     tape = ReplayedModel(model.requires_grad_()).record(images)
     convolution = next(node for node in tape if node.name == "norm.batch_norm")
     assert not any(tensor.requires_grad for tensor in convolution.args[1:3])
-    found = pyfast_xai.Saliency(model).accelerate()(images).attribution
-    assert not found.requires_grad
-    close(found, pyfast_xai.Saliency(model)(images).attribution)
+    result = pyfast_xai.Saliency(model).accelerate()(images).attribution
+    assert not result.requires_grad
+    close(result, pyfast_xai.Saliency(model)(images).attribution)
 
 
 class Rectified(nn.Module):
@@ -144,11 +144,11 @@ def test_convolutions_rectify_where_only_the_result_is_seen(images):
     accelerated = ReplayedModel(model)
     for _ in range(4):  # the model runs beside these
         accelerated.record(images)
-    with Heard() as heard:
+    with Heard() as messages:
         tape = accelerated.record(images)
     close(tape.result, model(images))
     rectifiers = ("relu", "relu6", "hardtanh", "hardswish", "silu", "elu")
-    assert sorted(name for name, _ in heard.calls if name in rectifiers) == ["elu", "relu"]
+    assert sorted(name for name, _ in messages.calls if name in rectifiers) == ["elu", "relu"]
     # The same model, recorded with a policy that saves every value.
     close(accelerated.record(images, policy=Bounding()).result, model(images))
     bounds = bounds_of(accelerated.record(images, policy=Bounding()))
@@ -174,12 +174,12 @@ def test_weights_are_laid_out_for_one_image_and_for_several():
     with Heard() as once_each:
         for images in (5, 1, 2, 3):
             explainer(torch.randn(images, 3, 7, 7))
-    with Heard() as heard:
+    with Heard() as messages:
         for images in (5, 1, 2, 3, 5) * 2:
             explainer(torch.randn(images, 3, 7, 7))
     # Not for what came once.
     assert not [name for name, _ in once_each.calls if "reorder_convolution" in name]
-    laid_out = [tuple(args[-1]) for name, args in heard.calls if "reorder_convolution" in name]
+    laid_out = [tuple(args[-1]) for name, args in messages.calls if "reorder_convolution" in name]
     forwards, adjoints = [(3, 7, 7), (8, 5, 5)], [(4, 5, 5), (8, 5, 5)]
     assert sorted(laid_out) == sorted((images, *maps) for images in (1, 2) for maps in forwards + adjoints)
 
@@ -236,13 +236,13 @@ def test_wide_convolutions_are_winograds(wide):
     images, explainer = torch.randn(2, 3, 31, 33), pyfast_xai.EigenCAM(wide, layer="layers.15").accelerate()
     for _ in range(4):  # the model runs beside these
         explainer(images)
-    with Heard() as heard:
+    with Heard() as messages:
         explainer(images)
     # Four of nine: the first is narrow, the one before SiLU needs oneDNN, and three have other geometries.
-    assert [name for name, _ in heard.calls].count("pyfast_xai::winograd_conv2d") == 4
-    with ops.backend("reference"), Heard() as heard:
+    assert [name for name, _ in messages.calls].count("pyfast_xai::winograd_conv2d") == 4
+    with ops.backend("reference"), Heard() as messages:
         explainer(images)
-    assert "pyfast_xai::winograd_conv2d" not in [name for name, _ in heard.calls]
+    assert "pyfast_xai::winograd_conv2d" not in [name for name, _ in messages.calls]
 
 
 @winograd
@@ -252,10 +252,10 @@ def test_so_are_their_adjoints(wide, size):
     leaf = images.double().requires_grad_()
     copy.deepcopy(wide).double()(leaf).amax(1).sum().backward()
     fast = pyfast_xai.Saliency(wide).accelerate()
-    with Heard() as heard:
-        found = fast(images).attribution
-    assert "pyfast_xai::winograd_conv2d" in [name for name, _ in heard.calls]
-    torch.testing.assert_close(found.double(), leaf.grad, rtol=0, atol=1e-5 * float(leaf.grad.abs().max()))
+    with Heard() as messages:
+        result = fast(images).attribution
+    assert "pyfast_xai::winograd_conv2d" in [name for name, _ in messages.calls]
+    torch.testing.assert_close(result.double(), leaf.grad, rtol=0, atol=1e-5 * float(leaf.grad.abs().max()))
 
 
 @winograd
@@ -321,18 +321,18 @@ EXPLAINERS = {
 def test_explanations_are_the_same(model, images, explainer):
     plain, fast = EXPLAINERS[explainer](model), EXPLAINERS[explainer](model).accelerate()
     for batch in (images, images.flip(0), images[:, :, :, 1:]):
-        expected, found = plain(batch), fast(batch)
-        torch.testing.assert_close(found.heatmap, expected.heatmap, rtol=1e-6, atol=1e-9)
+        expected, result = plain(batch), fast(batch)
+        torch.testing.assert_close(result.heatmap, expected.heatmap, rtol=1e-6, atol=1e-9)
         if expected.points is not None:
-            assert all(torch.equal(a, b) for a, b in zip(found.points, expected.points, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(result.points, expected.points, strict=True))
 
 
 def test_nothing_of_the_model_is_changed(model, images):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    kept = {name: (id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()}
+    saved = {name: (id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()}
     fast = pyfast_xai.GuidedBackprop(model).accelerate()
     fast(images), fast(images)
-    assert {name: (id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()} == kept
+    assert {name: (id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()} == saved
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -384,23 +384,23 @@ def test_a_copy_replays_the_copy(model, images, copied):
     other = copied(fast)
     assert other.accelerated
     other.model.norm_wide.running_var.mul_(torch.linspace(1, 9, 8))
-    found = other(images).signed_map
-    close(found, pyfast_xai.EigenCAM(other.model, layer="norm_wide")(images).signed_map)
-    assert not torch.allclose(found, fast(images).signed_map)
+    result = other(images).signed_map
+    close(result, pyfast_xai.EigenCAM(other.model, layer="norm_wide")(images).signed_map)
+    assert not torch.allclose(result, fast(images).signed_map)
 
 
 def test_threads_share_it(model, images):
     plain, fast = pyfast_xai.Saliency(model), pyfast_xai.Saliency(model).accelerate()
     batches = [images[: 1 + n % 3] * (n + 1) for n in range(12)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(fast, batches))
-    for batch, explanation in zip(batches, found, strict=True):
+        result = list(pool.map(fast, batches))
+    for batch, explanation in zip(batches, result, strict=True):
         close(explanation.attribution, plain(batch).attribution)
 
 
 def test_images_that_require_a_gradient(model, images):
-    found = pyfast_xai.Saliency(model).accelerate()(images.clone().requires_grad_())
-    close(found.attribution, pyfast_xai.Saliency(model)(images).attribution)
+    result = pyfast_xai.Saliency(model).accelerate()(images.clone().requires_grad_())
+    close(result.attribution, pyfast_xai.Saliency(model)(images).attribution)
 
 
 class Decides(nn.Module):
@@ -447,12 +447,12 @@ def test_what_cannot_be_replayed_runs_as_it_is(images, caplog, kind, reason):
     with caplog.at_level(logging.WARNING, "pyfast_xai"):
         for batch in (images, -images, images[:2]):
             torch.manual_seed(3)
-            found = accelerated.record(batch).result
+            result = accelerated.record(batch).result
             torch.manual_seed(3)
-            assert torch.equal(found, record(model, batch).result)
-    (told,) = caplog.messages
-    assert told.startswith("accelerate: the model runs without replays: ")
-    assert reason in told
+            assert torch.equal(result, record(model, batch).result)
+    (output,) = caplog.messages
+    assert output.startswith("accelerate: the model runs without replays: ")
+    assert reason in output
 
 
 def test_views_that_are_written_to(dtype, images):
@@ -515,8 +515,8 @@ def test_further_arguments(dtype, images):
     weight = torch.rand(4, 1, 1, 1, dtype=dtype)
     for mode in ("mean", "sum", "mean"):
         for weights in (weight, weight * 2):
-            found = accelerated.record(images, weights, mode=mode).result
-            assert torch.equal(found, model(images, weights, mode=mode))
+            result = accelerated.record(images, weights, mode=mode).result
+            assert torch.equal(result, model(images, weights, mode=mode))
 
 
 def test_gradients_are_autograds(model, images):

@@ -43,19 +43,19 @@ def test_a_function_is_called_once_for_the_same():
 
 def test_what_was_used_longest_ago_goes_first():
     cache = WeightCache()
-    given = weights(6, 10 * KB)
+    options = weights(6, 10 * KB)
     limit = 45 * KB
-    for weight in given[:4]:
+    for weight in options[:4]:
         cache.next_call(limit)
         cache(copied, weight)
     cache.next_call(limit)
-    kept = cache(copied, given[0])
+    saved = cache(copied, options[0])
     cache.next_call(limit)
-    cache(copied, given[4])  # the second goes
+    cache(copied, options[4])  # the second goes
     assert cache.nbytes <= limit
     cache.next_call(limit)
-    assert cache(copied, given[0]) is kept
-    assert cache.contains(kept)
+    assert cache(copied, options[0]) is saved
+    assert cache.contains(saved)
 
 
 def test_what_a_call_uses_is_not_thrown_out_by_the_same_call():
@@ -66,10 +66,10 @@ def test_what_a_call_uses_is_not_thrown_out_by_the_same_call():
         calls.append(weight)
         return weight.clone()
 
-    given = weights(8, 10 * KB)
+    options = weights(8, 10 * KB)
     for _ in range(3):
         cache.next_call(45 * KB)
-        made = [cache(counted, weight) for weight in given]
+        made = [cache(counted, weight) for weight in options]
         assert [result is not None for result in made] == [True] * 4 + [False] * 4
     assert len(calls) == 4
 
@@ -107,14 +107,14 @@ def test_layouts_can_be_put_off():
 
 
 def test_threads_keep_the_books():
-    cache, given = WeightCache(), weights(20, 10 * KB)
+    cache, options = WeightCache(), weights(20, 10 * KB)
 
     def work(seed):
         order = torch.randperm(20, generator=torch.Generator().manual_seed(seed)).tolist()
         for index in order * 20:
             cache.next_call(95 * KB)
-            result = cache(copied, given[index])
-            assert result is None or torch.equal(result, given[index])
+            result = cache(copied, options[index])
+            assert result is None or torch.equal(result, options[index])
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -166,12 +166,12 @@ def test_signatures_that_were_used_last_are_kept(model):
     sizes = [torch.rand(1, 3, 8, size) for size in range(8, 40)]
     for images in sizes:
         accelerated.record(images)
-    kept = list(accelerated._templates)
-    assert 1 < len(kept) < len(sizes)
+    saved = list(accelerated._templates)
+    assert 1 < len(saved) < len(sizes)
     with torch.no_grad():
-        for images in sizes[-len(kept) :]:
+        for images in sizes[-len(saved) :]:
             accelerated.record(images)
-    assert list(accelerated._templates) == kept
+    assert list(accelerated._templates) == saved
 
 
 def test_a_limit_below_zero_is_refused(model):
@@ -189,10 +189,10 @@ def soak(model, calls, sizes, limit):
     half = 0.0
     for call in range(calls):
         images = torch.rand(1, 3, 24 + 2 * (call % sizes % 20), 24 + 2 * (call % sizes // 20))
-        found = fast(images)
+        result = fast(images)
         assert fast.accelerated_model.nbytes <= limit + 30 * 2048
         if call % 97 == 0:
-            torch.testing.assert_close(found.score, plain(images).score, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(result.score, plain(images).score, rtol=1e-3, atol=1e-4)
         if call == calls // 2:
             half = resident()
     return resident() - half

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(not onednn.available(), reason="this PyTorch has
 
 @pytest.fixture
 def layouts(monkeypatch):
-    own = WeightLayouts()
-    monkeypatch.setattr(weight_layouts, "LAYOUTS", own)
-    return own
+    actual = WeightLayouts()
+    monkeypatch.setattr(weight_layouts, "LAYOUTS", actual)
+    return actual
 
 
 def network(strides=(1, 2, 1), kernels=(3, 3, 1)):

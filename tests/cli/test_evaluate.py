@@ -16,26 +16,26 @@ def annotations(tmp_path, scenes):
 
 def test_evaluate(run, folder, annotations, tmp_path):
     out = tmp_path / "out"
-    given = ("evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", out)
-    shown = run(*given, "--methods", "centre,eigen-cam", "--metrics", "box-error,pointing", "--resamples", 20)
+    options = ("evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", out)
+    shown = run(*options, "--methods", "centre,eigen-cam", "--metrics", "box-error,pointing", "--resamples", 20)
     assert "eigen-cam" in shown.output
     assert "5 pictures" in shown.output
-    found = json.loads((out / "evaluation.json").read_text())
-    values = {(f["method"], f["metric"], f["subset"]): f["value"] for f in found["figures"]}
+    result = json.loads((out / "evaluation.json").read_text())
+    values = {(f["method"], f["metric"], f["subset"]): f["value"] for f in result["figures"]}
     # The demo's digits are anywhere: the network's own map finds them.
     assert values["eigen-cam", "pointing", "all"] > values["centre", "pointing", "all"]
 
 
 def test_json_alone_on_stdout(run, folder, annotations, tmp_path):
-    given = ("evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", tmp_path / "out")
-    result = run(*given, "--methods", "saliency", "--set", "saliency.reduction=norm", "--json")
+    options = ("evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", tmp_path / "out")
+    result = run(*options, "--methods", "saliency", "--set", "saliency.reduction=norm", "--json")
     assert json.loads(result.stdout)["small"] == 5
 
 
 def test_a_bad_picture_is_told(run, folder, annotations, tmp_path):
     (folder / "0.png").write_bytes(b"no picture")
-    given = ("evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", tmp_path / "out")
-    assert "1 failed" in run(*given, "--methods", "centre", code=3).output
+    options = ("evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", tmp_path / "out")
+    assert "1 failed" in run(*options, "--methods", "centre", code=3).output
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_a_bad_picture_is_told(run, folder, annotations, tmp_path):
     ],
 )
 def test_refusals(run, folder, annotations, tmp_path, change, message):
-    given = ["evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", tmp_path / "out"]
-    assert message in " ".join(run(*given, "--method", "eigen-cam", *change, code=2).output.split())
+    options = ["evaluate", folder, "--model", "digits", "--annotations", annotations, "--out", tmp_path / "out"]
+    assert message in " ".join(run(*options, "--method", "eigen-cam", *change, code=2).output.split())
 
 
 def test_annotations_of_other_pictures(run, folder, tmp_path):

@@ -37,16 +37,16 @@ def test_explain_writes_what_the_explainers_find(run, folder, tmp_path):
     images = inputs(folder, [f"{n}.png" for n in range(5)])
     fixations, eigen = CNNFixations(demo.load())(images), EigenCAM(demo.load())(images)
     for n, record in enumerate(records):
-        found = record["fixations"]
-        assert found["target"] == int(fixations.target[n])
-        assert found["class"] == str(found["target"])
-        assert found["score"] == pytest.approx(float(fixations.score[n]), abs=1e-5)
-        assert found["points"]["input"] == fixations.points[n].tolist()
-        assert found["box"]["input"] == fixations.boxes()[n].int().tolist()
+        result = record["fixations"]
+        assert result["target"] == int(fixations.target[n])
+        assert result["class"] == str(result["target"])
+        assert result["score"] == pytest.approx(float(fixations.score[n]), abs=1e-5)
+        assert result["points"]["input"] == fixations.points[n].tolist()
+        assert result["box"]["input"] == fixations.boxes()[n].int().tolist()
         assert record["eigen-cam"]["box"]["input"] == eigen.boxes()[n].int().tolist()
         # A picture of the input's own size is the input.
-        assert found["points"]["original"] == found["points"]["input"]
-        assert found["box"]["original"] == found["box"]["input"]
+        assert result["points"]["original"] == result["points"]["input"]
+        assert result["box"]["original"] == result["box"]["input"]
         for name in ("fixations", "eigen-cam"):
             overlay = opened(out / record[name]["overlay"])
             assert overlay.size == (480, 480)
@@ -68,10 +68,10 @@ def test_places_are_told_in_pixels_of_the_file(run, folder, tmp_path, scenes):
     records = json.loads((tmp_path / "out/explanations.json").read_text())["images"]
     for record in records:
         assert record["size"] == {"original": [192, 292], "input": [96, 96]}
-        found = record["fixations"]
-        assert found["points"]["original"] == [[2 * y + 1, 2 * x + 51] for y, x in found["points"]["input"]]
-        x1, y1, x2, y2 = found["box"]["input"]
-        assert found["box"]["original"] == [2 * x1 + 50, 2 * y1, 2 * x2 + 51, 2 * y2 + 1]
+        result = record["fixations"]
+        assert result["points"]["original"] == [[2 * y + 1, 2 * x + 51] for y, x in result["points"]["input"]]
+        x1, y1, x2, y2 = result["box"]["input"]
+        assert result["box"]["original"] == [2 * x1 + 50, 2 * y1, 2 * x2 + 51, 2 * y2 + 1]
 
 
 def test_bad_files_are_reported_and_the_others_done(run, folder, tmp_path):
@@ -127,15 +127,15 @@ def test_every_result_has_a_name_of_its_own(run, folder, tmp_path):
     (photos / "sub").mkdir(parents=True)
     for n, name in enumerate(names):
         opened(folder / f"{n % 5}.png").save(photos / name)
-    told = []
+    output = []
     for out in (tmp_path / "once", tmp_path / "again"):
         run("explain", photos, "--model", "digits", "--method", "eigen-cam", "--out", out)
         records = json.loads((out / "explanations.json").read_text())["images"]
         pictures = [name for record in records for name in (record["eigen-cam"]["overlay"], record["sheet"])]
         assert sorted(pictures) == sorted(path.name for path in out.glob("*.png"))
         assert len(pictures) == 2 * len(names)
-        told.append({record["file"]: (record["eigen-cam"]["overlay"], record["sheet"]) for record in records})
-    assert told[0] == told[1]
+        output.append({record["file"]: (record["eigen-cam"]["overlay"], record["sheet"]) for record in records})
+    assert output[0] == output[1]
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,10 @@ def test_json_on_stdout_is_for_machines(run, folder, tmp_path):
 def test_target(run, folder, tmp_path, given, expected):
     out = tmp_path / "out"
     run("explain", folder / "0.png", "--model", "digits", "--method", "fixations", "--target", given, "--out", out)
-    found = json.loads((out / "explanations.json").read_text())["images"][0]["fixations"]
+    result = json.loads((out / "explanations.json").read_text())["images"][0]["fixations"]
     expected = CNNFixations(demo.load())(inputs(folder, ["0.png"]), expected)
-    assert found["target"] == int(expected.target)
-    assert found["points"]["input"] == expected.points[0].tolist()
+    assert result["target"] == int(expected.target)
+    assert result["points"]["input"] == expected.points[0].tolist()
 
 
 def test_target_by_the_name_of_a_class():
@@ -246,10 +246,10 @@ def test_layer_and_box_rule_reach_the_explainer(run, folder, tmp_path):
     layer = next(name for name, module in demo.load().named_modules() if isinstance(module, torch.nn.MaxPool2d))
     arguments = ("--method", "eigen-cam", "--layer", layer, "--box-rule", "segment:0.6", "--colormap", "viridis")
     run("explain", folder / "1.png", "--model", "digits", *arguments, "--out", tmp_path / "out")
-    found = json.loads((tmp_path / "out/explanations.json").read_text())["images"][0]["eigen-cam"]
+    result = json.loads((tmp_path / "out/explanations.json").read_text())["images"][0]["eigen-cam"]
     expected = EigenCAM(demo.load(), layer=layer)(inputs(folder, ["1.png"]))
-    assert found["box"]["input"] == expected.boxes("segment:0.6")[0].int().tolist()
-    assert found["box"]["input"] != EigenCAM(demo.load())(inputs(folder, ["1.png"])).boxes()[0].int().tolist()
+    assert result["box"]["input"] == expected.boxes("segment:0.6")[0].int().tolist()
+    assert result["box"]["input"] != EigenCAM(demo.load())(inputs(folder, ["1.png"])).boxes()[0].int().tolist()
 
 
 def test_settings_reach_the_explainer(run, folder, tmp_path):
@@ -276,8 +276,8 @@ def test_own_module_and_weights(run, folder, tmp_path, monkeypatch):
     (tmp_path / "cli_networks.py").write_text(code)
     save_file(demo.load().state_dict(), tmp_path / "w.safetensors")
     monkeypatch.chdir(tmp_path)
-    own = ("--weights", "w.safetensors", "--size", 96, "--mean", "0,0,0", "--std", "1,1,1")
-    run("explain", folder / "2.png", "--model", "cli_networks:small", *own, "--out", "out")
+    actual = ("--weights", "w.safetensors", "--size", 96, "--mean", "0,0,0", "--std", "1,1,1")
+    run("explain", folder / "2.png", "--model", "cli_networks:small", *actual, "--out", "out")
     record = json.loads((tmp_path / "out/explanations.json").read_text())["images"][0]
     assert record["size"]["input"] == [96, 96]
     assert record["fixations"]["class"] is None
@@ -351,8 +351,8 @@ def test_one_image_that_spoils_a_batch_is_named(run, folder, tmp_path, monkeypat
     code += "    def forward(self, x):\n        return self.net(x / x.amax((1, 2, 3), keepdim=True))\n"
     (tmp_path / "cli_fragile.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    own = ("--model", "cli_fragile:Net", "--size", 96, "--mean", "0,0,0", "--std", "1,1,1", "--method", "eigen-cam")
-    run("explain", folder, *own, "--out", "out", code=3)
+    actual = ("--model", "cli_fragile:Net", "--size", 96, "--mean", "0,0,0", "--std", "1,1,1", "--method", "eigen-cam")
+    run("explain", folder, *actual, "--out", "out", code=3)
     errors = json.loads((tmp_path / "out/errors.json").read_text())["errors"]
     assert [error["file"] for error in errors] == [str(folder / "black.png")]
     assert "finite" in errors[0]["error"]

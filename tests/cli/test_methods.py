@@ -29,24 +29,24 @@ def test_one_method_tells_its_settings(run, monkeypatch):
 
 
 def test_methods_as_json(run):
-    told = json.loads(run("methods", "--json").stdout)
-    assert [one["method"] for one in told] == list(METHODS)
-    for one in told:
+    output = json.loads(run("methods", "--json").stdout)
+    assert [one["method"] for one in output] == list(METHODS)
+    for one in output:
         assert METHODS[one["method"]].__name__ == one["class"]
         assert one["summary"]
         assert one["paper"]
-        assert {own["name"] for own in one["settings"]} == set(settings.settable(one["method"]))
+        assert {item["name"] for item in one["settings"]} == set(settings.settable(one["method"]))
     # What a method takes from its base is explained, too.
     (fixations,) = json.loads(run("methods", "fixations", "--json").stdout)
-    assert all(own["meaning"] and own["values"] for own in fixations["settings"])
+    assert all(item["meaning"] and item["values"] for item in fixations["settings"])
 
 
 def test_layers_are_those_of_the_library(run):
     import torch
 
     expected = layers(demo.load(), torch.zeros(1, 3, 96, 96))
-    told = json.loads(run("layers", "digits", "--json").stdout)
-    assert [one["name"] for one in told] == [one.name for one in expected]
+    output = json.loads(run("layers", "digits", "--json").stdout)
+    assert [one["name"] for one in output] == [one.name for one in expected]
     shown = run("layers", "digits").stdout
     assert all(one.name in shown for one in expected)
     assert "model must be" in run("layers", "nonsense", code=2).stderr
@@ -61,8 +61,8 @@ def test_help_groups_the_options_of_a_run(run, monkeypatch):
 
 def test_a_run_takes_one_method(run, folder, tmp_path):
     pytest.importorskip("pyarrow")
-    given = ("--model", "digits", "--method", "clear", "--method", "rise", "--out", tmp_path / "out")
-    assert "method must be a single one here, got clear, rise" in run("run", folder, *given, code=2).stderr
+    options = ("--model", "digits", "--method", "clear", "--method", "rise", "--out", tmp_path / "out")
+    assert "method must be a single one here, got clear, rise" in run("run", folder, *options, code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,6 @@ def test_networks_are_recognised_without_torchvision(monkeypatch):
 
 def test_the_package_is_a_command():
     command = [sys.executable, "-m", "pyfast_xai", "--version"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told.startswith("pyfast-xai ")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("pyfast-xai ")
     assert cli.program.__module__ == "pyfast_xai.cli"

@@ -14,15 +14,15 @@ def experiments(monkeypatch, tmp_path):
 
     def works(data):
         data.advance("squares", 3)
-        seen.append(data)
+        recorded.append(data)
         return Outcome("A table", ["a", "paper"], [["1.5", "2.0"]], ["Smaller."], {"map": _picture()})
 
     def lacks(data):
         raise InputError("data must hold squares, got none")
 
-    seen = []
+    recorded = []
     monkeypatch.setitem(reproduce.EXPERIMENTS, "fgvis", {"works": works, "lacks": lacks})
-    return seen
+    return recorded
 
 
 def _picture():
@@ -41,16 +41,16 @@ def test_experiments_run_and_those_without_data_say_so(run, experiments, tmp_pat
 
 
 def test_exit_codes(run, experiments, tmp_path):
-    given = ("reproduce", "fgvis", "--data", tmp_path, "--out", tmp_path / "out")
-    run(*given, "--experiment", "works")
-    run(*given, "--experiment", "lacks", code=2)
-    run(*given, "--experiment", "works,lacks", code=1)
-    run(*given, "--experiment", "works", "--experiment", "lacks", code=1)
+    options = ("reproduce", "fgvis", "--data", tmp_path, "--out", tmp_path / "out")
+    run(*options, "--experiment", "works")
+    run(*options, "--experiment", "lacks", code=2)
+    run(*options, "--experiment", "works,lacks", code=1)
+    run(*options, "--experiment", "works", "--experiment", "lacks", code=1)
 
 
 def test_networks_may_be_repeated(run, experiments, tmp_path):
-    given = ("--data", tmp_path, "--out", tmp_path / "out", "--experiment", "works")
-    run("reproduce", "fgvis", *given, "--networks", "a", "--networks", "b,c")
+    options = ("--data", tmp_path, "--out", tmp_path / "out", "--experiment", "works")
+    run("reproduce", "fgvis", *options, "--networks", "a", "--networks", "b,c")
     assert experiments[0].names == ("a", "b", "c")
 
 

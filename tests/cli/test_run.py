@@ -21,8 +21,8 @@ def go(run, folder, tmp_path):
     """`pyfast-xai run` of the five pictures with the network of the demo."""
 
     def call(*more, source=folder, code=0, model="digits"):
-        given = ("--model", model, "--out", tmp_path / "out", "--method", "fixations", "--shard-size", 2)
-        return run("run", source, *given, *more, code=code)
+        options = ("--model", model, "--out", tmp_path / "out", "--method", "fixations", "--shard-size", 2)
+        return run("run", source, *options, *more, code=code)
 
     return call
 
@@ -44,8 +44,8 @@ def test_run_status_verify_export(go, run, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["rows"] == 5
     assert [row["class_name"] is not None for row in datasets.open(tmp_path / "out")] == [True] * 5
-    told = json.loads(run("status", tmp_path / "out", "--json").stdout)
-    assert (told["rows"], told["parts"], told["shards"]) == (5, 3, 3)
+    output = json.loads(run("status", tmp_path / "out", "--json").stdout)
+    assert (output["rows"], output["parts"], output["shards"]) == (5, 3, 3)
     assert "5 of 5 rows (100.0%) in 3 of 3 parts" in run("status", tmp_path / "out").output
     assert "sound" in run("verify", tmp_path / "out", "--source", tmp_path / "pictures").output
     assert json.loads(run("verify", tmp_path / "out", "--json").stdout) == {"rows": 5, "missing": 0, "faults": []}
@@ -92,8 +92,8 @@ def test_a_run_that_stops_early_tells_how_it_goes_on(run, folder, tmp_path):
     for n in range(4):
         (folder / f"{n}.png").write_bytes(b"")
     out = tmp_path / "my out"
-    given = ("--model", "digits", "--out", out, "--shard-size", 1, "--max-errors", 1, "--pictures")
-    result = run("run", folder, *given, "--set", "eigen-cam.center=true", code=3)
+    options = ("--model", "digits", "--out", out, "--shard-size", 1, "--max-errors", 1, "--pictures")
+    result = run("run", folder, *options, "--set", "eigen-cam.center=true", code=3)
     last = result.stderr.strip().splitlines()[-1]
     assert last == (
         f"resume  pyfast-xai run {folder} --model digits --out '{out}' --set eigen-cam.center=true --pictures "
@@ -168,8 +168,8 @@ def test_retry_imports_nothing_that_was_not_named(run, folder, tmp_path, monkeyp
         "import pathlib\npathlib.Path('imported').touch()\nfrom pyfast_xai import demo\nnet = demo.load\n"
     )
     (folder / "1.png").write_bytes(b"")
-    given = ("--model", "own_net:net", "--size", 96, "--mean", "0,0,0", "--std", "1,1,1", "--out", tmp_path / "out")
-    run("run", folder, *given)
+    options = ("--model", "own_net:net", "--size", 96, "--mean", "0,0,0", "--std", "1,1,1", "--out", tmp_path / "out")
+    run("run", folder, *options)
     (tmp_path / "imported").unlink()
     sys.modules.pop("own_net")
     assert "must be named again" in run("retry", tmp_path / "out", code=2).output
@@ -199,8 +199,8 @@ def test_pickles_are_refused(run, folder, tmp_path):
 
     for name, content in (("evil.pt", {"a": Boom()}), ("module.pt", demo.load())):
         torch.save(content, tmp_path / name)
-        given = ("--model", "digits", "--weights", tmp_path / name, "--out", tmp_path / "out")
-        assert "weights" in run("run", folder, *given, code=2).output
+        options = ("--model", "digits", "--weights", tmp_path / name, "--out", tmp_path / "out")
+        assert "weights" in run("run", folder, *options, code=2).output
     assert not (tmp_path / "was_here").exists()
     assert not (tmp_path / "out").exists()
     save_file(demo.load().state_dict(), tmp_path / "fine.safetensors")
@@ -224,12 +224,12 @@ def test_a_list_with_labels(go, folder, tmp_path):
 
 def test_ray_must_be_installed(run, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    given = ("run", folder, "--model", "digits", "--out", tmp_path / "out", "--ray", "local")
-    assert "ray must be installed for a run on it" in " ".join(run(*given, code=2).stderr.split())
+    options = ("run", folder, "--model", "digits", "--out", tmp_path / "out", "--ray", "local")
+    assert "ray must be installed for a run on it" in " ".join(run(*options, code=2).stderr.split())
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("given", [("--actors", 2), ("--gpus", 0.5)])
 def test_workers_belong_to_ray(run, folder, tmp_path, given):
-    told = run("run", folder, "--model", "digits", "--out", tmp_path / "out", *given, code=2).stderr
-    assert "actors and gpus must be left out where ray is not given" in " ".join(told.split())
+    output = run("run", folder, "--model", "digits", "--out", tmp_path / "out", *given, code=2).stderr
+    assert "actors and gpus must be left out where ray is not given" in " ".join(output.split())

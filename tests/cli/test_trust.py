@@ -49,8 +49,8 @@ def program(path, inputs=None):
         sink = io.BytesIO()
         torch.save(inputs, sink)
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for own, content in (parts | {name: sink.getvalue()}).items():
-                archive.writestr(own, content)
+            for item, content in (parts | {name: sink.getvalue()}).items():
+                archive.writestr(item, content)
 
 
 def scripted(path):
@@ -120,9 +120,9 @@ def test_nothing_that_is_not_trusted_runs(run, commands, saved, mark, tmp_path, 
 @pytest.mark.parametrize("name", EVIL)
 @pytest.mark.parametrize("door", ["--model", "--weights"])
 def test_what_is_trusted_does_run(run, commands, saved, mark, name, door):
-    given = ("--model", saved / name) if door == "--model" else ("--model", "digits", "--weights", saved / name)
+    options = ("--model", saved / name) if door == "--model" else ("--model", "digits", "--weights", saved / name)
     # None of these holds a network; what they left shows that the door is the one that was opened.
-    run(*commands["explain"], *given, "--trust-model", code=2)
+    run(*commands["explain"], *options, "--trust-model", code=2)
     assert mark.exists()
 
 
@@ -132,17 +132,17 @@ def test_what_is_trusted_does_run(run, commands, saved, mark, name, door):
     [("explain", "whole.pt"), ("explain", "whole.pt2"), ("evaluate", "script.pt"), ("run", "whole.pt")],
 )
 def test_trusted_models(run, commands, saved, command, door, name):
-    given = ("--model", saved / name) if door == "--model" else ("--model", "digits", "--weights", saved / name)
-    assert "--trust-model" in told(run(*commands[command], *INPUT, *given, code=2))
-    run(*commands[command], *INPUT, *given, "--trust-model")
+    options = ("--model", saved / name) if door == "--model" else ("--model", "digits", "--weights", saved / name)
+    assert "--trust-model" in told(run(*commands[command], *INPUT, *options, code=2))
+    run(*commands[command], *INPUT, *options, "--trust-model")
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_rows_are_those_of_the_network(run, folder, saved, tmp_path, name):
-    given = ("--method", "fixations", "--set", "fixations.variant=paper")
+    options = ("--method", "fixations", "--set", "fixations.variant=paper")
     named = "pyfast_xai.demo:load"  # prepared as what a file holds is, which digits are not
-    run("run", folder, "--model", named, *INPUT, *given, "--out", tmp_path / "named")
-    run("run", folder, "--model", saved / name, *INPUT, *given, "--trust-model", "--out", tmp_path / "whole")
+    run("run", folder, "--model", named, *INPUT, *options, "--out", tmp_path / "named")
+    run("run", folder, "--model", saved / name, *INPUT, *options, "--trust-model", "--out", tmp_path / "whole")
     rows = [[(row["target"], row["score"], row["points"], row["box"]) for row in datasets.open(tmp_path / out)]
             for out in ("named", "whole")]  # fmt: skip
     assert rows[0] == rows[1]
@@ -169,25 +169,25 @@ def test_trust_is_asked_for_each_time(run, folder, saved, begun):
     whole = saved / "whole.pt"
     noted = read_document(run_folder(out))
     assert not [key for part in (noted, noted["made"], noted["made"]["request"]) for key in part if "trust" in key]
-    given = ("run", folder, "--model", whole, *INPUT, "--out", out)
-    assert "must be trusted by --trust-model" in told(run(*given, code=2))
-    run(*given, "--trust-model")
+    options = ("run", folder, "--model", whole, *INPUT, "--out", out)
+    assert "must be trusted by --trust-model" in told(run(*options, code=2))
+    run(*options, "--trust-model")
     assert "must be trusted by --trust-model" in told(run("retry", out, code=2))
     assert "must be trusted by --trust-model" in told(run("retry", out, "--model", whole, code=2))
     assert "model must be named again where it is trusted" in told(run("retry", out, "--trust-model", code=2))
     run("retry", out, "--model", whole, "--trust-model", code=3)
     change(weights=str(whole))
-    given = ("retry", out, "--model", whole, "--trust-model")
-    assert "weights must be named again where they are trusted" in told(run(*given, code=2))
-    run(*given, "--weights", whole, code=3)
+    options = ("retry", out, "--model", whole, "--trust-model")
+    assert "weights must be named again where they are trusted" in told(run(*options, code=2))
+    run(*options, "--weights", whole, code=3)
 
 
 @pytest.mark.parametrize("name", EVIL)
 def test_a_manifest_is_not_believed(run, begun, saved, mark, name):
     out, change = begun
     written, whole = (out / NAME).read_bytes(), saved / "whole.pt"
-    for asked in ({"model": str(saved / name)}, {"model": "digits", "weights": str(saved / name)}):
-        change(**asked)
+    for requests in ({"model": str(saved / name)}, {"model": "digits", "weights": str(saved / name)}):
+        change(**requests)
         for more in ((), ("--trust-model",), ("--model", whole), ("--model", "digits")):
             run("retry", out, *more, code=2)
         (out / NAME).write_bytes(written)
@@ -207,8 +207,8 @@ def test_a_changed_file_is_another_model(run, folder, tmp_path, begun):
     """The same weights in another file, which may do other things with them."""
     out, _ = begun
     torch.save({"model": demo.load(), "epoch": 3}, tmp_path / "whole.pt")
-    given = ("run", folder, "--model", tmp_path / "whole.pt", *INPUT, "--trust-model", "--out", out)
-    assert "must be continued as it was begun" in told(run(*given, code=2))
+    options = ("run", folder, "--model", tmp_path / "whole.pt", *INPUT, "--trust-model", "--out", out)
+    assert "must be continued as it was begun" in told(run(*options, code=2))
 
 
 def test_how_to_go_on_says_who_was_trusted(run, folder, saved, tmp_path, monkeypatch):
@@ -217,8 +217,8 @@ def test_how_to_go_on_says_who_was_trusted(run, folder, saved, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    given = ("run", folder, "--model", saved / "whole.pt", *INPUT, "--out", tmp_path / "out")
-    last = run(*given, "--trust-model", code=1).stderr.strip().splitlines()[-1]
+    options = ("run", folder, "--model", saved / "whole.pt", *INPUT, "--out", tmp_path / "out")
+    last = run(*options, "--trust-model", code=1).stderr.strip().splitlines()[-1]
     assert last.startswith(f"resume  pyfast-xai run {folder} --model {saved}/whole.pt ")
     assert last.endswith(" --trust-model --out " + str(tmp_path / "out"))
 
@@ -226,8 +226,8 @@ def test_how_to_go_on_says_who_was_trusted(run, folder, saved, tmp_path, monkeyp
 def test_a_module_that_was_not_named_is_not_imported(run, commands, tmp_path, mark, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "whole_net.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nnet = None\n")
-    for given in ("whole_net", "torchvision/whole_net:net", "timm/whole_net:net", "whole_net.py"):
-        run(*commands["explain"], "--model", given, code=2)
+    for options in ("whole_net", "torchvision/whole_net:net", "timm/whole_net:net", "whole_net.py"):
+        run(*commands["explain"], "--model", options, code=2)
     assert "whole_net" not in sys.modules
     assert not mark.exists()
 

@@ -7,17 +7,17 @@ from pyfast_xai.tuning import Contest, Verdicts, contest
 def verdicts(monkeypatch, tmp_path):
     """Contests are on, and their verdicts begin empty."""
     monkeypatch.setenv("PYFAST_XAI_TUNING", "on")
-    own = Contest(Verdicts(tmp_path, {}))
-    monkeypatch.setattr(contest, "_process_contest", lambda: own)
-    return own.verdicts
+    actual = Contest(Verdicts(tmp_path, {}))
+    monkeypatch.setattr(contest, "_process_contest", lambda: actual)
+    return actual.verdicts
 
 
 def test_tune_prints_what_serves_and_keeps_the_verdicts(run, verdicts):
     output = run("tune", "digits", "--method", "grad-cam", "--batch", "1,2").stdout
-    found = {site for site in verdicts.all() if site.op == "grad-cam"}
-    assert len(found) == 2
+    result = {site for site in verdicts.all() if site.op == "grad-cam"}
+    assert len(result) == 2
     assert output.count("grad-cam") == 2
-    for site in found:
+    for site in result:
         assert verdicts.get(site).fastest() in output
         assert {"recorded", "replayed"} == verdicts.get(site).seconds.keys()
     kernels = {site.op for site in verdicts.all()} - {"grad-cam"}

@@ -90,17 +90,17 @@ PROCESS_HOOKS = [name for name, value in vars(process_wide).items() if name.star
 
 
 def _photograph(model, inputs):
-    found = {"random numbers": torch.get_rng_state().tolist(), "modes": torch.is_grad_enabled()}
-    for name, own in model.named_modules():
-        found[name, "kept"] = (type(own), own.training, sorted(vars(own)), dict(own._modules))
-        found[name, "hooks"] = [dict(getattr(own, hooks)) for hooks in HOOKS]
-    for name, own in [*model.named_parameters(), *model.named_buffers(), *enumerate(inputs)]:
-        gradient = None if own.grad is None else own.grad.tolist()
-        found[name] = (id(own), own.tolist(), own.data_ptr(), own.requires_grad, gradient, own.stride())
+    result = {"random numbers": torch.get_rng_state().tolist(), "modes": torch.is_grad_enabled()}
+    for name, item in model.named_modules():
+        result[name, "kept"] = (type(item), item.training, sorted(vars(item)), dict(item._modules))
+        result[name, "hooks"] = [dict(getattr(item, hooks)) for hooks in HOOKS]
+    for name, item in [*model.named_parameters(), *model.named_buffers(), *enumerate(inputs)]:
+        gradient = None if item.grad is None else item.grad.tolist()
+        result[name] = (id(item), item.tolist(), item.data_ptr(), item.requires_grad, gradient, item.stride())
     for name in PROCESS_HOOKS:
         value = getattr(process_wide, name)
-        found[name] = dict(value) if hasattr(value, "keys") else value
-    return found
+        result[name] = dict(value) if hasattr(value, "keys") else value
+    return result
 
 
 @pytest.fixture

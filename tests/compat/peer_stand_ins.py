@@ -18,10 +18,10 @@ def replace(package, ours, places):
     """Our classes under the names and in the modules of a package, and at its top where they are there, too."""
     top = importlib.import_module(package)
     for name, module in places.items():
-        own = getattr(ours, name)
-        setattr(importlib.import_module(module), name, own)
+        actual = getattr(ours, name)
+        setattr(importlib.import_module(module), name, actual)
         if hasattr(top, name):
-            setattr(top, name, own)
+            setattr(top, name, actual)
 
 
 def captum():
@@ -81,27 +81,27 @@ def zennit():
 
     class Walk(torch.autograd.Function):
         @staticmethod
-        def forward(context, given, module, table):
-            context.recording = record_call(module, (given,), overlay=table)
+        def forward(context, options, module, table):
+            context.recording = record_call(module, (options,), overlay=table)
             return context.recording.output
 
         @staticmethod
         def backward(context, gradient):
-            found = context.recording.gradients(lambda out: out * gradient, [context.recording.inputs[0]])
-            return found[0], None, None
+            result = context.recording.gradients(lambda out: out * gradient, [context.recording.inputs[0]])
+            return result[0], None, None
 
     def rule(table):
         class Rule:
             def register(self, module):
                 recording = False
 
-                def instead(module, given, output):
+                def instead(module, options, output):
                     nonlocal recording
                     if recording:
                         return None
                     recording = True
                     try:
-                        return Walk.apply(given[0], module, table)
+                        return Walk.apply(options[0], module, table)
                     finally:
                         recording = False
 
@@ -111,9 +111,9 @@ def zennit():
 
     rules = importlib.import_module("zennit.rules")
     for name, table in (("ReLUDeconvNet", DECONVNET), ("ReLUGuidedBackprop", GUIDED)):
-        own = rule(table)
-        own.__name__ = name
-        setattr(rules, name, own)
+        actual = rule(table)
+        actual.__name__ = name
+        setattr(rules, name, actual)
 
 
 PEERS = {"captum": captum, "grad-cam": grad_cam, "torchcam": torchcam, "zennit": zennit}

@@ -112,9 +112,9 @@ SUITES = [
 
 def fetch(suite: Suite, into: Path) -> Path:
     """The folder with the tests of a peer."""
-    given = os.environ.get("PEER_SUITES")
-    if given:
-        return Path(given) / suite.peer
+    options = os.environ.get("PEER_SUITES")
+    if options:
+        return Path(options) / suite.peer
     target = into / f"{suite.peer}-{suite.version}"
     if target.is_dir():
         return target
@@ -124,9 +124,9 @@ def fetch(suite: Suite, into: Path) -> Path:
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", tag, url, str(target)], check=True)
         return target
     with tempfile.TemporaryDirectory() as folder:
-        wanted = f"{suite.peer}=={suite.version}"
+        expected = f"{suite.peer}=={suite.version}"
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", folder]
-        subprocess.run([*pip, wanted], check=True)
+        subprocess.run([*pip, expected], check=True)
         (archive,) = Path(folder).glob("*.tar.gz")
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
@@ -164,9 +164,9 @@ def _picture(folder: Path) -> None:
 def _outcome(case: ElementTree.Element) -> tuple[str, str, str]:
     name = f"{case.get('classname')}.{case.get('name')}"
     for outcome in ("failure", "error", "skipped"):
-        found = case.find(outcome)
-        if found is not None:
-            message = (found.get("message") or "").strip().splitlines()
+        result = case.find(outcome)
+        if result is not None:
+            message = (result.get("message") or "").strip().splitlines()
             return name, outcome, message[0] if message else ""
     return name, "passed", ""
 
@@ -176,16 +176,16 @@ def main() -> None:
     parser.add_argument("peers", nargs="*", help="some of them")
     parser.add_argument("--into", type=Path, default=Path("out/peer-suites"), help="where tests are fetched to")
     parser.add_argument("--pytest", action="append", default=[], help="an argument for pytest")
-    given = parser.parse_args()
+    options = parser.parse_args()
     surprises = 0
     for suite in SUITES:
-        if given.peers and suite.peer not in given.peers:
+        if options.peers and suite.peer not in options.peers:
             continue
-        outcomes = run(suite, fetch(suite, given.into), given.pytest)
+        outcomes = run(suite, fetch(suite, options.into), options.pytest)
         counts = {kind: sum(one == kind for _, one, _ in outcomes) for kind in ("passed", "skipped")}
         failed = [(name, reason) for name, outcome, reason in outcomes if outcome in ("failure", "error")]
-        told = f"{counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped"
-        print(f"{suite.peer} {suite.version}: {told}")
+        output = f"{counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped"
+        print(f"{suite.peer} {suite.version}: {output}")
         for name, reason in failed:
             why = next((why for pattern, why in suite.expected.items() if re.search(pattern, name)), None)
             surprises += why is None

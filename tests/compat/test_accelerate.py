@@ -74,9 +74,9 @@ def replays(monkeypatch):
             self.recorded = True
             return super()._timed(run, device)
 
-        def _replay(self, own, run):
+        def _replay(self, actual, run):
             before = self._replayed.replays
-            result = super()._replay(own, run)
+            result = super()._replay(actual, run)
             served.append(self._replayed.replays > before)
             self.recorded = False
             return result
@@ -103,8 +103,8 @@ METHODS = {
 }
 
 
-def close(found, expected):
-    for one, other in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True):
+def close(result, expected):
+    for one, other in zip(*(x if isinstance(x, tuple) else (x,) for x in (result, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
@@ -112,12 +112,12 @@ def close(found, expected):
 def test_captums_classes_return_what_they_do_of_a_recorded_model(model, images, replays, name):
     (plain, settings), (tried, _) = METHODS[name](model), METHODS[name](copy.deepcopy(model))
     for call in range(CALLS):
-        given = images * (1 + call / 8)
+        options = images * (1 + call / 8)
         torch.manual_seed(call)
-        expected = plain.attribute(given, target=[1, 3], **settings)
+        expected = plain.attribute(options, target=[1, 3], **settings)
         torch.manual_seed(call)
         with compat.accelerate("auto"):
-            close(tried.attribute(given, target=[1, 3], **settings), expected)
+            close(tried.attribute(options, target=[1, 3], **settings), expected)
     assert any(replays)
 
 
@@ -129,8 +129,8 @@ def test_inputs_in_tuples_and_further_arguments(model, images, replays):
             settings = {"target": 1, "additional_forward_args": more}
             expected = plain.attribute((images, other), **settings)
             with compat.accelerate("auto"):
-                found = tried.attribute((images, other), **settings)
-            close(found, expected)
+                result = tried.attribute((images, other), **settings)
+            close(result, expected)
     assert any(replays)
 
 
@@ -160,10 +160,10 @@ CAMS = {
 def test_classes_of_pytorch_grad_cam_return_what_they_do_of_a_recorded_model(model, images, replays, name):
     plain, tried = CAMS[name](model), CAMS[name](copy.deepcopy(model))
     for call in range(CALLS):
-        given = images * (1 + call / 8)
-        expected = plain(given)
+        options = images * (1 + call / 8)
+        expected = plain(options)
         with compat.accelerate("auto"):
-            np.testing.assert_allclose(tried(given), expected, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(tried(options), expected, rtol=1e-3, atol=1e-3)
     assert any(replays)
 
 
@@ -180,15 +180,15 @@ def test_on_replays_from_the_first_call(model, images):
 @pytest.mark.parametrize("mode", [True, "auto"], ids=["on", "auto"])
 @pytest.mark.usefixtures("replays")
 def test_hooks_of_the_user_run_in_every_call(model, images, mode):
-    method, seen = Saliency(model), []
+    method, recorded = Saliency(model), []
     with compat.accelerate(mode):
         for _ in range(CALLS):
             method.attribute(images, target=1)
-        model.norm.register_forward_hook(lambda *_: seen.append(1))
-        before = len(seen)
+        model.norm.register_forward_hook(lambda *_: recorded.append(1))
+        before = len(recorded)
         for _ in range(3):
             method.attribute(images, target=1)
-    assert len(seen) - before == 3
+    assert len(recorded) - before == 3
 
 
 @pytest.mark.parametrize("mode", [True, "auto"], ids=["on", "auto"])

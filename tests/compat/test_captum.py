@@ -24,19 +24,19 @@ def theirs():
     return pytest.importorskip("captum.attr")
 
 
-def same(own, expected, tolerance=1e-12):
+def same(actual, expected, tolerance=1e-12):
     if isinstance(expected, tuple):
-        assert isinstance(own, tuple)
-        assert len(own) == len(expected)
-        for one, other in zip(own, expected, strict=True):
+        assert isinstance(actual, tuple)
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             same(one, other, tolerance)
         return
-    assert isinstance(own, torch.Tensor)
-    assert not own.requires_grad
+    assert isinstance(actual, torch.Tensor)
+    assert not actual.requires_grad
     expected = expected.detach()
-    assert own.shape == expected.shape
+    assert actual.shape == expected.shape
     assert expected.abs().max() > 0, "nothing is compared with nothing"
-    torch.testing.assert_close(own, expected.to(own.dtype), rtol=0, atol=tolerance * float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 SIMPLE = ["Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution"]
@@ -57,8 +57,8 @@ TARGETS = {
 def test_gradients_for_every_kind_of_target(method, target, inplace, theirs, build, unchanged):
     model, images, target = build("Plain", inplace=inplace), torch.randn(3, 3, 10, 8, dtype=DOUBLE), TARGETS[target]()
     with unchanged(model, images):
-        own = getattr(ours, method)(model).attribute(images, target=target)
-    same(own, getattr(theirs, method)(model).attribute(images, target=target))
+        actual = getattr(ours, method)(model).attribute(images, target=target)
+    same(actual, getattr(theirs, method)(model).attribute(images, target=target))
 
 
 @pytest.mark.parametrize("method", SIMPLE)
@@ -74,12 +74,12 @@ def test_gradients_of_outputs_of_more_dimensions(method, target, theirs, build):
 @pytest.mark.parametrize("method", SIMPLE)
 def test_several_inputs_and_further_arguments(method, theirs, build, unchanged):
     model = build("TwoInputs")
-    given = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
+    options = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
     extra = torch.rand(3, 1, dtype=DOUBLE)
     for more in (None, extra, (extra,)):
-        with unchanged(model, *given):
-            own = getattr(ours, method)(model).attribute(given, [0, 3, 4], additional_forward_args=more)
-        same(own, getattr(theirs, method)(model).attribute(given, [0, 3, 4], additional_forward_args=more))
+        with unchanged(model, *options):
+            actual = getattr(ours, method)(model).attribute(options, [0, 3, 4], additional_forward_args=more)
+        same(actual, getattr(theirs, method)(model).attribute(options, [0, 3, 4], additional_forward_args=more))
     # A tuple of one stays a tuple; arguments that are no tensors go along.
     model, images, more = build("Plain"), torch.randn(2, 3, 6, 6, dtype=DOUBLE), (None, 2.5)
     for inputs in (images, (images,)):
@@ -102,10 +102,10 @@ def test_inputs_of_every_shape(method, shape, theirs):
         def forward(self, x):
             return self.relu(x * self.weight).reshape(len(x), -1).sum(1)
 
-    model, given = Rows(), torch.randn(*shape, dtype=DOUBLE)
-    same(getattr(ours, method)(model).attribute(given), getattr(theirs, method)(model).attribute(given))
+    model, options = Rows(), torch.randn(*shape, dtype=DOUBLE)
+    same(getattr(ours, method)(model).attribute(options), getattr(theirs, method)(model).attribute(options))
     if method == "Saliency":
-        same(ours.Saliency(model).attribute(given, abs=False), theirs.Saliency(model).attribute(given, abs=False))
+        same(ours.Saliency(model).attribute(options, abs=False), theirs.Saliency(model).attribute(options, abs=False))
 
 
 @pytest.mark.parametrize("method", ["Saliency", "InputXGradient", "IntegratedGradients"])
@@ -123,20 +123,20 @@ def test_functions_and_what_is_bound_to_a_model(method, theirs, build, unchanged
     }
     for function in bends.values():
         with unchanged(model, images):
-            own = getattr(ours, method)(function).attribute(images, target=1)
+            actual = getattr(ours, method)(function).attribute(images, target=1)
         expected = getattr(theirs, method)(function).attribute(images, target=1)
-        same(own, expected, ROUNDED if method == "IntegratedGradients" else 1e-12)
+        same(actual, expected, ROUNDED if method == "IntegratedGradients" else 1e-12)
 
 
 def test_one_tensor_given_twice_has_the_whole_gradient_in_both_places(theirs):
-    given = torch.randn(3, 4, dtype=DOUBLE)
+    options = torch.randn(3, 4, dtype=DOUBLE)
 
     def product(a, b):
         return (a * b.exp()).sum(1)
 
     same(
-        ours.Saliency(product).attribute((given, given)),
-        theirs.Saliency(product).attribute((given, given)),
+        ours.Saliency(product).attribute((options, options)),
+        theirs.Saliency(product).attribute((options, options)),
     )
 
 
@@ -145,10 +145,10 @@ def test_one_tensor_given_twice_has_the_whole_gradient_in_both_places(theirs):
 def test_results_have_the_dtype_of_the_inputs(method, dtype, build):
     model, images = build("Plain", dtype), torch.randn(2, 3, 8, 8).to(dtype)
     more = [model.relu2] if method == "GuidedGradCam" else []
-    found = getattr(ours, method)(model, *more).attribute(images, target=1)
-    assert found.dtype == dtype
-    assert found.shape == images.shape
-    assert found.isfinite().all()
+    result = getattr(ours, method)(model, *more).attribute(images, target=1)
+    assert result.dtype == dtype
+    assert result.shape == images.shape
+    assert result.isfinite().all()
 
 
 LAYERS = {
@@ -174,17 +174,17 @@ def test_grad_cam_at_every_layer_with_every_setting(layer, at_input, relu, summe
         "grad_kwargs": {"allow_unused": True},
     }
     with unchanged(model, images):
-        own = ours.LayerGradCam(model, LAYERS[layer](model)).attribute(images, [1, 4, 0], **settings)
-    same(own, theirs.LayerGradCam(model, LAYERS[layer](model)).attribute(images, [1, 4, 0], **settings))
+        actual = ours.LayerGradCam(model, LAYERS[layer](model)).attribute(images, [1, 4, 0], **settings)
+    same(actual, theirs.LayerGradCam(model, LAYERS[layer](model)).attribute(images, [1, 4, 0], **settings))
 
 
 def test_grad_cam_of_a_layer_of_two_tensors_and_of_three_dimensions(theirs, build):
     model = build("TwoInputs")
-    given = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
+    options = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
     for at_input in (False, True):
         same(
-            ours.LayerGradCam(model, model.both).attribute(given, 2, attribute_to_layer_input=at_input),
-            theirs.LayerGradCam(model, model.both).attribute(given, 2, attribute_to_layer_input=at_input),
+            ours.LayerGradCam(model, model.both).attribute(options, 2, attribute_to_layer_input=at_input),
+            theirs.LayerGradCam(model, model.both).attribute(options, 2, attribute_to_layer_input=at_input),
         )
     model, volume = build("Volume"), torch.randn(2, 1, 4, 5, 6, dtype=DOUBLE)
     same(
@@ -233,16 +233,16 @@ def test_guided_grad_cam(layer, mode, at_input, theirs, build, unchanged):
     model, images = build("Plain"), torch.randn(3, 3, 10, 8, dtype=DOUBLE)
     settings = {"target": [1, 4, 0], "interpolate_mode": mode, "attribute_to_layer_input": at_input}
     with unchanged(model, images):
-        own = ours.GuidedGradCam(model, LAYERS[layer](model)).attribute(images, **settings)
-    same(own, theirs.GuidedGradCam(model, LAYERS[layer](model)).attribute(images, **settings))
+        actual = ours.GuidedGradCam(model, LAYERS[layer](model)).attribute(images, **settings)
+    same(actual, theirs.GuidedGradCam(model, LAYERS[layer](model)).attribute(images, **settings))
 
 
 def test_guided_grad_cam_that_does_not_fit_an_input_is_empty_with_a_warning(build):
     model = build("TwoInputs")
-    given = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
+    options = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
     with pytest.warns(UserWarning, match="its attribution is empty"):
-        found = ours.GuidedGradCam(model, model.conv).attribute(given, 2)
-    assert [tuple(own.shape) for own in found] == [(3, 3, 7, 7), (0,)]
+        result = ours.GuidedGradCam(model, model.conv).attribute(options, 2)
+    assert [tuple(item.shape) for item in result] == [(3, 3, 7, 7), (0,)]
 
 
 def test_interpolate(theirs):
@@ -262,7 +262,7 @@ METHODS = ["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "
 @pytest.mark.parametrize("batch", [None, 1, 5, 100])
 def test_integrated_gradients(method, batch, theirs, build, unchanged):
     model = build("TwoInputs")
-    given = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
+    options = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
     settings = {
         "baselines": (0.5, torch.randn(1, 7, dtype=DOUBLE)),
         "target": [0, 3, 4],
@@ -272,14 +272,14 @@ def test_integrated_gradients(method, batch, theirs, build, unchanged):
         "internal_batch_size": batch,
         "return_convergence_delta": True,
     }
-    with unchanged(model, *given):
-        own, delta = ours.IntegratedGradients(model).attribute(given, **settings)
-    expected, expected_delta = theirs.IntegratedGradients(model).attribute(given, **settings)
-    same(own, expected, ROUNDED)
+    with unchanged(model, *options):
+        actual, delta = ours.IntegratedGradients(model).attribute(options, **settings)
+    expected, expected_delta = theirs.IntegratedGradients(model).attribute(options, **settings)
+    same(actual, expected, ROUNDED)
     torch.testing.assert_close(delta, expected_delta.detach(), rtol=0, atol=ROUNDED)
     assert delta.abs().max() > 10 * ROUNDED
-    own = ours.IntegratedGradients(model, multiply_by_inputs=False).attribute(given, target=2)
-    same(own, theirs.IntegratedGradients(model, multiply_by_inputs=False).attribute(given, target=2), ROUNDED)
+    actual = ours.IntegratedGradients(model, multiply_by_inputs=False).attribute(options, target=2)
+    same(actual, theirs.IntegratedGradients(model, multiply_by_inputs=False).attribute(options, target=2), ROUNDED)
 
 
 KINDS = ["smoothgrad", "smoothgrad_sq", "vargrad"]
@@ -290,7 +290,7 @@ KINDS = ["smoothgrad", "smoothgrad_sq", "vargrad"]
 @pytest.mark.parametrize("method", ["Saliency", "GuidedBackprop", "IntegratedGradients"])
 def test_noise_tunnel_draws_the_same_noise(kind, batch, method, theirs, build):
     model = build("TwoInputs")
-    given = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
+    options = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
     settings = {
         "nt_type": kind,
         "nt_samples": 5,
@@ -303,27 +303,27 @@ def test_noise_tunnel_draws_the_same_noise(kind, batch, method, theirs, build):
     if deltas:
         baselines = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(1, 7, dtype=DOUBLE))
         settings |= {"n_steps": 6, "return_convergence_delta": True, "baselines": baselines}
-    found = []
+    result = []
     for library in (ours, theirs):
         torch.manual_seed(7)
-        found.append(library.NoiseTunnel(getattr(library, method)(model)).attribute(given, **settings))
-    own, expected = found
+        result.append(library.NoiseTunnel(getattr(library, method)(model)).attribute(options, **settings))
+    actual, expected = result
     if deltas:
-        torch.testing.assert_close(own[1], expected[1].detach(), rtol=0, atol=ROUNDED)
-        own, expected = own[0], expected[0]
-    same(own, expected, ROUNDED if deltas else 1e-12)
+        torch.testing.assert_close(actual[1], expected[1].detach(), rtol=0, atol=ROUNDED)
+        actual, expected = actual[0], expected[0]
+    same(actual, expected, ROUNDED if deltas else 1e-12)
 
 
 def test_noise_tunnel_draws_baselines(theirs, build):
     import numpy as np
 
     model, images = build("Plain"), torch.randn(2, 3, 6, 6, dtype=DOUBLE)
-    found = []
+    result = []
     for library in (ours, theirs):
         torch.manual_seed(7)
         np.random.seed(7)
         tunnel = library.NoiseTunnel(library.IntegratedGradients(model))
-        found.append(
+        result.append(
             tunnel.attribute(
                 images,
                 nt_samples=3,
@@ -334,7 +334,7 @@ def test_noise_tunnel_draws_baselines(theirs, build):
                 n_steps=4,
             )
         )
-    same(*found, ROUNDED)
+    same(*result, ROUNDED)
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 100])
@@ -351,14 +351,14 @@ def test_occlusion(at_once, strides, baselines, theirs, build, unchanged):
         "perturbations_per_eval": at_once,
     }
     with unchanged(model, images):
-        own = ours.Occlusion(model).attribute(images, **settings)
-    same(own, theirs.Occlusion(model).attribute(images, **settings), ROUNDED)
+        actual = ours.Occlusion(model).attribute(images, **settings)
+    same(actual, theirs.Occlusion(model).attribute(images, **settings), ROUNDED)
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_occlusion_of_several_inputs(at_once, theirs, build):
     model = build("TwoInputs")
-    given = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
+    options = (torch.randn(3, 3, 7, 7, dtype=DOUBLE), torch.randn(3, 7, dtype=DOUBLE))
     settings = {
         "sliding_window_shapes": ((1, 3, 4), (2,)),
         "strides": ((1, 3, 2), 1),
@@ -368,14 +368,14 @@ def test_occlusion_of_several_inputs(at_once, theirs, build):
         "perturbations_per_eval": at_once,
     }
     same(
-        ours.Occlusion(model).attribute(given, **settings),
-        theirs.Occlusion(model).attribute(given, **settings),
+        ours.Occlusion(model).attribute(options, **settings),
+        theirs.Occlusion(model).attribute(options, **settings),
         ROUNDED,
     )
 
 
 def test_occlusion_of_integers_and_of_functions_that_give_numbers(theirs):
-    given = torch.arange(24).view(2, 3, 4)
+    options = torch.arange(24).view(2, 3, 4)
 
     def total(x):
         return float(x.double().square().sum())
@@ -383,29 +383,29 @@ def test_occlusion_of_integers_and_of_functions_that_give_numbers(theirs):
     for function in (total, lambda x: x.double().square().sum((1, 2))):
         for baseline in (1, 0.5):
             same(
-                ours.Occlusion(function).attribute(given, (2, 3), baselines=baseline),
-                theirs.Occlusion(function).attribute(given, (2, 3), baselines=baseline),
+                ours.Occlusion(function).attribute(options, (2, 3), baselines=baseline),
+                theirs.Occlusion(function).attribute(options, (2, 3), baselines=baseline),
                 ROUNDED,
             )
     # Captum cannot divide what came as integers.
-    drops = ours.Occlusion(lambda x: x.sum((1, 2))).attribute(given, (3, 4), baselines=1)
-    assert torch.equal(drops, (given.sum((1, 2)) - 12.0)[:, None, None].expand(2, 3, 4))
+    drops = ours.Occlusion(lambda x: x.sum((1, 2))).attribute(options, (3, 4), baselines=1)
+    assert torch.equal(drops, (options.sum((1, 2)) - 12.0)[:, None, None].expand(2, 3, 4))
     with pytest.raises(AssertionError, match="perturbations_per_eval must be 1"):
-        ours.Occlusion(lambda x: x.double().sum()).attribute(given, (2, 3), perturbations_per_eval=2)
+        ours.Occlusion(lambda x: x.double().sum()).attribute(options, (2, 3), perturbations_per_eval=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, DOUBLE], ids=case_id)
 def test_occlusion_hands_the_model_what_it_takes(dtype, build):
     model, images = build("Plain", dtype), torch.randn(2, 3, 4, 4).to(dtype)
-    seen = set()
+    recorded = set()
 
     def watched(x):
-        seen.add(x.dtype)
+        recorded.add(x.dtype)
         return model(x)
 
-    found = ours.Occlusion(watched).attribute(images, (3, 2, 2), baselines=0.1, target=1)
-    assert seen == {dtype}
-    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    result = ours.Occlusion(watched).attribute(images, (3, 2, 2), baselines=0.1, target=1)
+    assert recorded == {dtype}
+    assert result.dtype == torch.promote_types(dtype, torch.float32)
 
 
 class Says(nn.Module):
@@ -421,9 +421,9 @@ SAYS = Says()
 def test_occlusion_says_how_far_it_is(build, capsys):
     images = torch.randn(1, 3, 4, 4, dtype=DOUBLE)
     ours.Occlusion(build("Plain")).attribute(images, (3, 2, 2), target=0, show_progress=True)
-    told = capsys.readouterr().err
-    assert "Occlusion attribution: 10%" in told
-    assert told.endswith("Occlusion attribution: 100% 10/10\n")
+    output = capsys.readouterr().err
+    assert "Occlusion attribution: 10%" in output
+    assert output.endswith("Occlusion attribution: 100% 10/10\n")
 
 
 class _Guided(torch.autograd.Function):
@@ -461,12 +461,12 @@ class Called(nn.Module):
 @pytest.mark.parametrize("relu", [nn.ReLU(), Called(functional.relu), Called(torch.Tensor.relu)])
 def test_guided_backprop_is_right_where_captum_is_not(relu, theirs):
     model, images = PreActivation(relu).double(), torch.randn(2, 3, 8, 8, dtype=DOUBLE)
-    own = ours.GuidedBackprop(model).attribute(images, 1)
+    actual = ours.GuidedBackprop(model).attribute(images, 1)
     wrong = theirs.GuidedBackprop(model).attribute(images, 1)
     model.relu = Called(_Guided.apply)
     leaf = images.clone().requires_grad_()
-    same(own, torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0])
-    assert (wrong - own).abs().max() > 1e-2 * own.abs().max()
+    same(actual, torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0])
+    assert (wrong - actual).abs().max() > 1e-2 * actual.abs().max()
 
 
 def test_no_warning_is_given_and_none_is_needed(build):
@@ -573,10 +573,12 @@ def test_signatures_are_captums(theirs):
     modules = ("metrics", "visualization")  # whose functions are compared beside them
     for name in (name for name in ours.__all__ if name not in modules):
         for method in ("__init__", "attribute") if name != "LayerAttribution" else ("interpolate",):
-            own, expected = (inspect.signature(getattr(getattr(library, name), method)) for library in (ours, theirs))
+            actual, expected = (
+                inspect.signature(getattr(getattr(library, name), method)) for library in (ours, theirs)
+            )
             described = [
                 [(p.name, getattr(p.default, "__name__", p.default), p.kind) for p in s.parameters.values()]
-                for s in (own, expected)
+                for s in (actual, expected)
             ]
             assert described[0] == described[1], (name, method)
     assert compat.__doc__ is not None
@@ -647,7 +649,7 @@ def test_a_model_that_takes_views_of_its_input_has_it_as_it_is():
 
 def test_what_is_followed_and_what_is_not():
     """As the page on migration says."""
-    given = torch.randn(2, 3, dtype=DOUBLE)
+    options = torch.randn(2, 3, dtype=DOUBLE)
 
     class Through(torch.autograd.Function):
         @staticmethod
@@ -664,17 +666,17 @@ def test_what_is_followed_and_what_is_not():
         return (x * y).sum(1)
 
     for function, expected in (
-        (lambda x: (x * x.detach()).sum(1), given),
-        (lambda x: Through.apply(x).sum(1), 3 * given**2),
-        (without, 3 * given**2),
+        (lambda x: (x * x.detach()).sum(1), options),
+        (lambda x: Through.apply(x).sum(1), 3 * options**2),
+        (without, 3 * options**2),
     ):
-        torch.testing.assert_close(ours.Saliency(function).attribute(given, abs=False), expected)
+        torch.testing.assert_close(ours.Saliency(function).attribute(options, abs=False), expected)
 
 
 def test_an_input_without_influence_has_no_gradient():
-    found = ours.Saliency(lambda a, b: a.square().sum(1)).attribute((torch.randn(2, 3), torch.randn(2, 4)))
-    assert found[0].abs().max() > 0
-    assert torch.equal(found[1], torch.zeros(2, 4))
+    result = ours.Saliency(lambda a, b: a.square().sum(1)).attribute((torch.randn(2, 3), torch.randn(2, 4)))
+    assert result[0].abs().max() > 0
+    assert torch.equal(result[1], torch.zeros(2, 4))
 
 
 def test_occlusion_puts_back_what_a_model_writes(unchanged):
@@ -689,5 +691,5 @@ def test_occlusion_puts_back_what_a_model_writes(unchanged):
 
     model, images = Counts(), torch.randn(2, 3, 4, 4, dtype=DOUBLE)
     with unchanged(model, images):
-        found = ours.Occlusion(model).attribute(images, (3, 1, 1))
-    torch.testing.assert_close(found, images.sum(1, keepdim=True).expand(2, 3, 4, 4))
+        result = ours.Occlusion(model).attribute(images, (3, 1, 1))
+    torch.testing.assert_close(result, images.sum(1, keepdim=True).expand(2, 3, 4, 4))

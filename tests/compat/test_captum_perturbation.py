@@ -63,12 +63,12 @@ def attributed(library, name, made, *args, seed=0, **settings):
 
 def agree(name, made, *args, atol=1e-12, check_dtype=True, **settings):
     expected = attributed(theirs, name, made, *args, **settings)
-    found = attributed(ours, name, made, *args, **settings)
-    assert type(found) is type(expected)
-    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+    result = attributed(ours, name, made, *args, **settings)
+    assert type(result) is type(expected)
+    pairs = zip(result, expected, strict=True) if isinstance(result, tuple) else [(result, expected)]
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=0, atol=atol, check_dtype=check_dtype)
-    return found
+    return result
 
 
 PERTURBATION = ("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues")
@@ -110,8 +110,8 @@ def test_several_inputs_with_features_in_common(net, name):
     both = (images(), torch.randn(3, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(3)))
     masks = (CHANNELS, torch.tensor([[2, 2, 3, 4]]))
     settings = settings_of(name, feature_mask=masks, baselines=(0.1, 0.2), target=1, perturbations_per_eval=2)
-    found = agree(name, [lambda x, y: net(x) * y.sum(1, keepdim=True)], both, **settings)
-    assert [one.shape for one in found] == [(3, 3, 8, 8), (3, 4)]
+    result = agree(name, [lambda x, y: net(x) * y.sum(1, keepdim=True)], both, **settings)
+    assert [one.shape for one in result] == [(3, 3, 8, 8), (3, 4)]
 
 
 @every_method
@@ -141,8 +141,8 @@ def test_one_number_for_the_batch(net, name, kind):
 
 def test_whole_numbers_stay_so():
     x = torch.arange(12).view(3, 4)
-    found = agree("FeatureAblation", [lambda x: x.sum(1)], x, feature_mask=torch.tensor([[0, 0, 1, 2]]))
-    assert found.dtype == torch.int64
+    result = agree("FeatureAblation", [lambda x: x.sum(1)], x, feature_mask=torch.tensor([[0, 0, 1, 2]]))
+    assert result.dtype == torch.int64
 
 
 def test_a_permutation_of_the_callers_own(net):
@@ -153,8 +153,8 @@ def test_a_permutation_of_the_callers_own(net):
 
 
 def test_one_row_cannot_be_permuted(net, caplog):
-    found = ours.FeaturePermutation(net).attribute(images(count=1), target=1, feature_mask=GRID)
-    assert not found.any()
+    result = ours.FeaturePermutation(net).attribute(images(count=1), target=1, feature_mask=GRID)
+    assert not result.any()
     assert "at least two rows" in caplog.text
 
 
@@ -163,8 +163,8 @@ def test_one_row_cannot_be_permuted(net, caplog):
 def test_features_of_a_layer(net, baseline, at_once):
     mask = torch.arange(8).view(1, 8, 1, 1) // 2
     settings = {"layer_mask": mask, "layer_baselines": baseline, "target": 1, "perturbations_per_eval": at_once}
-    found = agree("LayerFeatureAblation", [net, net.conv2], images(), **settings)
-    assert found.shape == (3, 8, 3, 3)
+    result = agree("LayerFeatureAblation", [net, net.conv2], images(), **settings)
+    assert result.shape == (3, 8, 3, 3)
     agree("LayerFeatureAblation", [net, net.relu2], images(), attribute_to_layer_input=True, **settings)
     # Captum takes the target twice, and fails.
     scores = lambda x: net(x)[:, 1]  # noqa: E731
@@ -218,9 +218,9 @@ def exact_lasso(monkeypatch):
 def test_linear_models(net, exact_lasso, name, mask, at_once):
     """As many samples as identify the coefficients, so that no choice among solutions is left."""
     settings = {"feature_mask": MASKS[mask], "target": [1, 3, 0], "n_samples": 30, "perturbations_per_eval": at_once}
-    found = agree(name, [sure(net)], images(), **ROUNDED, **settings)
-    assert found.shape == (3, 3, 8, 8)
-    assert found.any()
+    result = agree(name, [sure(net)], images(), **ROUNDED, **settings)
+    assert result.shape == (3, 3, 8, 8)
+    assert result.any()
     rows = agree(name, [sure(net)], images(), **ROUNDED, return_input_shape=False, **settings)
     assert rows.shape == (3, int(MASKS[mask].max()) + 1)
 
@@ -237,7 +237,7 @@ def test_linear_models_of_several_inputs(net, exact_lasso, name):
     both = (images(count=2), torch.randn(2, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(3)))
     settings = {"feature_mask": (CHANNELS, torch.tensor([[2, 2, 3, 4]])), "baselines": (0.1, 0.2), "n_samples": 40}
     scale = torch.tensor([[1.0], [2.0]], dtype=DOUBLE)
-    found = agree(
+    result = agree(
         name,
         [lambda x, y, scale: 20 * net(x) * y.sum(1, keepdim=True) * scale],
         both,
@@ -246,7 +246,7 @@ def test_linear_models_of_several_inputs(net, exact_lasso, name):
         **ROUNDED,
         **settings,
     )
-    assert [one.shape for one in found] == [(2, 3, 8, 8), (2, 4)]
+    assert [one.shape for one in result] == [(2, 3, 8, 8), (2, 4)]
 
 
 @every_linear_model
@@ -280,10 +280,10 @@ def test_lime_of_the_callers_own(net):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(0)
-        found = ours.Lime(*made).attribute(images(count=1), target=1, feature_mask=GRID, n_samples=20)
+        result = ours.Lime(*made).attribute(images(count=1), target=1, feature_mask=GRID, n_samples=20)
     assert "perturb_func ended before n_samples=20" in [str(one.message) for one in caught]
     torch.testing.assert_close(
-        found,
+        result,
         attributed(theirs, "Lime", made, images(count=1), target=1, feature_mask=GRID, n_samples=20),
         rtol=0,
         **ROUNDED,
@@ -295,8 +295,8 @@ def test_lime_base(net, interpretable):
     models = importlib.import_module("captum._utils.models.linear_model")
 
     def drawn(inputs, **kwargs):
-        kept = torch.bernoulli(torch.full((1, 3), 0.5)).double()
-        return kept if interpretable else inputs * kept[..., None, None]
+        saved = torch.bernoulli(torch.full((1, 3), 0.5)).double()
+        return saved if interpretable else inputs * saved[..., None, None]
 
     functions = [
         lambda inputs, sample, form, **kwargs: torch.exp(-form.sum()),
@@ -310,11 +310,11 @@ def test_lime_base(net, interpretable):
     agree("LimeBase", made, images(count=1), **ROUNDED, **settings)
     made[1] = linear_models.LinearRegression()
     exact = [net, models.SkLearnLinearRegression(), *functions]
-    found, expected = (
+    result, expected = (
         attributed(library, "LimeBase", model, images(count=1), **settings)
         for library, model in ((ours, made), (theirs, exact))
     )
-    torch.testing.assert_close(found, expected, rtol=0, **ROUNDED)
+    torch.testing.assert_close(result, expected, rtol=0, **ROUNDED)
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.05, 0.5])

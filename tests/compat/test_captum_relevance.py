@@ -78,14 +78,14 @@ def attributed(library, name, net, **more):
         return getattr(library, name)(*arguments).attribute(images(), **settings, **more)
 
 
-def same(found, expected, rtol=1e-8, atol=1e-11):
+def same(result, expected, rtol=1e-8, atol=1e-11):
     if isinstance(expected, tuple):
-        assert isinstance(found, tuple)
-        assert len(found) == len(expected)
-        for own, other in zip(found, expected, strict=True):
-            same(own, other, rtol, atol)
+        assert isinstance(result, tuple)
+        assert len(result) == len(expected)
+        for item, other in zip(result, expected, strict=True):
+            same(item, other, rtol, atol)
     else:
-        torch.testing.assert_close(found, expected.detach(), rtol=rtol, atol=atol)
+        torch.testing.assert_close(result, expected.detach(), rtol=rtol, atol=atol)
 
 
 # Captum holds the places of integrals in single precision, and adds 1e-9 to the denominators of max-pools, too.
@@ -94,8 +94,8 @@ LOOSE = {"rtol": 1e-5, "atol": 1e-8}
 
 @pytest.mark.parametrize("name", CALLS)
 def test_equals_captum(name, net):
-    found = attributed(ours, name, net)
-    same(found, attributed(theirs, name, net), **LOOSE if "Integrated" in name or name == "NeuronConductance" else {})
+    result = attributed(ours, name, net)
+    same(result, attributed(theirs, name, net), **LOOSE if "Integrated" in name or name == "NeuronConductance" else {})
 
 
 DELTAS = ["DeepLift", "DeepLiftShap", "GradientShap", "LayerConductance", "LayerIntegratedGradients", "LayerDeepLift"]
@@ -118,9 +118,9 @@ def test_what_goes_into_a_layer_equals_captum(name, net):
 
 @pytest.mark.parametrize("selector", [(2, slice(0, 2), 1), lambda a: a.flatten(1).sum(1)], ids=["slice", "function"])
 def test_neurons_are_selected_as_by_captum(selector, net):
-    found = ours.NeuronGradient(net, net.conv2).attribute(images(), selector)
+    result = ours.NeuronGradient(net, net.conv2).attribute(images(), selector)
     expected = theirs.NeuronGradient(net, net.conv2).attribute(images().requires_grad_(), selector)
-    same(found, expected)
+    same(result, expected)
 
 
 SELECTORS = {
@@ -139,22 +139,22 @@ SELECTORS = {
 @pytest.mark.filterwarnings("ignore:The neuron_selector provided is a callable")
 def test_conductance_of_neurons_equals_captum(selector, more, multiply, net):
     call = {"target": 3, "n_steps": 5, "additional_forward_args": (2.0,), **more}
-    found, expected = (
+    result, expected = (
         library.NeuronConductance(net, net.conv2, multiply_by_inputs=multiply).attribute(
             images(), SELECTORS[selector], **call
         )
         for library in (ours, theirs)
     )
     assert expected.abs().max() > 1e-6
-    same(found, expected, **LOOSE)
+    same(result, expected, **LOOSE)
 
 
 def test_conductance_of_all_neurons_adds_up_to_integrated_gradients(net):
     """The chain rule, summed over a layer that all of the output passes."""
     whole = ours.IntegratedGradients(net).attribute(images(), target=2, n_steps=8, method="riemann_trapezoid")
     explain = ours.NeuronConductance(net, net.fc)
-    found = explain.attribute(images(), 2, target=2, n_steps=8)
-    same(found, whole)
+    result = explain.attribute(images(), 2, target=2, n_steps=8)
+    same(result, whole)
     assert explain.attribute(images(), 1, target=2, n_steps=8).abs().max() == 0
 
 
@@ -165,22 +165,24 @@ def test_no_layer_of_the_user_gets_a_hook(net, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(nn.Module, "register_forward_hook", refuse)
         patch.setattr(nn.Module, "register_forward_pre_hook", refuse)
-        found = {name: attributed(ours, name, net) for name in CALLS}
-        given = ours.LayerIntegratedGradients(net, net.conv2).attribute(
+        result = {name: attributed(ours, name, net) for name in CALLS}
+        options = ours.LayerIntegratedGradients(net, net.conv2).attribute(
             images(), target=3, n_steps=4, attribute_to_layer_input=True
         )
-    same(found["LayerIntegratedGradients"], attributed(theirs, "LayerIntegratedGradients", net), **LOOSE)
+    same(result["LayerIntegratedGradients"], attributed(theirs, "LayerIntegratedGradients", net), **LOOSE)
     expected = theirs.LayerIntegratedGradients(net, net.conv2).attribute(
         images(), target=3, n_steps=4, attribute_to_layer_input=True
     )
-    same(given, expected, **LOOSE)
+    same(options, expected, **LOOSE)
 
 
 @pytest.mark.parametrize("name", [*CALLS, "LRP", "LayerLRP"])
 def test_signatures_are_captums(name):
     for method in ("__init__", "attribute"):
-        own, other = (list(inspect.signature(getattr(getattr(one, name), method)).parameters) for one in (ours, theirs))
-        assert own == other, method
+        actual, other = (
+            list(inspect.signature(getattr(getattr(one, name), method)).parameters) for one in (ours, theirs)
+        )
+        assert actual == other, method
 
 
 # LRP
@@ -214,8 +216,8 @@ def test_relevance_equals_captum(rules):
     expected, expected_delta = theirs.LRP(net).attribute(images(), target=TARGET, return_convergence_delta=True)
     if rules != "none":
         attach(net, captums if rules == "captum's" else lrp_rules)
-    found, delta = ours.LRP(net).attribute(images(), target=TARGET, return_convergence_delta=True)
-    same((found, delta), (expected, expected_delta), **LOOSE)
+    result, delta = ours.LRP(net).attribute(images(), target=TARGET, return_convergence_delta=True)
+    same((result, delta), (expected, expected_delta), **LOOSE)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -225,11 +227,11 @@ def test_relevance_of_layers_equals_captum(at_input):
     net = rectified()
     net[7].rule = captums.EpsilonRule()
     expected = theirs.LayerLRP(net, net[4]).attribute(images(), target=TARGET, attribute_to_layer_input=at_input)
-    found = ours.LayerLRP(net, net[4]).attribute(images(), target=TARGET, attribute_to_layer_input=at_input)
-    same(found, expected, **LOOSE)
+    result = ours.LayerLRP(net, net[4]).attribute(images(), target=TARGET, attribute_to_layer_input=at_input)
+    same(result, expected, **LOOSE)
     several = ours.LayerLRP(net, [net[4], net[0]]).attribute(images(), target=TARGET, attribute_to_layer_input=at_input)
-    assert [own.shape[1] for own in several] == ([6, 3] if at_input else [8, 6])
-    same(several[0], found)
+    assert [item.shape[1] for item in several] == ([6, 3] if at_input else [8, 6])
+    same(several[0], result)
 
 
 class Functions(nn.Module):
@@ -253,8 +255,8 @@ def test_deep_lift_adds_up_where_captums_does_not():
 
 def test_custom_attributions_get_what_they_name(net):
     for function in (lambda m: m, lambda m, x: [a * b for a, b in zip(m, x, strict=True)], lambda m, x, b: m):
-        found = ours.DeepLift(net).attribute(images(), **SPATIAL, custom_attribution_func=function)
-        assert found.shape == images().shape
+        result = ours.DeepLift(net).attribute(images(), **SPATIAL, custom_attribution_func=function)
+        assert result.shape == images().shape
 
 
 def test_several_inputs_share_the_output():
@@ -262,9 +264,9 @@ def test_several_inputs_share_the_output():
         def forward(self, a, b):
             return torch.stack([(a * b).sum((1, 2, 3)), (a.tanh() - b).sum((1, 2, 3))], 1)
 
-    net, given, starts = Two().eval(), (images(1), images(2)), (images(3), 0.5)
-    found, delta = ours.DeepLift(net).attribute(given, starts, [0, 1], return_convergence_delta=True)
-    assert [own.shape for own in found] == [own.shape for own in given]
+    net, options, starts = Two().eval(), (images(1), images(2)), (images(3), 0.5)
+    result, delta = ours.DeepLift(net).attribute(options, starts, [0, 1], return_convergence_delta=True)
+    assert [item.shape for item in result] == [item.shape for item in options]
     torch.testing.assert_close(delta, torch.zeros_like(delta), rtol=0, atol=1e-11)
 
 

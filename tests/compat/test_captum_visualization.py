@@ -28,10 +28,10 @@ def drawn(figure, axes):
 
 def same(one, other):
     assert one[:2] == other[:2]
-    for own, there in zip(one[2], other[2], strict=True):
-        np.testing.assert_allclose(own[0], there[0])
-        np.testing.assert_allclose(own[1], there[1])
-        assert own[2:] == there[2:]
+    for item, there in zip(one[2], other[2], strict=True):
+        np.testing.assert_allclose(item[0], there[0])
+        np.testing.assert_allclose(item[1], there[1])
+        assert item[2:] == there[2:]
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_several_pictures(count, attr, theirs):
         )
         assert isinstance(axes, list) == (count > 1)
         figures.append((figure, axes if count > 1 else [axes]))
-    for own, there in zip(figures[0][1], figures[1][1], strict=True):
-        same(drawn(figures[0][0], own), drawn(figures[1][0], there))
+    for item, there in zip(figures[0][1], figures[1][1], strict=True):
+        same(drawn(figures[0][0], item), drawn(figures[1][0], there))
 
 
 def test_what_cannot_be_shown(attr):
@@ -88,5 +88,5 @@ def test_what_cannot_be_shown(attr):
 
 @pytest.mark.parametrize("name", ["visualize_image_attr", "visualize_image_attr_multiple"])
 def test_signatures(name, theirs):
-    own, there = (inspect.signature(getattr(library, name)).parameters for library in (ours, theirs))
-    assert [(p.name, p.default) for p in own.values()] == [(p.name, p.default) for p in there.values()]
+    actual, there = (inspect.signature(getattr(library, name)).parameters for library in (ours, theirs))
+    assert [(p.name, p.default) for p in actual.values()] == [(p.name, p.default) for p in there.values()]

@@ -31,6 +31,6 @@ def test_names_that_are_to_be_imported_exist(page):
     lines = re.findall(r"^\+from (pyfast_xai[\w.]+) import (.+)$", page.read_text(), re.MULTILINE)
     assert lines
     for module, names in lines:
-        found = __import__(module, fromlist=["_"])
+        result = __import__(module, fromlist=["_"])
         for name in names.split(", "):
-            assert hasattr(found, name), (module, name)
+            assert hasattr(result, name), (module, name)

@@ -27,12 +27,12 @@ def targets():
     return pytest.importorskip("pytorch_grad_cam.utils.model_targets")
 
 
-def same(own, expected, tolerance=SCALED):
-    assert isinstance(own, np.ndarray)
-    assert own.dtype == expected.dtype == np.float32
-    assert own.shape == expected.shape
+def same(actual, expected, tolerance=SCALED):
+    assert isinstance(actual, np.ndarray)
+    assert actual.dtype == expected.dtype == np.float32
+    assert actual.shape == expected.shape
     assert expected.max() > 0
-    np.testing.assert_allclose(own, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 # None of these is overwritten by what follows, which the peer does not see.
@@ -56,9 +56,9 @@ def test_gradient_methods(method, layers, chosen, aug_smooth, inplace, theirs, t
     model, images = build("Plain", torch.float32, inplace=inplace), torch.randn(3, 3, 21, 18)
     own_targets, their_targets = (None, None) if chosen is None else (by_class(ours, chosen), by_class(targets, chosen))
     with unchanged(model, images):
-        own = getattr(ours, method)(model, LAYERS[layers](model))(images, own_targets, aug_smooth)
+        actual = getattr(ours, method)(model, LAYERS[layers](model))(images, own_targets, aug_smooth)
     with getattr(theirs, method)(model, LAYERS[layers](model)) as cam:
-        same(own, cam(images, their_targets, aug_smooth), 1e-5)
+        same(actual, cam(images, their_targets, aug_smooth), 1e-5)
 
 
 def test_a_layer_that_is_overwritten_counts_as_it_was(theirs, build):
@@ -67,8 +67,8 @@ def test_a_layer_that_is_overwritten_counts_as_it_was(theirs, build):
     inplace.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 16, 16)
     for method in ("GradCAM", "GradCAMPlusPlus", "EigenCAM"):
-        own = [getattr(ours, method)(m, [m.conv2])(images, None) for m in (plain, inplace)]
-        assert np.array_equal(*own)
+        actual = [getattr(ours, method)(m, [m.conv2])(images, None) for m in (plain, inplace)]
+        assert np.array_equal(*actual)
     with theirs.GradCAM(inplace, [inplace.conv2]) as cam:
         assert abs(cam(images, None) - ours.GradCAM(inplace, [inplace.conv2])(images, None)).max() > 0.01
 
@@ -76,26 +76,26 @@ def test_a_layer_that_is_overwritten_counts_as_it_was(theirs, build):
 def test_float64_in_and_float32_out(theirs, targets, build):
     model, images = build("Plain"), torch.randn(3, 3, 21, 18, dtype=torch.float64)
     for method in ("GradCAM", "GradCAMPlusPlus"):
-        own = getattr(ours, method)(model, [model.relu2])(images, by_class(ours, [1, 4, 0]))
+        actual = getattr(ours, method)(model, [model.relu2])(images, by_class(ours, [1, 4, 0]))
         with getattr(theirs, method)(model, [model.relu2]) as cam:
-            same(own, cam(images, by_class(targets, [1, 4, 0])))
+            same(actual, cam(images, by_class(targets, [1, 4, 0])))
 
 
 @pytest.mark.parametrize("size", [(9, 9), (40, 33), (7, 50)], ids=case_id)
 def test_maps_are_resized_as_opencv_does(size, theirs, targets, build):
     model, images = build("Plain", torch.float32), torch.randn(2, 3, *size)
-    own = ours.GradCAM(model, [model.pool])(images, by_class(ours, [1, 4]))
+    actual = ours.GradCAM(model, [model.pool])(images, by_class(ours, [1, 4]))
     with theirs.GradCAM(model, [model.pool]) as cam:
-        same(own, cam(images, by_class(targets, [1, 4])))
+        same(actual, cam(images, by_class(targets, [1, 4])))
 
 
 def test_volumes(theirs, targets, build):
     model, volume = build("Volume", torch.float32), torch.randn(2, 1, 6, 8, 10)
     for method in ("GradCAM", "GradCAMPlusPlus", "EigenCAM"):
         settings = {"sign": "lapack"} if method == "EigenCAM" else {}
-        own = getattr(ours, method)(model, [model.relu], **settings)(volume, by_class(ours, [1, 4]))
+        actual = getattr(ours, method)(model, [model.relu], **settings)(volume, by_class(ours, [1, 4]))
         with getattr(theirs, method)(model, [model.relu]) as cam:
-            same(own, cam(volume, by_class(targets, [1, 4])), 1e-5)
+            same(actual, cam(volume, by_class(targets, [1, 4])), 1e-5)
 
 
 def eigen(library, model, layers, images, **settings):
@@ -107,8 +107,8 @@ def eigen(library, model, layers, images, **settings):
 def test_eigen_cam_with_the_sign_of_lapack(layers, theirs, build, unchanged):
     model, images = build("Plain", torch.float32), torch.randn(5, 3, 21, 18)
     with unchanged(model, images):
-        own = eigen(ours, model, LAYERS[layers](model), images, sign="lapack")
-    same(own, eigen(theirs, model, LAYERS[layers](model), images), 1e-5)
+        actual = eigen(ours, model, LAYERS[layers](model), images, sign="lapack")
+    same(actual, eigen(theirs, model, LAYERS[layers](model), images), 1e-5)
 
 
 def test_eigen_cam_but_for_the_sign(theirs):
@@ -118,10 +118,10 @@ def test_eigen_cam_but_for_the_sign(theirs):
     before = activations.copy()
     expected = peer.get_2d_projection(activations)
     for sign in ("fixed", "lapack"):
-        own = ours.get_2d_projection(activations, sign)
-        agree = np.sign((own * expected).sum((1, 2)))
+        actual = ours.get_2d_projection(activations, sign)
+        agree = np.sign((actual * expected).sum((1, 2)))
         scale = abs(expected).max((1, 2))[:, None, None]
-        np.testing.assert_allclose(own * agree[:, None, None] / scale, expected / scale, atol=1e-4)
+        np.testing.assert_allclose(actual * agree[:, None, None] / scale, expected / scale, atol=1e-4)
         if sign == "lapack":
             assert (agree > 0).all()
     assert np.array_equal(activations, before, equal_nan=True)
@@ -136,8 +136,8 @@ def test_eigen_cam_is_right_side_up_where_the_peer_is_upside_down():
         activation = 0.1 * torch.rand(1, 32, 14, 14, generator=generator)
         activation[0, :, 3:7, 5:9] += direction[:, None, None]
         for sign in ("fixed", "lapack"):
-            found = ours.get_2d_projection(activation.numpy(), sign)[0]
-            inside = found[3:7, 5:9].mean() > found.mean()
+            result = ours.get_2d_projection(activation.numpy(), sign)[0]
+            inside = result[3:7, 5:9].mean() > result.mean()
             if sign == "fixed":
                 assert inside
             else:
@@ -170,8 +170,8 @@ def test_a_smoothed_map_points_where_the_map_does_that_it_smooths():
     weighed = torch.randn(20, 8, 5, 6)
     summed = weighed.sum(1)
     for along in (summed, -summed):
-        found = projection.project(weighed, "fixed", along)
-        assert ((found * (along - along.mean((1, 2), keepdim=True))).sum((1, 2)) > 0).all()
+        result = projection.project(weighed, "fixed", along)
+        assert ((result * (along - along.mean((1, 2), keepdim=True))).sum((1, 2)) > 0).all()
 
 
 def test_tokens_through_a_reshape_transform(theirs, targets):
@@ -195,20 +195,20 @@ def test_tokens_through_a_reshape_transform(theirs, targets):
 
     for method in ("GradCAM", "GradCAMPlusPlus", "EigenCAM"):
         settings = {"sign": "lapack"} if method == "EigenCAM" else {}
-        own = getattr(ours, method)(model, [model.norm], transform, **settings)(images, by_class(ours, [1, 4]))
+        actual = getattr(ours, method)(model, [model.norm], transform, **settings)(images, by_class(ours, [1, 4]))
         cam = getattr(theirs, method)(model, [model.norm], lambda t: transforms.vit_reshape_transform(t, 4, 3))
         with cam:
-            same(own, cam(images, by_class(targets, [1, 4])), 1e-5)
+            same(actual, cam(images, by_class(targets, [1, 4])), 1e-5)
 
 
 def test_reshape_transforms():
     transforms = pytest.importorskip("pytorch_grad_cam.utils.reshape_transforms")
     tokens = torch.randn(2, 50, 6)
-    for own, expected in (
+    for item, expected in (
         (ours.vit_reshape_transform(tokens, 7, 7), transforms.vit_reshape_transform(tokens, 7, 7)),
         (ours.swinT_reshape_transform(tokens[:, 1:]), transforms.swinT_reshape_transform(tokens[:, 1:])),
     ):
-        assert torch.equal(own, expected)
+        assert torch.equal(item, expected)
     levels = {"0": torch.randn(1, 4, 16, 16), "pool": torch.randn(1, 4, 5, 5)}
     assert torch.equal(ours.fasterrcnn_reshape_transform(levels), transforms.fasterrcnn_reshape_transform(levels))
 
@@ -233,9 +233,9 @@ def test_a_layer_that_returns_a_dict(theirs, build):
 
     transforms = pytest.importorskip("pytorch_grad_cam.utils.reshape_transforms")
     model, images = Detector().eval(), torch.randn(2, 3, 18, 18)
-    own = ours.EigenCAM(model, [model.backbone], ours.fasterrcnn_reshape_transform, sign="lapack")(images, None)
+    actual = ours.EigenCAM(model, [model.backbone], ours.fasterrcnn_reshape_transform, sign="lapack")(images, None)
     with theirs.EigenCAM(model, [model.backbone], transforms.fasterrcnn_reshape_transform) as cam:
-        same(own, cam(images, None), 1e-5)
+        same(actual, cam(images, None), 1e-5)
     with pytest.raises(InputError, match="target_layers must return one tensor each"):
         ours.GradCAM(model, [model.backbone], ours.fasterrcnn_reshape_transform)(images, None)
 
@@ -255,16 +255,16 @@ OUTPUT_TARGETS = {
 @pytest.mark.parametrize("shape", [(5,), (3, 5)], ids=case_id)
 def test_targets(name, shape, targets):
     output, arguments = torch.randn(*shape, dtype=torch.float64), OUTPUT_TARGETS[name]
-    own, expected = (getattr(library, name)(*arguments)(output) for library in (ours, targets))
-    torch.testing.assert_close(own, expected, rtol=1e-12, atol=0)
+    actual, expected = (getattr(library, name)(*arguments)(output) for library in (ours, targets))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
 def test_targets_of_segmentation_and_detection(targets):
     mask = np.random.default_rng(0).integers(0, 2, (6, 7)).astype(np.float32)
     scores = torch.randn(4, 6, 7)
-    own, expected = (library.SemanticSegmentationTarget(2, mask)(scores) for library in (ours, targets))
-    torch.testing.assert_close(own, expected)
-    found = {
+    actual, expected = (library.SemanticSegmentationTarget(2, mask)(scores) for library in (ours, targets))
+    torch.testing.assert_close(actual, expected)
+    result = {
         "boxes": torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 20], [1, 1, 9, 9]], dtype=torch.float64),
         "labels": torch.tensor([1, 2, 1]),
         "scores": torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64),
@@ -276,10 +276,10 @@ def test_targets_of_segmentation_and_detection(targets):
         np.array([5.0, 5, 20, 20]),
     ]
     for labels in ([1, 2, 1, 2], [1, 2, 1, 1]):
-        own, expected = (library.FasterRCNNBoxScoreTarget(labels, before)(found) for library in (ours, targets))
-        torch.testing.assert_close(own, expected)
-        assert own > 1
-    assert ours.FasterRCNNBoxScoreTarget([1], before)({**found, "boxes": torch.zeros(0, 4)}) == 0
+        actual, expected = (library.FasterRCNNBoxScoreTarget(labels, before)(result) for library in (ours, targets))
+        torch.testing.assert_close(actual, expected)
+        assert actual > 1
+    assert ours.FasterRCNNBoxScoreTarget([1], before)({**result, "boxes": torch.zeros(0, 4)}) == 0
 
 
 def test_targets_of_a_model_that_returns_a_list(theirs, targets, build):
@@ -293,10 +293,10 @@ def test_targets_of_a_model_that_returns_a_list(theirs, targets, build):
 
     inside = build("Plain", torch.float32)
     model, images = Listed(inside), torch.randn(2, 3, 12, 12)
-    chosen = [lambda own: own["scores"][1], lambda own: own["scores"][3:].sum()]
-    own = ours.GradCAM(model, [inside.relu2])(images, chosen)
+    chosen = [lambda actual: actual["scores"][1], lambda actual: actual["scores"][3:].sum()]
+    actual = ours.GradCAM(model, [inside.relu2])(images, chosen)
     with theirs.GradCAM(model, [inside.relu2]) as cam:
-        same(own, cam(images, chosen))
+        same(actual, cam(images, chosen))
     with pytest.raises(InputError, match="targets must be given for a model that returns list"):
         ours.GradCAM(model, [inside.relu2])(images, None)
 
@@ -307,11 +307,11 @@ def test_half_precision(method, dtype, build):
     """All of these raise TypeError there, in one dtype or both."""
     model, images = build("Plain", torch.float32), torch.randn(2, 3, 16, 16)
     expected = getattr(ours, method)(model, [model.relu2])(images, None)
-    found = getattr(ours, method)(model.to(dtype), [model.relu2])(images.to(dtype), None)
-    assert found.dtype == np.float32
+    result = getattr(ours, method)(model.to(dtype), [model.relu2])(images.to(dtype), None)
+    assert result.dtype == np.float32
     if method != "GradCAMPlusPlus":  # whose cubes of gradients lose too much to be compared
-        assert abs(found - expected).mean() < 0.05
-    assert found.max() > 0.9
+        assert abs(result - expected).mean() < 0.05
+    assert result.max() > 0.9
 
 
 def test_the_map_stays_a_tensor_where_that_is_wanted(build):
@@ -335,9 +335,9 @@ def test_training_flags_and_own_ideas_of_eval_are_left_alone(build, unchanged):
     model.train()
     model.eval = starts_a_training
     with unchanged(model, images):
-        found = ours.GradCAM(model, [model.relu2])(images, None)
+        result = ours.GradCAM(model, [model.relu2])(images, None)
         ours.GuidedBackpropReLUModel(model)(images)
-    assert np.array_equal(found, expected)
+    assert np.array_equal(result, expected)
 
 
 def test_every_image_needs_its_target(build):
@@ -367,23 +367,23 @@ def test_frozen_parameters_and_callers_without_gradients(build):
 def test_guided_backprop(chosen, inplace, theirs, build, unchanged):
     model, image = build("Plain", torch.float32, inplace=inplace), torch.randn(1, 3, 16, 12)
     with unchanged(model, image):
-        own = ours.GuidedBackpropReLUModel(model)(image, chosen)
+        actual = ours.GuidedBackpropReLUModel(model)(image, chosen)
     expected = theirs.GuidedBackpropReLUModel(model, device="cpu")(image.clone(), chosen)
-    same(own, expected, 1e-6 * float(abs(expected).max()))
+    same(actual, expected, 1e-6 * float(abs(expected).max()))
     # A second time it is not twice as much, and the first result stays.
-    first = own.copy()
+    first = actual.copy()
     assert np.array_equal(ours.GuidedBackpropReLUModel(model)(image, chosen), first)
-    assert np.array_equal(own, first)
+    assert np.array_equal(actual, first)
 
 
 def test_guided_backprop_of_a_batch_is_that_of_each_image(build):
     model, images = build("Plain"), torch.randn(3, 3, 16, 12, dtype=torch.float64)
     for chosen in (None, [1, 4, 0], 2):
-        found = ours.GuidedBackpropReLUModel(model)(images, chosen)
-        assert found.shape == (3, 16, 12, 3)
-        for i, own in enumerate(found):
+        result = ours.GuidedBackpropReLUModel(model)(images, chosen)
+        assert result.shape == (3, 16, 12, 3)
+        for i, item in enumerate(result):
             one = chosen[i] if isinstance(chosen, list) else chosen
-            np.testing.assert_allclose(own, ours.GuidedBackpropReLUModel(model)(images[i : i + 1], one), atol=1e-14)
+            np.testing.assert_allclose(item, ours.GuidedBackpropReLUModel(model)(images[i : i + 1], one), atol=1e-14)
 
 
 def test_pictures(theirs):
@@ -393,19 +393,22 @@ def test_pictures(theirs):
     picture, mask = rng.random((9, 8, 3), dtype=np.float32), rng.random((9, 8), dtype=np.float32)
     mask[0] = np.linspace(0, 1, 8)
     for settings in ({}, {"use_rgb": True}, {"image_weight": 0.2}, {"colormap": cv2.COLORMAP_VIRIDIS, "use_rgb": True}):
-        own, expected = (library.show_cam_on_image(picture, mask, **settings) for library in (ours, image))
-        assert own.dtype == np.uint8
-        assert np.array_equal(own, expected)
+        actual, expected = (library.show_cam_on_image(picture, mask, **settings) for library in (ours, image))
+        assert actual.dtype == np.uint8
+        assert np.array_equal(actual, expected)
     levels = np.linspace(0, 1, 256, dtype=np.float32)[None]
     black = np.zeros((1, 256, 3), dtype=np.float32)
     for use_rgb in (False, True):
         assert np.array_equal(
             ours.show_cam_on_image(black, levels, use_rgb), image.show_cam_on_image(black, levels, use_rgb)
         )
-    for given in (rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), picture, picture.astype(np.float64)):
+    for options in (rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), picture, picture.astype(np.float64)):
         for settings in ({}, {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}):
             torch.testing.assert_close(
-                ours.preprocess_image(given, **settings), image.preprocess_image(given, **settings), rtol=0, atol=1e-7
+                ours.preprocess_image(options, **settings),
+                image.preprocess_image(options, **settings),
+                rtol=0,
+                atol=1e-7,
             )
     gradient = rng.standard_normal((9, 8, 3)).astype(np.float32)
     assert np.array_equal(ours.deprocess_image(gradient), image.deprocess_image(gradient))
@@ -453,7 +456,7 @@ def test_bad_input_is_told_in_one_sentence(case, build, unchanged):
 def test_signatures_are_theirs_and_no_more_than_a_keyword_is_added(theirs):
     for name in ("GradCAM", "GradCAMPlusPlus", "EigenCAM", "GuidedBackpropReLUModel"):
         for method in ("__init__", "__call__"):
-            own, expected = (
+            actual, expected = (
                 [
                     p.name
                     for p in inspect.signature(getattr(getattr(library, name), method)).parameters.values()
@@ -461,7 +464,7 @@ def test_signatures_are_theirs_and_no_more_than_a_keyword_is_added(theirs):
                 ]
                 for library in (ours, theirs)
             )
-            assert own == expected, (name, method)
+            assert actual == expected, (name, method)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
@@ -479,6 +482,6 @@ def test_networks_of_torchvision(name, theirs, targets):
     images = torch.randn(2, 3, 64, 64)
     for method in ("GradCAM", "GradCAMPlusPlus", "EigenCAM"):
         settings = {"sign": "lapack"} if method == "EigenCAM" else {}
-        own = getattr(ours, method)(model, layers, **settings)(images, by_class(ours, [3, 7]))
+        actual = getattr(ours, method)(model, layers, **settings)(images, by_class(ours, [3, 7]))
         with getattr(theirs, method)(model, layers) as cam:
-            same(own, cam(images, by_class(targets, [3, 7])), 1e-3)
+            same(actual, cam(images, by_class(targets, [3, 7])), 1e-3)

@@ -47,14 +47,14 @@ def test_dff_is_the_same(theirs):
 @pytest.mark.parametrize("head", [None, nn.Linear(9, 5)], ids=["factors", "classes"])
 def test_the_class_is_the_same(head, net, images, theirs, unchanged):
     with unchanged(net, images):
-        found = ours.DeepFeatureFactorization(net, net[1], None, head)(images, 4)
+        result = ours.DeepFeatureFactorization(net, net[1], None, head)(images, 4)
     expected = theirs.DeepFeatureFactorization(net, net[1], None, head)(images, 4)
-    assert len(found) == len(expected) == (2 if head is None else 3)
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6, atol=1e-8)
-    for own, there in zip(found[1], expected[1], strict=True):
-        np.testing.assert_allclose(own, there, rtol=0, atol=1e-5)
+    assert len(result) == len(expected) == (2 if head is None else 3)
+    np.testing.assert_allclose(result[0], expected[0], rtol=1e-6, atol=1e-8)
+    for item, there in zip(result[1], expected[1], strict=True):
+        np.testing.assert_allclose(item, there, rtol=0, atol=1e-5)
     if head is not None:
-        np.testing.assert_allclose(found[2], expected[2], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result[2], expected[2], rtol=1e-5, atol=1e-6)
 
 
 # The hue of OpenCV has steps of two degrees, the saturation steps of 1/255: a colour is up to six levels off.
@@ -70,16 +70,16 @@ def test_factors_are_drawn_as_there(count, theirs, monkeypatch):
     monkeypatch.setattr(image.plt.cm, "get_cmap", colormaps.get_cmap, raising=False)  # removed from matplotlib
     random = np.random.default_rng(0)
     picture, maps = random.random((12, 16, 3)), random.random((count, 12, 16)).astype(np.float32)
-    found = ours.show_factorization_on_image(picture, maps, image_weight=0.3)
+    result = ours.show_factorization_on_image(picture, maps, image_weight=0.3)
     expected = image.show_factorization_on_image(picture, maps.copy(), image_weight=0.3)
-    assert np.abs(found.astype(int) - expected).max() <= ROUNDING
+    assert np.abs(result.astype(int) - expected).max() <= ROUNDING
     scores = random.random((count, 7))
     names = {i: f"class {i}, also {i}, or {i}, not {i}" for i in range(7)}
     labels = ours.create_labels_legend(scores, names, 2)
     assert labels == image.create_labels_legend(scores, names, 2)
     shown = ours.show_factorization_on_image(picture, maps, image_weight=0.3, concept_labels=labels)
     assert shown.shape == (12, 32, 3)
-    np.testing.assert_array_equal(shown[:, :16], found)
+    np.testing.assert_array_equal(shown[:, :16], result)
     stacks = random.random((2, 3, 4, 5))
     np.testing.assert_allclose(
         ours.scale_accross_batch_and_channels(stacks, (9, 7)), image.scale_accross_batch_and_channels(stacks, (9, 7)),
@@ -93,8 +93,8 @@ def test_a_whole_picture(net):
     net.config = types.SimpleNamespace(id2label={i: f"digit {i}" for i in range(5)})
     image = torch.rand(3, 16, 12, dtype=DOUBLE)
     head = nn.Linear(9, 5)
-    found = ours.run_dff_on_image(net, net[1], head, Image.new("RGB", (12, 16)), image, n_components=3)
-    assert found.shape == (16, 36, 3)
+    result = ours.run_dff_on_image(net, net[1], head, Image.new("RGB", (12, 16)), image, n_components=3)
+    assert result.shape == (16, 36, 3)
     del net.config
     with pytest.raises(InputError, match="model must have the names of its classes"):
         ours.run_dff_on_image(net, net[1], head, Image.new("RGB", (12, 16)), image)

@@ -72,55 +72,55 @@ PAIRS.remove(("ShapleyCAM", "two"))
 def test_maps_are_the_same(method, layers, model, images, theirs, targets, unchanged):
     chosen = [1, 4, 0]
     with unchanged(model, images):
-        found = getattr(ours, method)(model, LAYERS[layers](model))(images, by_class(ours, chosen))
+        result = getattr(ours, method)(model, LAYERS[layers](model))(images, by_class(ours, chosen))
     # Not as a context: that of ShapleyCAM raises as it ends.
     expected = getattr(theirs, method)(model, LAYERS[layers](model))(images, by_class(targets, chosen))
-    assert found.dtype == expected.dtype
+    assert result.dtype == expected.dtype
     assert expected.max() > 0
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("method", ["HiResCAM", "LayerCAM", "XGradCAM", "GradCAMElementWise"])
 def test_smoothing_and_augmentation(method, model, images, theirs, targets):
     chosen = [1, 4, 0]
-    found = getattr(ours, method)(model, [model.relu2])(images, by_class(ours, chosen), aug_smooth=True)
+    result = getattr(ours, method)(model, [model.relu2])(images, by_class(ours, chosen), aug_smooth=True)
     with getattr(theirs, method)(model, [model.relu2]) as cam:
-        np.testing.assert_allclose(found, cam(images, by_class(targets, chosen), aug_smooth=True), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(result, cam(images, by_class(targets, chosen), aug_smooth=True), rtol=0, atol=2e-5)
 
 
 def test_eigen_grad_cam_but_for_the_sign(model, images, theirs, targets):
     chosen = [1, 4, 0]
-    found = ours.EigenGradCAM(model, [model.relu2], sign="lapack")(images, by_class(ours, chosen))
+    result = ours.EigenGradCAM(model, [model.relu2], sign="lapack")(images, by_class(ours, chosen))
     with theirs.EigenGradCAM(model, [model.relu2]) as cam:
         expected = cam(images, by_class(targets, chosen))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
     fixed = ours.EigenGradCAM(model, [model.relu2])(images, by_class(ours, chosen))
-    assert fixed.shape == found.shape
+    assert fixed.shape == result.shape
 
 
 def test_seg_eigen_cam(model, images, theirs, targets):
     chosen = [1, 4, 0]
     for sign in ("fixed", "lapack"):
-        found = ours.SegEigenCAM(model, [model.relu2], sign=sign)(images, by_class(ours, chosen))
+        result = ours.SegEigenCAM(model, [model.relu2], sign=sign)(images, by_class(ours, chosen))
         with theirs.SegEigenCAM(model, [model.relu2]) as cam:
-            np.testing.assert_allclose(found, cam(images, by_class(targets, chosen)), rtol=0, atol=1e-4)
+            np.testing.assert_allclose(result, cam(images, by_class(targets, chosen)), rtol=0, atol=1e-4)
 
 
 def test_random_cam_draws_as_there(model, images, theirs, targets):
     np.random.seed(4)
-    found = ours.RandomCAM(model, [model.relu2])(images, by_class(ours, [1, 4, 0]))
+    result = ours.RandomCAM(model, [model.relu2])(images, by_class(ours, [1, 4, 0]))
     np.random.seed(4)
     with theirs.RandomCAM(model, [model.relu2]) as cam:
-        np.testing.assert_allclose(found, cam(images, by_class(targets, [1, 4, 0])), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(result, cam(images, by_class(targets, [1, 4, 0])), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"alpha": 0.5, "target_idx": 2}, {"comparison_categories": [1, 4, 7]}], ids=case_id
 )
 def test_finer_cam(settings, model, images, theirs):
-    found = ours.FinerCAM(model, [model.relu2])(images, **settings)
+    result = ours.FinerCAM(model, [model.relu2])(images, **settings)
     with theirs.FinerCAM(model, [model.relu2]) as cam:
-        np.testing.assert_allclose(found, cam(images, **settings), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(result, cam(images, **settings), rtol=0, atol=2e-5)
     layer = ours.FinerCAM(model, [model.relu2], base_method=ours.LayerCAM)(images)
     expected = theirs.FinerCAM(model, [model.relu2], base_method=theirs.LayerCAM)(images)
     np.testing.assert_allclose(layer, expected, rtol=0, atol=2e-5)
@@ -128,9 +128,9 @@ def test_finer_cam(settings, model, images, theirs):
 
 def test_refine_cam(model, images, theirs, targets):
     layers = [model.relu1, model.relu2]
-    found = ours.RefineCAM(model, layers)(images, by_class(ours, [1, 4, 0]))
+    result = ours.RefineCAM(model, layers)(images, by_class(ours, [1, 4, 0]))
     expected = theirs.RefineCAM(model, layers)(images, by_class(targets, [1, 4, 0]))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
 
 
 class Small(nn.Module):
@@ -156,10 +156,10 @@ def test_sess(settings, size, theirs, targets):
     torch.manual_seed(0)
     model, images = Small().eval(), torch.randn(2, 3, *size)
     settings = {"num_scales": 5, **settings}
-    found = ours.SESS(model, [model.relu], **settings)(images, by_class(ours, [1, 4]))
+    result = ours.SESS(model, [model.relu], **settings)(images, by_class(ours, [1, 4]))
     with theirs.SESS(model, [model.relu], **settings) as cam:
         expected = cam(images, by_class(targets, [1, 4]))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-4)
 
 
 # Ablation
@@ -183,10 +183,10 @@ def test_ablation_cam_where_the_peer_is_right(batch_size, images, theirs, target
     model = Positive().eval()
     assert (model.relu(model.conv(images)).flatten(2).amin(2) == 0).any(1).all()
     with unchanged(model, images):
-        found = ours.AblationCAM(model, [model.relu], batch_size=batch_size)(images, by_class(ours, [1, 4, 0]))
+        result = ours.AblationCAM(model, [model.relu], batch_size=batch_size)(images, by_class(ours, [1, 4, 0]))
     with theirs.AblationCAM(model, [model.relu], batch_size=batch_size) as cam:
         expected = cam(images, by_class(targets, [1, 4, 0]))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-4)
 
 
 def test_a_negative_score_does_not_turn_ablation_cam_upside_down(images, theirs, targets):
@@ -195,7 +195,7 @@ def test_a_negative_score_does_not_turn_ablation_cam_upside_down(images, theirs,
     model = Small().eval()
     with torch.no_grad():
         model.fc.bias.fill_(-10.0)
-    found, raised = (
+    result, raised = (
         ours.AblationCAM(model, [model.relu])(images, by_class(ours, [1, 4, 0])),
         ours.GradCAM(model, [model.relu])(images, by_class(ours, [1, 4, 0])),
     )
@@ -205,7 +205,7 @@ def test_a_negative_score_does_not_turn_ablation_cam_upside_down(images, theirs,
     def agree(one, other):
         return np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(one, other, strict=True)])
 
-    assert agree(found, raised) > agree(expected, raised)
+    assert agree(result, raised) > agree(expected, raised)
 
 
 def test_an_ablation_layer_says_how_channels_lie(images):
@@ -222,12 +222,12 @@ def test_an_ablation_layer_says_how_channels_lie(images):
     def laid_out(tokens):
         return ours.swinT_reshape_transform(tokens, 5, 4)
 
-    found = ours.AblationCAM(model, [model.norm], laid_out, ablation_layer=ours.AblationLayerVit())(images, None)
-    assert found.shape == (3, 20, 16)
+    result = ours.AblationCAM(model, [model.norm], laid_out, ablation_layer=ours.AblationLayerVit())(images, None)
+    assert result.shape == (3, 20, 16)
     with pytest.raises(InputError, match="ablation_layer must be an AblationLayer, got Linear"):
         ours.AblationCAM(model, [model.norm], ablation_layer=model.fc)
     part = ours.AblationCAM(model, [model.norm], laid_out, ours.AblationLayerVit(), ratio_channels_to_ablate=0.5)
-    assert np.abs(part(images, None) - found).max() > 1e-3
+    assert np.abs(part(images, None) - result).max() > 1e-3
 
 
 # FullGrad
@@ -252,13 +252,13 @@ def test_full_grad(images, theirs, targets, unchanged, capsys):
     torch.manual_seed(0)
     model, chosen = Biased().eval(), [1, 4, 0]
     with unchanged(model, images):
-        found = ours.FullGrad(model, [])(images, by_class(ours, chosen))
+        result = ours.FullGrad(model, [])(images, by_class(ours, chosen))
     with theirs.FullGrad(model, []) as cam:
         expected = cam(images, by_class(targets, chosen))
         expected_smooth = cam(images, by_class(targets, chosen), eigen_smooth=True)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)
     model.unused = nn.Conv2d(3, 3, 1)  # there as many gradients as biases are asserted
-    np.testing.assert_array_equal(ours.FullGrad(model, [])(images, by_class(ours, chosen)), found)
+    np.testing.assert_array_equal(ours.FullGrad(model, [])(images, by_class(ours, chosen)), result)
     smooth = ours.FullGrad(model, [], sign="lapack")(images, by_class(ours, chosen), eigen_smooth=True)
     np.testing.assert_allclose(smooth, expected_smooth, rtol=0, atol=1e-4)
     with pytest.raises(InputError, match="model must have a Conv2d or BatchNorm2d with a bias"):
@@ -278,17 +278,17 @@ ABSENT = {
 def peers_names():
     """Every public class and function of pytorch-grad-cam by its name."""
     package = pytest.importorskip("pytorch_grad_cam")
-    found = {}
+    result = {}
     for info in pkgutil.walk_packages(package.__path__, "pytorch_grad_cam."):
         try:
             module = importlib.import_module(info.name)
         except ImportError:
             continue  # one that needs what is not installed
         for name, value in vars(module).items():
-            own = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == info.name
-            if own and not name.startswith("_"):
-                found[name] = value
-    return found
+            actual = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == info.name
+            if actual and not name.startswith("_"):
+                result[name] = value
+    return result
 
 
 def test_every_name_is_here():
@@ -303,6 +303,6 @@ def test_signatures(name):
     peer = peers_names().get(name)
     if peer is None:
         pytest.fail(f"{name} stands for nothing in pytorch-grad-cam")
-    own, there = (list(inspect.signature(kind).parameters.values()) for kind in (getattr(ours, name), peer))
-    own = [p for p in own if p.kind is not p.KEYWORD_ONLY or p.name in {q.name for q in there}]
-    assert [p.name for p in own][: len(there)] == [p.name for p in there]
+    actual, there = (list(inspect.signature(kind).parameters.values()) for kind in (getattr(ours, name), peer))
+    actual = [p for p in actual if p.kind is not p.KEYWORD_ONLY or p.name in {q.name for q in there}]
+    assert [p.name for p in actual][: len(there)] == [p.name for p in there]

@@ -55,10 +55,10 @@ SOLVED = 3e-5
 @pytest.mark.parametrize("name", ["CamMultImageConfidenceChange", "DropInConfidence", "IncreaseInConfidence"])
 def test_images_times_maps(name, model, images, cams, theirs, unchanged):
     with unchanged(model, images):
-        found = getattr(ours, name)()(images, cams, TARGETS, model)
+        result = getattr(ours, name)()(images, cams, TARGETS, model)
     expected = getattr(theirs, name)()(images, cams, TARGETS, model)
-    assert found.dtype == expected.dtype
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert result.dtype == expected.dtype
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
 
 
 ROAD = {
@@ -75,8 +75,8 @@ def test_road_with_the_same_random_numbers(kind, model, images, cams, theirs, un
     torch.manual_seed(5)
     expected = ROAD[kind](theirs)(images, cams, TARGETS, model)
     torch.manual_seed(5)
-    found = ROAD[kind](ours)(images, cams, TARGETS, model)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=SOLVED)
+    result = ROAD[kind](ours)(images, cams, TARGETS, model)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=SOLVED)
 
 
 def test_pictures_of_what_is_left(model, images, cams, theirs):
@@ -85,11 +85,11 @@ def test_pictures_of_what_is_left(model, images, cams, theirs):
         images, cams, TARGETS, model, return_visualization=True, return_diff=False
     )
     torch.manual_seed(5)
-    found = ours.ROADMostRelevantFirst("auto")(
+    result = ours.ROADMostRelevantFirst("auto")(
         images, cams, TARGETS, model, return_visualization=True, return_diff=False
     )
-    for own, there in zip(found, expected, strict=True):
-        np.testing.assert_allclose(own, there, rtol=0, atol=SOLVED)
+    for item, there in zip(result, expected, strict=True):
+        np.testing.assert_allclose(item, there, rtol=0, atol=SOLVED)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -100,8 +100,8 @@ def test_thresholds_are_otsu_s(seed, theirs):
     def kept(image, mask):
         return mask.float() > 0
 
-    found, expected = (library.RemoveMostRelevantFirst("auto", kept)(cam, cam) for library in (ours, theirs))
-    assert torch.equal(found, expected)
+    result, expected = (library.RemoveMostRelevantFirst("auto", kept)(cam, cam) for library in (ours, theirs))
+    assert torch.equal(result, expected)
 
 
 def test_arcc(model, images, cams, theirs):
@@ -109,8 +109,8 @@ def test_arcc(model, images, cams, theirs):
     torch.manual_seed(5)
     expected = theirs.ARCC(method, [20, 60])(images, maps, TARGETS, model)
     torch.manual_seed(5)
-    found = ours.ARCC(method, [20, 60])(images, maps, TARGETS, model)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    result = ours.ARCC(method, [20, 60])(images, maps, TARGETS, model)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(ours.Complexity()(maps), theirs.Complexity()(maps), rtol=1e-6)
     np.testing.assert_allclose(
         ours.Coherency()(images, maps, TARGETS, model, method),
@@ -121,8 +121,8 @@ def test_arcc(model, images, cams, theirs):
 
 def test_an_image_of_which_nothing_is_left_becomes_its_mean_colour(images):
     """A map that is zero in many places has zero as its percentile; there the linear system is singular."""
-    found = ours.NoisyLinearImputer(noise=0.0)(images[0], torch.zeros(20, 16))
-    torch.testing.assert_close(found, images[0].mean((1, 2), keepdim=True).expand_as(found))
+    result = ours.NoisyLinearImputer(noise=0.0)(images[0], torch.zeros(20, 16))
+    torch.testing.assert_close(result, images[0].mean((1, 2), keepdim=True).expand_as(result))
 
 
 def test_maps_and_targets_are_one_an_image(model, images, cams):
@@ -134,5 +134,5 @@ def test_maps_and_targets_are_one_an_image(model, images, cams):
 
 @pytest.mark.parametrize("name", ours.__all__)
 def test_signatures(name, theirs):
-    own, there = (list(inspect.signature(getattr(library, name)).parameters) for library in (ours, theirs))
-    assert own == there
+    actual, there = (list(inspect.signature(getattr(library, name)).parameters) for library in (ours, theirs))
+    assert actual == there

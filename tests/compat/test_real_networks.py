@@ -30,8 +30,8 @@ def test_captum(case, name):
     model, images, _ = case
     target = model(images).argmax(1)
     expected = getattr(attr, name)(model).attribute(images.clone().requires_grad_(), target=target)
-    found = getattr(own_captum, name)(model).attribute(images, target=target)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
+    result = getattr(own_captum, name)(model).attribute(images, target=target)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -39,8 +39,8 @@ def test_captum_layer_grad_cam(case):
     attr = pytest.importorskip("captum.attr")
     model, images, layer = case
     expected = attr.LayerGradCam(model, layer).attribute(images.clone().requires_grad_(), target=7)
-    found = own_captum.LayerGradCam(model, layer).attribute(images, target=7)
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
+    result = own_captum.LayerGradCam(model, layer).attribute(images, target=7)
+    torch.testing.assert_close(result, expected.detach(), rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -55,7 +55,7 @@ def test_grad_cam(case, name, settings):
         with getattr(peer, name)(model, [layer]) as explain:
             expected = explain(images, targets=None)
         with getattr(own_grad_cam, name)(model, [layer], **settings) as explain:
-            found = explain(images, targets=None)
+            result = explain(images, targets=None)
     finally:
         model.double()
-    assert abs(found - expected).max() < 2e-5
+    assert abs(result - expected).max() < 2e-5

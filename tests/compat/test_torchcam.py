@@ -29,9 +29,9 @@ def ask(kind, model, images, layers, class_idx, normalized=True, **settings):
         return extractor(class_idx, scores, normalized)
 
 
-def same(own, expected):
-    assert len(own) == len(expected)
-    for one, other in zip(own, expected, strict=True):
+def same(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
         assert not one.requires_grad
         assert other.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
@@ -43,8 +43,8 @@ def same(own, expected):
 def test_grad_cam(layers, class_idx, normalized, theirs, build, unchanged):
     model, images = build("Plain"), torch.randn(3, 3, 10, 8, dtype=DOUBLE)
     with unchanged(model, images):
-        own = ask(ours.GradCAM, model, images, layers, class_idx, normalized)
-    same(own, ask(theirs.GradCAM, model, images, layers, class_idx, normalized))
+        actual = ask(ours.GradCAM, model, images, layers, class_idx, normalized)
+    same(actual, ask(theirs.GradCAM, model, images, layers, class_idx, normalized))
 
 
 @pytest.mark.parametrize("class_idx", [2, [1, 4, 0]], ids=case_id)
@@ -53,19 +53,19 @@ def test_cam(class_idx, normalized, theirs, build, unchanged):
     model, images = build("Plain"), torch.randn(3, 3, 10, 8, dtype=DOUBLE)
     for fc_layer in ("fc", model.fc, None):
         with unchanged(model, images), torch.no_grad():
-            own = ask(ours.CAM, model, images, model.relu2, class_idx, normalized, fc_layer=fc_layer)
+            actual = ask(ours.CAM, model, images, model.relu2, class_idx, normalized, fc_layer=fc_layer)
         with torch.no_grad():
-            same(own, ask(theirs.CAM, model, images, "relu2", class_idx, normalized, fc_layer="fc"))
+            same(actual, ask(theirs.CAM, model, images, "relu2", class_idx, normalized, fc_layer="fc"))
 
 
 def test_grad_cam_plus_plus_is_the_paper_s(theirs, build):
     """There the division is done on a copy, and the weights are sums of g^2 max(g, 0)."""
     model, images = build("Plain"), torch.randn(2, 3, 10, 8, dtype=DOUBLE)
-    own = ask(ours.GradCAMpp, model, images, "relu2", 2, False)[0]
+    actual = ask(ours.GradCAMpp, model, images, "relu2", 2, False)[0]
 
     activation = model.relu2(model.conv2(model.pool(model.relu1(model.conv1(images))))).detach().requires_grad_()
     gradient = torch.autograd.grad(model.fc(activation.mean((2, 3)))[:, 2].sum(), activation)[0]
-    expected, undivided = torch.zeros_like(own), torch.zeros_like(own)
+    expected, undivided = torch.zeros_like(actual), torch.zeros_like(actual)
     for n, k in itertools.product(range(2), range(8)):
         total, weight, wrong = activation[n, k].sum(), 0.0, 0.0
         for g in gradient[n, k].flatten():
@@ -74,7 +74,7 @@ def test_grad_cam_plus_plus_is_the_paper_s(theirs, build):
                 wrong += g**3
         expected[n] += weight * activation[n, k].detach()
         undivided[n] += wrong * activation[n, k].detach()
-    torch.testing.assert_close(own, expected.clamp_min(0).detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(actual, expected.clamp_min(0).detach(), rtol=1e-9, atol=0)
     torch.testing.assert_close(ask(theirs.GradCAMpp, model, images, "relu2", 2, False)[0], undivided.detach())
 
 
@@ -112,21 +112,21 @@ def test_volumes_and_tokens(theirs, build):
 def test_targets_and_asking_again(theirs, build):
     model, images = build("Plain"), torch.randn(3, 3, 10, 8, dtype=DOUBLE)
     chosen = [lambda row: row[1], lambda row: row[2:].logsumexp(0), lambda row: row[0]]
-    found = []
+    result = []
     for library in (ours, theirs):
         with library.GradCAM(model, "relu2") as extractor:
             scores = model(images)
-            found.append(extractor(scores=scores, targets=chosen, retain_graph=True))
-            again = extractor(scores=scores, targets=lambda row: row.sum())
-            found[-1] += again
-    same(*found)
+            result.append(extractor(scores=scores, targets=chosen, retain_graph=True))
+            repeated = extractor(scores=scores, targets=lambda row: row.sum())
+            result[-1] += repeated
+    same(*result)
 
 
 def test_fuse_cams(theirs):
     for maps in ([torch.rand(2, 3, 4), torch.rand(2, 6, 5)], [torch.rand(2, 3, 4, 5), torch.rand(2, 6, 2, 5)]):
         for size in (None, tuple(n + 2 for n in maps[0].shape[1:])):
             torch.testing.assert_close(
-                ours.Extractor.fuse_cams(maps, size), theirs.GradCAM.fuse_cams([own.clone() for own in maps], size)
+                ours.Extractor.fuse_cams(maps, size), theirs.GradCAM.fuse_cams([item.clone() for item in maps], size)
             )
 
 
@@ -139,14 +139,14 @@ def test_layers_are_found(theirs, build, caplog):
     for name in ("resnet18", "mobilenet_v2", "densenet121"):
         model = models.get_model(name, weights=None).eval()
         with (
-            ours.GradCAM(model, input_shape=(3, 64, 64)) as own,
+            ours.GradCAM(model, input_shape=(3, 64, 64)) as actual,
             theirs.GradCAM(model, input_shape=(3, 64, 64)) as peer,
         ):
-            assert own.target_names == peer.target_names
+            assert actual.target_names == peer.target_names
 
 
 def handles(model):
-    return [own for module in model.modules() for own in module._forward_hooks.values()]
+    return [item for module in model.modules() for item in module._forward_hooks.values()]
 
 
 def test_no_hook_is_left_behind(build, unchanged):
@@ -232,8 +232,10 @@ def test_overlay_mask():
     for shape in ((9, 7), (9, 7, 3)):
         picture = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
         for settings in ({}, {"alpha": 0.2}, {"colormap": "viridis"}):
-            own, expected = (np.asarray(f(picture, mask, **settings)) for f in (ours.overlay_mask, utils.overlay_mask))
-            assert abs(own.astype(int) - expected.astype(int)).max() <= 1  # Pillow's own rounding there
+            actual, expected = (
+                np.asarray(f(picture, mask, **settings)) for f in (ours.overlay_mask, utils.overlay_mask)
+            )
+            assert abs(actual.astype(int) - expected.astype(int)).max() <= 1  # Pillow's own rounding there
     with pytest.raises(InputError, match="between 0 and 1"):
         ours.overlay_mask(picture, mask, alpha=1.0)
     with pytest.raises(TypeError, match=r"PIL\.Image"):

@@ -70,35 +70,37 @@ RIGHT_THERE = [name for name in METHODS if name != "SmoothGradCAMpp"]
 @pytest.mark.parametrize("name", RIGHT_THERE)
 def test_maps_are_the_same(name, layers, chosen, normalized, model, images, theirs):
     settings = METHODS[name]
-    one, found = maps(ours, name, model, LAYERS[layers], images, chosen, settings, normalized=normalized)
+    one, result = maps(ours, name, model, LAYERS[layers], images, chosen, settings, normalized=normalized)
     other, expected = maps(theirs, name, model, LAYERS[layers], images, chosen, settings, normalized=normalized)
-    for own, there in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, there, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(one.fuse_cams(found), other.fuse_cams(expected), rtol=1e-9, atol=1e-11)
+    for item, there in zip(result, expected, strict=True):
+        torch.testing.assert_close(item, there, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(one.fuse_cams(result), other.fuse_cams(expected), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("chosen", [2, [1, 4, 0]], ids=["class", "classes"])
 def test_smooth_grad_cam_weighs_the_activation_of_the_image(layers, chosen, model, images, theirs):
     settings = METHODS["SmoothGradCAMpp"]
-    _, found = maps(ours, "SmoothGradCAMpp", model, LAYERS[layers], images, chosen, settings, normalized=False)
+    _, result = maps(ours, "SmoothGradCAMpp", model, LAYERS[layers], images, chosen, settings, normalized=False)
     torch.manual_seed(7)
     with theirs.SmoothGradCAMpp(model, LAYERS[layers], **settings) as extractor:
         model(images)
-        activations = [own.clone() for own in extractor.hook_a]
+        activations = [item.clone() for item in extractor.hook_a]
         weights = extractor._get_weights(chosen)
-    for own, weight, activation in zip(found, weights, activations, strict=True):
+    for item, weight, activation in zip(result, weights, activations, strict=True):
         expected = (weight[:, :, None, None] * activation).sum(1).relu()
-        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(item, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["LayerCAM", "XGradCAM", "ScoreCAM"])
 def test_functions_are_targets(name, model, images, theirs):
-    found, expected = (
-        maps(library, name, model, "relu1", images, None, METHODS[name], targets=lambda own: own[1] - own[2])[1]
+    result, expected = (
+        maps(library, name, model, "relu1", images, None, METHODS[name], targets=lambda actual: actual[1] - actual[2])[
+            1
+        ]
         for library in (ours, theirs)
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_input_is_that_of_the_last_forward(model, images, theirs):
@@ -106,8 +108,8 @@ def test_the_input_is_that_of_the_last_forward(model, images, theirs):
         with library.ScoreCAM(model, "relu1") as extractor:
             model(images[:1])
             model(images[1:])
-            found = extractor([1, 4])
-            assert found[0].shape == (2, 8, 6)
+            result = extractor([1, 4])
+            assert result[0].shape == (2, 8, 6)
     with pytest.raises(ours.NotForwardedError):
         ours.ScoreCAM(model, "relu1")(3)
 
@@ -126,17 +128,17 @@ def test_volumes(theirs):
     model, volume = Volume().to(DOUBLE).eval(), torch.randn(2, 1, 6, 8, 8, dtype=DOUBLE)
     for name in RIGHT_THERE:
         settings = METHODS[name]
-        found, expected = (maps(library, name, model, "relu", volume, 1, settings)[1] for library in (ours, theirs))
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+        result, expected = (maps(library, name, model, "relu", volume, 1, settings)[1] for library in (ours, theirs))
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("base", ["GradCAM", "LayerCAM"])
 def test_refine_cam(base, model, images, theirs):
-    found, expected = (
+    result, expected = (
         maps(library, "RefineCAM", model, LAYERS["two"], images, 2, {"base_method": getattr(library, base)})[1]
         for library in (ours, theirs)
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-11)
     with pytest.raises(InputError, match="target_layer must be a list of two layers or more"):
         ours.RefineCAM(model, ["relu1"])
 
@@ -152,11 +154,11 @@ def test_refine_cam(base, model, images, theirs):
     ],
 )
 def test_finer_cam(base, call, model, images, theirs):
-    found, expected = (
+    result, expected = (
         maps(library, "FinerCAM", model, "relu1", images, [1, 4, 0], {"base_method": getattr(library, base)}, **call)[1]
         for library in (ours, theirs)
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -178,21 +180,21 @@ ABSENT = {"PredictionExplanation", "explain"}
 
 
 def test_every_name_is_here_with_its_signature(theirs):
-    found = {}
+    result = {}
     for module in ("methods.activation", "methods.gradient", "methods.core", "metrics", "utils", "explain"):
         peer = importlib.import_module(f"torchcam.{module}")
         for name, value in vars(peer).items():
-            own = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == peer.__name__
-            if own and not name.startswith("_"):
-                found[name] = value
+            actual = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == peer.__name__
+            if actual and not name.startswith("_"):
+                result[name] = value
     here = {**vars(ours), **{name: getattr(metrics, name) for name in dir(metrics)}}
-    assert set(found) - set(here) == ABSENT
+    assert set(result) - set(here) == ABSENT
     page = (Path(__file__).parents[2] / "docs" / "migration" / "torchcam.md").read_text()
     assert all(f"`{name}`" in page for name in ABSENT)
-    for name in set(found) - ABSENT:
-        own, there = (list(inspect.signature(kind).parameters) for kind in (here[name], found[name]))
+    for name in set(result) - ABSENT:
+        actual, there = (list(inspect.signature(kind).parameters) for kind in (here[name], result[name]))
         named = [parameter for parameter in there if parameter != "kwargs"]
-        assert own[: len(named)] == named, name
+        assert actual[: len(named)] == named, name
 
 
 def test_hooks_go_with_the_extractor(model, images):

@@ -48,14 +48,14 @@ def every(model):
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_legrad(layers, chosen, frozen, transformer, theirs):
     transformer.requires_grad_(not frozen)
-    found, expected = [], []
-    for library, into in ((ours, found), (theirs, expected)):
+    result, expected = [], []
+    for library, into in ((ours, result), (theirs, expected)):
         with library.LeGrad(transformer, layers(transformer)) as extractor:
             scores = transformer(IMAGES)
             into += [extractor(chosen, scores, retain_graph=True)[0], extractor(chosen, scores, normalized=False)[0]]
     transformer.requires_grad_(True)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
-    assert found[0].shape == (3, 3, 3)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-14)
+    assert result[0].shape == (3, 3, 3)
     assert not transformer.encoder.layers[0].self_attention._forward_hooks
     assert all(parameter.grad is None for parameter in transformer.parameters())
 
@@ -65,12 +65,12 @@ def test_legrad_with_a_head_and_a_grid(transformer, theirs):
         return transformer.heads(tokens[:, 0])
 
     settings = {"score_projection": head, "prefix_tokens": 1, "grid_shape": (1, 9)}
-    found, expected = [], []
-    for library, into in ((ours, found), (theirs, expected)):
+    result, expected = [], []
+    for library, into in ((ours, result), (theirs, expected)):
         with library.LeGrad(transformer, "encoder.layers.encoder_layer_1", **settings) as extractor:
             transformer(IMAGES)
             into += extractor(1)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_metrics(metric, call, model, theirs, their_metrics):
             measured.update(IMAGES, **CALLS[call])
             measured.update(IMAGES[:1].flip(3)) if call != "classes" else None
             results.append((measured.summary(), measured.total, measured.nan_count))
-    (found, *counts), (expected, *there) = results
+    (result, *counts), (expected, *there) = results
     assert counts == there
     for key, value in expected.items():
         # There the fractions of the areas are float32.
-        assert found[key] == pytest.approx(value, rel=1e-6, abs=1e-9)
+        assert result[key] == pytest.approx(value, rel=1e-6, abs=1e-9)
 
 
 def test_maps_with_nan_are_left_out(model, their_metrics):

@@ -51,16 +51,16 @@ COMPOSITES = {
 
 def both(find):
     """Returns what a function finds with our modules and with zennit's."""
-    found = []
+    result = []
     for name in ("ours", "theirs"):
         torch.manual_seed(0)
-        found.append(find(lambda module, name=name: getattr(ours, module) if name == "ours" else theirs(module)))
-    return found
+        result.append(find(lambda module, name=name: getattr(ours, module) if name == "ours" else theirs(module)))
+    return result
 
 
-def same(found, expected):
-    for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other.detach(), rtol=1e-8, atol=1e-11)
+def same(result, expected):
+    for item, other in zip(result, expected, strict=True):
+        torch.testing.assert_close(item, other.detach(), rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["as it is", "merged"])
@@ -132,7 +132,7 @@ def test_composites_by_name_and_mixed_ones_have_zennits_numbers():
             composites.NameLayerMapComposite([(["10"], rules.Epsilon(stabilizer))], [(nn.Linear, rules.Epsilon(0.2))]),
             library("core").Composite(lambda ctx, name, module: rules.Pass() if name == "2" else None),
         ]
-        return [library("attribution").Gradient(plain(), own)(images(), ONE_HOT)[1] for own in mixed]
+        return [library("attribution").Gradient(plain(), item)(images(), ONE_HOT)[1] for item in mixed]
 
     same(*both(find))
 
@@ -143,8 +143,8 @@ def test_gradients_inside_a_context_are_relevance():
         x = images().requires_grad_()
         with composite.context(plain()) as modified:
             output = modified(x)
-            (found,) = torch.autograd.grad(output, x, ONE_HOT, retain_graph=True)
-        return [output.detach(), found]
+            (result,) = torch.autograd.grad(output, x, ONE_HOT, retain_graph=True)
+        return [output.detach(), result]
 
     same(*both(find))
 
@@ -153,9 +153,9 @@ def test_an_inactive_composite_gives_the_gradient():
     net = plain()
     attributor = ours.attribution.Gradient(net, ours.composites.EpsilonPlus())
     with attributor.inactive():
-        found = attributor(images(), ONE_HOT)[1]
-    torch.testing.assert_close(found, ours.attribution.Gradient(net)(images(), ONE_HOT)[1])
-    assert not torch.allclose(found, attributor(images(), ONE_HOT)[1])
+        result = attributor(images(), ONE_HOT)[1]
+    torch.testing.assert_close(result, ours.attribution.Gradient(net)(images(), ONE_HOT)[1])
+    assert not torch.allclose(result, attributor(images(), ONE_HOT)[1])
 
 
 def test_nothing_of_the_model_is_changed():
@@ -184,8 +184,8 @@ SIGNATURES = {
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in SIGNATURES.items() for name in names])
 def test_signatures_are_zennits(module, name):
-    own, other = (inspect.signature(getattr(library, name)) for library in (getattr(ours, module), theirs(module)))
-    described = [[(p.name, p.default, p.kind) for p in one.parameters.values()] for one in (own, other)]
+    actual, other = (inspect.signature(getattr(library, name)) for library in (getattr(ours, module), theirs(module)))
+    described = [[(p.name, p.default, p.kind) for p in one.parameters.values()] for one in (actual, other)]
     assert described[0] == described[1]
 
 
@@ -218,9 +218,9 @@ def test_types_know_what_zennits_know():
     kinds = [kind for kind in kinds if "Lazy" not in kind.__name__ and kind is not nn.MultiheadAttention]
     names = ("Convolution", "ConvolutionStandard", "ConvolutionTranspose", "Linear", "BatchNorm", "AvgPool")
     for name in (*names, "Activation"):
-        own, other = (getattr(library, name) for library in (ours.types, theirs("types")))
-        found, expected = ([kind for kind in kinds if issubclass(kind, each)] for each in (own, other))
-        assert found == expected, name
+        actual, other = (getattr(library, name) for library in (ours.types, theirs("types")))
+        result, expected = ([kind for kind in kinds if issubclass(kind, each)] for each in (actual, other))
+        assert result == expected, name
 
 
 @pytest.mark.parametrize(

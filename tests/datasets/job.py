@@ -77,9 +77,9 @@ def main(folder, kills, seed):
         # Compiled kernels are loaded here, for all.
         EXPLAINERS[method](network().model)(torch.rand(2, 3, 24, 24))
         # In a fork, too: threads of a library that started before one do not live in it.
-        began = time.monotonic()
+        start = time.monotonic()
         assert finished(started(folder / "pictures", folder / method, method), 60)
-        seconds[method] = time.monotonic() - began
+        seconds[method] = time.monotonic() - start
         expected[method] = rows(folder / method)
     while done["kills"] < kills:
         method, out = chance.choice(METHODS), folder / f"job-{done['runs']}"

@@ -63,10 +63,10 @@ def test_rows_say_what_the_model_says_of_swapped_pictures(folder, loaded, tmp_pa
 def test_answers_stay_where_the_metric_says_so(folder, loaded, tmp_path):
     run(folder, loaded, tmp_path / "out")
     images = torch.stack([row.explanation().images[0] for row in datasets.open(tmp_path / "out")])
-    mean, std = (torch.tensor(own).view(3, 1, 1) for own in (loaded.preprocess.mean, loaded.preprocess.std))
-    told = color_swap(loaded.model, (images - mean) / std, mean=loaded.preprocess.mean, std=loaded.preprocess.std)
-    stays = [[own == row["topk_index"][0] for own in row["swapped_index"]] for row in datasets.open(tmp_path / "out")]
-    assert stays == told.unchanged.tolist()
+    mean, std = (torch.tensor(item).view(3, 1, 1) for item in (loaded.preprocess.mean, loaded.preprocess.std))
+    output = color_swap(loaded.model, (images - mean) / std, mean=loaded.preprocess.mean, std=loaded.preprocess.std)
+    stays = [[item == row["topk_index"][0] for item in row["swapped_index"]] for row in datasets.open(tmp_path / "out")]
+    assert stays == output.unchanged.tolist()
 
 
 def test_it_is_asked_for(folder, loaded, tmp_path):
@@ -78,7 +78,7 @@ def test_it_is_asked_for(folder, loaded, tmp_path):
     assert swapped.manifest.described["rows"]["color_swap"] == [[2, 0, 1], [1, 2, 0]]
     times = ("decode_ms", "explain_ms", "swapped_index", "swapped_score")
     for one, other in zip(plain, swapped, strict=True):
-        assert dict(one).items() >= {name: own for name, own in other.items() if name not in times}.items()
+        assert dict(one).items() >= {name: item for name, item in other.items() if name not in times}.items()
     assert plain.manifest.fingerprint != swapped.manifest.fingerprint
     with pytest.raises(InputError, match=r"^out .* must be continued as it was begun, with rows.color_swap null"):
         run(folder, loaded, tmp_path / "plain")
@@ -124,18 +124,18 @@ def test_the_command(folder, tmp_path):
 
     from pyfast_xai import cli
 
-    def call(*given):
-        return CliRunner().invoke(cli.app, [str(one) for one in given])
+    def call(*options):
+        return CliRunner().invoke(cli.app, [str(one) for one in options])
 
-    begun = ("run", folder, "--model", "digits", "--out", tmp_path / "out", "--color-swap")
-    done = call(*begun)
+    started = ("run", folder, "--model", "digits", "--out", tmp_path / "out", "--color-swap")
+    done = call(*started)
     assert done.exit_code == 0, done.output
     rows = list(datasets.open(tmp_path / "out"))
     assert all(len(row["swapped_index"]) == 2 for row in rows)
     # `retry` asks for the same again.
     (folder / "04.png").write_bytes(b"no picture")
-    again = call("run", folder, "--model", "digits", "--out", tmp_path / "more", "--color-swap")
-    assert again.exit_code == 0, again.output
+    repeated = call("run", folder, "--model", "digits", "--out", tmp_path / "more", "--color-swap")
+    assert repeated.exit_code == 0, repeated.output
     (folder / "04.png").write_bytes((folder / "06.png").read_bytes())
     assert call("retry", tmp_path / "more").exit_code == 0
     assert len(datasets.open(tmp_path / "more")[4]["swapped_index"]) == 2

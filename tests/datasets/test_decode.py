@@ -39,10 +39,10 @@ def test_inputs_are_those_of_the_preprocessing(make_picture):
         for how in ("nearest", "bilinear", "bicubic", "lanczos", "box"):
             preprocess = Preprocess(size, resize, mean, tuple(0.2 + 0.1 * m for m in mean), how, crop)
             data = make_picture(3)
-            seen = decode(item(data), preprocess, MOST)
-            assert seen.size == (32, 28)
+            recorded = decode(item(data), preprocess, MOST)
+            assert recorded.size == (32, 28)
             image = Image.open(io.BytesIO(data)).convert("RGB")
-            assert torch.equal(normalised(seen.input[None], preprocess)[0], preprocess(image)[0])
+            assert torch.equal(normalised(recorded.input[None], preprocess)[0], preprocess(image)[0])
 
 
 def test_extreme_shapes():
@@ -88,14 +88,14 @@ def test_what_the_fast_decoder_refuses_pillow_decides(make_picture, monkeypatch)
         broken = bytearray(data)
         for _ in range(3):
             broken[chance.randrange(2, len(data))] = chance.randrange(256)
-        told = []
+        output = []
         for fast in (True, False):
             with monkeypatch.context() as patch:
                 if not fast:
                     patch.setattr(decoding, "_simplejpeg", lambda: None)
                 decoded = decode(item(bytes(broken)), Preprocess(24), MOST)
-                told.append(None if decoded.error is None else str(decoded.error))
-        assert told[0] == told[1]
+                output.append(None if decoded.error is None else str(decoded.error))
+        assert output[0] == output[1]
 
 
 def bomb(width, height):
@@ -146,9 +146,9 @@ def test_items_that_are_no_bytes():
     assert torch.equal(decode(item(whole), preprocess, MOST).input, whole)
     pixels = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    seen = decode(item(Labelled(pixels, 4)), preprocess, MOST)
-    assert (seen.label, seen.size) == (4, (40, 30))
-    assert torch.equal(seen.input, decode(item(image), preprocess, MOST).input)
+    recorded = decode(item(Labelled(pixels, 4)), preprocess, MOST)
+    assert (recorded.label, recorded.size) == (4, (40, 30))
+    assert torch.equal(recorded.input, decode(item(image), preprocess, MOST).input)
     assert decode(item(image, 7), preprocess, MOST).label == 7
     for wrong in (3, None, torch.zeros(3, 4), torch.zeros(1, 4, 4, dtype=torch.uint8), Image.new("RGB", (1001, 1000))):
         assert isinstance(decode(item(wrong), preprocess, MOST).error, ImageError), wrong
@@ -193,11 +193,11 @@ def test_large_jpeg_files_at_a_fraction_of_their_size(size, preprocess, decoded_
     Image.fromarray(pixels).resize(stored, Image.Resampling.BICUBIC).save(sink, "JPEG", quality=90, exif=exif)
     whole = decode(item(sink.getvalue()), preprocess, 2_000_000)
     for module in (decoding, reduced_jpeg):
-        monkeypatch.setattr(module, "upright", lambda *given: sizes.append(upright(*given)) or sizes[-1])
-    found = decode(item(sink.getvalue()), preprocess, 2_000_000, reduced_jpeg=True)
+        monkeypatch.setattr(module, "upright", lambda *options: sizes.append(upright(*options)) or sizes[-1])
+    result = decode(item(sink.getvalue()), preprocess, 2_000_000, reduced_jpeg=True)
     assert [image.size for image in sizes] == [decoded_at]
-    assert found.size == whole.size == size
-    difference = (found.input.int() - whole.input.int()).abs()
+    assert result.size == whole.size == size
+    difference = (result.input.int() - whole.input.int()).abs()
     assert difference.float().mean() < 1
     assert difference.max() <= 8
     assert bool(difference.any()) == (decoded_at != size)
@@ -206,10 +206,10 @@ def test_large_jpeg_files_at_a_fraction_of_their_size(size, preprocess, decoded_
 def test_only_whole_jpeg_files_are_reduced(make_picture):
     preprocess = Preprocess(24)
     for data in (make_picture(0), make_picture(0, "JPEG")[:-300], b"no picture", make_picture(0, "JPEG", exif=b"Exif")):
-        plain, found = (decode(item(data), preprocess, MOST, reduced_jpeg=reduced) for reduced in (False, True))
-        assert (str(plain.error), plain.size) == (str(found.error), found.size)
-        assert (plain.input is None) == (found.input is None)
-        assert plain.input is None or torch.equal(plain.input, found.input)
+        plain, result = (decode(item(data), preprocess, MOST, reduced_jpeg=reduced) for reduced in (False, True))
+        assert (str(plain.error), plain.size) == (str(result.error), result.size)
+        assert (plain.input is None) == (result.input is None)
+        assert plain.input is None or torch.equal(plain.input, result.input)
     too_large = decode(item(make_picture(0, "JPEG", size=(600, 400))), preprocess, 1000, reduced_jpeg=True)
     assert "must have at most 1,000 pixels, got 600 x 400" in str(too_large.error)
 

@@ -21,10 +21,10 @@ def kill(folder, kills, seed):
     command = [sys.executable, str(JOB), str(folder.parent), str(kills), str(seed)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["faults"] == []
-    assert found["kills"] >= kills
-    return found
+    result = json.loads(done.stdout)
+    assert result["faults"] == []
+    assert result["kills"] >= kills
+    return result
 
 
 def test_jobs_that_are_killed_end_as_others_do(folder):
@@ -50,9 +50,9 @@ def test_stopped_from_outside(folder, tmp_path, how, code):
     while process.poll() is None and not list(out.glob("part-*")):
         time.sleep(0.01)
     process.send_signal(how)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == code, told
-    last = told.strip().splitlines()[-1]
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    last = output.strip().splitlines()[-1]
     assert last == f"resume  pyfast-xai run {scenes} --model digits --out {out} --method fixations --shard-size 4"
     there = sorted(path.name for path in out.iterdir())
     assert 0 < sum(name.startswith("part") for name in there) < 500

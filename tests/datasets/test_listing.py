@@ -55,14 +55,14 @@ def settled(folder):
 @pytest.fixture
 def walks(monkeypatch):
     """The sources that are listed."""
-    seen = []
+    recorded = []
 
     def noted(source, *more):
-        seen.append(source)
+        recorded.append(source)
         return take_listing(source, *more)
 
     monkeypatch.setattr(runs, "take_listing", noted)
-    return seen
+    return recorded
 
 
 def test_pieces_are_read_as_they_were_written(folder, short_pieces):
@@ -93,13 +93,13 @@ def test_digests_do_not_depend_on_how_a_source_yields_entries(folder):
 def test_names_that_come_twice_also_across_pieces(tmp_path, short_pieces):
     names = ["a", "b", "a#2", "a", "c", "b", "a", "d", "b#2", "a", "e", "f", "d"]
     source = datasets.Files([tmp_path / "x"] * len(names), names)
-    expected, taken, counts = [], set(), {}
+    expected, used, counts = [], set(), {}
     for name in names:  # the rule, said slowly
         free = name
-        while free in taken:
+        while free in used:
             counts[name] = counts.get(name, 1) + 1
             free = f"{name}#{counts[name]}"
-        taken.add(free)
+        used.add(free)
         expected.append(free)
     assert take_listing(source)[0].entries(0, 99)["id"].to_pylist() == expected
     assert list(source.ids) == expected
@@ -326,14 +326,14 @@ def test_linked_folders_are_walked_one_time(tmp_path, make_picture):
     for name, target in links.items():
         (root / name).symlink_to(target)
     listed = ["birds/4.png", "birds/deep/5.png", "cats/1.png", "dogs/2.png", "fish/3.png"]
-    found = [str(path.relative_to(root)) for path in find_images([root])]
-    assert sorted(path.rpartition("/")[2] for path in found) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
-    assert found == list(datasets.open_source(root).ids)
+    result = [str(path.relative_to(root)) for path in find_images([root])]
+    assert sorted(path.rpartition("/")[2] for path in result) == ["1.png", "2.png", "3.png", "4.png", "5.png"]
+    assert result == list(datasets.open_source(root).ids)
     # Real names come before names by links, and the first link before later ones.
-    assert "cats/1.png" in found
-    assert "fish/3.png" in found
-    assert found == sorted(found)
-    assert len(listed) == len(found)
+    assert "cats/1.png" in result
+    assert "fish/3.png" in result
+    assert result == sorted(result)
+    assert len(listed) == len(result)
 
 
 def test_results_that_are_linked_are_no_pictures(folder, loaded, tmp_path):

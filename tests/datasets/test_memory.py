@@ -124,8 +124,8 @@ def test_a_row_group_of_any_size_is_read_in_slices(tmp_path):
     pq.write_table(table, path, row_group_size=rows, compression="none", use_dictionary=False, write_batch_size=8)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARQUET, str(path)]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    total, grown = told.split()
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    total, grown = output.split()
     assert int(total) == rows * size
     # 128 MB in one row group; what is held is a slice and the buffers of the reader.
     assert float(grown) < 48

@@ -109,7 +109,7 @@ def is_below(process, ancestor):
 
 def workers():
     """Returns the processes of the actors of runs on this cluster."""
-    found = []
+    result = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -117,8 +117,8 @@ def workers():
             except OSError:
                 continue
             if name.startswith("ray::MapWorker") and is_below(int(entry.name), os.getpid()):
-                found.append(int(entry.name))
-    return found
+                result.append(int(entry.name))
+    return result
 
 
 def test_a_killed_worker_and_a_killed_driver_cost_no_row(start, tmp_path, expected):
@@ -134,9 +134,9 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_row(start, tmp_path, expect
         time.sleep(0.05)
     before = sum(1 for _ in datasets.open(out))
     done, errors = start().communicate(timeout=240)
-    total, found = map(int, done.split())
+    total, result = map(int, done.split())
     assert total == 102, errors
-    assert found >= before > 0
+    assert result >= before > 0
     assert rows(out) == expected[1]
     assert datasets.verify(out).faults == []
 

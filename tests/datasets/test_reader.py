@@ -98,12 +98,12 @@ def test_rows_that_lie_about_their_maps_are_refused(done):
 
 
 def test_sound_runs_are_found_sound(done, folder):
-    seen = []
-    found = datasets.verify(
-        done, datasets.open_source(str(folder)), lambda progress: seen.append((progress.done, progress.total))
+    recorded = []
+    result = datasets.verify(
+        done, datasets.open_source(str(folder)), lambda progress: recorded.append((progress.done, progress.total))
     )
-    assert (found.rows, found.missing, found.faults) == (20, 0, [])
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (result.rows, result.missing, result.faults) == (20, 0, [])
+    assert recorded == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def changed(path, change):
@@ -137,7 +137,7 @@ def replaced(column, value):
 def test_faults_are_found(done, change, fault):
     changed(done / "part-00000001.parquet", change)
     faults = datasets.verify(done).faults
-    assert any(fault in told for told in faults), faults
+    assert any(fault in output for output in faults), faults
 
 
 def test_damaged_missing_and_foreign_parts_are_found(done, folder, loaded, tmp_path):
@@ -151,8 +151,8 @@ def test_damaged_missing_and_foreign_parts_are_found(done, folder, loaded, tmp_p
     path.write_bytes(broken)
     assert "must be readable" in datasets.verify(done).faults[0]
     os.remove(path)
-    found = datasets.verify(done)
-    assert (found.rows, found.missing, found.faults) == (14, 6, [])
+    result = datasets.verify(done)
+    assert (result.rows, result.missing, result.faults) == (14, 6, [])
     (done / "part-00000009.parquet").write_bytes(whole)
     assert "must be one of 4 parts" in datasets.verify(done).faults[0]
     os.remove(done / "part-00000009.parquet")
@@ -227,8 +227,8 @@ def test_webdataset(done, tmp_path):
     with tarfile.open(tmp_path / "tars" / "part-00000000.tar") as tar:
         names = tar.getnames()
         assert len(names) == 6 + 5  # one of the six is an error, and has no map
-        told = json.load(tar.extractfile(names[0]))
-        assert told["id"] == "00.png"
+        output = json.load(tar.extractfile(names[0]))
+        assert output["id"] == "00.png"
         picture = np.asarray(Image.open(tar.extractfile(names[1])))
     heat = datasets.open(done)[0].explanation().heatmap[0].numpy()
     assert np.abs(picture / 255 - (heat - heat.min()) / (heat.max() - heat.min())).max() < 1 / 255
@@ -243,8 +243,8 @@ def test_zarr(done, tmp_path):
     heat = group["heatmap"][:]
     assert heat.shape == (20, 24, 24)
     assert np.isnan(heat[5]).all()
-    own = datasets.open(done)[3].explanation().heatmap[0]
-    assert np.abs(heat[3] - ((own - own.min()) / (own.max() - own.min())).numpy()).max() < 2**-11
+    actual = datasets.open(done)[3].explanation().heatmap[0]
+    assert np.abs(heat[3] - ((actual - actual.min()) / (actual.max() - actual.min())).numpy()).max() < 2**-11
     assert group.attrs["ids"][7] == "07.jpg"
 
 
@@ -379,9 +379,9 @@ def test_a_folder_for_fiftyone(folder, loaded, tmp_path):
     assert heatmap.shape == (24, 50)
     assert not heatmap[:, :13].any()
     assert not heatmap[:, 37:].any()
-    seen = results[4].explanation().heatmap[0].numpy()
-    seen = (seen - seen.min()) / max(float(seen.max() - seen.min()), 1e-12)
-    assert np.abs(heatmap[:, 13:37] / 255 - seen).max() < 1 / 255
+    recorded = results[4].explanation().heatmap[0].numpy()
+    recorded = (recorded - recorded.min()) / max(float(recorded.max() - recorded.min()), 1e-12)
+    assert np.abs(heatmap[:, 13:37] / 255 - recorded).max() < 1 / 255
     assert "FiftyOneDataset" in (made / "README.md").read_text()
 
 

@@ -93,8 +93,8 @@ def test_questions_are_answered_from_this_folder_whatever_it_is_called(loaded, t
         datasets.explain(Data(2), loaded, method="saliency", out=tmp_path / neighbour)
     datasets.explain(Data(5), loaded, method="eigen-cam", out=tmp_path / name, shard_size=2)
     results = datasets.open(tmp_path / name)
-    asked = results.query('select count(*), min("index"), max("index"), count(distinct map_kind) from results')
-    assert asked.fetchall() == [(5, 0, 4, 1)]
+    requests = results.query('select count(*), min("index"), max("index"), count(distinct map_kind) from results')
+    assert requests.fetchall() == [(5, 0, 4, 1)]
     assert results.query("select * from results limit 1").columns == COLUMNS.names
     assert [row["index"] for row in results] == list(range(5))
     assert datasets.status(tmp_path / name).rows == 5

@@ -84,40 +84,40 @@ def test_an_accelerated_run_says_the_same_and_that_it_is_one(folder, loaded, tmp
 def test_rows_say_what_the_explainer_says(folder, loaded, tmp_path, method):
     done = run(str(folder), loaded, tmp_path / "out", method=method)
     assert (done.items, done.rows, done.errors, done.before, done.complete) == (20, 20, 0, 0, True)
-    found = datasets.open(tmp_path / "out")
-    assert len(found) == 20
+    result = datasets.open(tmp_path / "out")
+    assert len(result) == 20
     explainer = {"fixations": CNNFixations, "eigen-cam": EigenCAM, "saliency": Saliency, "clear": CLEAR}[method]
     names = sorted(os.listdir(folder))
-    for n, row in enumerate(found):
+    for n, row in enumerate(result):
         with Image.open(folder / names[n]) as image:
-            seen, shown = loaded.preprocess(image.convert("RGB"))
-        own = explainer(loaded.model)(seen[None])
-        logits = loaded.model(seen[None]).softmax(1)[0]
+            recorded, shown = loaded.preprocess(image.convert("RGB"))
+        actual = explainer(loaded.model)(recorded[None])
+        logits = loaded.model(recorded[None]).softmax(1)[0]
         assert (row["id"], row["index"], row["status"], row["error_type"]) == (names[n], n, "ok", None)
         assert (row["width"], row["height"], row["input_width"], row["input_height"]) == (32, 28, 24, 24)
         assert row["source"] == str(folder / names[n])
         assert row["topk_index"] == logits.argsort(descending=True).tolist()
         assert row["topk_score"] == pytest.approx(logits.sort(descending=True).values.tolist(), abs=1e-4)
         assert row["topk_name"] == [loaded.labels[c] for c in row["topk_index"]]
-        if own.target is None:
+        if actual.target is None:
             assert row["target"] is row["class_name"] is row["score"] is None
         else:
-            assert row["target"] == int(own.target)
+            assert row["target"] == int(actual.target)
             assert row["class_name"] == loaded.labels[row["target"]]
-            assert row["score"] == pytest.approx(float(own.score), abs=1e-4)
+            assert row["score"] == pytest.approx(float(actual.score), abs=1e-4)
         if names[n].endswith("png"):  # two JPEG decoders may differ by a grey level
-            assert row["box"] == (None if own.boxes().isnan().any() else own.boxes()[0].tolist())
-            assert (row["points"] is None) == (own.points is None)
-            if own.points is not None:
-                assert [[p["y"], p["x"]] for p in row["points"]] == own.points[0].tolist()
-            again = row.explanation()
+            assert row["box"] == (None if actual.boxes().isnan().any() else actual.boxes()[0].tolist())
+            assert (row["points"] is None) == (actual.points is None)
+            if actual.points is not None:
+                assert [[p["y"], p["x"]] for p in row["points"]] == actual.points[0].tolist()
+            repeated = row.explanation()
             # float16 keeps 11 bits of each map's largest number.
-            scale = float(own.heatmap.max())
-            assert torch.allclose(again.heatmap, own.heatmap, rtol=0, atol=scale * 2**-10)
-            assert torch.equal(again.images[0], shown)
-            if isinstance(own, ClassExplanation):
-                assert torch.equal(again.dominant_class, own.dominant_class)
-            assert again.overlay().shape == (1, 3, 24, 24)
+            scale = float(actual.heatmap.max())
+            assert torch.allclose(repeated.heatmap, actual.heatmap, rtol=0, atol=scale * 2**-10)
+            assert torch.equal(repeated.images[0], shown)
+            if isinstance(actual, ClassExplanation):
+                assert torch.equal(repeated.dominant_class, actual.dominant_class)
+            assert repeated.overlay().shape == (1, 3, 24, 24)
 
 
 def test_maps_are_small_where_they_can_be(folder, loaded, tmp_path):
@@ -130,23 +130,23 @@ def test_maps_are_small_where_they_can_be(folder, loaded, tmp_path):
         row = rows(tmp_path / method)[0]
         assert (row["map_kind"], row["map_shape"]) == (kind, shape)
     run(str(folder), loaded, tmp_path / "full", method="eigen-cam", maps="heatmap", map_dtype="float32")
-    found = datasets.open(tmp_path / "full")[0]
-    assert found["map_shape"] == [24, 24]
-    assert np.array_equal(found.map, found.explanation().heatmap[0].numpy())
+    result = datasets.open(tmp_path / "full")[0]
+    assert result["map_shape"] == [24, 24]
+    assert np.array_equal(result.map, result.explanation().heatmap[0].numpy())
     run(str(folder), loaded, tmp_path / "none", maps="none", pictures=True)
-    found = datasets.open(tmp_path / "none")[0]
-    assert found["map"] is None
+    result = datasets.open(tmp_path / "none")[0]
+    assert result["map"] is None
     with pytest.raises(InputError, match="must have a map"):
-        found.explanation()
-    assert found["picture"]["bytes"].startswith(b"\x89PNG")
+        result.explanation()
+    assert result["picture"]["bytes"].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 0), ("float16", 2**-11), ("uint8", 1 / 509)])
 def test_dtypes_of_maps(folder, loaded, tmp_path, dtype, off):
     run(str(folder), loaded, tmp_path / "exact", map_dtype="float32")
     run(str(folder), loaded, tmp_path / "out", map_dtype=dtype)
-    for exact, own in zip(datasets.open(tmp_path / "exact"), datasets.open(tmp_path / "out"), strict=True):
-        assert np.abs(exact.map - own.map).max() <= off * np.abs(exact.map).max()
+    for exact, item in zip(datasets.open(tmp_path / "exact"), datasets.open(tmp_path / "out"), strict=True):
+        assert np.abs(exact.map - item.map).max() <= off * np.abs(exact.map).max()
 
 
 def test_bad_inputs_are_rows(folder, loaded, tmp_path, make_picture):
@@ -157,12 +157,12 @@ def test_bad_inputs_are_rows(folder, loaded, tmp_path, make_picture):
     source = datasets.Files([folder / name for name in names], names)
     (folder / "09.jpg").unlink()
     run(source, loaded, tmp_path / "out")
-    found = rows(tmp_path / "out")
-    assert [row["id"] for row in found] == source.ids
-    bad = {row["id"]: row["error_message"] for row in found if row["status"] == "error"}
+    result = rows(tmp_path / "out")
+    assert [row["id"] for row in result] == source.ids
+    bad = {row["id"]: row["error_message"] for row in result if row["status"] == "error"}
     assert set(bad) == {"00.png", "03.jpg", "04.png", "09.jpg"}
     assert "no such file" in bad["09.jpg"]
-    for row in found:
+    for row in result:
         if row["status"] == "error":
             assert row["error_type"] == "ImageError"
             assert row["map"] is row["target"] is row["topk_index"] is row["box"] is row["points"] is None
@@ -213,9 +213,9 @@ def fails_on(number, error):
 def test_an_image_on_which_the_method_fails_is_a_row(loaded, tmp_path, error):
     method = Moody(loaded.model, fails_on(7, error))
     run(tensors(12), loaded, tmp_path / "out", method=method)
-    found = rows(tmp_path / "out")
-    assert [row["status"] for row in found] == ["ok"] * 7 + ["error"] + ["ok"] * 4
-    assert (found[7]["error_type"], found[7]["error_message"]) == (
+    result = rows(tmp_path / "out")
+    assert [row["status"] for row in result] == ["ok"] * 7 + ["error"] + ["ok"] * 4
+    assert (result[7]["error_type"], result[7]["error_message"]) == (
         type(error).__name__,
         str(error) or type(error).__name__,
     )
@@ -224,14 +224,14 @@ def test_an_image_on_which_the_method_fails_is_a_row(loaded, tmp_path, error):
 def test_maps_that_are_not_finite_are_errors(loaded, tmp_path):
     class Nan(Moody):
         def __call__(self, images, target=None):
-            found = super().__call__(images, target)
-            found.heatmap[(images == 3).flatten(1).any(1)] = torch.nan
-            return found
+            result = super().__call__(images, target)
+            result.heatmap[(images == 3).flatten(1).any(1)] = torch.nan
+            return result
 
     run(tensors(9), loaded, tmp_path / "out", method=Nan(loaded.model, lambda _: None))
-    found = rows(tmp_path / "out")
-    assert [row["id"] for row in found if row["status"] == "error"] == ["2"]
-    assert "must be finite" in found[2]["error_message"]
+    result = rows(tmp_path / "out")
+    assert [row["id"] for row in result if row["status"] == "error"] == ["2"]
+    assert "must be finite" in result[2]["error_message"]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -254,15 +254,15 @@ def test_a_model_whose_output_is_not_finite_makes_error_rows(folder, loaded, tmp
 
     model = LoadedModel(Odd(loaded.model).eval(), loaded.preprocess, loaded.labels, "odd")
     run(str(folder), model, tmp_path / "out", method=method, top_k=top_k)
-    found = datasets.open(tmp_path / "out")
+    result = datasets.open(tmp_path / "out")
     odd = []
-    for row in found:
+    for row in result:
         with Image.open(folder / row["id"]) as image:
             odd.append(bool(loaded.preprocess(image.convert("RGB"))[0].mean() > 0))
     assert True in odd
     assert False in odd
-    assert [row["status"] == "error" for row in found] == odd
-    for row in found:
+    assert [row["status"] == "error" for row in result] == odd
+    for row in result:
         if row["status"] == "error":
             assert "the model's output is not finite" in row["error_message"]
             assert row["target"] is row["topk_index"] is row["score"] is None
@@ -282,10 +282,10 @@ def test_rows_that_cannot_be_made_are_error_rows(loaded, tmp_path):
             raise ValueError
 
     run(tensors(9), loaded, tmp_path / "out", method=Odd(loaded.model, lambda _: None))
-    found = rows(tmp_path / "out")
-    assert len(found) == 9
-    assert found[2]["status"] == "error"
-    assert found[8]["status"] == "ok"
+    result = rows(tmp_path / "out")
+    assert len(result) == 9
+    assert result[2]["status"] == "error"
+    assert result[8]["status"] == "ok"
     run(tensors(9), loaded, tmp_path / "mute", method=Moody(loaded.model, fails_on(4, MuteError())))
     assert [row["error_message"] for row in rows(tmp_path / "mute") if row["status"] == "error"] == ["MuteError"]
 
@@ -313,19 +313,21 @@ def test_memory_that_runs_out_halves_the_batch(loaded, tmp_path, error):
             raise error
 
     method = Moody(loaded.model, mood)
-    told = []
-    done = run(tensors(40), loaded, tmp_path / "out", method=method, batch_size=16, shard_size=20, progress=told.append)
+    output = []
+    done = run(
+        tensors(40), loaded, tmp_path / "out", method=method, batch_size=16, shard_size=20, progress=output.append
+    )
     assert (done.rows, done.errors) == (40, 0)
     # 16, 8 and 4 are too many; two go through, and no larger batch is tried again.
     assert method.calls[:3] == [16, 8, 4]
     assert max(method.calls[3:]) == 2
-    assert told[-1].batch_size == 2
+    assert output[-1].batch_size == 2
     assert PartStore(tmp_path / "out").finished()[1].batch_size == 2
     # A run that goes on begins with what it had.
     os.remove(tmp_path / "out" / parts(tmp_path / "out")[0])
-    again = Moody(loaded.model, mood)
-    run(tensors(40), loaded, tmp_path / "out", method=again, batch_size="auto", shard_size=20)
-    assert set(again.calls) == {2}
+    repeated = Moody(loaded.model, mood)
+    run(tensors(40), loaded, tmp_path / "out", method=repeated, batch_size="auto", shard_size=20)
+    assert set(repeated.calls) == {2}
 
 
 def test_an_image_that_alone_is_too_large_is_a_row(loaded, tmp_path):
@@ -346,9 +348,9 @@ def test_images_of_several_shapes(loaded, tmp_path):
     shapes = ((3, 8, 8), (3, 8, 9), (3, 12, 8))
     method = Moody(loaded.model, lambda _: None)
     run(tensors(20, shapes), loaded, tmp_path / "out", method=method, shard_size=20, map_dtype="float32")
-    found = datasets.open(tmp_path / "out")
-    assert [tuple(row["map_shape"]) for row in found] == [shapes[n % 3][1:] for n in range(20)]
-    assert all(np.all(row.map == 1.0 + n) for n, row in enumerate(found))
+    result = datasets.open(tmp_path / "out")
+    assert [tuple(row["map_shape"]) for row in result] == [shapes[n % 3][1:] for n in range(20)]
+    assert all(np.all(row.map == 1.0 + n) for n, row in enumerate(result))
     assert sum(method.calls) == 20
     assert max(method.calls) == 4
 
@@ -395,10 +397,10 @@ def test_targets(folder, loaded, tmp_path):
     listed = [f"{name},{n % 5 if n != 4 else ''}" for n, name in enumerate(names)]
     (folder / "list.csv").write_text("path,label\n" + "\n".join(listed))
     run(str(folder / "list.csv"), loaded, tmp_path / "own", target="label")
-    found = rows(tmp_path / "own")
-    assert [row["target"] for row in found] == [None if n == 4 else n % 5 for n in range(20)]
-    assert [row["label"] for row in found] == [None if n == 4 else n % 5 for n in range(20)]
-    assert "must be there where it is explained" in found[4]["error_message"]
+    result = rows(tmp_path / "own")
+    assert [row["target"] for row in result] == [None if n == 4 else n % 5 for n in range(20)]
+    assert [row["label"] for row in result] == [None if n == 4 else n % 5 for n in range(20)]
+    assert "must be there where it is explained" in result[4]["error_message"]
     for wrong in (-1, "cat", 1.5, True):
         with pytest.raises(InputError, match="target must be"):
             run(str(folder), loaded, tmp_path / "no", target=wrong)
@@ -420,20 +422,20 @@ def test_options_come_as_one_object_as_keywords_or_as_both(folder, loaded, tmp_p
 @pytest.mark.parametrize("threads", [None, 1, 3])
 def test_rows_do_not_depend_on_how_many_threads_decode(folder, loaded, tmp_path, threads):
     run(folder, loaded, tmp_path / "plain", workers=2)
-    seen = []
-    run(folder, loaded, tmp_path / "out", workers=threads, progress=seen.append)
+    recorded = []
+    run(folder, loaded, tmp_path / "out", workers=threads, progress=recorded.append)
     assert [steady(row) for row in rows(tmp_path / "out")] == [steady(row) for row in rows(tmp_path / "plain")]
     most = threads or len(os.sched_getaffinity(0))
-    assert all(1 <= progress.threads <= most for progress in seen if progress.images)
+    assert all(1 <= progress.threads <= most for progress in recorded if progress.images)
 
 
 def test_the_same_call_goes_on(folder, loaded, tmp_path):
     run(str(folder), loaded, tmp_path / "whole", method="eigen-cam")
     out = tmp_path / "out"
-    told = []
+    output = []
 
     def stop(progress):
-        told.append(progress)
+        output.append(progress)
         if progress.images > 9:
             raise KeyboardInterrupt
 
@@ -513,8 +515,8 @@ def test_a_part_that_is_lost_while_the_run_works_is_made_by_the_next(folder, loa
 
     run(str(folder), loaded, out, progress=lose)
     assert len(parts(out)) == 3
-    again = run(str(folder), loaded, out)
-    assert (again.before, again.rows) == (14, 20)
+    repeated = run(str(folder), loaded, out)
+    assert (repeated.before, repeated.rows) == (14, 20)
     assert [row["index"] for row in datasets.open(out)] == list(range(20))
     assert datasets.verify(out).faults == []
 
@@ -678,19 +680,19 @@ def test_the_model_is_left_as_it_came(folder, loaded, tmp_path):
 
 
 def test_decoding_runs_ahead_of_the_model_and_not_too_far(loaded, tmp_path):
-    asked, explained, ahead = [], [], []
+    requests, explained, ahead = [], [], []
 
     class Counting:
         def __len__(self):
             return 200
 
         def __getitem__(self, index):
-            asked.append(index)
+            requests.append(index)
             return torch.full((3, 8, 8), float(index))
 
     def mood(images):
         time.sleep(0.005)
-        ahead.append(len(asked) - sum(explained))
+        ahead.append(len(requests) - sum(explained))
         explained.append(len(images))
 
     run(Counting(), loaded, tmp_path / "out", method=Moody(loaded.model, mood), batch_size=5, shard_size=50, workers=2)

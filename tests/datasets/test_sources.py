@@ -31,11 +31,11 @@ def outcome(item):
 def tar_of(path, members, **how):
     with tarfile.open(path, "w", **how) as tar:
         for name, data in members:
-            told = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
-            told.name = name
+            output = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            output.name = name
             if not isinstance(data, tarfile.TarInfo):
-                told.size = len(data)
-            tar.addfile(told, None if isinstance(data, tarfile.TarInfo) else io.BytesIO(data))
+                output.size = len(data)
+            tar.addfile(output, None if isinstance(data, tarfile.TarInfo) else io.BytesIO(data))
 
 
 def test_a_folder_is_listed_the_same_every_time(folder):
@@ -74,9 +74,9 @@ def test_what_lies_there_but_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "empty.png").touch()
     paths = [tmp_path / name for name in ("folder.png", "pipe.png", "empty.png", "gone.png", "a\0b.png")]
-    told = [outcome(item) for item in items(Files(paths))]
+    output = [outcome(item) for item in items(Files(paths))]
     expected = ("a folder", "a device", "got 0", "no such file", "no such file")
-    assert all(what in sentence for what, sentence in zip(expected, told, strict=True)), told
+    assert all(what in sentence for what, sentence in zip(expected, output, strict=True)), output
 
 
 def test_names_that_are_no_text_or_twice_there(tmp_path):
@@ -139,10 +139,10 @@ def test_parquet_paths_stay_below_their_file(tmp_path, make_picture):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     values = pa.array([{"bytes": None, "path": name} for name in named], kind)
     pq.write_table(pa.table({"image": values}), inner / "a.parquet")
-    told = [outcome(item) for item in items(open_source(inner / "a.parquet"))]
-    assert told[0] == make_picture(1)
-    assert all("must lie below the folder" in sentence for sentence in told[1:4])
-    assert "must have bytes" in told[4]
+    output = [outcome(item) for item in items(open_source(inner / "a.parquet"))]
+    assert output[0] == make_picture(1)
+    assert all("must lie below the folder" in sentence for sentence in output[1:4])
+    assert "must have bytes" in output[4]
 
 
 def test_parquet_list_of_paths(folder):
@@ -162,8 +162,8 @@ def test_a_broken_row_group_is_as_many_errors(tmp_path, make_picture):
     start = second.data_page_offset
     data[start : start + 40] = bytes(40)
     path.write_bytes(data)
-    told = [outcome(item) for item in items(open_source(path))]
-    assert [isinstance(one, bytes) for one in told] == [True] * 3 + [False] * 3
+    output = [outcome(item) for item in items(open_source(path))]
+    assert [isinstance(one, bytes) for one in output] == [True] * 3 + [False] * 3
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -199,7 +199,7 @@ def test_malicious_tars(tmp_path, make_picture, monkeypatch):
     source = Tars([tmp_path / "evil.tar"])
     read = [outcome(item) for item in items(source)]
     assert read[:5] == [make_picture(n) for n in range(5)]
-    assert all("must be a whole file in its tar, got a link or a device" in told for told in read[5:])
+    assert all("must be a whole file in its tar, got a link or a device" in output for output in read[5:])
     assert len(read) == 8
     assert os.listdir(tmp_path) == ["evil.tar"]
     assert not os.path.exists("/etc/absolute.png")
@@ -215,11 +215,11 @@ def test_a_tar_that_breaks_off_is_one_more_row(tmp_path, make_picture):
     for cut in (offsets[1] + 700, offsets[2] + 100, offsets[3] + 512 + 5):
         path = tmp_path / "cut.tar"
         path.write_bytes(data[:cut])
-        told = [outcome(item) for item in items(Tars([path]))]
+        output = [outcome(item) for item in items(Tars([path]))]
         complete = sum(end <= cut for end in offsets[1:])
-        assert told[:complete] == [make_picture(n) for n in range(complete)]
-        assert len(told) > complete
-        assert all(isinstance(one, str) for one in told[complete:])
+        assert output[:complete] == [make_picture(n) for n in range(complete)]
+        assert len(output) > complete
+        assert all(isinstance(one, str) for one in output[complete:])
     header = bytearray(data)
     header[offsets[2] : offsets[2] + 512] = b"x" * 512
     path.write_bytes(header)
@@ -255,10 +255,10 @@ def test_torch_datasets():
     data = TensorDataset(torch.arange(12.0).reshape(4, 3, 1, 1), torch.tensor([3, 1, 0, 2]))
     source = open_source(data)
     assert source.ids == ["0", "1", "2", "3"]
-    found = [item.read() for item in items(source)]
-    assert all(isinstance(one, Labelled) for one in found)
-    assert [one.label for one in found] == [3, 1, 0, 2]
-    assert torch.equal(found[2].picture, data[2][0])
+    result = [item.read() for item in items(source)]
+    assert all(isinstance(one, Labelled) for one in result)
+    assert [one.label for one in result] == [3, 1, 0, 2]
+    assert torch.equal(result[2].picture, data[2][0])
     named = TorchDataset(data, ids=list("abca"), version="2")
     assert named.ids == ["a", "b", "c", "a#2"]
     assert named.listing().content != source.listing().content

@@ -327,14 +327,14 @@ def test_a_part_that_cannot_be_read_counts_as_not_there(tmp_path, caplog):
 
 
 def test_what_a_part_says_of_itself_is_not_believed_blindly():
-    for told in (
+    for output in (
         b"",
         b"{}",
         b"[]",
         b'{"fingerprint": 3}',
         json.dumps(vars(PartInfo("x", 0, 0, 1, 0, 1)) | {"shard": "0"}).encode(),
     ):
-        assert part_info(pa.schema([], metadata={b"pyfast_xai": told})) is None
+        assert part_info(pa.schema([], metadata={b"pyfast_xai": output})) is None
 
 
 def test_one_run_at_a_time(tmp_path):

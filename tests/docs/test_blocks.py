@@ -94,13 +94,13 @@ def test_blocks_run(page, surroundings, tmp_path):
                 method=method, out=str(tmp_path / "runs" / method), preprocess=surroundings["preprocess"]
             )
             datasets.explain(str(tmp_path / "photos"), surroundings["model"], options)
-    before = [own.clone() for own in surroundings["model"].parameters()]
+    before = [item.clone() for item in surroundings["model"].parameters()]
     # Pages register rules, which hold for the whole process.
     with mock.patch.dict(GRADIENT), mock.patch.dict(evidence_rules):
         for number, block in enumerate(BLOCK.findall(page.read_text())):
             exec(compile(block, f"{page.name}, block {number}", "exec"), surroundings)
-    for own, other in zip(surroundings["model"].parameters(), before, strict=False):
-        assert torch.equal(own, other)
+    for item, other in zip(surroundings["model"].parameters(), before, strict=False):
+        assert torch.equal(item, other)
     if page.stem == "README":
         with Image.open(tmp_path / "cat-grad-cam.png") as saved:
             assert saved.width > 448

@@ -84,9 +84,9 @@ def test_voc_counts_from_one_and_leaves_out_the_difficult(tmp_path, pictures):
     folder = tmp_path / "Annotations"
     folder.mkdir()
     write(folder / "a.xml", xml("else.jpg", ("cat", 0, 1, 1, 40, 30), ("cat", 1, 2, 2, 3, 3)))
-    found, without = read_annotations(folder, pictures)
+    result, without = read_annotations(folder, pictures)
     assert without == [pictures[1]]
-    assert [(own.path, own.label, own.boxes.tolist()) for own in found] == [(pictures[0], "cat", [[0, 0, 39, 29]])]
+    assert [(item.path, item.label, item.boxes.tolist()) for item in result] == [(pictures[0], "cat", [[0, 0, 39, 29]])]
 
 
 def test_ilsvrc_xml_has_synsets_and_counts_from_zero(tmp_path, pictures):
@@ -94,8 +94,8 @@ def test_ilsvrc_xml_has_synsets_and_counts_from_zero(tmp_path, pictures):
     folder = tmp_path / "val"
     folder.mkdir()
     write(folder / "b.xml", xml("b", ("n02112137", 0, 0, 5, 39, 29)))
-    found, _ = read_annotations(folder, pictures)
-    assert [(own.path, own.label, own.boxes.tolist()) for own in found] == [(pictures[1], 1, [[0, 5, 39, 29]])]
+    result, _ = read_annotations(folder, pictures)
+    assert [(item.path, item.label, item.boxes.tolist()) for item in result] == [(pictures[1], 1, [[0, 5, 39, 29]])]
 
 
 def test_ilsvrc_csv(tmp_path, pictures):
@@ -103,9 +103,9 @@ def test_ilsvrc_csv(tmp_path, pictures):
     table = (
         "ImageId,PredictionString\na,n02112137 1 2 3 4 n02112137 5 6 7 8 \nb,n01440764 0 0 9 9 \nc,n01440764 0 0 1 1 \n"
     )
-    found, _ = read_annotations(write(tmp_path / "LOC_val_solution.csv", table), pictures)
-    assert [own.label for own in found] == [1, 0]
-    assert found[0].boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    result, _ = read_annotations(write(tmp_path / "LOC_val_solution.csv", table), pictures)
+    assert [item.label for item in result] == [1, 0]
+    assert result[0].boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
 
 
 def test_folder_of_choe(tmp_path, pictures):
@@ -113,8 +113,8 @@ def test_folder_of_choe(tmp_path, pictures):
     folder.mkdir()
     write(folder / "class_labels.txt", "cat/a.jpg,3\ndog/b.jpg,4\n")
     write(folder / "localization.txt", "cat/a.jpg,1,2,3,4\ncat/a.jpg,5,6,7,8\ndog/b.jpg,0,0,39,29\n")
-    found, _ = read_annotations(folder, pictures)
-    assert [(own.label, len(own.boxes)) for own in found] == [(3, 2), (4, 1)]
+    result, _ = read_annotations(folder, pictures)
+    assert [(item.label, len(item.boxes)) for item in result] == [(3, 2), (4, 1)]
 
 
 def test_masks(tmp_path, pictures):
@@ -127,19 +127,19 @@ def test_masks(tmp_path, pictures):
     indexed.putpalette([200, 0, 0] * 256)
     indexed.frombytes(mask.tobytes())
     indexed.save(folder / "b.png")
-    (grey, own), _ = read_annotations(folder, pictures)
+    (grey, actual), _ = read_annotations(folder, pictures)
     # 255 is an object in a grey mask and nothing in an indexed one.
     assert (np.array(grey.mask((40, 30))) == 255).sum() == 12 * 40
-    assert (np.array(own.mask((40, 30))) == 255).sum() == 10 * 40
+    assert (np.array(actual.mask((40, 30))) == 255).sum() == 10 * 40
     with pytest.raises(InputError, match="masks of the size of the picture"):
         grey.mask((30, 40))
 
 
 def test_own_list(tmp_path, pictures):
     rows = [{"file": "dog/b.jpg", "label": 4, "boxes": [[1, 2, 3, 4]]}]
-    (found,), without = read_annotations(write(tmp_path / "list.json", rows), pictures)
-    assert (found.path, found.label, list(found.kinds), without) == (pictures[1], 4, [4], [pictures[0]])
-    assert found.boxes.dtype == torch.float32
+    (result,), without = read_annotations(write(tmp_path / "list.json", rows), pictures)
+    assert (result.path, result.label, list(result.kinds), without) == (pictures[1], 4, [4], [pictures[0]])
+    assert result.boxes.dtype == torch.float32
 
 
 def test_names_that_fit_several_pictures_fit_none(tmp_path):
@@ -149,10 +149,10 @@ def test_names_that_fit_several_pictures_fit_none(tmp_path):
         path.parent.mkdir()
         Image.new("RGB", (4, 4)).save(path)
         paths.append(path)
-    found, without = read_annotations(write(tmp_path / "l.json", [{"file": "a.jpg", "boxes": []}]), paths)
-    assert (found, without) == ([], paths)
-    (found,), _ = read_annotations(write(tmp_path / "l.json", [{"file": "y/a.jpg", "boxes": []}]), paths)
-    assert found.path == paths[1]
+    result, without = read_annotations(write(tmp_path / "l.json", [{"file": "a.jpg", "boxes": []}]), paths)
+    assert (result, without) == ([], paths)
+    (result,), _ = read_annotations(write(tmp_path / "l.json", [{"file": "y/a.jpg", "boxes": []}]), paths)
+    assert result.path == paths[1]
 
 
 @pytest.mark.parametrize(

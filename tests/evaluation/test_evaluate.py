@@ -52,7 +52,7 @@ def model():
 @pytest.fixture
 def annotated(tmp_path):
     """A white square in each quarter; the last is large."""
-    found = []
+    result = []
     for label, box in enumerate([(1, 2, 5, 6), (9, 1, 14, 5), (2, 9, 6, 14), (3, 4, 15, 15)]):
         canvas = torch.zeros(SIDE, SIDE, 3, dtype=torch.uint8)
         canvas[box[1] : box[3] + 1, box[0] : box[2] + 1] = 255
@@ -60,29 +60,29 @@ def annotated(tmp_path):
         Image.fromarray(canvas.numpy()).save(path)
         x1, y1, x2, y2 = box
         outline = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-        found.append(Annotation(path, label, torch.tensor([box]).float(), [label], outline))
-    return found
+        result.append(Annotation(path, label, torch.tensor([box]).float(), [label], outline))
+    return result
 
 
 PLACES = ["box-error", "top1-box-error", "max-box-acc", "pointing", "pointing-15", "pxap", "eer-precision"]
 
 
 def test_a_perfect_map_scores_perfectly_and_its_opposite_does_not(model, annotated):
-    found = evaluate(model, annotated, PREPROCESS, {"oracle": Oracle, "opposite": Opposite}, PLACES, batch_size=3)
+    result = evaluate(model, annotated, PREPROCESS, {"oracle": Oracle, "opposite": Opposite}, PLACES, batch_size=3)
     for name in PLACES:
-        own = found.figure("oracle", name)
+        actual = result.figure("oracle", name)
         perfect = 0.0 if METRICS[name].better == "lower" else 1.0
-        assert (own.value, own.low, own.high, own.pictures) == (perfect, perfect, perfect, 4), name
+        assert (actual.value, actual.low, actual.high, actual.pictures) == (perfect, perfect, perfect, 4), name
         if name != "pointing-15":  # wider than these pictures
-            assert abs(found.figure("opposite", name).value - perfect) > 0.1, name
-    assert (found.pictures, found.small) == (4, 3)
-    assert found.figure("oracle", "box-error", "small").pictures == 3
+            assert abs(result.figure("opposite", name).value - perfect) > 0.1, name
+    assert (result.pictures, result.small) == (4, 3)
+    assert result.figure("oracle", "box-error", "small").pictures == 3
 
 
 def test_figures_are_those_of_the_metrics(model, annotated):
     names = ["deletion", "insertion", "average-drop", "increase", "road", "max-sensitivity"]
-    found = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch_size=2)
-    images = torch.stack([PREPROCESS(Image.open(own.path))[0] for own in annotated])
+    result = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch_size=2)
+    images = torch.stack([PREPROCESS(Image.open(item.path))[0] for item in annotated])
     explain = Saliency(model)
     heat = explain(images, torch.arange(4)).heatmap
     drop = metrics.drop_increase(model, images, heat)
@@ -95,22 +95,22 @@ def test_figures_are_those_of_the_metrics(model, annotated):
         "max-sensitivity": metrics.max_sensitivity(explain, images, torch.arange(4)),
     }
     for name, rows in expected.items():
-        assert found.figure("saliency", name).value == pytest.approx(float(rows.mean()), abs=1e-5), name
+        assert result.figure("saliency", name).value == pytest.approx(float(rows.mean()), abs=1e-5), name
 
 
 def test_figures_of_faithfulness_and_complexity(model, annotated):
-    images = torch.stack([PREPROCESS(Image.open(own.path))[0] for own in annotated])
+    images = torch.stack([PREPROCESS(Image.open(item.path))[0] for item in annotated])
     explain, target = Saliency(model), torch.arange(4)
     made = explain(images, target)
     heat, masks = made.heatmap, images[:, 0] > 0.5
-    asked = (model, images, made.attribution, target)
+    requests = (model, images, made.attribution, target)
     expected = {
         "region-perturbation": metrics.region_perturbation(
             model, images, heat, target, patch=16, score="probability"
         ).aopc,
         "irof": metrics.irof(model, images, heat, target),
-        "faithfulness-correlation": metrics.faithfulness_correlation(*asked),
-        "mu-fidelity": metrics.mu_fidelity(*asked),
+        "faithfulness-correlation": metrics.faithfulness_correlation(*requests),
+        "mu-fidelity": metrics.mu_fidelity(*requests),
         "arcc": metrics.arcc(model, explain, images, heat, target).score,
         "sparseness": metrics.sparseness(heat),
         "complexity": metrics.complexity(heat),
@@ -122,58 +122,58 @@ def test_figures_of_faithfulness_and_complexity(model, annotated):
         "relevance-rank": metrics.relevance_rank(heat, masks),
         "mask-auc": metrics.mask_auc(heat, masks),
     }
-    found = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, [*expected, *on_masks])
+    result = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, [*expected, *on_masks])
     for name, rows in {**expected, **on_masks}.items():
-        assert found.figure("saliency", name).value == pytest.approx(float(rows.mean()), abs=1e-5), name
+        assert result.figure("saliency", name).value == pytest.approx(float(rows.mean()), abs=1e-5), name
 
 
 def test_sanity_metrics_of_a_method_that_looks_at_nothing(model, annotated):
     names = ["class-sensitivity", "randomization"]
-    found = evaluate(model, annotated, PREPROCESS, {"centre": Centre, "saliency": Saliency}, names)
-    assert found.figure("centre", "class-sensitivity").value == 0
-    assert found.figure("centre", "randomization").value == pytest.approx(1)
+    result = evaluate(model, annotated, PREPROCESS, {"centre": Centre, "saliency": Saliency}, names)
+    assert result.figure("centre", "class-sensitivity").value == 0
+    assert result.figure("centre", "randomization").value == pytest.approx(1)
     # The gradients of two quarters have no pixel in common: unit maps are the square root of two apart.
-    assert found.figure("saliency", "class-sensitivity").value == pytest.approx(2**0.5, abs=1e-5)
+    assert result.figure("saliency", "class-sensitivity").value == pytest.approx(2**0.5, abs=1e-5)
 
 
 def test_noise_is_at_chance(model, annotated):
-    found = evaluate(model, annotated, PREPROCESS, ["saliency"], ["pxap"])
+    result = evaluate(model, annotated, PREPROCESS, ["saliency"], ["pxap"])
     chance = evaluate(model, annotated, PREPROCESS, {"noise": Noise}, ["pxap"])
-    share = sum(len(own.boxes) and float((own.boxes[0, 2:] - own.boxes[0, :2] + 1).prod()) for own in annotated)
+    share = sum(len(item.boxes) and float((item.boxes[0, 2:] - item.boxes[0, :2] + 1).prod()) for item in annotated)
     assert chance.figure("noise", "pxap").value == pytest.approx(share / (4 * SIDE**2), abs=0.08)
-    assert found.figure("saliency", "pxap").value > chance.figure("noise", "pxap").value
+    assert result.figure("saliency", "pxap").value > chance.figure("noise", "pxap").value
 
 
 def test_order_and_batch_change_nothing(model, annotated):
     names = ["box-error", "deletion", "pxap", "max-box-acc", "randomization"]
-    once = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch_size=4)
+    single = evaluate(model, annotated, PREPROCESS, {"saliency": Saliency}, names, batch_size=4)
     other = evaluate(model, annotated[::-1], PREPROCESS, {"saliency": Saliency}, names, batch_size=1)
     for name in names:
-        assert once.figure("saliency", name).value == pytest.approx(other.figure("saliency", name).value, abs=1e-6)
+        assert single.figure("saliency", name).value == pytest.approx(other.figure("saliency", name).value, abs=1e-6)
 
 
 def test_pictures_without_what_a_metric_needs_do_not_count(model, annotated):
     bare = [Annotation(annotated[0].path), *annotated[1:]]
-    found = evaluate(model, bare, PREPROCESS, {"oracle": Oracle}, ["box-error", "pxap", "deletion"], batch_size=1)
-    assert [found.figure("oracle", name).pictures for name in ("box-error", "pxap", "deletion")] == [3, 3, 4]
+    result = evaluate(model, bare, PREPROCESS, {"oracle": Oracle}, ["box-error", "pxap", "deletion"], batch_size=1)
+    assert [result.figure("oracle", name).pictures for name in ("box-error", "pxap", "deletion")] == [3, 3, 4]
     with pytest.raises(InputError, match="annotations must have a boxes and label of a picture for 'top1-box-error'"):
         evaluate(model, bare[:1], PREPROCESS, {"oracle": Oracle}, ["top1-box-error"])
 
 
 def test_labels_by_name_and_as_targets(model, annotated):
     names = ["nw", "ne", "sw", "se"]
-    named = [Annotation(own.path, names[own.label].upper(), own.boxes) for own in annotated]
-    seen = []
+    named = [Annotation(item.path, names[item.label].upper(), item.boxes) for item in annotated]
+    recorded = []
 
     class Spy(Oracle):
         def __call__(self, images, target=None):
-            seen.append(target.tolist())
+            recorded.append(target.tolist())
             return super().__call__(images, target)
 
     wrong = [Annotation(named[0].path, "se", named[0].boxes), *named[1:]]
-    found = evaluate(model, wrong, PREPROCESS, {"spy": Spy}, ["top1-box-error"], labels=names, target="label")
-    assert seen == [[3, 1, 2, 3]]
-    assert found.figure("spy", "top1-box-error").value == 0.25
+    result = evaluate(model, wrong, PREPROCESS, {"spy": Spy}, ["top1-box-error"], labels=names, target="label")
+    assert recorded == [[3, 1, 2, 3]]
+    assert result.figure("spy", "top1-box-error").value == 0.25
     with pytest.raises(InputError, match="annotations must have a class of the model where target is 'label', got 'x'"):
         evaluate(model, [Annotation(named[0].path, "x")], PREPROCESS, {"o": Oracle}, ["deletion"], target="label")
     with pytest.raises(InputError, match=r"labels in \[0, 4\), got 4"):
@@ -182,11 +182,11 @@ def test_labels_by_name_and_as_targets(model, annotated):
 
 def test_a_picture_that_cannot_be_read_is_listed(model, annotated, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    found = evaluate(
+    result = evaluate(
         model, [Annotation(tmp_path / "bad.png"), *annotated], PREPROCESS, {"oracle": Oracle}, ["box-error"]
     )
-    assert found.pictures == 4
-    assert [name for name, _ in found.errors] == [str(tmp_path / "bad.png")]
+    assert result.pictures == 4
+    assert [name for name, _ in result.errors] == [str(tmp_path / "bad.png")]
     with pytest.raises(InputError, match="pictures that can be read, got 1 that cannot"):
         evaluate(model, [Annotation(tmp_path / "bad.png")], PREPROCESS, {"oracle": Oracle}, ["box-error"])
 
@@ -203,16 +203,16 @@ def test_a_picture_that_cannot_be_read_is_listed(model, annotated, tmp_path):
     ],
 )
 def test_bad_arguments(model, annotated, change, message):
-    given = {"annotations": annotated, "methods": ["saliency"], "metrics": ["box-error"], **change}
+    options = {"annotations": annotated, "methods": ["saliency"], "metrics": ["box-error"], **change}
     with pytest.raises(InputError, match=message):
-        evaluate(model, preprocess=PREPROCESS, **given)
+        evaluate(model, preprocess=PREPROCESS, **options)
 
 
 def test_objects_beyond_the_crop_count_as_missed(model, tmp_path):
     Image.new("RGB", (64, 16)).save(tmp_path / "wide.png")
     far = Annotation(tmp_path / "wide.png", None, torch.tensor([[0.0, 0, 5, 15]]))
-    found = evaluate(model, [far], PREPROCESS, {"centre": Centre}, ["max-box-acc", "box-error", "pointing"])
-    values = [found.figure("centre", name).value for name in ("max-box-acc", "box-error", "pointing")]
+    result = evaluate(model, [far], PREPROCESS, {"centre": Centre}, ["max-box-acc", "box-error", "pointing"])
+    values = [result.figure("centre", name).value for name in ("max-box-acc", "box-error", "pointing")]
     assert values == [0, 1, 0]
 
 
@@ -221,9 +221,9 @@ def test_boxes_are_compared_in_pixels_of_the_picture(model, tmp_path):
     canvas = torch.zeros(48, 96, 3, dtype=torch.uint8)
     canvas[6:24, 30:60] = 255
     Image.fromarray(canvas.numpy()).save(tmp_path / "a.png")
-    own = Annotation(tmp_path / "a.png", None, torch.tensor([[30.0, 6, 59, 23]]))
-    found = evaluate(model, [own], PREPROCESS, {"oracle": Oracle}, ["box-error", "max-box-acc", "pointing"])
-    assert [figure.value for figure in found.figures if figure.subset == "all"] == [0, 1, 1]
+    actual = Annotation(tmp_path / "a.png", None, torch.tensor([[30.0, 6, 59, 23]]))
+    result = evaluate(model, [actual], PREPROCESS, {"oracle": Oracle}, ["box-error", "max-box-acc", "pointing"])
+    assert [figure.value for figure in result.figures if figure.subset == "all"] == [0, 1, 1]
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -246,10 +246,10 @@ def test_interval_of_a_figure_that_is_no_mean():
 
 def test_files(model, annotated, tmp_path):
     pytest.importorskip("matplotlib")
-    found = evaluate(
+    result = evaluate(
         model, annotated, PREPROCESS, {"oracle": Oracle, "centre": Centre}, ["box-error", "deletion"], resamples=50
     )
-    paths = found.write(tmp_path / "out")
+    paths = result.write(tmp_path / "out")
     assert [path.name for path in paths] == ["evaluation.csv", "evaluation.json", "box-error.png", "deletion.png"]
     table = list(csv.DictReader(paths[0].read_text().splitlines()))
     assert [(row["method"], row["metric"], row["subset"]) for row in table][:3] == [
@@ -258,9 +258,9 @@ def test_files(model, annotated, tmp_path):
     assert json.loads(paths[1].read_text())["pictures"] == 4
     with Image.open(paths[2]) as plot:
         assert plot.width > 1000
-    heads, rows = found.table()
+    heads, rows = result.table()
     assert heads[2:] == ["box error, % ↓", "box error, %, small ↓", "deletion AUC ↓"]
     assert rows[0][2] == "0.0 ± 0.0"
-    assert found.markdown().count("\n") == 4
+    assert result.markdown().count("\n") == 4
     with pytest.raises(InputError, match="figure must be one that was measured, got 'pxap'"):
-        found.figure("oracle", "pxap")
+        result.figure("oracle", "pxap")

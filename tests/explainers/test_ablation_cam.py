@@ -94,16 +94,16 @@ def loop(net, image, target, *, probability=False):
 @pytest.mark.parametrize("score", ["logit", "probability"])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_ablation_cam_equals_the_loop_of_the_paper(net, images, batch_size, score):
-    found = AblationCAM(net, layer="layer", batch_size=batch_size, score=score)(images, TARGETS)
+    result = AblationCAM(net, layer="layer", batch_size=batch_size, score=score)(images, TARGETS)
     expected = [
         loop(net, image, int(c), probability=score == "probability")
-        for image, own in zip(images, TARGETS, strict=True)
-        for c in own
+        for image, item in zip(images, TARGETS, strict=True)
+        for c in item
     ]
-    torch.testing.assert_close(found.signed_map, torch.stack(expected), rtol=1e-9, atol=1e-12)
-    assert found.target.tolist() == TARGETS.flatten().tolist()
+    torch.testing.assert_close(result.signed_map, torch.stack(expected), rtol=1e-9, atol=1e-12)
+    assert result.target.tolist() == TARGETS.flatten().tolist()
     heat = functional.interpolate(torch.stack(expected).clamp_min(0)[:, None], (16, 12), mode="bilinear")[:, 0]
-    torch.testing.assert_close(found.heatmap, heat, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.heatmap, heat, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_do_not_depend_on_each_other(net, images):
@@ -116,9 +116,9 @@ def test_rows_do_not_depend_on_each_other(net, images):
 
 def test_functions_are_targets(net, images):
     for kind in (AblationCAM, ShapleyCAM):
-        found = kind(net, layer="layer")(images, lambda answer: answer[:, 1].exp())
-        assert found.target is None
-        assert found.signed_map.shape == (3, 4, 3)
+        result = kind(net, layer="layer")(images, lambda answer: answer[:, 1].exp())
+        assert result.target is None
+        assert result.signed_map.shape == (3, 4, 3)
     expected = GradCAM(net, layer="layer")(images, 1).signed_map
     linear = ShapleyCAM(net, layer="layer")(images, lambda answer: answer[:, 1]).signed_map
     if isinstance(net, Average):  # without curvature it is Grad-CAM
@@ -154,9 +154,9 @@ def shapley_loop(net, image, target):
 
 
 def test_shapley_cam_equals_the_loop_of_the_paper(net, images):
-    found = ShapleyCAM(net, layer="layer")(images, TARGETS)
-    expected = [shapley_loop(net, image, int(c)) for image, own in zip(images, TARGETS, strict=True) for c in own]
-    torch.testing.assert_close(found.signed_map, torch.stack(expected), rtol=1e-8, atol=1e-11)
+    result = ShapleyCAM(net, layer="layer")(images, TARGETS)
+    expected = [shapley_loop(net, image, int(c)) for image, item in zip(images, TARGETS, strict=True) for c in item]
+    torch.testing.assert_close(result.signed_map, torch.stack(expected), rtol=1e-8, atol=1e-11)
 
 
 def as_there(maps):
@@ -170,8 +170,8 @@ def test_shapley_cam_equals_pytorch_grad_cam(net, images):
     targets = [peer.utils.model_targets.ClassifierOutputReST(c) for c in (1, 4, 0)]
     cam = peer.ShapleyCAM(net, [net.layer])  # not as a context: that raises as it ends
     expected = cam(images, targets)
-    found = ShapleyCAM(net, layer="layer")(images, [1, 4, 0]).signed_map
-    np.testing.assert_allclose(as_there(found), expected, rtol=0, atol=1e-5)
+    result = ShapleyCAM(net, layer="layer")(images, [1, 4, 0]).signed_map
+    np.testing.assert_allclose(as_there(result), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -184,8 +184,8 @@ def test_ablation_cam_equals_pytorch_grad_cam_where_that_is_right(images):
     targets = [peer.utils.model_targets.ClassifierOutputTarget(c) for c in (1, 4, 0)]
     with peer.AblationCAM(net, [net[1]]) as cam:
         expected = cam(images, targets)
-    found = AblationCAM(net, layer="1", outputs="values")(images, [1, 4, 0]).signed_map
-    np.testing.assert_allclose(as_there(found), expected, rtol=0, atol=1e-4)
+    result = AblationCAM(net, layer="1", outputs="values")(images, [1, 4, 0]).signed_map
+    np.testing.assert_allclose(as_there(result), expected, rtol=0, atol=1e-4)
 
 
 class Tokens(nn.Module):
@@ -205,7 +205,7 @@ class Tokens(nn.Module):
 def test_tokens(images):
     torch.manual_seed(0)
     net = Tokens().to(DOUBLE).eval()
-    found = AblationCAM(net, layer="norm1")(images, 3)
+    result = AblationCAM(net, layer="norm1")(images, 3)
     with torch.no_grad():
         x = net.patch(images).flatten(2).mT
         x = net.norm1(torch.cat([net.token.expand(len(x), -1, -1), x], 1))
@@ -218,7 +218,7 @@ def test_tokens(images):
             without = x.clone()
             without[..., k] = 0
             expected += ((before - above(without)) / before.abs())[:, None] * x[:, 1:, k]
-    torch.testing.assert_close(found.signed_map, expected.view(3, 4, 3), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.signed_map, expected.view(3, 4, 3), rtol=1e-9, atol=1e-12)
     assert ShapleyCAM(net)(images).heatmap.shape == (3, 16, 12)
 
 
@@ -286,7 +286,7 @@ def test_a_model_that_draws_from_the_layer_is_refused(images):
 
 
 def test_several_layers_are_averaged(net, images):
-    found = AblationCAM(net, layer=["conv1", "layer"])(images, 1)
+    result = AblationCAM(net, layer=["conv1", "layer"])(images, 1)
     parts = [AblationCAM(net, layer=layer)(images, 1).heatmap for layer in ("conv1", "layer")]
-    expected = torch.stack([own / own.amax((1, 2), keepdim=True).clamp_min(1e-300) for own in parts]).mean(0)
-    torch.testing.assert_close(found.heatmap, expected)
+    expected = torch.stack([item / item.amax((1, 2), keepdim=True).clamp_min(1e-300) for item in parts]).mean(0)
+    torch.testing.assert_close(result.heatmap, expected)

@@ -127,15 +127,15 @@ def test_relevance_weighs_attention_by_its_gradient(way, class_token):
                 attention, gradient = block.attention[n].detach(), block.attention.grad[n]
                 relevance = relevance + (attention * gradient).clamp_min(0).mean(0) @ relevance
             relevance -= torch.eye(len(relevance), dtype=DOUBLE)
-            found = explanation.signed_map[2 * n + k]
-            torch.testing.assert_close(found, grid_of(relevance, class_token), rtol=0, atol=1e-13)
+            result = explanation.signed_map[2 * n + k]
+            torch.testing.assert_close(result, grid_of(relevance, class_token), rtol=0, atol=1e-13)
     assert explanation.heatmap.any()
 
 
 def slow_legrad(plain, images, target):
     """The map of each image before it is laid out, `[N, T]`, from the head on the tokens behind each block."""
     behind = []
-    hooks = [block.register_forward_hook(lambda own, inputs, out: behind.append(out)) for block in plain.blocks]
+    hooks = [block.register_forward_hook(lambda actual, inputs, out: behind.append(out)) for block in plain.blocks]
     plain(images)
     for hook in hooks:
         hook.remove()

@@ -104,8 +104,8 @@ def test_equals_captum_where_captum_is_right(name, method, peer):
     model = settled(zoo(name), (64, 48)).double()
     images = torch.randn(2, 3, 64, 48, dtype=DOUBLE)
     expected = getattr(attr, peer)(model).attribute(images.clone().requires_grad_(), target=[3, 7]).detach()
-    own = method(model)(images, [3, 7]).attribution
-    torch.testing.assert_close(own, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+    actual = method(model)(images, [3, 7]).attribution
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -113,9 +113,9 @@ def test_equals_pytorch_grad_cam_where_it_is_right():
     peer = pytest.importorskip("pytorch_grad_cam")
     model = settled(zoo("resnet18"), (64, 48))
     image = torch.randn(1, 3, 64, 48).contiguous(memory_format=torch.channels_last)
-    own = GuidedBackprop(model)(image, 3).attribution[0].permute(1, 2, 0)
+    actual = GuidedBackprop(model)(image, 3).attribution[0].permute(1, 2, 0)
     expected = peer.GuidedBackpropReLUModel(model.requires_grad_(True), device="cpu")(image, target_category=3)
-    torch.testing.assert_close(own, torch.from_numpy(expected), rtol=0, atol=1e-4 * float(abs(expected).max()))
+    torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=0, atol=1e-4 * float(abs(expected).max()))
 
 
 @pytest.mark.parametrize(("method", "composite"), [(GuidedBackprop, "GuidedBackprop"), (DeconvNet, "DeconvNet")])
@@ -125,8 +125,8 @@ def test_equals_zennit_where_zennit_is_right(method, composite):
     images = torch.randn(2, 3, 64, 48, dtype=DOUBLE, requires_grad=True)
     with getattr(composites, composite)().context(model) as changed:
         (expected,) = torch.autograd.grad(changed(images)[:, 4].sum(), images)
-    own = method(model)(images, 4).attribution
-    torch.testing.assert_close(own, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+    actual = method(model)(images, 4).attribution
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
 
 
 RECTIFIERS = {
@@ -216,10 +216,10 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 @every_method
 def test_no_target_is_the_largest_output(net, images, method):
-    found = method(net)(images)
-    assert torch.equal(found.target, net(images).argmax(1))
-    torch.testing.assert_close(found.score, net(images).softmax(1).amax(1).float())
-    assert torch.equal(found.attribution, method(net)(images, found.target).attribution)
+    result = method(net)(images)
+    assert torch.equal(result.target, net(images).argmax(1))
+    torch.testing.assert_close(result.score, net(images).softmax(1).amax(1).float())
+    assert torch.equal(result.attribution, method(net)(images, result.target).attribution)
 
 
 @every_method
@@ -268,10 +268,10 @@ def test_a_segmenter_by_a_function(images):
             return {"aux": x.sum(), "out": self.conv(x).relu()}
 
     model = Segmenter().eval()
-    found = Saliency(model)(images, lambda out: out["out"][:, 2, 3, 4]).attribution
-    assert found[:, :, 2:5, 3:6].abs().sum() > 0
-    found[:, :, 2:5, 3:6] = 0
-    assert (found == 0).all()
+    result = Saliency(model)(images, lambda out: out["out"][:, 2, 3, 4]).attribution
+    assert result[:, :, 2:5, 3:6].abs().sum() > 0
+    result[:, :, 2:5, 3:6] = 0
+    assert (result == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -292,15 +292,15 @@ def test_bad_targets(net, images, target, message):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_reductions(net, images, reduction):
-    found = GuidedBackprop(net, reduction=reduction)(images)
-    a = found.attribution
+    result = GuidedBackprop(net, reduction=reduction)(images)
+    a = result.attribution
     expected = {
         "max": a.abs().max(1)[0],
         "mean": a.abs().sum(1) / 3,
         "norm": (a**2).sum(1).sqrt(),
         "sum": a.sum(1).relu(),
     }[reduction]
-    torch.testing.assert_close(found.heatmap, expected.float())
+    torch.testing.assert_close(result.heatmap, expected.float())
 
 
 def test_bad_settings(net):
@@ -328,27 +328,27 @@ def test_input_x_gradient(net, images):
 @pytest.mark.parametrize("of", [Saliency, DeconvNet, GuidedBackprop])
 @pytest.mark.parametrize("squared", [False, True])
 def test_smoothgrad_is_the_mean_over_noisy_copies(net, images, of, squared):
-    found = SmoothGrad(net, base=of.method, n_samples=4, noise=0.2, squared=squared, seed=5)(images, 1).attribution
+    result = SmoothGrad(net, base=of.method, n_samples=4, noise=0.2, squared=squared, seed=5)(images, 1).attribution
     generator = torch.Generator().manual_seed(5)
     noise = [torch.randn(1, 3, 10, 10, generator=generator) for _ in range(4)]
     spread = 0.2 * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     each = torch.stack([of(net)(images + spread * n, 1).attribution for n in noise])
-    torch.testing.assert_close(found, (each.square() if squared else each).mean(0), rtol=0, atol=1e-14)
+    torch.testing.assert_close(result, (each.square() if squared else each).mean(0), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("baseline", [0.0, torch.randn(1, 3, 1, 1, dtype=DOUBLE)], ids=["number", "tensor"])
 def test_integrated_gradients_add_up_to_the_change_of_the_score(net, images, baseline):
-    found = IntegratedGradients(net, n_steps=400, baseline=baseline)(images, 1).attribution
+    result = IntegratedGradients(net, n_steps=400, baseline=baseline)(images, 1).attribution
     change = (net(images) - net(torch.zeros_like(images) + baseline))[:, 1]
-    torch.testing.assert_close(found.sum((1, 2, 3)), change, rtol=0, atol=2e-3)
+    torch.testing.assert_close(result.sum((1, 2, 3)), change, rtol=0, atol=2e-3)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_integrated_gradients_equal_captums(net, images):
     attr = pytest.importorskip("captum.attr")
     expected = attr.IntegratedGradients(net).attribute(images.clone().requires_grad_(), target=2, n_steps=20).detach()
-    found = IntegratedGradients(net, n_steps=20)(images, 2).attribution
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)  # its weights are rounded to float32
+    result = IntegratedGradients(net, n_steps=20)(images, 2).attribution
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-8)  # its weights are rounded to float32
 
 
 @every_method
@@ -359,11 +359,11 @@ def test_a_row_does_not_depend_on_the_others(net, images, method):
 
 
 def test_pictures(net, images):
-    found = GuidedBackprop(net)(images)
-    rgb = found.rgb()
+    result = GuidedBackprop(net)(images)
+    rgb = result.rgb()
     assert rgb.shape == (3, 3, 10, 10)
-    ordered = found.attribution[0].abs().flatten().sort().values  # 300 numbers, the largest six of which are clipped
-    expected = (found.attribution[0] / ordered[293] / 2 + 0.5).clamp(0, 1)
+    ordered = result.attribution[0].abs().flatten().sort().values  # 300 numbers, the largest six of which are clipped
+    expected = (result.attribution[0] / ordered[293] / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(rgb[0], expected.float())
     without = EigenCAM(net)(images)
     with pytest.raises(InputError, match="gives no attribution that could be shown"):

@@ -319,8 +319,8 @@ def test_one_hot_rows_are_no_classes(explainer, model, images, dtype):
     target = torch.eye(5, dtype=dtype)[[1, 4, 0]]
     with refused("target must hold class indices", "one-hot", "target.argmax(1)"):
         made(explainer, model)(images, target)
-    found = made(explainer, model)(images, target.argmax(1))
-    assert found.target.tolist() == [1, 4, 0]
+    result = made(explainer, model)(images, target.argmax(1))
+    assert result.target.tolist() == [1, 4, 0]
 
 
 def test_all_classes_of_a_model_are_no_one_hot_rows(model, images):
@@ -355,8 +355,8 @@ LABELS = ["tench, Tinca tinca", "tabby, tabby cat", "crane", "Crane", "tiger cat
     ids=case_id,
 )
 def test_targets_by_label(explainer, model, images, target, classes):
-    found = made(explainer, model, labels=LABELS)(images, target)
-    assert found.target.tolist() == classes
+    result = made(explainer, model, labels=LABELS)(images, target)
+    assert result.target.tolist() == classes
 
 
 @pytest.mark.parametrize(
@@ -397,8 +397,8 @@ def test_a_model_that_casts_its_images_takes_any_dtype(model, images):
         def forward(self, x):
             return self.model(x.float())
 
-    found = Saliency(Casts().eval())(images.double())
-    torch.testing.assert_close(found.heatmap, Saliency(model)(images).heatmap)
+    result = Saliency(Casts().eval())(images.double())
+    torch.testing.assert_close(result.heatmap, Saliency(model)(images).heatmap)
 
 
 @every
@@ -413,9 +413,9 @@ def test_pixels_that_are_not_scaled_are_warned_of_with_the_first_batch(explainer
     pixels = (images.abs() * 100).clamp(max=255)
     for _ in range(2):
         explain(pixels)
-    told = [record for record in caplog.records if "images hold values up to" in record.message]
-    assert len(told) == 1
-    assert told[0].levelname == "WARNING"
+    output = [record for record in caplog.records if "images hold values up to" in record.message]
+    assert len(output) == 1
+    assert output[0].levelname == "WARNING"
 
 
 @every

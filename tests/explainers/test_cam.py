@@ -54,19 +54,19 @@ def shown(signed, size):
 
 
 def test_cam_is_weights_times_features(net, images):
-    found = CAM(net)(images, [[1, 4], [0, 2]])
+    result = CAM(net)(images, [[1, 4], [0, 2]])
     with torch.no_grad():
         features = net.features(images)
     expected = torch.stack(
         [(net.fc.weight[c].detach()[:, None, None] * features[n]).sum(0) for n, c in [(0, 1), (0, 4), (1, 0), (1, 2)]]
     )
-    torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close(found.heatmap, shown(expected, (16, 12)), rtol=0, atol=1e-14)
-    assert found.target.tolist() == [1, 4, 0, 2]
+    torch.testing.assert_close(result.signed_map, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(result.heatmap, shown(expected, (16, 12)), rtol=0, atol=1e-14)
+    assert result.target.tolist() == [1, 4, 0, 2]
     # The mean of a map and the bias are the score.
     scores = net(images).detach()[[0, 0, 1, 1], [1, 4, 0, 2]]
     torch.testing.assert_close(
-        found.signed_map.mean((1, 2)) + net.fc.bias.detach()[found.target], scores, rtol=0, atol=1e-14
+        result.signed_map.mean((1, 2)) + net.fc.bias.detach()[result.target], scores, rtol=0, atol=1e-14
     )
 
 
@@ -124,8 +124,8 @@ def test_cam_finds_the_end_of_a_network(name):
             expected = expected if "probabilities" in name else expected.relu()
         else:
             expected = functional.conv2d(features, weight.view(5, 6, 1, 1))
-    found = CAM(model)(images, [list(range(5))] * 2)
-    torch.testing.assert_close(found.signed_map.view(expected.shape), expected, rtol=0, atol=1e-13)
+    result = CAM(model)(images, [list(range(5))] * 2)
+    torch.testing.assert_close(result.signed_map.view(expected.shape), expected, rtol=0, atol=1e-13)
 
 
 ENDS = {
@@ -164,18 +164,18 @@ def test_cam_and_grad_cam_are_one_up_to_the_number_of_positions(net, images, met
 
 def gradients(model, layer, images, target):
     """Activation and gradient of a layer, by autograd."""
-    kept = []
+    saved = []
 
     def hook(module, inputs, output):
-        kept.append(output.clone())
-        return kept[0].clone()  # what comes after may write to it
+        saved.append(output.clone())
+        return saved[0].clone()  # what comes after may write to it
 
     handle = model.get_submodule(layer).register_forward_hook(hook)
     with torch.enable_grad():
         output = model(images.clone().requires_grad_())
-        grad = torch.autograd.grad(output.gather(1, target[:, None]).sum(), kept[0])[0]
+        grad = torch.autograd.grad(output.gather(1, target[:, None]).sum(), saved[0])[0]
     handle.remove()
-    return kept[0].detach(), grad
+    return saved[0].detach(), grad
 
 
 def test_grad_cam_is_the_paper(net, images):
@@ -185,9 +185,9 @@ def test_grad_cam_is_the_paper(net, images):
     for n in range(2):
         for k in range(6):
             expected[n] += grad[n, k].sum() / 48 * activation[n, k]
-    found = GradCAM(net, layer="conv2")(images, target)
-    torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close(found.heatmap, shown(expected, (16, 12)), rtol=0, atol=1e-14)
+    result = GradCAM(net, layer="conv2")(images, target)
+    torch.testing.assert_close(result.signed_map, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(result.heatmap, shown(expected, (16, 12)), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("epsilon", [0, 1e-6, 1e-3])
@@ -202,8 +202,8 @@ def test_grad_cam_plus_plus_is_the_paper(net, images, epsilon):
                 if g > 0:
                     weight += g * g**2 / (2 * g**2 + activation[n, k].sum() * g**3 + epsilon)
             expected[n] += weight * activation[n, k]
-    found = GradCAMPlusPlus(net, layer="conv1", epsilon=epsilon)(images, target)
-    torch.testing.assert_close(found.signed_map, expected, rtol=1e-10, atol=1e-12)
+    result = GradCAMPlusPlus(net, layer="conv1", epsilon=epsilon)(images, target)
+    torch.testing.assert_close(result.signed_map, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_formula_of_grad_cam_plus_plus_has_no_scale_without_epsilon():
@@ -226,7 +226,7 @@ def torchvision(name):
 NETWORKS = [("resnet18", "layer4"), ("googlenet", "inception5b"), ("densenet121", "features.denseblock4")]
 
 
-@pytest.fixture(scope="module", params=NETWORKS, ids=lambda own: own[0])
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda actual: actual[0])
 def network(request):
     name, layer = request.param
     torch.manual_seed(0)
@@ -237,8 +237,8 @@ def test_grad_cam_equals_captum(network):
     captum = pytest.importorskip("captum.attr")
     model, layer, images, target = network
     theirs = captum.LayerGradCam(model, model.get_submodule(layer)).attribute(images, target)[:, 0].detach()
-    found = GradCAM(model, layer=layer)(images, target)
-    torch.testing.assert_close(found.signed_map, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+    result = GradCAM(model, layer=layer)(images, target)
+    torch.testing.assert_close(result.signed_map, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
 
 
 def scaled(maps):
@@ -254,9 +254,9 @@ def test_equals_pytorch_grad_cam(network, method):
     model, layer, images, target = network
     with getattr(peer, method.__name__)(model, [model.get_submodule(layer)]) as cam:
         theirs = cam(images, targets=[ClassifierOutputTarget(int(c)) for c in target])
-    found = method(model, layer=layer)(images, target)
+    result = method(model, layer=layer)(images, target)
     # It scales before it resizes, in float32, and after.
-    ours = scaled(shown(scaled(found.signed_map.clamp_min(0)), images.shape[2:]))
+    ours = scaled(shown(scaled(result.signed_map.clamp_min(0)), images.shape[2:]))
     assert np.abs(ours.numpy() - theirs).max() < 1e-6
 
 
@@ -271,9 +271,9 @@ def test_guided_grad_cam_equals_captum(interpolation):
     ).to(DOUBLE).eval()  # fmt: skip
     images, target = torch.randn(3, 3, 18, 18, dtype=DOUBLE), torch.tensor([4, 0, 2])
     theirs = captum.GuidedGradCam(model, model[3]).attribute(images, target, interpolate_mode=interpolation)
-    found = GuidedGradCAM(model, layer="3", interpolation=interpolation)(images, target)
-    torch.testing.assert_close(found.attribution, theirs.detach(), rtol=0, atol=1e-14)
-    assert torch.equal(found.heatmap, found.attribution.abs().amax(1))
+    result = GuidedGradCAM(model, layer="3", interpolation=interpolation)(images, target)
+    torch.testing.assert_close(result.attribution, theirs.detach(), rtol=0, atol=1e-14)
+    assert torch.equal(result.heatmap, result.attribution.abs().amax(1))
 
 
 @pytest.mark.parametrize(
@@ -285,11 +285,11 @@ def test_guided_grad_cam_is_both_in_one(rectifier):
         nn.Conv2d(3, 8, 3, padding=1), rectifier, nn.Conv2d(8, 6, 3, 2), rectifier, nn.Flatten(), nn.Linear(6 * 25, 5)
     ).to(DOUBLE).eval()  # fmt: skip
     images, targets = torch.randn(2, 3, 11, 11, dtype=DOUBLE), [[1, 3], [0, 4]]
-    found = GuidedGradCAM(model, layer="0")(images, targets)
+    result = GuidedGradCAM(model, layer="0")(images, targets)
     cam, guided = GradCAM(model, layer="0")(images, targets), GuidedBackprop(model)(images, targets)
-    assert torch.equal(found.signed_map, cam.signed_map)
-    assert torch.equal(found.attribution, guided.attribution * cam.heatmap[:, None])
-    assert found.target.tolist() == [1, 3, 0, 4]
+    assert torch.equal(result.signed_map, cam.signed_map)
+    assert torch.equal(result.attribution, guided.attribution * cam.heatmap[:, None])
+    assert result.target.tolist() == [1, 3, 0, 4]
 
 
 def test_guided_grad_cam_says_that_nothing_is_guided(caplog):
@@ -380,9 +380,9 @@ def test_the_automatic_layer_of_a_transformer_sees_every_patch(reads):
     tape = record(model, images, policy=GradientRules())
     expected = "encoder.layers.0.add_1" if reads == "class token" else "norm.native_layer_norm"
     assert explain.names(tape) == [expected]
-    found = explain(images, 1)
-    assert found.signed_map.shape == (2, 4, 4)
-    assert (found.signed_map != 0).all()
+    result = explain(images, 1)
+    assert result.signed_map.shape == (2, 4, 4)
+    assert (result.signed_map != 0).all()
 
 
 def test_nothing_is_kept_below_the_layer(net, images):
@@ -390,8 +390,8 @@ def test_nothing_is_kept_below_the_layer(net, images):
     recorded = explain._record(images, (), {})
     maker = recorded.tape.producer(recorded.layers[0])
     assert maker.name == "conv2.conv2d"
-    kept = {node.name for node in recorded.tape if node.saved}
-    assert kept == {"conv2.conv2d", "relu.relu"}
+    saved = {node.name for node in recorded.tape if node.saved}
+    assert saved == {"conv2.conv2d", "relu.relu"}
     assert {node.name for node in record(net, images, policy=GradientRules()) if node.saved} == {"relu_1", "relu.relu"}
 
 
@@ -416,8 +416,8 @@ def test_a_layer_that_is_the_image(images):
     )
     leaf = images.clone().requires_grad_()
     grad = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0]
-    found = GradCAM(model, layer="0")(images, 1)
-    torch.testing.assert_close(found.signed_map, (grad.mean((2, 3), keepdim=True) * images).sum(1), rtol=0, atol=1e-14)
+    result = GradCAM(model, layer="0")(images, 1)
+    torch.testing.assert_close(result.signed_map, (grad.mean((2, 3), keepdim=True) * images).sum(1), rtol=0, atol=1e-14)
 
 
 def test_a_model_that_runs_otherwise_on_a_batch(images):

@@ -53,12 +53,12 @@ TARGET = torch.tensor([1, 4, 0])
 
 def derivatives(net, layer, images, score):
     """Activation and gradient of a layer, by autograd."""
-    kept = []
-    handle = net.get_submodule(layer).register_forward_hook(lambda module, args, output: kept.append(output))
+    saved = []
+    handle = net.get_submodule(layer).register_forward_hook(lambda module, args, output: saved.append(output))
     with torch.enable_grad():
-        grad = torch.autograd.grad(score(net(images.clone().requires_grad_())).sum(), kept[0])[0]
+        grad = torch.autograd.grad(score(net(images.clone().requires_grad_())).sum(), saved[0])[0]
     handle.remove()
-    return kept[0].detach(), grad
+    return saved[0].detach(), grad
 
 
 def of_classes(output):
@@ -99,9 +99,9 @@ def test_layers_are_fused(kind, net, images):
         else:
             own = ((g if kind == "refine-cam" else g.clamp_min(0)) * a).sum(1)
         maps.append(at_most_one(shown(own)))
-    found = make(net, layer=["relu1", "relu2"])(images, TARGET)
-    torch.testing.assert_close(found.heatmap, fuse(maps), rtol=1e-9, atol=1e-12)
-    assert found.signed_map is None
+    result = make(net, layer=["relu1", "relu2"])(images, TARGET)
+    torch.testing.assert_close(result.heatmap, fuse(maps), rtol=1e-9, atol=1e-12)
+    assert result.signed_map is None
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -115,15 +115,15 @@ def test_refine_cam_equals_pytorch_grad_cam(net, images):
     parts = [GradCAMPlusPlus(net, layer=layer)(images, TARGET).heatmap for layer in ("relu1", "relu2")]
     # There every map is stretched from its least value on, which is zero here.
     assert all((own.amin((1, 2)) == 0).all() for own in parts)
-    found = RefineCAM(net, layer=["relu1", "relu2"])(images, TARGET).heatmap
-    np.testing.assert_allclose(scaled(found).numpy(), expected, rtol=0, atol=1e-5)
+    result = RefineCAM(net, layer=["relu1", "relu2"])(images, TARGET).heatmap
+    np.testing.assert_allclose(scaled(result).numpy(), expected, rtol=0, atol=1e-5)
 
 
 # Rivals
 
 
 def test_finer_cam_takes_the_nearest_classes_off(net, images):
-    found = FinerCAM(net, layer="relu1", gamma=0.8, n_rivals=2)(images, [[1, 2], [4, 0], [0, 3]])
+    result = FinerCAM(net, layer="relu1", gamma=0.8, n_rivals=2)(images, [[1, 2], [4, 0], [0, 3]])
     with torch.no_grad():
         outputs = net(images)
     rows = [(n, c) for n, own in enumerate([[1, 2], [4, 0], [0, 3]]) for c in own]
@@ -132,8 +132,8 @@ def test_finer_cam_takes_the_nearest_classes_off(net, images):
         rivals = [d for _, d in order[:2]]
         a, g = derivatives(net, "relu1", images[n : n + 1], lambda y, c=c, r=rivals: y[:, c] - 0.8 * y[:, r].mean(1))
         expected = (g.mean((2, 3), keepdim=True) * a).sum(1)[0]
-        torch.testing.assert_close(found.signed_map[row], expected, rtol=1e-9, atol=1e-12)
-        assert found.target[row] == c
+        torch.testing.assert_close(result.signed_map[row], expected, rtol=1e-9, atol=1e-12)
+        assert result.target[row] == c
 
 
 @pytest.mark.parametrize("base", ["grad-cam", "layer-cam"])
@@ -142,8 +142,8 @@ def test_finer_cam_equals_torch_cam(base, net, images):
     kind = {"grad-cam": peer.GradCAM, "layer-cam": peer.LayerCAM}[base]
     with peer.FinerCAM(net, "relu1", base_method=kind) as extractor:
         (expected,) = extractor(TARGET.tolist(), net(images), normalized=False)
-    found = FinerCAM(net, layer="relu1", base=base)(images, TARGET)
-    torch.testing.assert_close(found.signed_map.clamp_min(0), expected, rtol=1e-9, atol=1e-12)
+    result = FinerCAM(net, layer="relu1", base=base)(images, TARGET)
+    torch.testing.assert_close(result.signed_map.clamp_min(0), expected, rtol=1e-9, atol=1e-12)
 
 
 # Noise
@@ -152,7 +152,7 @@ def test_finer_cam_equals_torch_cam(base, net, images):
 @pytest.mark.parametrize("layer", ["relu1", "relu2"])
 def test_smooth_grad_cam_equals_the_loop_of_the_paper(layer, net, images):
     explain = SmoothGradCAMPlusPlus(net, layer=layer, n_samples=3, noise=0.2, seed=4)
-    found = explain(images, TARGET)
+    result = explain(images, TARGET)
     generator = torch.Generator().manual_seed(4)
     spread = 0.2 * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     noisy = [images + spread * torch.randn(1, 3, 16, 12, generator=generator).double() for _ in range(3)]
@@ -165,10 +165,10 @@ def test_smooth_grad_cam_equals_the_loop_of_the_paper(layer, net, images):
             below = 2 * square[n, k] + a[n, k].sum() * cube[n, k]
             alpha = torch.where(below == 0, torch.zeros_like(below), square[n, k] / below)
             expected[n] += (alpha * first[n, k].clamp_min(0)).sum() * a[n, k]
-    torch.testing.assert_close(found.signed_map, expected, rtol=1e-8, atol=1e-12 * float(expected.abs().max()))
+    torch.testing.assert_close(result.signed_map, expected, rtol=1e-8, atol=1e-12 * float(expected.abs().max()))
     for n in range(3):
         alone = explain(images[n : n + 1], int(TARGET[n]))
-        torch.testing.assert_close(alone.signed_map[0], found.signed_map[n], rtol=1e-7, atol=1e-12)
+        torch.testing.assert_close(alone.signed_map[0], result.signed_map[n], rtol=1e-7, atol=1e-12)
 
 
 # Activations alone
@@ -180,13 +180,13 @@ def activation_of(net, images):
 
 
 def test_fem_equals_the_loop_of_the_paper(net, images):
-    found, a = FEM(net, layer="relu1", k=1.0)(images, 3), activation_of(net, images).numpy()
+    result, a = FEM(net, layer="relu1", k=1.0)(images, 3), activation_of(net, images).numpy()
     expected = np.zeros((3, 8, 6))
     for n in range(3):
         for channel in a[n]:
             expected[n] += channel.mean() * (channel > channel.mean() + channel.std())
-    np.testing.assert_allclose(found.signed_map, expected, rtol=1e-12)
-    assert found.target is None
+    np.testing.assert_allclose(result.signed_map, expected, rtol=1e-12)
+    assert result.target is None
 
 
 def test_fem_of_too_few_positions_says_that_it_is_zero(net, images, caplog):
@@ -205,21 +205,21 @@ def test_fem_of_too_few_positions_says_that_it_is_zero(net, images, caplog):
 @pytest.mark.parametrize("kernel", ["sigmoid", "rbf", "poly", "cosine", "linear"])
 def test_kpca_cam_is_that_of_scikit_learn_but_for_the_sign(kernel, net, images):
     decomposition = pytest.importorskip("sklearn.decomposition")
-    found, a = KPCACAM(net, layer="relu1", kernel=kernel)(images).signed_map, activation_of(net, images)
+    result, a = KPCACAM(net, layer="relu1", kernel=kernel)(images).signed_map, activation_of(net, images)
     for n in range(3):
         rows = a[n].flatten(1).T.numpy()
         centred = rows - rows.mean(0)
         expected = decomposition.KernelPCA(n_components=1, kernel=kernel).fit_transform(centred)[:, 0]
         energy = (rows**2).sum(1)
         expected *= 1 if ((expected - expected.mean()) * (energy - energy.mean())).sum() >= 0 else -1
-        np.testing.assert_allclose(found[n].flatten(), expected, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(result[n].flatten(), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_random_weights_are_those_of_a_seed(net, images):
-    found, a = RandomCAM(net, layer="relu1", seed=3)(images).signed_map, activation_of(net, images)
+    result, a = RandomCAM(net, layer="relu1", seed=3)(images).signed_map, activation_of(net, images)
     weights = 2 * torch.rand(6, generator=torch.Generator().manual_seed(3), dtype=DOUBLE) - 1
-    torch.testing.assert_close(found, torch.einsum("nchw,c->nhw", a, weights))
-    assert not torch.equal(RandomCAM(net, layer="relu1", seed=4)(images).signed_map, found)
+    torch.testing.assert_close(result, torch.einsum("nchw,c->nhw", a, weights))
+    assert not torch.equal(RandomCAM(net, layer="relu1", seed=4)(images).signed_map, result)
 
 
 # Windows
@@ -254,9 +254,9 @@ def test_sess_equals_pytorch_grad_cam(own, there):
     targets = [peer.utils.model_targets.ClassifierOutputTarget(c) for c in (1, 4)]
     with peer.SESS(model, [model.relu], num_scales=4, **there) as cam:
         expected = cam(images, targets)
-    found = SESS(model, layer="relu", n_scales=4, batch_size=7, **own)(images, [[1, 2], [4, 2]])
-    np.testing.assert_allclose(scaled(found.heatmap[::2]).numpy(), expected, rtol=0, atol=2e-4)
-    assert found.target.tolist() == [1, 2, 4, 2]
+    result = SESS(model, layer="relu", n_scales=4, batch_size=7, **own)(images, [[1, 2], [4, 2]])
+    np.testing.assert_allclose(scaled(result.heatmap[::2]).numpy(), expected, rtol=0, atol=2e-4)
+    assert result.target.tolist() == [1, 2, 4, 2]
 
 
 def test_sess_takes_one_forward_a_window():

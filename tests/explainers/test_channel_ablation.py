@@ -112,9 +112,9 @@ def loop(net, images):
 def test_answers_are_those_of_the_network(net, images, copies):
     tape = record(net, images.repeat(copies, 1, 1, 1), policy=KeepSuffix("layer.conv2d"))
     value = tape.find("layer")
-    found = list(without_channels(tape, value, 1, len(images), linear_front(tape, value, 1)))
-    assert torch.cat([channels for channels, _ in found]).tolist() == list(range(6))
-    answers = torch.cat([result.view(-1, len(images), 5) for _, result in found])
+    results = list(without_channels(tape, value, 1, len(images), linear_front(tape, value, 1)))
+    assert torch.cat([channels for channels, _ in results]).tolist() == list(range(6))
+    answers = torch.cat([result.view(-1, len(images), 5) for _, result in results])
     torch.testing.assert_close(answers, loop(net, images), rtol=1e-10, atol=1e-12)
 
 

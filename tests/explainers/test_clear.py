@@ -58,11 +58,11 @@ def test_responses_are_those_of_the_paper(net, images, variant, unpooling):
     expected = slow(net, images, variant, unpooling == "nearest")
     explain = CLEAR(net, candidates=None, variant=variant, unpooling=unpooling)
     torch.testing.assert_close(explain.responses(images, range(CLASSES)), expected.sum(2), rtol=0, atol=1e-12)
-    found = explain(images, 4)
-    assert torch.equal(found.dominant_class, expected.sum(2).argmax(1))
-    torch.testing.assert_close(found.signed_map, expected.sum(2).amax(1), rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.attribution, expected[:, 4], rtol=0, atol=1e-12)
-    assert torch.equal(found.heatmap, found.signed_map.clamp(min=0))
+    result = explain(images, 4)
+    assert torch.equal(result.dominant_class, expected.sum(2).argmax(1))
+    torch.testing.assert_close(result.signed_map, expected.sum(2).amax(1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.attribution, expected[:, 4], rtol=0, atol=1e-12)
+    assert torch.equal(result.heatmap, result.signed_map.clamp(min=0))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "norm", "max"])
@@ -72,18 +72,18 @@ def test_how_responses_compete(net, images, reduction, scale):
     expected = one[reduction](slow(net, images))
     if scale == "class":
         expected = expected / expected.abs().amax((2, 3), keepdim=True)
-    found = CLEAR(net, candidates=None, reduction=reduction, scale=scale)(images)
-    torch.testing.assert_close(found.signed_map, expected.amax(1), rtol=0, atol=1e-12)
-    assert torch.equal(found.dominant_class, expected.argmax(1))
+    result = CLEAR(net, candidates=None, reduction=reduction, scale=scale)(images)
+    torch.testing.assert_close(result.signed_map, expected.amax(1), rtol=0, atol=1e-12)
+    assert torch.equal(result.dominant_class, expected.argmax(1))
 
 
 @pytest.mark.parametrize(("kept", "walks"), [(False, [2, 2, 2]), (True, [3, 3])])
 def test_more_classes_at_once_where_freed_memory_is_kept(net, images, monkeypatch, kept, walks):
     monkeypatch.setattr("pyfast_xai.memory._kept", kept)
-    found = []
-    monkeypatch.setattr(CLEAR, "_reduced", lambda self, response: found.append(len(response)) or response)
+    result = []
+    monkeypatch.setattr(CLEAR, "_reduced", lambda self, response: result.append(len(response)) or response)
     CLEAR(net, candidates=None)(torch.cat([images] * 4))
-    assert found == walks
+    assert result == walks
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 99])
@@ -98,27 +98,27 @@ def test_classes_stream_through(net, images, chunk):
 
 def test_the_top_classes_compete(net, images):
     top = net(images).topk(2).indices
-    found, every = CLEAR(net, candidates=2)(images), slow(net, images).sum(2)
+    result, every = CLEAR(net, candidates=2)(images), slow(net, images).sum(2)
     for n in range(2):
-        own = every[n, top[n]]
-        assert torch.equal(found.dominant_class[n], top[n][own.argmax(0)])
-        torch.testing.assert_close(found.signed_map[n], own.amax(0), rtol=0, atol=1e-12)
+        actual = every[n, top[n]]
+        assert torch.equal(result.dominant_class[n], top[n][actual.argmax(0)])
+        torch.testing.assert_close(result.signed_map[n], actual.amax(0), rtol=0, atol=1e-12)
 
 
 def test_chosen_classes_compete(net, images):
-    found, every = CLEAR(net, candidates=[5, 1])(images), slow(net, images).sum(2)
+    result, every = CLEAR(net, candidates=[5, 1])(images), slow(net, images).sum(2)
     expected = torch.tensor([1, 5])[every[:, [1, 5]].argmax(1)]
-    assert torch.equal(found.dominant_class, expected)
+    assert torch.equal(result.dominant_class, expected)
     assert (CLEAR(net, candidates=[3])(images).dominant_class == 3).all()
 
 
 def test_a_target_that_does_not_compete_has_its_response(net, images):
-    found = CLEAR(net, candidates=[0, 1])(images, [[1, 5], [4, 0]])
+    result = CLEAR(net, candidates=[0, 1])(images, [[1, 5], [4, 0]])
     expected = slow(net, images)
     for row, (n, c) in enumerate([(0, 1), (0, 5), (1, 4), (1, 0)]):
-        torch.testing.assert_close(found.attribution[row], expected[n, c], rtol=0, atol=1e-12)
-    assert found.target.tolist() == [1, 5, 4, 0]
-    assert found.dominant_class.unique().tolist() == [0, 1]
+        torch.testing.assert_close(result.attribution[row], expected[n, c], rtol=0, atol=1e-12)
+    assert result.target.tolist() == [1, 5, 4, 0]
+    assert result.dominant_class.unique().tolist() == [0, 1]
 
 
 def test_classes_have_no_order(net, images):
@@ -132,21 +132,21 @@ def test_classes_have_no_order(net, images):
     assert torch.equal(one.dominant_class, order[two.dominant_class])
 
 
-def strongest(own):
-    return torch.where(own == own.max(), own, 0)
+def strongest(actual):
+    return torch.where(actual == actual.max(), actual, 0)
 
 
 @pytest.mark.parametrize(
-    ("activations", "take"), [("positive", lambda own: own.clamp(min=0)), ("strongest", strongest)]
+    ("activations", "take"), [("positive", lambda actual: actual.clamp(min=0)), ("strongest", strongest)]
 )
 def test_what_of_a_map_is_projected(net, images, activations, take):
     expected = [
         slow_clear.respond(net.layers(), image, c, "linear", False, take).sum(0)
         for image, c in itertools.product(images, range(CLASSES))
     ]
-    found = CLEAR(net, candidates=None, variant="linear", activations=activations).responses(images, range(CLASSES))
-    torch.testing.assert_close(found.flatten(0, 1), torch.stack(expected), rtol=0, atol=1e-12)
-    assert not torch.allclose(found, CLEAR(net, candidates=None, variant="linear").responses(images, range(CLASSES)))
+    result = CLEAR(net, candidates=None, variant="linear", activations=activations).responses(images, range(CLASSES))
+    torch.testing.assert_close(result.flatten(0, 1), torch.stack(expected), rtol=0, atol=1e-12)
+    assert not torch.allclose(result, CLEAR(net, candidates=None, variant="linear").responses(images, range(CLASSES)))
 
 
 def test_the_first_of_equals_wins(net, images):
@@ -164,14 +164,14 @@ def test_the_first_of_equals_wins(net, images):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes(net, images, dtype):
-    found, expected = (
+    result, expected = (
         CLEAR(copy.deepcopy(net).to(dtype), candidates=None)(images.to(dtype)),
         CLEAR(net, candidates=None)(images),
     )
-    assert found.signed_map.dtype == torch.float32
-    assert found.attribution.dtype == dtype
+    assert result.signed_map.dtype == torch.float32
+    assert result.attribution.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype] * expected.signed_map.abs().max()
-    assert (found.signed_map - expected.signed_map).abs().max() < tolerance
+    assert (result.signed_map - expected.signed_map).abs().max() < tolerance
 
 
 class Classifier(nn.Module):
@@ -195,9 +195,9 @@ def test_any_classifier_through_its_outputs(images, caplog):
         expected.append(nn.functional.conv_transpose2d(signal[None], model.conv.weight, padding=1)[0].sum(0).detach())
     explain = CLEAR(model, candidates=None, variant="linear", project_from="logit")
     with caplog.at_level(logging.INFO, "pyfast_xai"):
-        found = explain.responses(images, range(CLASSES))
+        result = explain.responses(images, range(CLASSES))
         explain(images)
-    torch.testing.assert_close(found.flatten(0, 1), torch.stack(expected), rtol=0, atol=1e-13)
+    torch.testing.assert_close(result.flatten(0, 1), torch.stack(expected), rtol=0, atol=1e-13)
     assert [r.getMessage() for r in caplog.records] == ["clear starts from the outputs"]
 
 
@@ -230,10 +230,10 @@ def test_the_last_layers_it_knows(images, caplog):
         model = nn.Sequential(conv, nn.ReLU(), *head).to(DOUBLE).eval()
         caplog.clear()
         with caplog.at_level(logging.INFO, "pyfast_xai"):
-            found = CLEAR(model)(images)
+            result = CLEAR(model)(images)
         assert ("class maps" in caplog.text) == (name not in ("hidden layer", "flattened")), name
-        assert found.dominant_class.shape == (2, 8, 8)
-        assert found.signed_map.isfinite().all()
+        assert result.dominant_class.shape == (2, 8, 8)
+        assert result.signed_map.isfinite().all()
 
 
 def test_the_start_is_found_again_on_other_sizes(net, images):
@@ -266,9 +266,9 @@ def test_classes_get_colours_in_the_order_of_their_responses():
     expected = {7: render.CLASS_COLORS[0], 3: render.CLASS_COLORS[1]}  # 5 and 9 are seen nowhere
     assert render.class_colors(winner, best) == [expected, expected]
     many = torch.arange(2 * len(render.CLASS_COLORS)).view(2, 1, -1)
-    own = render.class_colors(many, torch.ones(many.shape))
-    assert [list(each) for each in own] == many[:, 0].tolist()
-    assert all(tuple(each.values()) == render.CLASS_COLORS for each in own)
+    actual = render.class_colors(many, torch.ones(many.shape))
+    assert [list(each) for each in actual] == many[:, 0].tolist()
+    assert all(tuple(each.values()) == render.CLASS_COLORS for each in actual)
 
 
 # What people see who lack one kind of cone, of linear red, green and blue (Machado et al., 2009, table 1).
@@ -285,9 +285,9 @@ def test_colours_of_classes_lie_apart_for_everybody(sight):
     color = pytest.importorskip("skimage.color")
     codes = np.array(render.CLASS_COLORS)
     linear = np.where(codes <= 0.04045, codes / 12.92, ((codes + 0.055) / 1.055) ** 2.4)
-    seen = (linear @ np.transpose(SIGHT[sight])).clip(0, 1)
-    seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
-    lab = color.rgb2lab(seen[None])[0]
+    recorded = (linear @ np.transpose(SIGHT[sight])).clip(0, 1)
+    recorded = np.where(recorded <= 0.0031308, recorded * 12.92, 1.055 * recorded ** (1 / 2.4) - 0.055)
+    lab = color.rgb2lab(recorded[None])[0]
     apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1e3 * np.eye(len(lab))
     assert apart.min() > 26
     assert codes.max(1).tolist() == [1] * len(codes)  # the brightness is that of the response alone
@@ -320,14 +320,14 @@ def test_legend_has_a_patch_for_each_name():
 
 
 def test_pictures(net, images):
-    found = CLEAR(net, candidates=None, labels=list("abcdef"))(images)
-    assert found.overlay().shape == (2, 3, 8, 8)
-    assert found.binary().shape == found.binary(constant=True).shape == (2, 3, 8, 8)
-    assert len(found.legends()) == 2
-    assert found[1].dominant_class.shape == (1, 8, 8)
+    result = CLEAR(net, candidates=None, labels=list("abcdef"))(images)
+    assert result.overlay().shape == (2, 3, 8, 8)
+    assert result.binary().shape == result.binary(constant=True).shape == (2, 3, 8, 8)
+    assert len(result.legends()) == 2
+    assert result[1].dominant_class.shape == (1, 8, 8)
     without = EigenCAM(net)(images)
-    assert found.plot().height > without.plot().height
-    constant = found.binary(constant=True)
+    assert result.plot().height > without.plot().height
+    constant = result.binary(constant=True)
     assert ((constant[:, 0] == 0) | (constant[:, 2] == 0)).all()
     assert not hasattr(without, "binary")
 

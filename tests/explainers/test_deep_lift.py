@@ -33,8 +33,8 @@ def change(net, images, baseline, target=TARGET):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_adds_up_to_the_change_of_the_score(family, baseline, images):
     net = small(family)
-    found = DeepLift(net, baseline=baseline)(images, TARGET).attribution
-    torch.testing.assert_close(found.sum((1, 2, 3)), change(net, images, baseline), rtol=1e-9, atol=1e-11)
+    result = DeepLift(net, baseline=baseline)(images, TARGET).attribution
+    torch.testing.assert_close(result.sum((1, 2, 3)), change(net, images, baseline), rtol=1e-9, atol=1e-11)
 
 
 def peer(name):
@@ -64,8 +64,8 @@ def test_equals_captum(activation, images):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = peer("DeepLift")(net).attribute(images, baselines=baseline, target=TARGET)
-    found = DeepLift(net, baseline=baseline)(images, TARGET).attribution
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-10, atol=1e-13)
+    result = DeepLift(net, baseline=baseline)(images, TARGET).attribution
+    torch.testing.assert_close(result, expected.detach(), rtol=1e-10, atol=1e-13)
 
 
 def test_averages_over_baselines_as_captum(images):
@@ -73,8 +73,8 @@ def test_averages_over_baselines_as_captum(images):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = peer("DeepLiftShap")(net).attribute(images, baselines=baselines, target=TARGET)
-    found = DeepLiftShap(net, baselines=baselines)(images, TARGET).attribution
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-10, atol=1e-13)
+    result = DeepLiftShap(net, baselines=baselines)(images, TARGET).attribution
+    torch.testing.assert_close(result, expected.detach(), rtol=1e-10, atol=1e-13)
 
 
 class Written(nn.Module):
@@ -121,9 +121,9 @@ def test_operations_of_every_kind_add_up(kind, images):
     net.wanted = [kind]
     baseline = drawn(2)
     count = net(images).shape[1]
-    found = DeepLift(net, baseline=baseline)(images, [[*range(count)]] * 2).attribution.sum((1, 2, 3)).view(2, count)
+    result = DeepLift(net, baseline=baseline)(images, [[*range(count)]] * 2).attribution.sum((1, 2, 3)).view(2, count)
     # The quadrature of an operation without a rule is exact to about ten digits here.
-    torch.testing.assert_close(found, net(images) - net(baseline), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(result, net(images) - net(baseline), rtol=1e-8, atol=1e-9)
 
 
 def test_where_image_and_baseline_are_equal_it_is_the_gradient(images):
@@ -134,17 +134,17 @@ def test_where_image_and_baseline_are_equal_it_is_the_gradient(images):
     baseline = images.clone()
     baseline[:, 0] += 0.5
     baseline[:, 1] -= 0.5  # the sum is the same
-    found = DeepLift(Sum().eval(), baseline=baseline)(images, TARGET).attribution
+    result = DeepLift(Sum().eval(), baseline=baseline)(images, TARGET).attribution
     path = IntegratedGradients(Sum().eval(), baseline=baseline)(images, TARGET).attribution
     assert path.abs().sum() > 0.1
-    torch.testing.assert_close(found, path, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result, path, rtol=1e-9, atol=1e-12)
 
 
 def test_very_different_scores_leave_a_softmax_finite(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(768, 5), nn.Softmax(1)).double().eval()
     net[1].weight.data *= 500
-    found = DeepLift(net, outputs="probabilities")(images, TARGET).attribution
-    torch.testing.assert_close(found.sum((1, 2, 3)), change(net, images, 0.0), rtol=1e-9, atol=1e-12)
+    result = DeepLift(net, outputs="probabilities")(images, TARGET).attribution
+    torch.testing.assert_close(result.sum((1, 2, 3)), change(net, images, 0.0), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit", "swin"])
@@ -159,13 +159,13 @@ def test_an_accelerated_model_gives_the_same(images):
     expected = DeepLift(net)(images.float(), TARGET).attribution
     explain = DeepLift(net).accelerate()
     for _ in range(3):
-        found = explain(images.float(), TARGET).attribution
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-3)
+        result = explain(images.float(), TARGET).attribution
+        torch.testing.assert_close(result, expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-3)
 
 
 def test_gradient_shap_is_a_loop_over_random_places(images):
     net, baselines = small("resnet"), torch.cat([drawn(2), drawn(3)])
-    found = GradientShap(net, baselines=baselines, n_samples=3, noise=0.1, seed=5)(images, TARGET).attribution
+    result = GradientShap(net, baselines=baselines, n_samples=3, noise=0.1, seed=5)(images, TARGET).attribution
     generator, total = torch.Generator().manual_seed(5), 0
     for _ in range(3):
         alpha = float(torch.rand((), generator=generator))
@@ -174,7 +174,7 @@ def test_gradient_shap_is_a_loop_over_random_places(images):
         place = (baseline + alpha * (noisy - baseline)).requires_grad_()
         score = net(place)[range(2), TARGET].sum()
         total = total + torch.autograd.grad(score, place)[0] * (noisy - baseline)
-    torch.testing.assert_close(found, total / 3, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(result, total / 3, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(

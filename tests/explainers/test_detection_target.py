@@ -33,7 +33,7 @@ def test_the_score_and_its_gradient(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_occlusion_is_the_drop_of_the_score_of_the_box_of_each_image(form):
     model, images, target = case(form)
-    found = Occlusion(model, window=8, stride=8, batch_size=5)(images, target).signed_map
+    result = Occlusion(model, window=8, stride=8, batch_size=5)(images, target).signed_map
     for n in range(3):
         box, number = target.boxes[n], int(target.classes[n])
         before = slow_score(model, images[n], box, number)
@@ -42,7 +42,7 @@ def test_occlusion_is_the_drop_of_the_score_of_the_box_of_each_image(form):
                 hidden = images[n].clone()
                 hidden[:, top : top + 8, left : left + 8] = 0
                 drop = float((before - slow_score(model, hidden, box, number)).detach())
-                assert float(found[n, top, left]) == pytest.approx(drop, abs=1e-13)
+                assert float(result[n, top, left]) == pytest.approx(drop, abs=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_queries_of_transformers():
         at = torch.tensor([overlap(target.boxes[n], box) for box in boxes])
         rows.append((at * output.logits[n].softmax(-1)[:, target.classes[n]]).max())
     (gradient,) = torch.autograd.grad(torch.stack(rows).sum(), leaf)
-    found = Saliency(model)(images, target).attribution
-    torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+    result = Saliency(model)(images, target).attribution
+    torch.testing.assert_close(result, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
 def test_bad_input():

@@ -68,17 +68,17 @@ def test_factors_are_those_of_scikit_learn():
 
 def test_an_explanation_holds_the_factors_of_each_image(net, images):
     explain = DeepFeatureFactorization(net, layer="1", n_factors=3)
-    found = explain(images, 2)
+    result = explain(images, 2)
     with torch.no_grad():
         activation = net[:2](images)
-    assert (found.heatmap.shape, found.factors.shape, found.concepts.shape) == ((2, 16, 12), (2, 3, 8, 6), (2, 3, 9))
-    assert found.target is None
-    assert torch.equal(found.signed_map, found.factors[:, 0])
+    assert (result.heatmap.shape, result.factors.shape, result.concepts.shape) == ((2, 16, 12), (2, 3, 8, 6), (2, 3, 9))
+    assert result.target is None
+    assert torch.equal(result.signed_map, result.factors[:, 0])
     assert torch.equal(
-        DeepFeatureFactorization(net, n_factors=3, factor=2, layer="1")(images).signed_map, found.factors[:, 1]
+        DeepFeatureFactorization(net, n_factors=3, factor=2, layer="1")(images).signed_map, result.factors[:, 1]
     )
     for n in range(2):
-        maps, concepts = found.factors[n], found.concepts[n]
+        maps, concepts = result.factors[n], result.concepts[n]
         assert (maps >= 0).all()
         w, h = nonnegative_factors(activation[n : n + 1].flatten(2), 3)
         product = torch.einsum("khw,kc->chw", maps, concepts)
@@ -90,39 +90,39 @@ def test_an_explanation_holds_the_factors_of_each_image(net, images):
 
 
 def test_together_images_share_their_factors(net, images):
-    found = DeepFeatureFactorization(net, layer="1", n_factors=3, together=True)(images)
-    assert torch.equal(*found.concepts)
+    result = DeepFeatureFactorization(net, layer="1", n_factors=3, together=True)(images)
+    assert torch.equal(*result.concepts)
     with torch.no_grad():
         activation = net[:2](images)
     w, h = nonnegative_factors(activation.transpose(0, 1).flatten(1)[None], 3)
-    product = torch.einsum("nkhw,kc->cnhw", found.factors, found.concepts[0])
+    product = torch.einsum("nkhw,kc->cnhw", result.factors, result.concepts[0])
     torch.testing.assert_close(product.flatten(1), (w @ h)[0], rtol=1e-9, atol=1e-12)
 
 
 def test_signed_activations_are_lifted(net, images):
     explain = DeepFeatureFactorization(net, layer="0", n_factors=9, n_iterations=2000)
-    found = explain(images)
+    result = explain(images)
     with torch.no_grad():
         activation = net[:1](images)
     least = activation[0].amin((1, 2)).clamp_max(0)
-    product = torch.einsum("khw,kc->chw", found.factors[0], found.concepts[0] - least)
+    product = torch.einsum("khw,kc->chw", result.factors[0], result.concepts[0] - least)
     assert ((product + least[:, None, None] - activation[0]).norm() / activation[0].norm()) < 0.1
 
 
 def test_the_composite_shows_the_strongest_factor(net, images):
-    found = DeepFeatureFactorization(net, layer="1", n_factors=3)(images)
-    picture = found.composite()
+    result = DeepFeatureFactorization(net, layer="1", n_factors=3)(images)
+    picture = result.composite()
     assert picture.shape == (2, 3, 16, 12)
     assert picture.min() >= 0
     assert picture.max() <= 1
-    strongest = (found.factors / found.factors.amax((2, 3), keepdim=True)).flatten(2).argmax(2)
+    strongest = (result.factors / result.factors.amax((2, 3), keepdim=True)).flatten(2).argmax(2)
     for n in range(2):
         for k in range(3):  # where a factor is largest its colour is
             y, x = divmod(int(strongest[n, k]), 6)
             color = torch.tensor(render.CLASS_COLORS[k])
             pixels = picture[n, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten(1)
             assert float(torch.cosine_similarity(pixels.max(1).values, color, dim=0)) > 0.9
-    assert torch.equal(found[1].composite(), picture[1:])
+    assert torch.equal(result[1].composite(), picture[1:])
 
 
 @pytest.mark.parametrize(

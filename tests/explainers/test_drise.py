@@ -48,28 +48,30 @@ def slow_map(model, image, box, vector):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_box_and_a_class_that_is_certain(form, batch):
     model, images, target = case(form)
-    found = DRISE(model, n_masks=MASKS, cells=CELLS, seed=3, batch_size=batch)(images, target)
+    result = DRISE(model, n_masks=MASKS, cells=CELLS, seed=3, batch_size=batch)(images, target)
     with torch.no_grad():
         for n in range(3):
             vector = torch.nn.functional.one_hot(target.classes[n], 3).to(DOUBLE)
             expected = slow_map(model, images[n], target.boxes[n], vector)
             assert expected.max() > 0
-            torch.testing.assert_close(found.signed_map[n], expected, rtol=0, atol=1e-13)
-    assert found.target is None
+            torch.testing.assert_close(result.signed_map[n], expected, rtol=0, atol=1e-13)
+    assert result.target is None
 
 
 @pytest.mark.parametrize("form", ["anchors", "end to end", "dicts", "queries"])
 def test_the_strongest_detection_of_each_image(form):
     model, images, _ = case(form)
     if form == "anchors":  # whose further numbers are none of the classes
-        model.register_forward_hook(lambda own, inputs, output: output[0][:, :-1])
-    found = DRISE(model, n_masks=MASKS, cells=CELLS, seed=3)(images)
+        model.register_forward_hook(lambda actual, inputs, output: output[0][:, :-1])
+    result = DRISE(model, n_masks=MASKS, cells=CELLS, seed=3)(images)
     with torch.no_grad():
         for n in range(3):
             box, vector, _ = max(
                 slow_detections(model, images[n]), key=lambda one: one[2] if form != "queries" else one[1].max()
             )
-            torch.testing.assert_close(found.signed_map[n], slow_map(model, images[n], box, vector), rtol=0, atol=1e-13)
+            torch.testing.assert_close(
+                result.signed_map[n], slow_map(model, images[n], box, vector), rtol=0, atol=1e-13
+            )
 
 
 def test_copies_and_bad_targets():

@@ -57,8 +57,8 @@ def photograph_like(images, channels, side):
 def test_equals_the_singular_vectors_of_numpy(method, center, channels, side):
     activation = photograph_like(3, channels, side)
     maps = explain(activation, solver=method, center=center, power_iterations=12).signed_map
-    for own, theirs in zip(maps, activation, strict=True):
-        assert up_to_sign(own, slow_map(theirs, center=center)) < 1e-5
+    for item, theirs in zip(maps, activation, strict=True):
+        assert up_to_sign(item, slow_map(theirs, center=center)) < 1e-5
 
 
 @pytest.mark.usefixtures("backend")
@@ -84,8 +84,8 @@ def test_the_object_is_bright_whatever_the_sign_of_the_features(center, flip):
     activation = flip * photograph_like(8, 32, 9)
     maps = explain(activation, center=center).signed_map
     strong = activation.square().sum(1) > activation.square().sum(1).mean((1, 2), keepdim=True)
-    for own, where in zip(maps, strong, strict=True):
-        assert own[where].mean() > own[~where].mean()
+    for item, where in zip(maps, strong, strict=True):
+        assert item[where].mean() > item[~where].mean()
 
 
 def test_peak_lies_on_the_object():
@@ -109,14 +109,14 @@ def test_layouts(layout):
     activation = photograph_like(2, 24, 6)
     expected = explain(activation).signed_map
     tokens = activation.flatten(2).mT
-    given, settings = {
+    options, settings = {
         "first": (activation.contiguous(memory_format=torch.channels_last), {}),
         "last": (activation.permute(0, 2, 3, 1).contiguous(), {}),
         "tokens": (tokens, {}),
         "class token": (torch.cat([torch.randn(2, 1, 24), tokens], 1), {}),
         "grid": (torch.cat([torch.randn(2, 1, 24), tokens[:, :12]], 1), {"tokens": (2, 6)}),
     }[layout]
-    maps = explain(given, **settings).signed_map
+    maps = explain(options, **settings).signed_map
     if layout == "grid":
         expected = explain(activation[:, :, :2]).signed_map
     torch.testing.assert_close(maps, expected)
@@ -283,9 +283,9 @@ def test_equals_grad_cam_where_its_sign_is_right():
     explanation = EigenCAM(model, layer="3", center=True)(images)
     ours = explanation.signed_map
     agreed = 0
-    for own, their in zip(ours, theirs, strict=True):
+    for item, their in zip(ours, theirs, strict=True):
         for sign in (1, -1):
-            positive = (sign * own).clamp_min(0)
+            positive = (sign * item).clamp_min(0)
             positive = positive - positive.min()
             scaled = (positive / (1e-7 + positive.max()))[None, None]
             up = torch.nn.functional.interpolate(scaled, (24, 24), mode="bilinear", align_corners=False)[0, 0]

@@ -31,24 +31,24 @@ class Residual(nn.Module):
 
     def slow(self, image, target, contrastive=False):
         """Probabilities at the rectified first convolution and behind the pool, and the image, `[C, h, w]` each."""
-        own = {name: parameter.detach().numpy() for name, parameter in self.named_parameters()}
+        actual = {name: parameter.detach().numpy() for name, parameter in self.named_parameters()}
         image = image.numpy()
-        a = np.maximum(slow.convolve(image, own["conv1.weight"], own["conv1.bias"], 2, 1), 0)
+        a = np.maximum(slow.convolve(image, actual["conv1.weight"], actual["conv1.bias"], 2, 1), 0)
         b = a.reshape(6, a.shape[1] // 2, 2, a.shape[2] // 2, 2).max((2, 4))
-        c = slow.convolve(b, own["conv2.weight"], own["conv2.bias"], 1, 1)
+        c = slow.convolve(b, actual["conv2.weight"], actual["conv2.bias"], 1, 1)
         d = np.maximum(b + c, 0)
         e = d.mean((1, 2))
-        f = np.maximum(own["fc1.weight"] @ e + own["fc1.bias"], 0)
+        f = np.maximum(actual["fc1.weight"] @ e + actual["fc1.bias"], 0)
         p = np.zeros(5)
         p[target] = 1
-        at_f = slow.linear(p, f, own["fc2.weight"])
+        at_f = slow.linear(p, f, actual["fc2.weight"])
         if contrastive:
-            at_f = at_f - slow.linear(p, f, -own["fc2.weight"])
-        at_d = slow.average(slow.linear(at_f, e, own["fc1.weight"]), d)
+            at_f = at_f - slow.linear(p, f, -actual["fc2.weight"])
+        at_d = slow.average(slow.linear(at_f, e, actual["fc1.weight"]), d)
         skip, branch = slow.add(at_d, b, c)
-        at_b = skip + slow.convolution(branch, b, own["conv2.weight"], 1, 1)
+        at_b = skip + slow.convolution(branch, b, actual["conv2.weight"], 1, 1)
         at_a = slow.max_pool(at_b, a, 2)
-        return at_a, at_b, slow.convolution(at_a, image, own["conv1.weight"], 2, 1)
+        return at_a, at_b, slow.convolution(at_a, image, actual["conv1.weight"], 2, 1)
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def unbiased(model):
 def test_equals_the_paper_neuron_by_neuron(net, images, contrastive):
     model = Identity(net).eval()
     for i, layer in enumerate(["inner.conv1.conv2d", "inner.max_pool2d", "images"]):
-        found = ExcitationBackprop(model, contrastive=contrastive, layer=layer)(images, [[1, 4], [0, 2]])
+        result = ExcitationBackprop(model, contrastive=contrastive, layer=layer)(images, [[1, 4], [0, 2]])
         for row, (n, c) in enumerate([(0, 1), (0, 4), (1, 0), (1, 2)]):
             expected = net.slow(images[n], c, contrastive)[i].sum(0)
-            np.testing.assert_allclose(found.signed_map[row].numpy(), expected, rtol=0, atol=1e-14)
+            np.testing.assert_allclose(result.signed_map[row].numpy(), expected, rtol=0, atol=1e-14)
 
 
 def test_what_wins_is_a_probability_at_every_layer(net, images):
@@ -92,20 +92,20 @@ def test_what_wins_is_a_probability_at_every_layer(net, images):
     tape = record(net, images, policy=GradientRules(EXCITATION))
     start = torch.zeros(1, 2, 5, dtype=DOUBLE)
     start[0, :, 3] = 1
-    seen = 0
+    recorded = 0
     for node in bottlenecks(tape):
         arrived = backward_pass(GradientRules(EXCITATION), tape, {tape.outputs: start}, node.outputs, retain=True)[0]
         assert (arrived >= 0).all()
         torch.testing.assert_close(arrived.flatten(2).sum(2), torch.ones(1, 2, dtype=DOUBLE), rtol=0, atol=1e-13)
-        seen += 1
-    assert seen > 7
+        recorded += 1
+    assert recorded > 7
 
 
 def test_a_contrast_cancels_in_the_sum_and_points_apart(net, images):
-    found = ExcitationBackprop(net, contrastive=True, layer="max_pool2d")(images, [[1, 4], [0, 2]])
-    torch.testing.assert_close(found.signed_map.sum((1, 2)), torch.zeros(4, dtype=DOUBLE), rtol=0, atol=1e-14)
-    assert (found.signed_map.amin((1, 2)) < 0).all()
-    assert (found.heatmap >= 0).all()
+    result = ExcitationBackprop(net, contrastive=True, layer="max_pool2d")(images, [[1, 4], [0, 2]])
+    torch.testing.assert_close(result.signed_map.sum((1, 2)), torch.zeros(4, dtype=DOUBLE), rtol=0, atol=1e-14)
+    assert (result.signed_map.amin((1, 2)) < 0).all()
+    assert (result.heatmap >= 0).all()
 
 
 def test_a_contrast_is_the_difference_to_the_negated_layer(net, images):
@@ -200,8 +200,8 @@ def test_attention_shares_by_attention_and_value():
     weights = (query @ key.mT / 2).softmax(-1)[0, 0]
     expected = value * (weights.T @ (p / (weights @ value)))
     for function in (functional.scaled_dot_product_attention, lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v):
-        *others, own = excite(function, p, query, key, value)
-        torch.testing.assert_close(own, expected, rtol=0, atol=1e-14)
+        *others, actual = excite(function, p, query, key, value)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
         assert not any(other.any() for other in others)
 
 
@@ -216,9 +216,9 @@ def test_attention_by_a_mask_that_depends_on_the_images():
     def spelled_out(q, k, v, m):
         return (q @ k.mT / 2 + m @ m.mT).softmax(-1) @ v
 
-    found, expected = (excite(function, p, query, key, value, mask)[2] for function in (fused, spelled_out))
+    result, expected = (excite(function, p, query, key, value, mask)[2] for function in (fused, spelled_out))
     assert expected.any()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
 
 
 def test_products_with_constants_on_either_side():
@@ -234,9 +234,9 @@ def test_products_with_constants_on_either_side():
 
 def test_nothing_that_excites_gets_nothing():
     model = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(27, 4)).eval()
-    found = ExcitationBackprop(model, layer="0")(-torch.rand(1, 2, 3, 3))
-    assert not found.signed_map.any()
-    assert found.heatmap.isfinite().all()
+    result = ExcitationBackprop(model, layer="0")(-torch.rand(1, 2, 3, 3))
+    assert not result.signed_map.any()
+    assert result.heatmap.isfinite().all()
 
 
 def test_the_last_layer_with_weights(net, images):
@@ -292,8 +292,10 @@ def test_a_model_that_nothing_passes_as_one():
 def test_residual_networks_of_torchvision_keep_a_probability():
     models = pytest.importorskip("torchvision.models")
     model = models.resnet18(weights=None, num_classes=10).to(DOUBLE).eval()
-    found = ExcitationBackprop(model, layer=["layer2", "layer4"])(torch.randn(2, 3, 64, 48, dtype=DOUBLE), [[1, 2]] * 2)
-    assert found.signed_map is None
+    result = ExcitationBackprop(model, layer=["layer2", "layer4"])(
+        torch.randn(2, 3, 64, 48, dtype=DOUBLE), [[1, 2]] * 2
+    )
+    assert result.signed_map is None
     for layer in ("layer2", "layer4"):
         sums = ExcitationBackprop(model, layer=layer)(torch.randn(1, 3, 64, 48, dtype=DOUBLE)).signed_map.sum((1, 2))
         torch.testing.assert_close(sums, torch.ones(1, dtype=DOUBLE), rtol=0, atol=1e-12)

@@ -36,7 +36,7 @@ def images():
     "baseline", [0.0, 0.7, torch.linspace(-1, 1, 180, dtype=DOUBLE).view(12, 15)], ids=["zero", "a number", "a tensor"]
 )
 def test_equals_captum(net, images, mask, baseline):
-    found = FeatureAblation(net, feature_mask=MASKS[mask], baseline=baseline, batch_size=7)(images, [2, 0, 4])
+    result = FeatureAblation(net, feature_mask=MASKS[mask], baseline=baseline, batch_size=7)(images, [2, 0, 4])
     mask = MASKS[mask] if MASKS[mask].dim() == 4 else MASKS[mask][None, None]
     theirs = Captum(lambda x: net(x).softmax(1))
     with torch.no_grad():
@@ -46,32 +46,32 @@ def test_equals_captum(net, images, mask, baseline):
             feature_mask=mask,
             baselines=baseline if isinstance(baseline, float) else baseline.expand_as(images),
         )
-    torch.testing.assert_close(found.attribution, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close(found.signed_map, expected.mean(1), rtol=0, atol=1e-14)
-    assert torch.equal(found.heatmap, found.signed_map.clamp_min(0).float())
+    torch.testing.assert_close(result.attribution, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(result.signed_map, expected.mean(1), rtol=0, atol=1e-14)
+    assert torch.equal(result.heatmap, result.signed_map.clamp_min(0).float())
 
 
 def test_values_are_those_of_the_numbered_features(net, images):
-    found = FeatureAblation(net, feature_mask=MASKS["channels apart"])(images, [[0, 1]] * 3)
-    assert found.values.shape == (6, 40)
-    assert found.feature_mask.shape == (6, 3, 12, 15)
+    result = FeatureAblation(net, feature_mask=MASKS["channels apart"])(images, [[0, 1]] * 3)
+    assert result.values.shape == (6, 40)
+    assert result.feature_mask.shape == (6, 3, 12, 15)
     for row in range(6):
-        assert torch.equal(found.values[row][found.feature_mask[row]], found.attribution[row])
+        assert torch.equal(result.values[row][result.feature_mask[row]], result.attribution[row])
 
 
 def test_images_with_fewer_features_than_others(net, images):
     masks = torch.stack([GRID, GRID // 2, 0 * GRID])
-    found = FeatureAblation(net, feature_mask=masks, batch_size=4)(images, 1)
-    assert found.values.isnan().sum(1).tolist() == [0, 10, 19]
+    result = FeatureAblation(net, feature_mask=masks, batch_size=4)(images, 1)
+    assert result.values.isnan().sum(1).tolist() == [0, 10, 19]
     for n in range(3):
         alone = FeatureAblation(net, feature_mask=masks[n])(images[n : n + 1], 1)
-        torch.testing.assert_close(alone.signed_map[0], found.signed_map[n], rtol=0, atol=1e-14)
+        torch.testing.assert_close(alone.signed_map[0], result.signed_map[n], rtol=0, atol=1e-14)
 
 
 def test_a_number_is_a_grid(net, images):
-    found = FeatureAblation(net, feature_mask=4)(images)
+    result = FeatureAblation(net, feature_mask=4)(images)
     rows, columns = torch.arange(12) // 3, torch.tensor([0] * 4 + [1] * 4 + [2] * 4 + [3] * 3)
-    assert torch.equal(found.feature_mask[0, 0], 4 * rows[:, None] + columns)
+    assert torch.equal(result.feature_mask[0, 0], 4 * rows[:, None] + columns)
     assert FeatureAblation(net)(images).values.shape == (3, 49)
     # Not more cells than pixels.
     assert FeatureAblation(net, feature_mask=99)(images[..., :12, :]).feature_mask.amax() == 179
@@ -97,7 +97,7 @@ def test_a_mean_is_that_of_the_feature_in_each_channel(images):
 def test_permutation_is_the_mean_over_other_images(net, images, count):
     """With as many permutations as there are other images, nothing is left to chance."""
     others = images[: count + 1]
-    found = FeaturePermutation(net, feature_mask=GRID, n_permutations=count, batch_size=7)(others, 3)
+    result = FeaturePermutation(net, feature_mask=GRID, n_permutations=count, batch_size=7)(others, 3)
     with torch.no_grad():
         before = net(others).softmax(1)[:, 3]
         for n in range(len(others)):
@@ -107,7 +107,7 @@ def test_permutation_is_the_mean_over_other_images(net, images, count):
                     for m in range(len(others))
                     if m != n
                 ]
-                torch.testing.assert_close(found.values[n, feature], sum(drops) / len(drops), rtol=0, atol=1e-14)
+                torch.testing.assert_close(result.values[n, feature], sum(drops) / len(drops), rtol=0, atol=1e-14)
 
 
 def test_a_permutation_gives_each_image_the_features_of_another(net, images):
@@ -124,9 +124,9 @@ def test_a_permutation_gives_each_image_the_features_of_another(net, images):
 def test_references_make_images_independent_of_each_other(net, images):
     references = torch.randn(4, 3, 12, 15, dtype=DOUBLE)
     explain = FeaturePermutation(net, feature_mask=5, references=references, n_permutations=3)
-    found = explain(images, 0)
+    result = explain(images, 0)
     for n in range(3):
-        torch.testing.assert_close(explain(images[n : n + 1], 0).values[0], found.values[n], rtol=0, atol=1e-14)
+        torch.testing.assert_close(explain(images[n : n + 1], 0).values[0], result.values[n], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(

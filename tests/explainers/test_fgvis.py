@@ -66,7 +66,7 @@ def slow(net, images, target, reference, **settings):
 @pytest.mark.parametrize("defence", ["gradient", "forward", "none"])
 @pytest.mark.parametrize("game", GAMES)
 def test_masks_are_those_of_the_paper(net, images, game, defence, similarity):
-    seen = []
+    recorded = []
     explainer = FGVis(
         net, game=game, defence=defence, similarity=similarity, n_iterations=6, sparsity=0.05, lr=0.2, patience=99,
         stop_at="class", progress=False,
@@ -75,7 +75,7 @@ def test_masks_are_those_of_the_paper(net, images, game, defence, similarity):
 
     def watched(policy, match, *rest):
         result = evaluate(policy, match, *rest)
-        seen.append((match.mask.clone(), result[1]))
+        recorded.append((match.mask.clone(), result[1]))
         return result
 
     explainer._evaluate = watched
@@ -85,11 +85,11 @@ def test_masks_are_those_of_the_paper(net, images, game, defence, similarity):
         net, images, target, torch.zeros_like(images), game=game, defence=defence, similarity=similarity,
         sparsity=[0.05] * 6, rate=0.2, iterations=6,
     )  # fmt: skip
-    for i, (masks, scores) in enumerate(seen):
+    for i, (masks, scores) in enumerate(recorded):
         for n in range(3):
             torch.testing.assert_close(masks[n], expected[n][0][i][0], rtol=0, atol=1e-9)
             assert scores[n].item() == pytest.approx(expected[n][1][i], abs=1e-6)
-    assert not torch.equal(seen[0][0], seen[-1][0])
+    assert not torch.equal(recorded[0][0], recorded[-1][0])
 
 
 def test_bounds_are_held_at_every_call(net, images):
@@ -121,18 +121,18 @@ def test_at_the_image_every_gradient_passes(net, memory_format):
         explainer = FGVis(
             net, defence=defence, n_iterations=2, sparsity=0.0, stop_at="class", progress=False, patience=9
         )
-        seen = []
-        explainer._evaluate = watch(explainer._evaluate, seen)
+        recorded = []
+        explainer._evaluate = watch(explainer._evaluate, recorded)
         explainer(images)
-        masks.append(seen[1])
+        masks.append(recorded[1])
     assert torch.equal(*masks)
     assert (masks[0] < 1).any()
 
 
-def watch(evaluate, seen):
+def watch(evaluate, recorded):
     def watched(policy, match, *rest):
         result = evaluate(policy, match, *rest)
-        seen.append(match.mask.clone())
+        recorded.append(match.mask.clone())
         return result
 
     return watched
@@ -154,36 +154,36 @@ def test_the_same_holds_in_a_batch_whose_images_leave(net, images, dtype):
 
 @pytest.mark.parametrize("game", GAMES)
 def test_a_game_that_is_won_has_the_score_that_was_asked_for(net, images, game):
-    found = FGVis(net, game=game, n_iterations=150, score_ratio=SCORE, progress=False)(images)
-    again = net(found.perturbed).softmax(1).gather(1, found.target[:, None])[:, 0]
-    torch.testing.assert_close(found.after, again.float(), rtol=0, atol=1e-5)
-    kept = GAMES[game].keeps
-    expected = again >= SCORE * found.score if kept else again <= (1 - SCORE) * found.score
-    assert found.reached.any()
-    assert torch.equal(found.reached, expected)
-    assert ((found.mask >= 0) & (found.mask <= 1)).all()
-    size = found.evidence.mean((1, 2, 3))
-    assert (size[found.reached] < 0.9).all()
+    result = FGVis(net, game=game, n_iterations=150, score_ratio=SCORE, progress=False)(images)
+    repeated = net(result.perturbed).softmax(1).gather(1, result.target[:, None])[:, 0]
+    torch.testing.assert_close(result.after, repeated.float(), rtol=0, atol=1e-5)
+    saved = GAMES[game].keeps
+    expected = repeated >= SCORE * result.score if saved else repeated <= (1 - SCORE) * result.score
+    assert result.reached.any()
+    assert torch.equal(result.reached, expected)
+    assert ((result.mask >= 0) & (result.mask <= 1)).all()
+    size = result.evidence.mean((1, 2, 3))
+    assert (size[result.reached] < 0.9).all()
 
 
 def test_games_that_are_over_change_no_more(net, images):
     """Whatever else is played: nothing that is handed back, and not the mask."""
     game = FGVis(net, n_iterations=60, score_ratio=SCORE, patience=2, progress=False)
-    iterate, seen = game._iterate, []
+    iterate, recorded = game._iterate, []
 
     def watched(match, *rest):
         over, before = match.done.clone(), [tensor.clone() for tensor in match]
-        told = iterate(match, *rest)
+        output = iterate(match, *rest)
         for name, old, new in zip(match._fields, before, match, strict=True):
             assert torch.equal(new[over], old[over]), name
-        assert told.tolist() == [int((~match.done).sum()), pytest.approx(float(match.after.mean()))]
-        seen.append(int(over.sum()))
-        return told
+        assert output.tolist() == [int((~match.done).sum()), pytest.approx(float(match.after.mean()))]
+        recorded.append(int(over.sum()))
+        return output
 
     game._iterate = watched
-    found = game(torch.cat([images, 2 * images]))
-    assert max(seen) > 0
-    assert found.reached.all()
+    result = game(torch.cat([images, 2 * images]))
+    assert max(recorded) > 0
+    assert result.reached.all()
 
 
 def test_how_outputs_are_read_is_decided_on_the_images(images):
@@ -193,9 +193,9 @@ def test_how_outputs_are_read_is_decided_on_the_images(images):
         def forward(self, x):
             return 8 * x[:, :, 0, 0] + torch.tensor([0.3, 0.3, 0.4], dtype=x.dtype)  # a distribution where x is zero
 
-    found = FGVis(Model().eval(), game="generation", n_iterations=1, progress=False)(images.abs() + 1, 0)
+    result = FGVis(Model().eval(), game="generation", n_iterations=1, progress=False)(images.abs() + 1, 0)
     expected = torch.tensor([0.3, 0.3, 0.4]).softmax(0)[0]
-    torch.testing.assert_close(found.after, expected.expand(3))
+    torch.testing.assert_close(result.after, expected.expand(3))
 
 
 def test_a_game_that_is_lost_is_said_once(net, images, caplog):
@@ -203,8 +203,8 @@ def test_a_game_that_is_lost_is_said_once(net, images, caplog):
     with caplog.at_level("WARNING", "pyfast_xai"):
         assert not lost(images).reached.any()
         lost(images)
-    (told,) = caplog.messages
-    assert told.startswith(f"fgvis: {len(images)} of {len(images)} games were not won in 1 iterations")
+    (output,) = caplog.messages
+    assert output.startswith(f"fgvis: {len(images)} of {len(images)} games were not won in 1 iterations")
     caplog.clear()
     with caplog.at_level("WARNING", "pyfast_xai"):
         assert FGVis(net, n_iterations=150, score_ratio=0.01, progress=False)(images).reached.all()
@@ -212,16 +212,18 @@ def test_a_game_that_is_lost_is_said_once(net, images, caplog):
 
 
 def test_what_comes_out(net, images):
-    found = FGVis(net, n_iterations=5, baseline="blur", progress=False)(images, [[0, 1], [2, 3], [4, 0]])
-    assert found.target.tolist() == [0, 1, 2, 3, 4, 0]
-    assert found.mask.shape == (6, 3, 8, 8)
-    assert found.heatmap.shape == (6, 8, 8)
-    torch.testing.assert_close(found.heatmap, (1 - found.mask).mean(1).float())
-    torch.testing.assert_close(found.perturbed + found.complement, found.images + found.images * 0 + blurred(images))
-    assert found.rgb().shape == (6, 3, 8, 8)
-    assert found[2:4].mask.shape == (2, 3, 8, 8)
-    assert found[1].reached.shape == (1,)
-    assert len(found.rows()) == 6
+    result = FGVis(net, n_iterations=5, baseline="blur", progress=False)(images, [[0, 1], [2, 3], [4, 0]])
+    assert result.target.tolist() == [0, 1, 2, 3, 4, 0]
+    assert result.mask.shape == (6, 3, 8, 8)
+    assert result.heatmap.shape == (6, 8, 8)
+    torch.testing.assert_close(result.heatmap, (1 - result.mask).mean(1).float())
+    torch.testing.assert_close(
+        result.perturbed + result.complement, result.images + result.images * 0 + blurred(images)
+    )
+    assert result.rgb().shape == (6, 3, 8, 8)
+    assert result[2:4].mask.shape == (2, 3, 8, 8)
+    assert result[1].reached.shape == (1,)
+    assert len(result.rows()) == 6
 
 
 def blurred(images):
@@ -242,18 +244,18 @@ def test_blur_is_a_gaussian():
 
 @pytest.mark.parametrize("reference", ["zero", "blur", "noise", torch.full((3, 1, 1), 0.3)])
 def test_reference(net, images, reference):
-    found = FGVis(net, game="generation", n_iterations=1, baseline=reference, progress=False)(images)
-    assert (found.mask == 0).all()
-    again = FGVis(net, game="generation", n_iterations=1, baseline=reference, progress=False)(images)
-    assert torch.equal(found.perturbed, again.perturbed)
-    assert not torch.equal(found.perturbed, images)
+    result = FGVis(net, game="generation", n_iterations=1, baseline=reference, progress=False)(images)
+    assert (result.mask == 0).all()
+    repeated = FGVis(net, game="generation", n_iterations=1, baseline=reference, progress=False)(images)
+    assert torch.equal(result.perturbed, repeated.perturbed)
+    assert not torch.equal(result.perturbed, images)
 
 
 def test_progress_is_told(net, images):
-    told = []
-    FGVis(net, n_iterations=4, patience=99, progress=told.append)(images)
-    assert [(progress.done, progress.total) for progress in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert all(0 <= progress.details["score"] <= 1 and progress.details["images"] == 3 for progress in told)
+    output = []
+    FGVis(net, n_iterations=4, patience=99, progress=output.append)(images)
+    assert [(progress.done, progress.total) for progress in output] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(0 <= progress.details["score"] <= 1 and progress.details["images"] == 3 for progress in output)
 
 
 def test_a_bar_on_stderr(net, images, capsys):

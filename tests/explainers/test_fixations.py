@@ -583,7 +583,7 @@ def case(kind, trained=False):
 def expected(kind, trained, setting):
     """For each image the predicted class and the positions (channel, y, x) of its points, by the slow algorithm."""
     model, images = case(kind, trained)
-    found = []
+    result = []
     for image in images:
         p = slow.Slow(**SETTINGS[setting])
         start = p.image(image)
@@ -591,12 +591,12 @@ def expected(kind, trained, setting):
         # The two spellings are one network.
         np.testing.assert_allclose(logits.value, model(image[None])[0], rtol=1e-9, atol=1e-12)
         label = int(np.argmax(logits.value))
-        found.append((label, slow.trace(logits, [(label,)], start)))
-    return found
+        result.append((label, slow.trace(logits, [(label,)], start)))
+    return result
 
 
-def pixels(found):
-    return {(y, x) for _, y, x in found}
+def pixels(result):
+    return {(y, x) for _, y, x in result}
 
 
 def as_sets(explanation):
@@ -612,9 +612,9 @@ def test_points_are_those_of_the_slow_algorithm(kind, trained, setting):
     explanation = CNNFixations(model, radius_share=0, duplicates=False, **SETTINGS[setting])(images)
     slowly = expected(kind, trained, setting)
     assert explanation.target.tolist() == [label for label, _ in slowly]
-    assert as_sets(explanation) == [pixels(found) for _, found in slowly]
+    assert as_sets(explanation) == [pixels(result) for _, result in slowly]
     # A pixel is there once.
-    assert [len(own) for own in explanation.points] == [len(pixels(found)) for _, found in slowly]
+    assert [len(item) for item in explanation.points] == [len(pixels(result)) for _, result in slowly]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -622,8 +622,8 @@ def test_points_are_those_of_the_slow_algorithm(kind, trained, setting):
 def test_duplicates_are_the_channels_of_a_pixel(kind, setting):
     model, images = case(kind)
     explanation = CNNFixations(model, radius_share=0, duplicates=True, **SETTINGS[setting])(images)
-    for own, (_, found) in zip(explanation.points, expected(kind, False, setting), strict=True):
-        assert sorted(map(tuple, own.tolist())) == sorted((y, x) for _, y, x in found)
+    for item, (_, result) in zip(explanation.points, expected(kind, False, setting), strict=True):
+        assert sorted(map(tuple, item.tolist())) == sorted((y, x) for _, y, x in result)
 
 
 def test_a_mask_of_attention_that_depends_on_the_images():
@@ -632,9 +632,9 @@ def test_a_mask_of_attention_that_depends_on_the_images():
     spelled_out = copy.deepcopy(fused)
     spelled_out.fused = False
     images = torch.randn(6, 3, 12, 12, dtype=torch.float64)
-    found, expected = (CNNFixations(model)(images).points for model in (fused, spelled_out))
+    result, expected = (CNNFixations(model)(images).points for model in (fused, spelled_out))
     assert any(map(len, expected))
-    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, result, expected))
 
 
 @pytest.mark.usefixtures("backend")
@@ -653,7 +653,7 @@ def test_a_row_does_not_depend_on_the_batch(kind):
 def expected_of_captioner(kind, trained, setting):
     """For each image the pixels of word 2 at each step, and those of the largest element of the last state."""
     model, images = case(kind, trained)
-    found = []
+    result = []
     for image in images:
         p = slow.Slow(**SETTINGS[setting])
         start = p.image(image)
@@ -661,8 +661,8 @@ def expected_of_captioner(kind, trained, setting):
         np.testing.assert_allclose([word.value for word in words], model(image[None])[0], rtol=1e-9, atol=1e-12)
         largest = int(np.argmax(last.value))
         traced = [*(slow.trace(word, [(2,)], start) for word in words), slow.trace(last, [(largest,)], start)]
-        found.append([pixels(own) for own in traced])
-    return found
+        result.append([pixels(item) for item in traced])
+    return result
 
 
 @pytest.mark.usefixtures("backend")
@@ -673,7 +673,7 @@ def expected_of_captioner(kind, trained, setting):
 def test_a_word_is_traced_through_the_gates_of_an_lstm(kind, trained, time, setting):
     model, images = case(kind, trained)
     explanation = CNNFixations(model, neuron=("logits", (time, 2)), radius_share=0, **SETTINGS[setting])(images)
-    assert as_sets(explanation) == [found[time] for found in expected_of_captioner(kind, trained, setting)]
+    assert as_sets(explanation) == [result[time] for result in expected_of_captioner(kind, trained, setting)]
 
 
 @pytest.mark.usefixtures("backend")
@@ -683,7 +683,7 @@ def test_the_largest_element_of_the_last_state_is_traced(kind, setting):
     """Section III-D."""
     model, images = case(kind, True)
     explanation = CNNFixations(model, neuron=("lstm", (kind.length - 1,)), radius_share=0, **SETTINGS[setting])(images)
-    assert as_sets(explanation) == [found[-1] for found in expected_of_captioner(kind, True, setting)]
+    assert as_sets(explanation) == [result[-1] for result in expected_of_captioner(kind, True, setting)]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -691,7 +691,7 @@ def test_the_largest_element_of_the_last_state_of_cells_is_traced(setting):
     model, images = case(CaptionerOfCells, True)
     name = f"cell.lstm_cell_{CaptionerOfCells.length - 1}"
     explanation = CNNFixations(model, neuron=(name, "max"), radius_share=0, **SETTINGS[setting])(images)
-    assert as_sets(explanation) == [found[-1] for found in expected_of_captioner(CaptionerOfCells, True, setting)]
+    assert as_sets(explanation) == [result[-1] for result in expected_of_captioner(CaptionerOfCells, True, setting)]
 
 
 # Points that are absent and stay in the list, as on a device
@@ -703,7 +703,7 @@ def assert_same_points(explain, images, *args):
     with marking():
         marked = explain(images, *args)
     assert torch.equal(marked.heatmap, left_out.heatmap)
-    assert [own.tolist() for own in marked.points] == [own.tolist() for own in left_out.points]
+    assert [item.tolist() for item in marked.points] == [item.tolist() for item in left_out.points]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -748,12 +748,12 @@ def test_absent_points_of_several_targets_of_crops_and_of_none_may_stay_in_the_l
 
 def slowly(model, images, setting, neuron):
     """Pixels of each image by a function of (slow algorithm, image) that gives an activation and points on it."""
-    found = []
+    result = []
     for image in images:
         p = slow.Slow(**SETTINGS[setting])
         start = p.image(image)
-        found.append(pixels(slow.trace(*neuron(p, start), start)))
-    return found
+        result.append(pixels(slow.trace(*neuron(p, start), start)))
+    return result
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -814,7 +814,7 @@ def test_the_target_and_score_of_a_start_are_the_neuron_and_its_activation():
 def test_points_on_a_layer_are_scaled_to_the_middle_of_its_cells(layer, setting):
     model, images = case(Vgg)
     explanation = CNNFixations(model, stop_layer=f"features.{layer}", radius_share=0, **SETTINGS[setting])(images)
-    for image, own, label in zip(images, as_sets(explanation), explanation.target, strict=True):
+    for image, item, label in zip(images, as_sets(explanation), explanation.target, strict=True):
         p = slow.Slow(**SETTINGS[setting])
         x = p.image(image)
         layers = [x]
@@ -827,9 +827,9 @@ def test_points_on_a_layer_are_scaled_to_the_middle_of_its_cells(layer, setting)
         x = p.relu(fc_of(p.fc_on_map, p.flatten(x), model.fc1))
         logits = fc_of(p.fc, p.relu(fc_of(p.fc, x, model.fc2)), model.fc3)
         at = layers[layer + 1]
-        found = slow.trace(logits, [(int(label),)], at)
+        result = slow.trace(logits, [(int(label),)], at)
         cell = [size / own_size for size, own_size in zip(image.shape[1:], at.value.shape[1:], strict=True)]
-        assert own == {(math.floor((y + 0.5) * cell[0]), math.floor((x + 0.5) * cell[1])) for _, y, x in found}
+        assert item == {(math.floor((y + 0.5) * cell[0]), math.floor((x + 0.5) * cell[1])) for _, y, x in result}
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -841,8 +841,8 @@ def test_rows_of_several_targets_are_image_by_image(setting):
     probability = model(images).softmax(1).gather(1, targets).flatten().float()
     torch.testing.assert_close(explanation.score, probability)
     rows = []
-    for image, own in zip(images, targets.tolist(), strict=True):
-        rows += [slowly(model, [image], setting, lambda p, x, k=k: (model.slow(p, x), [(k,)]))[0] for k in own]
+    for image, item in zip(images, targets.tolist(), strict=True):
+        rows += [slowly(model, [image], setting, lambda p, x, k=k: (model.slow(p, x), [(k,)]))[0] for k in item]
     assert as_sets(explanation) == rows
     assert torch.equal(explanation.images, images.repeat_interleave(2, 0))
 
@@ -851,13 +851,15 @@ def test_rows_of_several_targets_are_image_by_image(setting):
 def test_variants_are_their_settings(variant):
     model, images = case(Vgg)
     explanation = CNNFixations(model, variant=variant, radius_share=0, duplicates=False)(images)
-    assert as_sets(explanation) == [pixels(found) for _, found in expected(Vgg, False, variant)]
+    assert as_sets(explanation) == [pixels(result) for _, result in expected(Vgg, False, variant)]
     radius, share = {"paper": (0.10, 0.05), "authors": (0.10, 0.05), "default": (0.15, 0.10)}[variant]
     written_out = CNNFixations(
         model, **SETTINGS[variant], radius_share=radius, min_neighbour_share=share, duplicates=variant == "authors"
     )
-    for own, other in zip(CNNFixations(model, variant=variant)(images).points, written_out(images).points, strict=True):
-        assert torch.equal(own, other)
+    for item, other in zip(
+        CNNFixations(model, variant=variant)(images).points, written_out(images).points, strict=True
+    ):
+        assert torch.equal(item, other)
 
 
 def test_start_at_a_layer_used_twice():
@@ -902,15 +904,15 @@ def test_result_holds_supported_points_their_density_and_hull(duplicates):
     explanation = explain(images)
     size = tuple(images.shape[2:])
     dropped = 0
-    for n, (_, found) in enumerate(expected(Vgg, True, "paper")):
-        points = [(y, x) for _, y, x in found] if duplicates else list(pixels(found))
-        kept = slow.keep_supported(points, size, radius, share)
-        dropped += len(points) - len(kept)
-        assert sorted(map(tuple, explanation.points[n].tolist())) == sorted(kept)
-        heat = slow.density(kept, size, sigma * math.hypot(*size))
+    for n, (_, result) in enumerate(expected(Vgg, True, "paper")):
+        points = [(y, x) for _, y, x in result] if duplicates else list(pixels(result))
+        saved = slow.keep_supported(points, size, radius, share)
+        dropped += len(points) - len(saved)
+        assert sorted(map(tuple, explanation.points[n].tolist())) == sorted(saved)
+        heat = slow.density(saved, size, sigma * math.hypot(*size))
         # The heat map is float32.
         np.testing.assert_allclose(explanation.heatmap[n].numpy(), heat, rtol=1e-5, atol=1e-5)
-        rows, columns = zip(*kept, strict=True)
+        rows, columns = zip(*saved, strict=True)
         assert explanation.boxes("hull")[n].tolist() == [min(columns), min(rows), max(columns), max(rows)]
     assert dropped
 
@@ -940,7 +942,7 @@ def test_no_evidence_is_an_empty_set_and_a_warning(caplog):
     with caplog.at_level("WARNING", logger="pyfast_xai"):
         explanation = CNNFixations(model)(images)
     assert "no evidence of 2 of 2 rows" in caplog.text
-    assert [own.shape for own in explanation.points] == [(0, 2), (0, 2)]
+    assert [item.shape for item in explanation.points] == [(0, 2), (0, 2)]
     assert explanation.heatmap.shape == (2, 6, 6)
     assert not explanation.heatmap.any()
     assert explanation.boxes().isnan().all()
@@ -969,24 +971,24 @@ def test_crops_are_traced_where_they_agree(duplicates, target):
         crops = [image[:, y : y + side, x : x + side] for y, x in corners]
         scores = [model(crop[None])[0] for crop in crops]
         mirrored = [model(crop.flip(2)[None])[0] for crop in crops]
-        mean = sum(own.softmax(0) for own in scores + mirrored) / 10
-        seen = [int(own.argmax()) for own in scores]
+        mean = sum(item.softmax(0) for item in scores + mirrored) / 10
+        recorded = [int(item.argmax()) for item in scores]
         label = target
         if target is None:
             label = int(mean.argmax())
-            label = label if label in seen else seen[4]
+            label = label if label in recorded else recorded[4]
         assert explanation.target[n] == label
         # The score is kept in float32.
         assert explanation.score[n].item() == pytest.approx(mean[label].item(), rel=1e-6)
         points = []
-        for (y, x), crop, own in zip(corners, crops, seen, strict=True):
-            if target is None and own != label:
+        for (y, x), crop, item in zip(corners, crops, recorded, strict=True):
+            if target is None and item != label:
                 left_out += 1
                 continue
             p = slow.Slow(**SETTINGS[setting])
             start = p.image(crop)
-            found = slow.trace(model.slow(p, start), [(label,)], start)
-            points += [(row + y, column + x) for _, row, column in found]
+            result = slow.trace(model.slow(p, start), [(label,)], start)
+            points += [(row + y, column + x) for _, row, column in result]
         assert sorted(map(tuple, explanation.points[n].tolist())) == sorted(points if duplicates else set(points))
     assert (left_out > 0) == (target is None)
 
@@ -1022,7 +1024,7 @@ def test_sequences_and_volumes(rank, size, setting):
     labels = tape.result.argmax(1)
     starts = {tape.outputs: evidence.Points(torch.arange(2) * CLASSES + labels)}
     index = evidence.walk(tape, starts, tape.inputs[0], options).index
-    found = {tuple(map(int, np.unravel_index(i, inputs.shape))) for i in index.tolist()}
+    result = {tuple(map(int, np.unravel_index(i, inputs.shape))) for i in index.tolist()}
     theirs = set()
     for n, signal in enumerate(inputs):
         p = slow.Slow(**SETTINGS[setting])
@@ -1031,7 +1033,7 @@ def test_sequences_and_volumes(rank, size, setting):
         x = p.relu(conv_of(p, p.avg_pool(p.relu(conv_of(p, x, model.conv2)), 2), model.conv3))
         logits = fc_of(p.fc, p.flatten(p.adaptive_pool(x, 1)), model.fc)
         theirs |= {(n, *point) for point in slow.trace(logits, [(int(labels[n]),)], start)}
-    assert found == theirs
+    assert result == theirs
 
 
 def test_double_precision_decides_a_pool_window():
@@ -1118,4 +1120,4 @@ def test_settings_differ_on_these_networks(kinds, one, other):
 
 @pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
 def test_these_networks_have_evidence(kind):
-    assert any(found for _, found in expected(kind, True, "default"))
+    assert any(result for _, result in expected(kind, True, "default"))

@@ -30,7 +30,7 @@ def signed(frequency, size):
 def by_sums(array, cutoff):
     """Both transforms as sums over all pixels and all frequencies."""
     height, width = array.shape
-    found = np.zeros((height, width))
+    result = np.zeros((height, width))
     for p in range(height):
         for q in range(width):
             if math.hypot(signed(p, height), signed(q, width)) > cutoff:
@@ -43,16 +43,16 @@ def by_sums(array, cutoff):
             for y in range(height):
                 for x in range(width):
                     turned = number * cmath.exp(2j * math.pi * (p * y / height + q * x / width))
-                    found[y, x] += turned.real / (height * width)
-    return found
+                    result[y, x] += turned.real / (height * width)
+    return result
 
 
 @pytest.mark.parametrize("cutoff", [1, 2.5, 4])
 @pytest.mark.parametrize("size", [(6, 6), (7, 5), (4, 9)])
 def test_the_filter_is_the_sum_of_low_waves(size, cutoff):
     array = np.random.default_rng(0).standard_normal(size)
-    found = low_pass(torch.from_numpy(array), cutoff, 2).numpy()
-    np.testing.assert_allclose(found, by_sums(array, cutoff), rtol=0, atol=1e-12)
+    result = low_pass(torch.from_numpy(array), cutoff, 2).numpy()
+    np.testing.assert_allclose(result, by_sums(array, cutoff), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("base", "of"), [("saliency", Saliency), ("guided-backprop", GuidedBackprop)])

@@ -60,15 +60,15 @@ def test_the_input_and_all_biases_add_up_to_the_score(net, images):
 
 
 def loop(net, images, target):
-    kept = {}
+    saved = {}
     handles = [
-        getattr(net, name).register_forward_hook(lambda module, args, out, name=name: kept.__setitem__(name, out))
+        getattr(net, name).register_forward_hook(lambda module, args, out, name=name: saved.__setitem__(name, out))
         for name in ("conv1", "bn1", "bn2")
     ]
     start = images.clone().requires_grad_()
     with torch.enable_grad():
         score = net(start).gather(1, target[:, None]).sum()
-        at_input, *grads = torch.autograd.grad(score, [start, *kept.values()])
+        at_input, *grads = torch.autograd.grad(score, [start, *saved.values()])
     for handle in handles:
         handle.remove()
     biases = {
@@ -80,7 +80,7 @@ def loop(net, images, target):
     for n in range(len(images)):
         total = torch.zeros(images.shape[2:], dtype=DOUBLE)
         parts = [at_input[n] * images[n]]
-        parts += [g[n] * biases[name].detach()[:, None, None] for name, g in zip(kept, grads, strict=True)]
+        parts += [g[n] * biases[name].detach()[:, None, None] for name, g in zip(saved, grads, strict=True)]
         for part in parts:
             part = part.abs()
             part = (part - part.min()) / (part.max() - part.min())
@@ -94,9 +94,9 @@ def loop(net, images, target):
 
 
 def test_the_map_is_that_of_a_loop(net, images):
-    found = FullGrad(net)(images, [[1, 2], [4, 2], [0, 2]])
+    result = FullGrad(net)(images, [[1, 2], [4, 2], [0, 2]])
     expected = loop(net, images, torch.tensor([1, 4, 0]))
-    torch.testing.assert_close(found.heatmap[::2], expected.float())
+    torch.testing.assert_close(result.heatmap[::2], expected.float())
     accelerated = FullGrad(net).accelerate()(images, [1, 4, 0])
     torch.testing.assert_close(accelerated.heatmap, expected.float())
 

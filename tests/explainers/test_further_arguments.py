@@ -60,20 +60,20 @@ def test_each_image_has_its_own(method, count, call):
     targets = torch.arange(count) % 5 if method == "crops" else torch.stack([torch.arange(count) % 5] * 2, 1)
     targets[..., -1:] = (targets[..., -1:] + 1) % 5
     args, kwargs = CALLS[call](table)
-    found = METHODS[method](model)(images, targets, *args, **kwargs)
+    result = METHODS[method](model)(images, targets, *args, **kwargs)
     for n in range(count):
         expected = METHODS[method](Fixed(model, table[n : n + 1]).eval())(images[n : n + 1], targets[n : n + 1])
         each = len(expected)
-        own = found[n * each : (n + 1) * each]
-        torch.testing.assert_close(own.heatmap, expected.heatmap, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(own.score, expected.score)
+        actual = result[n * each : (n + 1) * each]
+        torch.testing.assert_close(actual.heatmap, expected.heatmap, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(actual.score, expected.score)
 
 
 def test_rows_of_nested_arguments():
     by_image, shared = torch.arange(6).view(3, 2), torch.arange(4)
     arguments = ((by_image, None, 3), {"a": [by_image[:, 0], shared], "b": {"c": torch.tensor(5)}})
-    (taken, nothing, number), named = take_rows(arguments, 3, torch.tensor([2, 0, 0, 1]))
-    assert taken.tolist() == [[4, 5], [0, 1], [0, 1], [2, 3]]
+    (used, nothing, number), named = take_rows(arguments, 3, torch.tensor([2, 0, 0, 1]))
+    assert used.tolist() == [[4, 5], [0, 1], [0, 1], [2, 3]]
     assert nothing is None
     assert number == 3
     assert named["a"][0].tolist() == [4, 0, 0, 2]

@@ -45,12 +45,12 @@ TARGET = torch.tensor([1, 4, 0])
 
 def gradients(model, layer, images, start):
     """Activation and gradient of a layer, by autograd; `start` makes a number an image of the output."""
-    kept = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: kept.append(output))
+    saved = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: saved.append(output))
     with torch.enable_grad():
-        grad = torch.autograd.grad(start(model(images.clone().requires_grad_())).sum(), kept[0])[0]
+        grad = torch.autograd.grad(start(model(images.clone().requires_grad_())).sum(), saved[0])[0]
     handle.remove()
-    return kept[0].detach(), grad
+    return saved[0].detach(), grad
 
 
 def of_classes(target):
@@ -62,9 +62,9 @@ def first_component(products):
     rows = products.flatten(1).T
     rows = rows - rows.mean(0)
     direction = torch.linalg.svd(rows)[2][0]
-    found, total = rows @ direction, products.sum(0).flatten()
-    rises = ((found - found.mean()) * (total - total.mean())).sum()
-    return (found if rises >= 0 else -found).view(products.shape[1:])
+    result, total = rows @ direction, products.sum(0).flatten()
+    rises = ((result - result.mean()) * (total - total.mean())).sum()
+    return (result if rises >= 0 else -result).view(products.shape[1:])
 
 
 def hires(g, a):
@@ -102,11 +102,11 @@ LOOPS = {
 def test_equals_the_loop_of_the_paper(net, images, method, layer):
     activation, grad = gradients(net, layer, images, of_classes(TARGET))
     expected = torch.stack([LOOPS[method](g, a) for g, a in zip(grad, activation, strict=True)])
-    found = pyfast_xai.METHODS[method](net, layer=layer)(images, TARGET)
-    torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+    result = pyfast_xai.METHODS[method](net, layer=layer)(images, TARGET)
+    torch.testing.assert_close(result.signed_map, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
     heat = functional.interpolate(expected.clamp_min(0)[:, None], (16, 12), mode="bilinear")[:, 0]
-    torch.testing.assert_close(found.heatmap, heat, rtol=0, atol=1e-12 * float(heat.max()))
-    assert found.method == method
+    torch.testing.assert_close(result.heatmap, heat, rtol=0, atol=1e-12 * float(heat.max()))
+    assert result.method == method
 
 
 @pytest.mark.parametrize("method", LOOPS)
@@ -140,8 +140,8 @@ def test_equals_pytorch_grad_cam(net, images, method, layer):
     targets = [peer.utils.model_targets.ClassifierOutputTarget(int(c)) for c in TARGET]
     with getattr(peer, PEERS[method])(net, [net.get_submodule(layer)]) as cam:
         expected = cam(images, targets)
-    found = pyfast_xai.METHODS[method](net, layer=layer)(images, TARGET).signed_map
-    np.testing.assert_allclose(scaled_as_there(found, (16, 12)), expected, rtol=0, atol=1e-5)
+    result = pyfast_xai.METHODS[method](net, layer=layer)(images, TARGET).signed_map
+    np.testing.assert_allclose(scaled_as_there(result, (16, 12)), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -149,11 +149,11 @@ def test_equals_pytorch_grad_cam(net, images, method, layer):
 def test_equals_pytorch_grad_cam_but_for_the_sign(net, images, kind, name):
     peer = pytest.importorskip("pytorch_grad_cam")
     targets = [peer.utils.model_targets.ClassifierOutputTarget(int(c)) for c in TARGET]
-    found = kind(net, layer="relu1")(images, TARGET).signed_map
-    either = [scaled_as_there(own, (16, 12)) for own in (found, -found)]
+    result = kind(net, layer="relu1")(images, TARGET).signed_map
+    either = [scaled_as_there(item, (16, 12)) for item in (result, -result)]
     with getattr(peer, name)(net, [net.relu1]) as cam:
         for row, theirs in enumerate(cam(images, targets)):
-            assert min(abs(own[row] - theirs).max() for own in either) < 1e-4
+            assert min(abs(item[row] - theirs).max() for item in either) < 1e-4
 
 
 def test_behind_an_average_three_methods_are_grad_cam(images):

@@ -214,10 +214,10 @@ READS = {
 def test_a_map_of_the_image_for_each_image(name, method, classes, images, caplog):
     model = Net(READS[name], classes=classes).eval()
     with caplog.at_level(logging.WARNING, "pyfast_xai"):
-        found = method(model)(torch.randn(images, 3, *SIZE))
-    assert found.signed_map.shape == (images, *GRID)
-    assert found.heatmap.shape == (images, *SIZE)
-    assert (found.signed_map.abs().amax((1, 2)) > 0).all()
+        result = method(model)(torch.randn(images, 3, *SIZE))
+    assert result.signed_map.shape == (images, *GRID)
+    assert result.heatmap.shape == (images, *SIZE)
+    assert (result.signed_map.abs().amax((1, 2)) > 0).all()
     assert not any("nothing of the target arrives" in message for message in caplog.messages)
 
 
@@ -301,8 +301,8 @@ def test_detectors_are_explained_at_their_features(transposed):
     tape = record(model, images)
     assert last_features(tape) == "down.1.silu"
     assert EigenCAM(model)(images).signed_map.shape == (2, 4, 6)
-    found = GradCAM(model)(images, lambda out: out.flatten(1).amax(1))
-    assert (found.signed_map.abs().amax((1, 2)) > 0).any()
+    result = GradCAM(model)(images, lambda out: out.flatten(1).amax(1))
+    assert (result.signed_map.abs().amax((1, 2)) > 0).any()
     queries = Queries(None).eval()
     assert last_features(record(queries, images)) == "block.add_1"
     for target in (lambda out: out["logits"].flatten(1).amax(1), lambda out: out["boxes"][:, 0, 0]):
@@ -332,15 +332,15 @@ def test_the_layer_depends_on_what_is_explained():
     assert known.places[0].name == "cat"
     explain(images, lambda out: out["tokens"][:, 1:, 3].mean(1))
     assert known.places[0].name == "norm.native_layer_norm"
-    again = explain(images, lambda out: out["pooled"][:, 3])
-    torch.testing.assert_close(again.signed_map, pooled.signed_map)
+    repeated = explain(images, lambda out: out["pooled"][:, 3])
+    torch.testing.assert_close(repeated.signed_map, pooled.signed_map)
     # Against autograd.
     model, leaf = model.double(), images.double().requires_grad_()
     t = torch.cat([model.cls.expand(2, -1, -1), tokens(model.patch(leaf))], 1)
     grad = torch.autograd.grad(model.norm(model.block(t))[:, 0, 3].sum(), t)[0][:, 1:]
     expected = torch.einsum("nc,ntc->nt", grad.mean(1), t[:, 1:].detach()).unflatten(1, GRID)
-    found = GradCAM(model)(images.double(), lambda out: out["pooled"][:, 3]).signed_map
-    torch.testing.assert_close(found, expected)
+    result = GradCAM(model)(images.double(), lambda out: out["pooled"][:, 3]).signed_map
+    torch.testing.assert_close(result, expected)
 
 
 def test_stepping_back_is_said(caplog):
@@ -418,9 +418,9 @@ def test_the_bright_patch_is_where_it_was_made_bright(grid, method, extra):
     images = torch.zeros(2, 3, *(4 * n for n in grid))
     images[0, :, -4:, :4] = images[1, :, :4, -4:] = 9  # bottom left, top right
     for layer in ("auto", "mix"):
-        found = method(Vit().eval(), layer=layer)(images, 1).signed_map
-        assert found.shape == (2, *grid)
-        peaks = [divmod(int((own - own.median()).abs().argmax()), grid[1]) for own in found]
+        result = method(Vit().eval(), layer=layer)(images, 1).signed_map
+        assert result.shape == (2, *grid)
+        peaks = [divmod(int((item - item.median()).abs().argmax()), grid[1]) for item in result]
         assert peaks == [(grid[0] - 1, 0), (0, grid[1] - 1)]
 
 
@@ -461,7 +461,7 @@ def test_fixations_start_at_the_last_call_of_a_layer():
     model, images = Twice().double().eval(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
 
     def points(layer, index):
-        return [own.tolist() for own in CNNFixations(model, neuron=(layer, index), radius_share=0)(images).points]
+        return [item.tolist() for item in CNNFixations(model, neuron=(layer, index), radius_share=0)(images).points]
 
     assert points("head", (2, 1, 1)) == points("head@1", (2, 1, 1)) == points(model.head, (2, 1, 1))
     assert points("head", (2, 1, 1)) != points("head@0", (2, 1, 1))
@@ -503,9 +503,9 @@ def test_a_layer_with_other_rows_than_images_is_refused():
 def test_an_explanation_with_other_rows_than_images_is_refused():
     class Wrong(EigenCAM):
         def _explain(self, images, target, args, kwargs):
-            found = super()._explain(images, target, args, kwargs)
-            found.heatmap = found.heatmap[:1]
-            return found
+            result = super()._explain(images, target, args, kwargs)
+            result.heatmap = result.heatmap[:1]
+            return result
 
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()).eval()
     with pytest.raises(

@@ -52,22 +52,22 @@ def samples(net, explain, image):
     net.seen = []
     explain(image)
     # Twice the image itself: recorded and asked.
-    seen, net.seen = torch.cat(net.seen)[2:], None
-    whole = (seen == image).all(1)
+    recorded, net.seen = torch.cat(net.seen)[2:], None
+    whole = (recorded == image).all(1)
     left = torch.stack([whole[:, s == SEGMENTS].all(1) for s in range(20)], 1)
     with torch.no_grad():
-        return left.numpy().astype(float), net(seen).softmax(1).numpy()
+        return left.numpy().astype(float), net(recorded).softmax(1).numpy()
 
 
 def authors(left, scores, kernel_width=0.25, alpha=1.0):
     """`explain_instance` of lime_image from its distances on, `[classes, F]` and R squared."""
     distances = pairwise_distances(left, left[0].reshape(1, -1), metric="cosine").ravel()
     weights = np.sqrt(np.exp(-(distances**2) / kernel_width**2))
-    found = []
+    result = []
     for column in scores.T:
         easy = Ridge(alpha=alpha, fit_intercept=True).fit(left, column, sample_weight=weights)
-        found.append((easy.coef_, r2_score(column, easy.predict(left), sample_weight=weights)))
-    return tuple(np.array(part) for part in zip(*found, strict=True))
+        result.append((easy.coef_, r2_score(column, easy.predict(left), sample_weight=weights)))
+    return tuple(np.array(part) for part in zip(*result, strict=True))
 
 
 @pytest.mark.parametrize("settings", [{}, {"kernel_width": 0.6, "alpha": 0.01}, {"kernel_width": 0.1, "alpha": 30}])
@@ -78,11 +78,11 @@ def test_equals_the_authors_on_the_same_samples(net, images, settings, count):
     assert left.shape == (count, 20)
     assert (left[0] == 1).all()
     weights, fit = authors(left, scores, **settings)
-    found = explain(images[:1], [list(range(5))])
+    result = explain(images[:1], [list(range(5))])
     expected = torch.from_numpy(weights)[:, SEGMENTS]
-    torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(found.heatmap, expected.clamp_min(0).float())
-    torch.testing.assert_close(found.fit, torch.from_numpy(fit).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.signed_map, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(result.heatmap, expected.clamp_min(0).float())
+    torch.testing.assert_close(result.fit, torch.from_numpy(fit).float(), rtol=0, atol=1e-5)
 
 
 def test_equals_captum_on_the_same_samples(net, images):
@@ -129,11 +129,11 @@ def test_a_linear_model_has_its_own_weights(images):
             return self.fc(x.flatten(1))
 
     net = Linear().eval()
-    found = LIME(net, n_samples=200, feature_mask=SEGMENTS, baseline=0.3, alpha=1e-9, score="logit")(images, 1)
+    result = LIME(net, n_samples=200, feature_mask=SEGMENTS, baseline=0.3, alpha=1e-9, score="logit")(images, 1)
     added = ((images - 0.3) * net.fc.weight[1].view(3, *SIZE)).detach().sum(1)
-    expected = torch.stack([torch.stack([own[s == SEGMENTS].sum() for s in range(20)])[SEGMENTS] for own in added])
-    torch.testing.assert_close(found.signed_map, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.fit, torch.ones(2))
+    expected = torch.stack([torch.stack([item[s == SEGMENTS].sum() for s in range(20)])[SEGMENTS] for item in added])
+    torch.testing.assert_close(result.signed_map, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.fit, torch.ones(2))
 
 
 def test_a_model_that_says_always_the_same(images):
@@ -141,25 +141,25 @@ def test_a_model_that_says_always_the_same(images):
         def forward(self, x):
             return torch.tensor([[1.0, 0.0]], dtype=x.dtype).expand(len(x), 2) + 0 * x.mean((1, 2, 3))[:, None]
 
-    found = LIME(Sure().eval(), n_samples=20, feature_mask=SEGMENTS)(images)
-    assert found.signed_map.abs().max() < 1e-12
-    assert found.fit.tolist() == [1.0, 1.0]
+    result = LIME(Sure().eval(), n_samples=20, feature_mask=SEGMENTS)(images)
+    assert result.signed_map.abs().max() < 1e-12
+    assert result.fit.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("baseline", ["mean", 0.4, torch.tensor([[[1.0]], [[2.0]], [[3.0]]])], ids=case_id)
 def test_what_is_left_out_has_the_baseline(net, images, baseline):
     net.seen = []
     LIME(net, n_samples=9, feature_mask=SEGMENTS, baseline=baseline)(images[:1])
-    seen, image, some = torch.cat(net.seen)[3:], images[0], False
+    recorded, image, some = torch.cat(net.seen)[3:], images[0], False
     for s in range(20):
-        own = image[:, s == SEGMENTS]
+        actual = image[:, s == SEGMENTS]
         hidden = {
-            str: own.mean(1, keepdim=True),
+            str: actual.mean(1, keepdim=True),
             float: torch.full((3, 1), 0.4, dtype=DOUBLE),
             torch.Tensor: torch.tensor([[1.0], [2], [3]], dtype=DOUBLE),
-        }[type(baseline)].expand_as(own)
-        for one in seen[:, :, s == SEGMENTS]:
-            gone = not torch.equal(one, own)
+        }[type(baseline)].expand_as(actual)
+        for one in recorded[:, :, s == SEGMENTS]:
+            gone = not torch.equal(one, actual)
             some |= gone
             if gone:
                 torch.testing.assert_close(one, hidden, rtol=0, atol=1e-14)
@@ -171,7 +171,7 @@ def test_segments_of_every_kind_are_the_same(net, images):
         LIME(net, n_samples=20, feature_mask=segments)
         for segments in (SEGMENTS, SEGMENTS.repeat(2, 1, 1), 7 * SEGMENTS - 3, lambda image: SEGMENTS.numpy())
     ]
-    first, *others = [own(images, [[0, 1], [2, 3]]) for own in explain]
+    first, *others = [item(images, [[0, 1], [2, 3]]) for item in explain]
     assert first.feature_mask.shape == (4, 1, *SIZE)
     for other in others:
         assert torch.equal(other.signed_map, first.signed_map)
@@ -181,13 +181,13 @@ def test_segments_of_every_kind_are_the_same(net, images):
 
 def test_each_image_has_segments_of_its_own(net, images):
     both = torch.stack([SEGMENTS, SEGMENTS.flip(1) // 2])
-    found = LIME(net, n_samples=20, feature_mask=both)(images)
+    result = LIME(net, n_samples=20, feature_mask=both)(images)
     for n in range(2):
         alone = LIME(net, n_samples=20, feature_mask=both[n])(images[n : n + 1])
-        torch.testing.assert_close(alone.signed_map[0], found.signed_map[n], rtol=0, atol=1e-12)
-    given = []
-    LIME(net, n_samples=2, feature_mask=lambda image: given.append(image.clone()) or SEGMENTS)(images)
-    assert torch.equal(torch.stack(given), images)
+        torch.testing.assert_close(alone.signed_map[0], result.signed_map[n], rtol=0, atol=1e-12)
+    options = []
+    LIME(net, n_samples=2, feature_mask=lambda image: options.append(image.clone()) or SEGMENTS)(images)
+    assert torch.equal(torch.stack(options), images)
 
 
 def discs():
@@ -202,8 +202,8 @@ def discs():
 def test_superpixels_repeat_whatever_the_scale_of_the_pixels(settings):
     net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3)).eval()
     image = discs()
-    found = LIME(net, n_samples=4, **settings)(image)
-    segments = found.feature_mask[0, 0]
+    result = LIME(net, n_samples=4, **settings)(image)
+    segments = result.feature_mask[0, 0]
     assert segments.unique().tolist() == list(range(int(segments.max()) + 1))
     assert torch.equal(LIME(net, n_samples=4, **settings)(image).feature_mask[0, 0], segments)
     # Colours as people see them, not as the model wants them.
@@ -223,11 +223,13 @@ def test_slic_follows_what_is_there():
 
 def test_quickshift_is_that_of_the_authors():
     image = (discs() + 2) / 5
-    found = LIME(nn.Sequential(nn.Flatten(), nn.Linear(15360, 2)).eval(), n_samples=2, seed=3)(image).feature_mask[0, 0]
+    result = LIME(nn.Sequential(nn.Flatten(), nn.Linear(15360, 2)).eval(), n_samples=2, seed=3)(image).feature_mask[
+        0, 0
+    ]
     pixels = image[0].permute(1, 2, 0).double().numpy()
     expected = segmentation.quickshift(pixels, kernel_size=4, max_dist=200, ratio=0.2, rng=3)
-    assert torch.equal(found, torch.from_numpy(expected))
-    assert found.max() > 1
+    assert torch.equal(result, torch.from_numpy(expected))
+    assert result.max() > 1
 
 
 def test_without_scikit_image_there_is_a_remedy(net, images, monkeypatch):

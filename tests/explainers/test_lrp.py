@@ -79,7 +79,7 @@ PAIRS = {
 
 @pytest.mark.parametrize(("name", "settings"), PAIRS.items(), ids=PAIRS)
 def test_composites_equal_zennit_with_its_canonizers(name, settings, images):
-    composites, canonizers = (pytest.importorskip(f"zennit.{own}") for own in ("composites", "canonizers"))
+    composites, canonizers = (pytest.importorskip(f"zennit.{item}") for item in ("composites", "canonizers"))
     net = plain()
     expected = zennit_finds(
         net,
@@ -87,13 +87,13 @@ def test_composites_equal_zennit_with_its_canonizers(name, settings, images):
         lambda canonizers: getattr(composites, name)(**settings, canonizers=canonizers),
         [canonizers.SequentialMergeBatchNorm()],
     )
-    found = LRP(net, composite=getattr(relevance, name)(**settings))(images, TARGET)
-    torch.testing.assert_close(found.attribution, expected, rtol=1e-9, atol=1e-12)
+    result = LRP(net, composite=getattr(relevance, name)(**settings))(images, TARGET)
+    torch.testing.assert_close(result.attribution, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["EpsilonPlusFlat", "EpsilonGammaBox"])
 def test_a_resnet_equals_zennit_with_the_canonizer_for_it(name, images):
-    composites, zoo = (pytest.importorskip(f"zennit.{own}") for own in ("composites", "torchvision"))
+    composites, zoo = (pytest.importorskip(f"zennit.{item}") for item in ("composites", "torchvision"))
     net = small("resnet")
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -105,8 +105,8 @@ def test_a_resnet_equals_zennit_with_the_canonizer_for_it(name, images):
         lambda canonizers: getattr(composites, name)(**settings, canonizers=canonizers),
         [zoo.ResNetCanonizer()],
     )
-    found = LRP(net, composite=getattr(relevance, name)(**settings))(images, TARGET)
-    torch.testing.assert_close(found.attribution, expected, rtol=1e-8, atol=1e-11)
+    result = LRP(net, composite=getattr(relevance, name)(**settings))(images, TARGET)
+    torch.testing.assert_close(result.attribution, expected, rtol=1e-8, atol=1e-11)
 
 
 RULES = [
@@ -131,15 +131,15 @@ def test_a_rule_of_one_layer_equals_zennit(name, rule, layer):
     x = torch.randn(2, *shape, dtype=DOUBLE, requires_grad=True)
     with torch.no_grad():
         above = torch.randn_like(net(x))
-    settings = {own: getattr(rule, own) for own in getattr(rule, "__dataclass_fields__", {})}
-    settings = {own: value for own, value in settings.items() if name != "ZPlus" or own == "stabilizer"}
+    settings = {item: getattr(rule, item) for item in getattr(rule, "__dataclass_fields__", {})}
+    settings = {item: value for item, value in settings.items() if name != "ZPlus" or item == "stabilizer"}
     if name == "Norm":
         settings = {"stabilizer": rule.epsilon}
     hook = getattr(rules, name)(**settings)
     with core.Composite(module_map=lambda ctx, path, module: hook).context(net) as modified:
         (expected,) = torch.autograd.grad(modified(x), x, above)
-    found = walked(net, x.detach(), above, Composite({"layer": rule}))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    result = walked(net, x.detach(), above, Composite({"layer": rule}))
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10)
 
 
 CONSERVING = Composite(
@@ -153,9 +153,9 @@ CONSERVING = Composite(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_relevance_adds_up_to_the_score_without_biases(family, images):
     net = small(family, biases=False)
-    found = LRP(net, composite=CONSERVING)(images, TARGET).attribution
+    result = LRP(net, composite=CONSERVING)(images, TARGET).attribution
     scores = net(images).detach()[range(2), TARGET]
-    torch.testing.assert_close(found.sum((1, 2, 3)), scores, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(result.sum((1, 2, 3)), scores, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -170,8 +170,8 @@ def test_a_row_depends_neither_on_the_batch_nor_on_the_other_targets(family, ima
 def test_epsilon_alone_is_the_gradient_times_the_input_of_a_rectified_network(images):
     net = small("resnet")
     rules = Composite({("layer", "sum", "pool", "batch_norm"): Epsilon(1e-14)})
-    found = LRP(net, composite=rules)(images, TARGET).attribution
-    torch.testing.assert_close(found, InputXGradient(net)(images, TARGET).attribution, rtol=1e-6, atol=1e-8)
+    result = LRP(net, composite=rules)(images, TARGET).attribution
+    torch.testing.assert_close(result, InputXGradient(net)(images, TARGET).attribution, rtol=1e-6, atol=1e-8)
 
 
 class Spelled(nn.Module):
@@ -205,8 +205,8 @@ def test_the_spelling_of_a_network_does_not_matter(composite, images):
     net = Spelled("modules").double().eval()
     expected = LRP(net, composite=composite)(images, TARGET).attribution
     net.style = "functions"
-    found = LRP(net, composite=composite)(images, TARGET).attribution
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    result = LRP(net, composite=composite)(images, TARGET).attribution
+    torch.testing.assert_close(result, expected, rtol=1e-7, atol=1e-9)
 
 
 # Attention, softmax and layer norm, written after the equations of AttnLRP
@@ -239,8 +239,8 @@ def test_fused_attention_follows_attnlrp():
     at_scores = at_scores.masked_fill(~mask, 0)
     share = at_scores / (scores + torch.where(scores >= 0, 1e-6, -1e-6)) / 2 / math.sqrt(3)
     expected = torch.cat([q * (share @ k), k * (share.mT @ q), at_v], -1)
-    found = walked(Attention(), x, above, Composite())
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    result = walked(Attention(), x, above, Composite())
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
     values = walked(Attention(), x, above, Composite({"attention": Bilinear(first=0)}))
     torch.testing.assert_close(values, torch.cat([q * 0, k * 0, 2 * at_v], -1), rtol=1e-9, atol=1e-12)
 
@@ -286,8 +286,8 @@ def test_normalization_shares_with_its_spread_as_a_constant(net):
 
 
 class Named(LayerRule):
-    def __init__(self, seen, name):
-        self.seen, self.name = seen, name
+    def __init__(self, recorded, name):
+        self.seen, self.name = recorded, name
 
     def relevance(self, layer, above):
         self.seen.append((self.name, layer.name))
@@ -295,21 +295,21 @@ class Named(LayerRule):
 
 
 def test_rules_are_chosen_by_kind_depth_name_type_and_function(images):
-    seen = []
+    recorded = []
     rules = {
-        "layer1.*": Named(seen, "pattern"),
-        "layer4.0.conv2": Named(seen, "path"),
-        "last layer": Named(seen, "last"),
-        "first convolution": Named(seen, "first"),
-        (nn.MaxPool2d, nn.ReLU): Named(seen, "type"),
-        (lambda node: node.path == "layer2.0.conv1"): Named(seen, "function"),
-        "convolution in layer3": Named(seen, "both"),
-        "convolution": Named(seen, "kind"),
-        "sum": Named(seen, "sum"),
+        "layer1.*": Named(recorded, "pattern"),
+        "layer4.0.conv2": Named(recorded, "path"),
+        "last layer": Named(recorded, "last"),
+        "first convolution": Named(recorded, "first"),
+        (nn.MaxPool2d, nn.ReLU): Named(recorded, "type"),
+        (lambda node: node.path == "layer2.0.conv1"): Named(recorded, "function"),
+        "convolution in layer3": Named(recorded, "both"),
+        "convolution": Named(recorded, "kind"),
+        "sum": Named(recorded, "sum"),
     }
     net = small("resnet")
     LRP(net, composite=Composite(rules))(images, TARGET)
-    chosen = {name: rule for rule, name in seen}
+    chosen = {name: rule for rule, name in recorded}
     expected = {
         **{"conv1.conv2d": "first", "fc.linear": "last", "relu.relu": "type", "layer3.0.add": "sum"},
         **{"layer1.0.conv1.conv2d": "pattern", "layer1.0.relu.relu": "pattern", "layer4.0.conv2.conv2d": "path"},
@@ -351,13 +351,13 @@ def test_a_composite_that_does_not_fit_the_model_is_said_so(composite, message, 
 
 def test_a_softmax_at_the_end_keeps_what_its_expansion_explains(images):
     net = nn.Sequential(small("resnet"), nn.Softmax(1)).eval()
-    found = LRP(net, composite=Composite({"softmax": Taylor()}), outputs="probabilities")(images, TARGET)
+    result = LRP(net, composite=Composite({"softmax": Taylor()}), outputs="probabilities")(images, TARGET)
     logits = net[0](images)
     one_hot = functional.one_hot(TARGET, 5)
     s = logits.softmax(1) * one_hot
     at_logits = logits * (s - logits.softmax(1) * s.sum(1, keepdim=True))
     below = LRP(net[0], composite=Composite())(images, at_logits.detach()).attribution
-    torch.testing.assert_close(found.attribution, below, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(result.attribution, below, rtol=1e-6, atol=1e-9)
 
 
 def test_a_start_is_the_relevance_of_the_output(images):
@@ -379,14 +379,14 @@ def test_an_accelerated_model_gives_the_same(composite, images):
     expected = LRP(net, composite=composite)(images.float(), TARGET).attribution
     explain = LRP(net, composite=composite).accelerate()
     for _ in range(3):
-        found = explain(images.float(), TARGET).attribution
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-4)
+        result = explain(images.float(), TARGET).attribution
+        torch.testing.assert_close(result, expected, rtol=1e-3, atol=float(expected.abs().max()) * 1e-4)
 
 
 def test_half_precision_is_shared_in_single(images):
     net, images = small("convnext").float(), images.float()
     expected = LRP(net)(images, TARGET).attribution
-    found = LRP(net.bfloat16())(images.bfloat16(), TARGET).attribution.float()
-    cosine = functional.cosine_similarity(found.flatten(1), expected.flatten(1))
-    assert found.isfinite().all()
+    result = LRP(net.bfloat16())(images.bfloat16(), TARGET).attribution.float()
+    cosine = functional.cosine_similarity(result.flatten(1), expected.flatten(1))
+    assert result.isfinite().all()
     assert (cosine > 0.9).all()

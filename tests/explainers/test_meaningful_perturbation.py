@@ -81,13 +81,13 @@ def slowly(net, image, target, initial_mask, n_iterations, seed, score="probabil
     ids=case_id,
 )
 def test_equals_the_paper_written_slowly(net, images, settings):
-    found = MeaningfulPerturbation(net, n_iterations=12, seed=3, **settings)(images, [[0, 4], [2, 1]])
+    result = MeaningfulPerturbation(net, n_iterations=12, seed=3, **settings)(images, [[0, 4], [2, 1]])
     for row, target in enumerate([0, 4, 2, 1]):
-        given = {"initial_mask": "circle", **settings}
-        mask, after = slowly(net, images[row // 2], target, n_iterations=12, seed=3, **given)
+        options = {"initial_mask": "circle", **settings}
+        mask, after = slowly(net, images[row // 2], target, n_iterations=12, seed=3, **options)
         # Weights of the Gaussian sum to one but for rounding, and masks are cut at one.
-        torch.testing.assert_close(found.mask[row, 0], mask, rtol=0, atol=1e-8)
-        torch.testing.assert_close(found.after[row], after.float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(result.mask[row, 0], mask, rtol=0, atol=1e-8)
+        torch.testing.assert_close(result.after[row], after.float(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 3.0])
@@ -130,39 +130,39 @@ def test_it_deletes_what_matters_and_little_else():
     images[:, :, 20:26, 28:34] = 4
     images[1, :, 50:56, 8:14] = 4  # as bright, but nobody looks there
     # The size weighs more than by default: it is summed over a grid a third as large as that of 224 pixels.
-    found = MeaningfulPerturbation(Spot().eval(), scale=4, smooth=2, l1=1e-3, n_iterations=150)(images, 0)
-    assert (found.score > 0.99).all()
-    assert (found.after < 0.05).all()
-    peaks = found.peak()
+    result = MeaningfulPerturbation(Spot().eval(), scale=4, smooth=2, l1=1e-3, n_iterations=150)(images, 0)
+    assert (result.score > 0.99).all()
+    assert (result.after < 0.05).all()
+    peaks = result.peak()
     assert ((peaks >= torch.tensor([16, 24])) & (peaks < torch.tensor([32, 40]))).all()
-    assert (found.heatmap[:, 44:].amax((1, 2)) < 0.1).all()
-    assert (found.heatmap.mean((1, 2)) < 0.1).all()
+    assert (result.heatmap[:, 44:].amax((1, 2)) < 0.1).all()
+    assert (result.heatmap.mean((1, 2)) < 0.1).all()
 
 
 def test_what_comes_out(net, images):
-    found = MeaningfulPerturbation(net, n_iterations=3)(images, [[0, 1], [2, 3]])
-    assert found.method == "meaningful-perturbation"
-    assert found.target.tolist() == [0, 1, 2, 3]
-    assert found.mask.shape == (4, 1, *SIZE)
-    assert ((found.mask >= 0) & (found.mask <= 1)).all()
-    torch.testing.assert_close(found.heatmap, 1 - found.mask[:, 0].float())
-    torch.testing.assert_close(found.evidence, 1 - found.mask)
+    result = MeaningfulPerturbation(net, n_iterations=3)(images, [[0, 1], [2, 3]])
+    assert result.method == "meaningful-perturbation"
+    assert result.target.tolist() == [0, 1, 2, 3]
+    assert result.mask.shape == (4, 1, *SIZE)
+    assert ((result.mask >= 0) & (result.mask <= 1)).all()
+    torch.testing.assert_close(result.heatmap, 1 - result.mask[:, 0].float())
+    torch.testing.assert_close(result.evidence, 1 - result.mask)
     null = slow.blur(images, 10.0).repeat_interleave(2, 0)
-    torch.testing.assert_close(found.perturbed, found.mask * found.images + (1 - found.mask) * null)
-    torch.testing.assert_close(found.perturbed + found.complement, found.images + null)
-    again = net(found.perturbed).softmax(1).gather(1, found.target[:, None])[:, 0].detach()
-    torch.testing.assert_close(found.after, again.float())
-    assert found.rgb().shape == (4, 3, *SIZE)
-    assert found[1:3].mask.shape == (2, 1, *SIZE)
-    assert len(found.rows()) == 4
+    torch.testing.assert_close(result.perturbed, result.mask * result.images + (1 - result.mask) * null)
+    torch.testing.assert_close(result.perturbed + result.complement, result.images + null)
+    repeated = net(result.perturbed).softmax(1).gather(1, result.target[:, None])[:, 0].detach()
+    torch.testing.assert_close(result.after, repeated.float())
+    assert result.rgb().shape == (4, 3, *SIZE)
+    assert result[1:3].mask.shape == (2, 1, *SIZE)
+    assert len(result.rows()) == 4
 
 
 def test_a_class_that_blurring_does_not_take_away_starts_from_the_whole_image(net, images):
     null = torch.randn(1, 3, *SIZE, dtype=DOUBLE)
     worst = (net(null).softmax(1) - net(images[:1]).softmax(1)).argmax().item()
-    found = MeaningfulPerturbation(net, n_iterations=1, lr=1e-9, smooth=0, baseline=null)(images[:1], worst)
+    result = MeaningfulPerturbation(net, n_iterations=1, lr=1e-9, smooth=0, baseline=null)(images[:1], worst)
     # The least of all circles, a pixel.
-    assert found.heatmap.mean() < 0.1
+    assert result.heatmap.mean() < 0.1
 
 
 @pytest.mark.parametrize(

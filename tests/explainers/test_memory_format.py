@@ -84,14 +84,14 @@ def test_a_model_that_computes_something_else_gets_images_as_they_are(kind, acce
     if accelerated:
         explain.accelerate()
     for _ in range(2):
-        found = explain(images, 1)
-        torch.testing.assert_close(found.attribution, expected, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found.score, output.softmax(1)[:, 1].detach())
+        result = explain(images, 1)
+        torch.testing.assert_close(result.attribution, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result.score, output.softmax(1)[:, 1].detach())
     with torch.no_grad():
         torch.testing.assert_close(explain.forward(images), model(images))
     # The peer's API goes the same way.
-    found = captum.Saliency(model).attribute(images, target=1, abs=False)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    result = captum.Saliency(model).attribute(images, target=1, abs=False)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_what_holds_for_small_images_is_looked_at_for_large_ones():
@@ -180,12 +180,12 @@ def test_the_same_tensor_twice_is_explained_as_the_first_of_two(channels, dtype)
 
     model = Siamese().eval().to(dtype)
     images = torch.randn(2, channels, 16, 16, dtype=dtype)
-    for given in (images, images.contiguous(memory_format=torch.channels_last)):
-        twice = Saliency(model)(given, 1, given).attribution
+    for options in (images, images.contiguous(memory_format=torch.channels_last)):
+        twice = Saliency(model)(options, 1, options).attribution
         first, second = (images.clone().requires_grad_() for _ in range(2))
         expected = torch.autograd.grad(model(first, second)[:, 1].sum(), (first, second))
         torch.testing.assert_close(twice, expected[0], rtol=1e-4, atol=1e-6)
         # As autograd has it, where both are one leaf.
-        both = captum.Saliency(model).attribute((given, given), target=1, abs=False)
-        for found in both:
-            torch.testing.assert_close(found, sum(expected), rtol=1e-4, atol=1e-6)
+        both = captum.Saliency(model).attribute((options, options), target=1, abs=False)
+        for result in both:
+            torch.testing.assert_close(result, sum(expected), rtol=1e-4, atol=1e-6)

@@ -53,8 +53,8 @@ METHODS = [GradCAM, GradCAMPlusPlus, EigenCAM, GuidedGradCAM, ExcitationBackprop
 
 
 def entry(cache, images):
-    with cache.entry(images, (), {}) as found:
-        return found
+    with cache.entry(images, (), {}) as result:
+        return result
 
 
 def assert_like_a_fresh_one(explainer, fresh, *args, **kwargs):

@@ -56,11 +56,11 @@ def images():
 
 
 def captum(net, images, target, window, stride, baseline=0, softmax=True):
-    asked = (lambda x: net(x).softmax(1)) if softmax else net
+    requests = (lambda x: net(x).softmax(1)) if softmax else net
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         # It divides in float32 whatever the model computes in.
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        return Captum(asked).attribute(images, window, stride, target=target, baselines=baseline)
+        return Captum(requests).attribute(images, window, stride, target=target, baselines=baseline)
 
 
 GEOMETRIES = [
@@ -77,19 +77,19 @@ GEOMETRIES = [
 @pytest.mark.parametrize(("window", "stride"), GEOMETRIES)
 @pytest.mark.parametrize("score", ["probability", "logit"])
 def test_equals_captum(net, images, window, stride, score):
-    own = Occlusion(net, window=window, stride=stride, score=score, batch_size=5)(images, [0, 3, 4])
+    actual = Occlusion(net, window=window, stride=stride, score=score, batch_size=5)(images, [0, 3, 4])
     expected = captum(net, images, torch.tensor([0, 3, 4]), window, stride, softmax=score == "probability")
-    torch.testing.assert_close(own.attribution, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(actual.attribution, expected, rtol=0, atol=1e-13)
     if window[0] == 3:
-        torch.testing.assert_close(own.signed_map, expected[:, 0], rtol=0, atol=1e-13)
-    torch.testing.assert_close(own.heatmap, own.signed_map.clamp_min(0).float())
+        torch.testing.assert_close(actual.signed_map, expected[:, 0], rtol=0, atol=1e-13)
+    torch.testing.assert_close(actual.heatmap, actual.signed_map.clamp_min(0).float())
 
 
 def test_baselines(net, images):
     def against(baseline, expected):
-        own = Occlusion(net, window=5, stride=3, baseline=baseline, blur=2)(images, 1).attribution
+        actual = Occlusion(net, window=5, stride=3, baseline=baseline, blur=2)(images, 1).attribution
         other = captum(net, images, 1, (3, 5, 5), (3, 3, 3), expected)
-        torch.testing.assert_close(own, other, rtol=0, atol=1e-13)
+        torch.testing.assert_close(actual, other, rtol=0, atol=1e-13)
 
     whole = torch.randn(1, 3, 12, 11, dtype=DOUBLE)
     against(0.7, 0.7)
@@ -113,7 +113,7 @@ def test_blur_is_a_gaussian():
 
 def test_where_a_window_falls_alone_is_its_drop_to_the_letter(net, images):
     """A pixel that one window covers has its drop; one that two cover the mean of both."""
-    own = Occlusion(net, window=(6, 11), stride=(5, 11))(images, 2).signed_map
+    actual = Occlusion(net, window=(6, 11), stride=(5, 11))(images, 2).signed_map
 
     def drop(top):
         hidden = images.clone()
@@ -121,17 +121,17 @@ def test_where_a_window_falls_alone_is_its_drop_to_the_letter(net, images):
         return (net(images).softmax(1) - net(hidden).softmax(1))[:, 2].detach()
 
     for row, expected in {0: drop(0), 5: (drop(0) + drop(5)) / 2, 7: drop(5), 11: drop(10)}.items():
-        torch.testing.assert_close(own[:, row, 3], expected, rtol=0, atol=1e-14)
+        torch.testing.assert_close(actual[:, row, 3], expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("size", "windows"), [(224, 625), (16, 225), (6, 36)])
 def test_default_windows_follow_the_size(size, windows):
-    told = []
+    output = []
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)).eval()
-    Occlusion(net, batch_size=625, progress=lambda progress: told.append((progress.done, progress.total)))(
+    Occlusion(net, batch_size=625, progress=lambda progress: output.append((progress.done, progress.total)))(
         torch.randn(1, 1, size, size)
     )
-    assert told == [(windows, windows)]
+    assert output == [(windows, windows)]
 
 
 # What all four promise.
@@ -146,10 +146,10 @@ def test_does_not_depend_on_the_batch(net, images, method):
         torch.testing.assert_close(other.heatmap, first.heatmap, rtol=1e-5, atol=1e-6)
         if first.signed_map is not None:
             torch.testing.assert_close(other.signed_map, first.signed_map, rtol=0, atol=1e-12)
-    for n, own in enumerate(alone):
-        torch.testing.assert_close(own.heatmap, first.heatmap[2 * n : 2 * n + 2], rtol=1e-5, atol=1e-6)
+    for n, item in enumerate(alone):
+        torch.testing.assert_close(item.heatmap, first.heatmap[2 * n : 2 * n + 2], rtol=1e-5, atol=1e-6)
         if first.signed_map is not None:
-            torch.testing.assert_close(own.signed_map, first.signed_map[2 * n : 2 * n + 2], rtol=0, atol=1e-12)
+            torch.testing.assert_close(item.signed_map, first.signed_map[2 * n : 2 * n + 2], rtol=0, atol=1e-12)
 
 
 @every_method
@@ -169,18 +169,18 @@ def test_targets_together_equal_each_alone(net, images, method):
 @every_method
 def test_several_targets_share_their_forwards(net, images, method):
     """All but those that optimise something for each."""
-    seen = []
-    handle = net.register_forward_hook(lambda own, inputs, output: seen.append(len(output)))
+    recorded = []
+    handle = net.register_forward_hook(lambda actual, inputs, output: recorded.append(len(output)))
     explain = method(net, **{**QUICK[method], **({"initial_mask": 1.0} if method is MeaningfulPerturbation else {})})
     explain(images, 1)
-    one, seen[:] = sum(seen), []
+    one, recorded[:] = sum(recorded), []
     explain(images, [[0, 1, 2, 3]] * 3)
     handle.remove()
     if method is MeaningfulPerturbation:
         # Recorded and asked before, which both are once; then three steps and a last look for each row.
-        assert (one, sum(seen)) == (6 + 3 * 4, 6 + 12 * 4)
+        assert (one, sum(recorded)) == (6 + 3 * 4, 6 + 12 * 4)
     else:
-        assert sum(seen) == one
+        assert sum(recorded) == one
 
 
 @every_method
@@ -314,14 +314,14 @@ def test_half_precision(method):
 
 @every_method
 def test_progress_is_told_and_a_bar_leaves_the_output_alone(net, images, method, capsys):
-    told = []
-    method(net, **QUICK[method], batch_size=4, progress=lambda progress: told.append((progress.done, progress.total)))(
-        images
-    )
-    total = told[-1][1]
-    assert {total for _, total in told} == {total}
-    assert told[-1][0] == total
-    assert all(before < after for (before, _), (after, _) in itertools.pairwise(told))
+    output = []
+    method(
+        net, **QUICK[method], batch_size=4, progress=lambda progress: output.append((progress.done, progress.total))
+    )(images)
+    total = output[-1][1]
+    assert {total for _, total in output} == {total}
+    assert output[-1][0] == total
+    assert all(before < after for (before, _), (after, _) in itertools.pairwise(output))
     method(net, **QUICK[method], progress=True)(images)
     assert capsys.readouterr().out == ""
 

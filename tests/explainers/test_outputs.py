@@ -80,13 +80,13 @@ def _squares():
 
 @pytest.mark.parametrize("method", PERTURB)
 def test_a_single_output_is_explained(single, method):
-    found = PERTURB[method](single)(pictures())
-    assert (found.heatmap.amax((1, 2)) > 0).all()
-    if found.signed_map is not None:
-        assert (found.signed_map.amax((1, 2)) > found.signed_map.amin((1, 2))).all()
+    result = PERTURB[method](single)(pictures())
+    assert (result.heatmap.amax((1, 2)) > 0).all()
+    if result.signed_map is not None:
+        assert (result.signed_map.amax((1, 2)) > result.signed_map.amin((1, 2))).all()
     with torch.no_grad():
-        assert torch.allclose(found.score, single(pictures()).flatten(), atol=1e-5)
-    assert found.target.tolist() == [0, 0, 0]
+        assert torch.allclose(result.score, single(pictures()).flatten(), atol=1e-5)
+    assert result.target.tolist() == [0, 0, 0]
 
 
 def test_occlusion_of_a_single_output_is_the_drop_of_the_output(single):
@@ -95,8 +95,8 @@ def test_occlusion_of_a_single_output_is_the_drop_of_the_output(single):
     hidden[:, :, :4, :4] = 0
     with torch.no_grad():
         drop = (single(images) - single(hidden)).flatten()
-    found = Occlusion(single, window=4, stride=4)(images)
-    assert torch.allclose(found.signed_map[:, 0, 0], drop, atol=1e-5)
+    result = Occlusion(single, window=4, stride=4)(images)
+    assert torch.allclose(result.signed_map[:, 0, 0], drop, atol=1e-5)
 
 
 def test_metrics_of_a_single_output_follow_the_output(single):
@@ -115,38 +115,38 @@ def test_captions_of_values_are_no_percentages():
     images = pictures(2)
     assert Saliency(SINGLE["a sigmoid"])(images).captions()[0].endswith("%")
     for name in ("a column", "no column", "negative"):
-        found = Saliency(SINGLE[name])(images)
-        assert found.outputs == ["values", "values"]
-        assert found.captions()[0] == f"class 0 {float(found.score[0]):.3g}"
+        result = Saliency(SINGLE[name])(images)
+        assert result.outputs == ["values", "values"]
+        assert result.captions()[0] == f"class 0 {float(result.score[0]):.3g}"
 
 
 @pytest.mark.parametrize("explainer", [Saliency, GradCAM, CAM, ExcitationBackprop, CLEAR, CNNFixations, SmoothGrad])
 def test_outputs_without_a_column_are_one_class(explainer):
     column, flat = SINGLE["a column"], SINGLE["no column"]
-    found, expected = explainer(flat)(pictures()), explainer(column)(pictures())
-    assert torch.equal(found.heatmap, expected.heatmap)
-    assert found.logits.shape == (3,)
+    result, expected = explainer(flat)(pictures()), explainer(column)(pictures())
+    assert torch.equal(result.heatmap, expected.heatmap)
+    assert result.logits.shape == (3,)
     assert expected.logits.shape == (3, 1)
 
 
 def test_a_binary_logit_is_a_probability_where_the_user_says_so():
     model = SINGLE["a column"]
     images = pictures()
-    found = Occlusion(model, window=4, stride=4, outputs="independent logits")(images)
+    result = Occlusion(model, window=4, stride=4, outputs="independent logits")(images)
     with torch.no_grad():
-        assert torch.allclose(found.score, model(images).sigmoid()[:, 0], atol=1e-6)
-    assert found.outputs == ["independent logits"] * 3
-    assert found.captions()[0].endswith("%")
+        assert torch.allclose(result.score, model(images).sigmoid()[:, 0], atol=1e-6)
+    assert result.outputs == ["independent logits"] * 3
+    assert result.captions()[0].endswith("%")
 
 
 def test_games_need_probabilities():
     model = SINGLE["a column"]
     with pytest.raises(InputError, match=r"^outputs must say .*'independent logits'.* got 'values'"):
         FGVis(model, n_iterations=2)(pictures())
-    found = FGVis(model, n_iterations=5, outputs="independent logits")(pictures())
-    assert (found.mask < 1).any()
+    result = FGVis(model, n_iterations=5, outputs="independent logits")(pictures())
+    assert (result.mask < 1).any()
     with torch.no_grad():
-        assert torch.allclose(found.after, model(found.perturbed).sigmoid()[:, 0], atol=1e-5)
+        assert torch.allclose(result.after, model(result.perturbed).sigmoid()[:, 0], atol=1e-5)
 
 
 INDEPENDENT = {
@@ -170,9 +170,9 @@ def test_labels_that_do_not_exclude_each_other_are_no_softmax(end, dtype):
     with torch.no_grad():
         right = model(images)[:, 3].float()
     for explain in (Saliency(model), Occlusion(model, window=4, stride=4)):
-        found = explain(images, 3)
-        assert torch.allclose(found.score, right, atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
-        assert found.outputs == ["probabilities"] * 3
+        result = explain(images, 3)
+        assert torch.allclose(result.score, right, atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+        assert result.outputs == ["probabilities"] * 3
     curve = deletion(model, images, torch.rand(3, 16, 16), 3)
     assert torch.allclose(curve.scores[:, 0], right, atol=1e-6)
 
@@ -181,9 +181,9 @@ def test_what_only_happens_to_lie_between_0_and_1_is_a_logit():
     model = network(Squash(lambda x: x.sigmoid() * 3 - 1))
     with torch.no_grad():
         right = model(pictures()).softmax(1)
-    found = Saliency(model)(pictures())
-    assert found.outputs == ["logits"] * 3
-    assert torch.allclose(found.score, right.amax(1), atol=1e-6)
+    result = Saliency(model)(pictures())
+    assert result.outputs == ["logits"] * 3
+    assert torch.allclose(result.score, right.amax(1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +251,11 @@ def test_a_row_does_not_depend_on_its_batch(dtype):
 def test_the_user_has_the_last_word(outputs, function, method):
     model, images = network(), pictures()
     make = Saliency if method == "saliency" else PERTURB[method]
-    found = make(model, outputs=outputs)(images, [[0, 1], [2, 3], [4, 0]])
+    result = make(model, outputs=outputs)(images, [[0, 1], [2, 3], [4, 0]])
     with torch.no_grad():
         right = function(model(images)).gather(1, torch.tensor([[0, 1], [2, 3], [4, 0]]))
-    assert torch.allclose(found.score, right.flatten(), atol=1e-5)
-    assert found.outputs == [outputs] * 6
+    assert torch.allclose(result.score, right.flatten(), atol=1e-5)
+    assert result.outputs == [outputs] * 6
 
 
 def test_a_kind_that_does_not_exist():
@@ -320,10 +320,10 @@ def test_class_scores_are_found_among_several_outputs(pick):
     plain = Several(lambda maps, features, logits, other: logits).eval()
     plain.load_state_dict(model.state_dict())
     for make in (Saliency, CNNFixations, lambda model: Occlusion(model, window=4, stride=4)):
-        found, expected = make(model)(pictures()), make(plain)(pictures())
-        assert torch.equal(found.heatmap, expected.heatmap)
-        assert torch.equal(found.target, expected.target)
-        assert torch.allclose(found.logits, expected.logits)
+        result, expected = make(model)(pictures()), make(plain)(pictures())
+        assert torch.equal(result.heatmap, expected.heatmap)
+        assert torch.equal(result.target, expected.target)
+        assert torch.allclose(result.logits, expected.logits)
     maps = torch.rand(3, 16, 16)
     assert torch.allclose(deletion(model, pictures(), maps).scores, deletion(plain, pictures(), maps).scores)
 
@@ -334,8 +334,8 @@ def test_two_outputs_that_may_be_class_scores_are_asked_about():
         Saliency(model)(pictures())
     with pytest.raises(InputError, match=r"^model must return one tensor of class scores"):
         logits_in(model(pictures()))
-    found = Saliency(model)(pictures(), lambda output: output[1][:, 0])
-    assert found.logits is None
+    result = Saliency(model)(pictures(), lambda output: output[1][:, 0])
+    assert result.logits is None
 
 
 def test_logits_are_on_the_explanation():
@@ -343,7 +343,7 @@ def test_logits_are_on_the_explanation():
     with torch.no_grad():
         right = model(pictures())
     for make in (Saliency, GradCAM, CLEAR, CNNFixations, *PERTURB.values(), lambda m: FGVis(m, n_iterations=1)):
-        found = make(model)(pictures(), [[0, 1], [2, 3], [4, 0]])
-        assert torch.allclose(found.logits, right.repeat_interleave(2, 0), atol=1e-6)
-        assert not found.logits.is_inference()
-        assert not found.logits.requires_grad
+        result = make(model)(pictures(), [[0, 1], [2, 3], [4, 0]])
+        assert torch.allclose(result.logits, right.repeat_interleave(2, 0), atol=1e-6)
+        assert not result.logits.is_inference()
+        assert not result.logits.requires_grad

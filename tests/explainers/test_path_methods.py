@@ -38,9 +38,9 @@ def change(net, images, baseline, target):
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.7, 20.0])
 def test_the_blur_is_scipys(images, sigma):
-    found = in_scale_space(images, torch.tensor([sigma], dtype=DOUBLE))[0].numpy()
+    result = in_scale_space(images, torch.tensor([sigma], dtype=DOUBLE))[0].numpy()
     expected = np.stack([oracle.blurred(image, sigma) for image in images.numpy()])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-14)
 
 
 def test_volumes_and_signals_are_blurred_in_all_their_dimensions():
@@ -52,10 +52,10 @@ def test_volumes_and_signals_are_blurred_in_all_their_dimensions():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 6, 16])
 def test_blur_ig_is_the_sum_over_scales(net, images, batch_size):
-    found = BlurIG(net, n_steps=7, max_sigma=6, batch_size=batch_size)(images, [[1, 3], [4, 0]]).attribution
+    result = BlurIG(net, n_steps=7, max_sigma=6, batch_size=batch_size)(images, [[1, 3], [4, 0]]).attribution
     for row, target in enumerate([1, 3, 4, 0]):
         expected = oracle.blur_ig(oracle.gradient_of(net, target), images[row // 2].numpy(), 7, 6)
-        np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-10, atol=1e-13)
+        np.testing.assert_allclose(result[row].numpy(), expected, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize(("fraction", "max_distance"), [(0.25, 0.02), (0.1, 0.3), (0.6, 1.0), (1.0, 0.0)])
@@ -63,22 +63,22 @@ def test_guided_ig_is_the_papers_algorithm(net, images, fraction, max_distance):
     baseline = torch.randn(1, 3, 10, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     baseline[0, 0] = images[1, 0]  # pixels that do not move
     explain = GuidedIG(net, n_steps=9, baseline=baseline, fraction=fraction, max_distance=max_distance)
-    found = explain(images, [[1, 3], [4, 0]]).attribution
+    result = explain(images, [[1, 3], [4, 0]]).attribution
     for row, target in enumerate([1, 3, 4, 0]):
         expected = oracle.guided_ig(
             oracle.gradient_of(net, target), images[row // 2].numpy(), baseline[0].numpy(), 9, fraction, max_distance
         )
-        np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(result[row].numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_guided_ig_without_a_band_is_the_straight_line(net, images):
     """The sum of the left ends of its steps, that is: pixels are where integrated gradients have them."""
-    found = GuidedIG(net, n_steps=6, max_distance=0.0)(images, 2).attribution
+    result = GuidedIG(net, n_steps=6, max_distance=0.0)(images, 2).attribution
     expected = torch.zeros_like(images)
     for step in range(6):
         place = (images * step / 6).requires_grad_()
         expected += torch.autograd.grad(net(place)[:, 2].sum(), place)[0] * images / 6
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
 
 
 def blurred_most(images):
@@ -99,15 +99,15 @@ def test_they_add_up_to_the_change_of_the_score(way, family):
     torch.manual_seed(3)
     net, images = small(family), torch.randn(2, 3, 16, 16, dtype=DOUBLE)
     expected = change(net, images, baseline(images), [1, 3])
-    found = make(net)(images, [1, 3]).attribution.sum((1, 2, 3))
-    assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    result = make(net)(images, [1, 3]).attribution.sum((1, 2, 3))
+    assert float((result - expected).abs().max()) < 0.05 * float(expected.abs().max())
 
 
 def test_half_precision_takes_the_places_of_the_way_exactly(net, images):
     images = images.bfloat16()
     expected = IntegratedGradients(net)(images.double(), 1).attribution
-    found = IntegratedGradients(copy.deepcopy(net).bfloat16())(images, 1).attribution.double()
-    assert float((found - expected).norm() / expected.norm()) < 0.02
+    result = IntegratedGradients(copy.deepcopy(net).bfloat16())(images, 1).attribution.double()
+    assert float((result - expected).norm() / expected.norm()) < 0.02
 
 
 @pytest.mark.parametrize("explain", [IntegratedGradients, BlurIG, GuidedIG])
@@ -125,10 +125,10 @@ def test_places_in_one_pass_are_places_one_by_one(net, images, explain):
             return net(x * scale[:, None, None, None])
 
     scale = torch.tensor([0.5, 2.0], dtype=DOUBLE)
-    given = explain(Scaled().eval(), n_steps=5)(images, [1, 3], scale).attribution
+    options = explain(Scaled().eval(), n_steps=5)(images, [1, 3], scale).attribution
     for row in range(2):
         alone = explain(Scaled().eval(), n_steps=5)(images[row : row + 1], [1, 3][row], scale[row : row + 1])
-        torch.testing.assert_close(given[row], alone.attribution[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(options[row], alone.attribution[0], rtol=1e-9, atol=1e-12)
 
 
 def test_where_the_image_is_the_baseline_nothing_is_attributed(net, images):

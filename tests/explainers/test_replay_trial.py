@@ -76,8 +76,8 @@ def winners(trial):
     return [winner for winner, _ in trial.verdicts().values()]
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+def close(result, expected):
+    torch.testing.assert_close(result, expected.detach(), rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
 
 
 @pytest.fixture
@@ -135,10 +135,10 @@ def test_random_numbers_of_a_call_that_is_made_twice_are_drawn_as_if_it_were_mad
     call = Caller()
     call.draws, call.agree = True, lambda came, expected: torch.equal(came, expected)
     torch.manual_seed(1)
-    found = [call(images) for _ in range(SETTLED)]
+    result = [call(images) for _ in range(SETTLED)]
     assert call.ways[-1] == "replayed"
     torch.manual_seed(1)
-    assert torch.equal(torch.stack(found), torch.stack([torch.rand(3) for _ in range(SETTLED)]))
+    assert torch.equal(torch.stack(result), torch.stack([torch.rand(3) for _ in range(SETTLED)]))
 
 
 @pytest.mark.parametrize("change", ["weight", "attribute", "module"])
@@ -153,28 +153,28 @@ def test_no_answer_is_of_the_model_as_it_was(images, change):
             call.model.scale = 3.0
         else:
             call.model.fc = nn.Linear(8, 5)
-    found = call(images)
-    close(found, call.model(images))
-    assert not torch.allclose(found, before)
+    result = call(images)
+    close(result, call.model(images))
+    assert not torch.allclose(result, before)
     assert call.settled(images, 5) == "recorded"  # it waits for twice as many calls
     assert call.settled(images) == "replayed"
 
 
 def test_hooks_run_and_calls_with_them_are_recorded(images):
-    call, seen = Caller(), []
+    call, recorded = Caller(), []
     assert call.settled(images) == "replayed"
-    handle = call.model.norm.register_forward_hook(lambda *_: seen.append(1))
+    handle = call.model.norm.register_forward_hook(lambda *_: recorded.append(1))
     for _ in range(3):
         call(images)
-    assert seen == [1, 1, 1]
+    assert recorded == [1, 1, 1]
     assert call.ways[-3:] == ["recorded"] * 3
     handle.remove()
-    everywhere = nn.modules.module.register_module_forward_pre_hook(lambda *_: seen.append(2))
+    everywhere = nn.modules.module.register_module_forward_pre_hook(lambda *_: recorded.append(2))
     try:
         call(images)
     finally:
         everywhere.remove()
-    assert 2 in seen
+    assert 2 in recorded
 
 
 def test_hooks_of_modules_that_are_not_registered_run(images):
@@ -186,12 +186,12 @@ def test_hooks_of_modules_that_are_not_registered_run(images):
         def forward(self, x):
             return super().forward(self.aside[0](x))
 
-    call, seen = Caller(model=Aside().eval()), []
+    call, recorded = Caller(model=Aside().eval()), []
     assert call.settled(images) == "replayed"
-    call.model.aside[0].register_forward_hook(lambda *_: seen.append(1))
+    call.model.aside[0].register_forward_hook(lambda *_: recorded.append(1))
     for _ in range(3):
         call(images)
-    assert seen == [1, 1, 1]
+    assert recorded == [1, 1, 1]
 
 
 def test_lazy_modules_get_their_own_error():
@@ -222,8 +222,8 @@ def test_signatures_that_cannot_be_told_apart_are_recorded(images):
 def test_trials_of_a_process_share_the_memory(images):
     first = Caller()
     assert first.settled(images) == "replayed"
-    taken = first.trial.nbytes
-    second = Caller(memory_limit=int(1.5 * taken))
+    used = first.trial.nbytes
+    second = Caller(memory_limit=int(1.5 * used))
     assert second.settled(images) == "replayed"
     assert second.trial.nbytes > 0
     assert first.trial.nbytes == 0
@@ -234,18 +234,18 @@ def test_trials_of_a_process_share_the_memory(images):
 
 def test_verdicts_are_kept_for_other_processes(images, monkeypatch, tmp_path):
     monkeypatch.setenv("PYFAST_XAI_TUNING", "on")
-    kept = Verdicts(tmp_path, {})
-    monkeypatch.setattr(tuning, "store_verdict", kept.put)
+    saved = Verdicts(tmp_path, {})
+    monkeypatch.setattr(tuning, "store_verdict", saved.put)
     monkeypatch.setattr(tuning, "known_verdict", Verdicts(tmp_path, {}).get)
     call = Caller(1, 3, job="a job")
     call.settled(images)
-    (site,) = kept.all()
+    (site,) = saved.all()
     assert (site.op, site.threads) == ("a job", torch.get_num_threads())
-    assert kept.get(site).fastest() == "recorded"
+    assert saved.get(site).fastest() == "recorded"
     other = Caller(3, 1, job="a job")
     other.settled(images)
     assert set(other.ways) == {"recorded"}
-    kept.put(site, Verdict({"recorded": [2.0], "replayed": [1.0]}))
+    saved.put(site, Verdict({"recorded": [2.0], "replayed": [1.0]}))
     assert Caller(3, 1, job="a job").settled(images) == "recorded"  # what is in memory is not read again
 
 
@@ -253,9 +253,9 @@ def test_threads_get_what_the_model_gives(images):
     call = Caller()
     batches = [images * (i + 1) for i in range(48)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(call, batches))
-    for own, batch in zip(found, batches, strict=True):
-        close(own, call.model(batch))
+        result = list(pool.map(call, batches))
+    for item, batch in zip(result, batches, strict=True):
+        close(item, call.model(batch))
 
 
 def test_times_of_calls_that_ran_side_by_side_do_not_count(images):
@@ -284,10 +284,10 @@ def clock(monkeypatch):
 
             return seconds
 
-        def _replay(self, own, run):
-            found = super()._replay(own, run)
+        def _replay(self, actual, run):
+            result = super()._replay(actual, run)
             self.was_replayed = True
-            return found
+            return result
 
         def _timed(self, run, device):
             self.was_replayed = False
@@ -302,9 +302,9 @@ def test_explanations_are_the_recorded_ones(images, kind):
     model = Small().eval()
     plain, tried = kind(model), kind(model, accelerate="auto")
     for call in range(SETTLED):
-        given = images * (1 + call / 8)
-        found, expected = tried(given, [1, 3]), plain(given, [1, 3])
-        torch.testing.assert_close(found.heatmap, expected.heatmap, rtol=1e-4, atol=1e-5)
+        options = images * (1 + call / 8)
+        result, expected = tried(options, [1, 3]), plain(options, [1, 3])
+        torch.testing.assert_close(result.heatmap, expected.heatmap, rtol=1e-4, atol=1e-5)
     assert winners(tried._trial) == ["replayed"]
     assert not tried.accelerated  # outside a call
 
@@ -321,9 +321,9 @@ def test_noise_is_the_same_noise(images):
     model = Small().eval()
     settings = {"n_samples": 2, "seed": 3} if "seed" in SmoothGrad.__signature__.parameters else {"n_samples": 2}
     plain, tried = SmoothGrad(model, **settings), SmoothGrad(model, accelerate="auto", **settings)
-    for own in (plain, tried):
+    for item in (plain, tried):
         torch.manual_seed(0)
-        own.found = [own(images, 1).heatmap for _ in range(SETTLED)]
+        item.found = [item(images, 1).heatmap for _ in range(SETTLED)]
     torch.testing.assert_close(torch.stack(tried.found), torch.stack(plain.found), rtol=1e-4, atol=1e-5)
 
 

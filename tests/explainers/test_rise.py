@@ -37,18 +37,18 @@ def slow_rise(net, image, masks, p1, softmax=True):
 def test_equals_the_authors(net, size, cells, p1, softmax):
     images = torch.randn(2, 3, *size, dtype=DOUBLE)
     score = "probability" if softmax else "logit"
-    found = RISE(net, n_masks=37, cells=cells, p1=p1, seed=5, batch_size=10, score=score)(images, [range(5)] * 2)
+    result = RISE(net, n_masks=37, cells=cells, p1=p1, seed=5, batch_size=10, score=score)(images, [range(5)] * 2)
     masks = slow_masks(37, cells, p1, size, 5)
     expected = np.concatenate([slow_rise(net, image, masks, p1, softmax) for image in images])
-    torch.testing.assert_close(found.signed_map, torch.from_numpy(expected), rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.heatmap, torch.from_numpy(expected).clamp_min(0).float())
+    torch.testing.assert_close(result.signed_map, torch.from_numpy(expected), rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.heatmap, torch.from_numpy(expected).clamp_min(0).float())
 
 
 @pytest.mark.parametrize("batch", [1, 7, 500])
 def test_masks_one_by_one_and_all_at_once_are_the_same(net, batch):
     images = torch.randn(2, 3, 12, 12, dtype=DOUBLE)
-    seen = []
-    handle = net.register_forward_pre_hook(lambda own, inputs: seen.append(inputs[0][:1].clone()))
+    recorded = []
+    handle = net.register_forward_pre_hook(lambda actual, inputs: recorded.append(inputs[0][:1].clone()))
     whole = RISE(net, n_masks=50, batch_size=500)(images[:1]).signed_map
     handle.remove()
     torch.testing.assert_close(
@@ -56,14 +56,14 @@ def test_masks_one_by_one_and_all_at_once_are_the_same(net, batch):
     )
     masks = torch.from_numpy(slow_masks(50, 7, 0.5, (12, 12), 0))
     # Twice the image itself, recorded and asked, then the masked ones.
-    torch.testing.assert_close(torch.cat(seen), torch.cat([images[:1]] * 2 + [images[:1] * masks[0]]))
+    torch.testing.assert_close(torch.cat(recorded), torch.cat([images[:1]] * 2 + [images[:1] * masks[0]]))
 
 
 def test_a_mean_over_open_masks_is_the_score_itself(net):
     images = torch.randn(2, 3, 12, 12, dtype=DOUBLE)
-    found = RISE(net, n_masks=3, p1=1)(images)
-    expected = found.score[:, None, None].expand_as(found.signed_map)
-    torch.testing.assert_close(found.signed_map.float(), expected)
+    result = RISE(net, n_masks=3, p1=1)(images)
+    expected = result.score[:, None, None].expand_as(result.signed_map)
+    torch.testing.assert_close(result.signed_map.float(), expected)
 
 
 def test_masks_are_open_as_often_as_they_should(net):
@@ -73,8 +73,8 @@ def test_masks_are_open_as_often_as_they_should(net):
         def forward(self, x):
             return torch.tensor([[1.0, 0.0]], dtype=x.dtype).expand(len(x), 2) + 0 * x.mean((1, 2, 3))[:, None]
 
-    found = RISE(Sure().eval(), n_masks=2000, batch_size=500, p1=0.3)(torch.randn(1, 3, 14, 14, dtype=DOUBLE), 0)
-    mean = found.signed_map / found.score[:, None, None]
+    result = RISE(Sure().eval(), n_masks=2000, batch_size=500, p1=0.3)(torch.randn(1, 3, 14, 14, dtype=DOUBLE), 0)
+    mean = result.signed_map / result.score[:, None, None]
     # The mean of 2000 draws that are 0 or 1/0.3 has a standard error of 0.034; 196 pixels stay within five.
     assert (mean - 1).abs().max() < 0.17
 

@@ -42,12 +42,12 @@ TARGETS = [[1, 4], [0, 2]]
 
 
 def activation_of(net, layer, images):
-    kept = []
-    handle = net.get_submodule(layer).register_forward_hook(lambda module, args, output: kept.append(output.detach()))
+    saved = []
+    handle = net.get_submodule(layer).register_forward_hook(lambda module, args, output: saved.append(output.detach()))
     with torch.no_grad():
         net(images)
     handle.remove()
-    return kept[0]
+    return saved[0]
 
 
 def loop(net, layer, images, *, probability=False, normalised=True, samples=None):
@@ -62,12 +62,12 @@ def loop(net, layer, images, *, probability=False, normalised=True, samples=None
                     scores.append(None)
                     continue
                 mask = (up[0, 0] - up.min()) / (up.max() - up.min())
-                found = []
+                result = []
                 for change in (lambda k, mask: mask,) if samples is None else samples:
                     with torch.no_grad():
                         answer = net((image * change(k, mask))[None])[0]
-                    found.append(float((answer.softmax(0) if probability else answer)[target]))
-                scores.append(np.mean(found))
+                    result.append(float((answer.softmax(0) if probability else answer)[target]))
+                scores.append(np.mean(result))
             total = sum(np.exp(s) for s in scores if s is not None)
             m = torch.zeros_like(a[0])
             for k, score in enumerate(scores):
@@ -95,29 +95,29 @@ SETTINGS = {
 @pytest.mark.parametrize("layer", ["relu1", "relu2"])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_equals_the_loop_of_the_paper(net, images, layer, settings, batch_size):
-    own, slow = SETTINGS[settings]
-    found = ScoreCAM(net, layer=layer, batch_size=batch_size, **own)(images, TARGETS)
+    actual, slow = SETTINGS[settings]
+    result = ScoreCAM(net, layer=layer, batch_size=batch_size, **actual)(images, TARGETS)
     maps, heats = loop(net, layer, images, **slow)
-    torch.testing.assert_close(found.signed_map, maps, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(found.heatmap, heats, rtol=1e-9, atol=1e-12)
-    assert found.target.tolist() == [1, 4, 0, 2]
+    torch.testing.assert_close(result.signed_map, maps, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.heatmap, heats, rtol=1e-9, atol=1e-12)
+    assert result.target.tolist() == [1, 4, 0, 2]
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_is_cam_goes_from_no_mask_to_the_whole_one(net, images, batch_size):
     shares = [lambda k, mask, share=i / 4: share * mask for i in range(1, 5)]
-    found = ISCAM(net, layer="relu2", n_steps=4, batch_size=batch_size)(images, TARGETS)
-    torch.testing.assert_close(found.signed_map, loop(net, "relu2", images, samples=shares)[0], rtol=1e-9, atol=1e-12)
+    result = ISCAM(net, layer="relu2", n_steps=4, batch_size=batch_size)(images, TARGETS)
+    torch.testing.assert_close(result.signed_map, loop(net, "relu2", images, samples=shares)[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_ss_cam_draws_noise_by_channel(net, images, batch_size):
     generator = torch.Generator().manual_seed(5)
     drawn = [[torch.randn(12, 10, generator=generator) for _ in range(5)] for _ in range(3)]
-    noises = [lambda k, mask, own=own: mask + 0.5 * own[k].double() for own in drawn]
+    noises = [lambda k, mask, item=item: mask + 0.5 * item[k].double() for item in drawn]
     explain = SSCAM(net, layer="relu1", n_samples=3, std=0.5, seed=5, batch_size=batch_size)
-    found = explain(images, TARGETS)
-    torch.testing.assert_close(found.signed_map, loop(net, "relu1", images, samples=noises)[0], rtol=1e-9, atol=1e-12)
+    result = explain(images, TARGETS)
+    torch.testing.assert_close(result.signed_map, loop(net, "relu1", images, samples=noises)[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -128,8 +128,8 @@ def test_equals_pytorch_grad_cam_where_nothing_is_resized(net, images):
         net.conv1.bias[1] = 0.0  # a dead channel takes its share of the softmax there
     with peer.ScoreCAM(net, [net.relu1]) as cam:
         expected = cam(images, targets)
-    found = ScoreCAM(net, layer="relu1")(images, [1, 0]).signed_map
-    np.testing.assert_allclose(scaled(scaled(found.clamp_min(0), (12, 10))).numpy(), expected, rtol=0, atol=1e-5)
+    result = ScoreCAM(net, layer="relu1")(images, [1, 0]).signed_map
+    np.testing.assert_allclose(scaled(scaled(result.clamp_min(0), (12, 10))).numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_equals_torch_cam_where_nothing_is_resized(net, images):
@@ -138,8 +138,8 @@ def test_equals_torch_cam_where_nothing_is_resized(net, images):
         net.conv1.bias[1] = 0.0
     with peer.ScoreCAM(net, "relu1") as extractor:
         (expected,) = extractor([1, 0], net(images), normalized=False)
-    found = ScoreCAM(net, layer="relu1")(images, [1, 0]).signed_map
-    torch.testing.assert_close(found.clamp_min(0), expected, rtol=1e-6, atol=1e-8)
+    result = ScoreCAM(net, layer="relu1")(images, [1, 0]).signed_map
+    torch.testing.assert_close(result.clamp_min(0), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", [ScoreCAM, SSCAM, ISCAM])
@@ -168,17 +168,17 @@ def test_functions_are_targets_and_rows_do_not_depend_on_each_other(net, images)
 
 
 def test_several_layers_are_averaged(net, images):
-    found = ScoreCAM(net, layer=["relu1", "relu2"])(images, 1)
+    result = ScoreCAM(net, layer=["relu1", "relu2"])(images, 1)
     parts = [ScoreCAM(net, layer=layer)(images, 1).heatmap for layer in ("relu1", "relu2")]
-    expected = torch.stack([own / own.amax((1, 2), keepdim=True).clamp_min(1e-300) for own in parts]).mean(0)
-    torch.testing.assert_close(found.heatmap, expected)
-    assert found.signed_map is None
+    expected = torch.stack([item / item.amax((1, 2), keepdim=True).clamp_min(1e-300) for item in parts]).mean(0)
+    torch.testing.assert_close(result.heatmap, expected)
+    assert result.signed_map is None
 
 
 def test_progress_counts_masked_images(net, images):
-    seen = []
-    ScoreCAM(net, layer="relu1", batch_size=4, progress=lambda step: seen.append((step.done, step.total)))(images)
-    assert seen == [(4, 8), (8, 8)]
+    recorded = []
+    ScoreCAM(net, layer="relu1", batch_size=4, progress=lambda step: recorded.append((step.done, step.total)))(images)
+    assert recorded == [(4, 8), (8, 8)]
 
 
 @pytest.mark.parametrize(

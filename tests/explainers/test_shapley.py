@@ -52,11 +52,11 @@ def over_all_orders(net, image, mask, target):
 def test_exact_values_are_the_mean_over_all_orders(net, images, method):
     """Kernel SHAP that is asked for as many samples as there are subsets leaves nothing to chance (Theorem 2)."""
     settings = {"n_samples": 62} if method is KernelShap else {}
-    found = method(net, feature_mask=SIX, batch_size=9, **settings)(images, [[0, 3], [4, 1]])
+    result = method(net, feature_mask=SIX, batch_size=9, **settings)(images, [[0, 3], [4, 1]])
     for row, (n, target) in enumerate([(0, 0), (0, 3), (1, 4), (1, 1)]):
         expected = over_all_orders(net, images[n], SIX, target)
-        torch.testing.assert_close(found.values[row], expected, rtol=0, atol=1e-12)
-        torch.testing.assert_close(found.signed_map[row], expected[SIX], rtol=0, atol=1e-12)
+        torch.testing.assert_close(result.values[row], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(result.signed_map[row], expected[SIX], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -64,25 +64,25 @@ def test_exact_values_are_the_mean_over_all_orders(net, images, method):
 def test_hardly_any_features(net, images, method, count):
     mask = (torch.arange(15) * count // 15).expand(12, 15)
     settings = {"n_samples": 200} if method is not ShapleyValues else {}
-    found = method(net, feature_mask=mask, **settings)(images, 2)
+    result = method(net, feature_mask=mask, **settings)(images, 2)
     for n in range(2):
         expected = over_all_orders(net, images[n], mask, 2)
         # 200 orders of two and three features are near to all.
         atol = 0.02 if method is ShapleyValueSampling else 1e-12
-        torch.testing.assert_close(found.values[n], expected, rtol=0, atol=atol)
+        torch.testing.assert_close(result.values[n], expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("method", [KernelShap, ShapleyValueSampling], ids=lambda method: method.method)
 def test_values_add_up_to_the_change_of_the_score(net, images, method):
-    found = method(net, feature_mask=TWENTY, n_samples=44)(images, [1, 2])
+    result = method(net, feature_mask=TWENTY, n_samples=44)(images, [1, 2])
     with torch.no_grad():
         changes = (net(images).softmax(1) - net(0 * images).softmax(1))[[0, 1], [1, 2]]
-    torch.testing.assert_close(found.values.sum(1), changes, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.values.sum(1), changes, rtol=0, atol=1e-12)
 
 
 def test_sampling_equals_captum_on_the_same_orders(net, images, monkeypatch):
     explain = ShapleyValueSampling(net, feature_mask=TWENTY, n_samples=6, seed=5, batch_size=11)
-    found = explain(images, [1, 2])
+    result = explain(images, [1, 2])
     orders = explain._joins(20).argsort(1).tolist()
     assert len({tuple(order) for order in orders}) == 6
     theirs = captum.ShapleyValueSampling(lambda x: net(x).softmax(1))
@@ -92,7 +92,7 @@ def test_sampling_equals_captum_on_the_same_orders(net, images, monkeypatch):
         patch.setattr(torch, "float", DOUBLE)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         expected = theirs.attribute(images, target=torch.tensor([1, 2]), feature_mask=TWENTY[None, None], n_samples=6)
-    torch.testing.assert_close(found.attribution, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(result.attribution, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("count", [40, 41, 150, 400])
@@ -102,8 +102,8 @@ def test_samples_of_kernel_shap(net, count):
     assert len(subsets) <= count
     assert len(subsets) >= 0.9 * count
     assert subsets.unique(dim=0).shape == subsets.shape
-    own = {tuple(subset) for subset in subsets.tolist()}
-    assert own == {tuple(not one for one in subset) for subset in own}
+    actual = {tuple(subset) for subset in subsets.tolist()}
+    assert actual == {tuple(not one for one in subset) for subset in actual}
     sizes = subsets.sum(1)
     kernel = {size: 19 / (size * (20 - size)) for size in range(1, 20)}
     whole = [size for size in kernel if (sizes == size).sum() == math.comb(20, size)]
@@ -120,16 +120,16 @@ def test_samples_of_kernel_shap(net, count):
 def test_kernel_shap_is_least_squares_with_a_fixed_sum(net, images):
     """As Lundberg and Lee's code does it: the last feature takes what the others leave of the sum."""
     explain = KernelShap(net, feature_mask=TWENTY, n_samples=100)
-    found = explain(images[:1], 3)
+    result = explain(images[:1], 3)
     subsets, weights = explain._weighted(20)
     present = subsets.double().numpy()
-    asked = [score(net, images[0], TWENTY, subset.nonzero()[:, 0].tolist(), 3) for subset in subsets]
+    requests = [score(net, images[0], TWENTY, subset.nonzero()[:, 0].tolist(), 3) for subset in subsets]
     empty, whole = (score(net, images[0], TWENTY, features, 3) for features in ([], list(range(20))))
-    left = np.array(asked) - empty - present[:, -1] * (whole - empty)
+    left = np.array(requests) - empty - present[:, -1] * (whole - empty)
     root = np.sqrt(weights.numpy())
     first = np.linalg.lstsq(root[:, None] * (present[:, :-1] - present[:, -1:]), root * left, rcond=None)[0]
     expected = torch.from_numpy(np.append(first, whole - empty - first.sum()))
-    torch.testing.assert_close(found.values[0], expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(result.values[0], expected, rtol=0, atol=1e-10)
 
 
 def test_kernel_shap_comes_near_to_the_exact_values(net, images):

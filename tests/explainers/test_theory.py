@@ -38,8 +38,8 @@ def test_saliency_and_deconvnet_do_not(images, method):
 
 def test_nor_does_guided_backprop_in_a_fully_connected_network(images):
     """It would take exponentially many neurons (section 3.1.2): one neuron sees the whole image at once."""
-    own = cosine(GuidedBackprop(fully_connected(1024, side=SIDE))(images, 0).attribution, images)
-    assert own < 0.5 * cosine(GuidedBackprop(three_layers(1024, side=SIDE))(images, 0).attribution, limit(images))
+    actual = cosine(GuidedBackprop(fully_connected(1024, side=SIDE))(images, 0).attribution, images)
+    assert actual < 0.5 * cosine(GuidedBackprop(three_layers(1024, side=SIDE))(images, 0).attribution, limit(images))
 
 
 def test_max_pooling_makes_deconvnet_recover_the_image(images):

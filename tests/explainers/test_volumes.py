@@ -82,11 +82,11 @@ def test_eigen_cam_is_the_first_component(rank):
     model, images = case(rank)
     activation, _ = activation_and_gradient(model, images.clone().requires_grad_(), 3)
     explanation = EigenCAM(model)(images)
-    for row, found in zip(activation, explanation.signed_map, strict=True):
+    for row, result in zip(activation, explanation.signed_map, strict=True):
         left, values, _ = torch.linalg.svd(row.flatten(1).T, full_matrices=False)
         expected = (left[:, 0] * values[0]).view(row.shape[1:])
-        sign = 1 if (expected * found).sum() > 0 else -1
-        torch.testing.assert_close(found, sign * expected, rtol=0, atol=1e-7)
+        sign = 1 if (expected * result).sum() > 0 else -1
+        torch.testing.assert_close(result, sign * expected, rtol=0, atol=1e-7)
     assert explanation.heatmap.shape == (3, *SIZES[rank])
 
 
@@ -106,10 +106,10 @@ def test_a_stack_of_one_slice_is_an_image(name):
     deep.eval()
     images = torch.randn(2, 2, 12, 10, dtype=DOUBLE)
     kind = getattr(pyfast_xai, name)
-    expected, found = kind(flat)(images), kind(deep)(images.unsqueeze(2))
-    torch.testing.assert_close(found.heatmap.squeeze(1), expected.heatmap, rtol=1e-5, atol=1e-6)
+    expected, result = kind(flat)(images), kind(deep)(images.unsqueeze(2))
+    torch.testing.assert_close(result.heatmap.squeeze(1), expected.heatmap, rtol=1e-5, atol=1e-6)
     if expected.attribution is not None:
-        torch.testing.assert_close(found.attribution.squeeze(2), expected.attribution, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(result.attribution.squeeze(2), expected.attribution, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", SIZES)
@@ -118,8 +118,8 @@ def test_accelerated_is_as_recorded(rank):
     for kind in (Saliency, GradCAM, EigenCAM):
         explain = kind(model).accelerate()
         for _ in range(3):
-            found = explain(images)
-        torch.testing.assert_close(found.heatmap, kind(model)(images).heatmap, rtol=1e-5, atol=1e-6)
+            result = explain(images)
+        torch.testing.assert_close(result.heatmap, kind(model)(images).heatmap, rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_of_a_volume():

@@ -59,32 +59,32 @@ def test_regions_come_by_the_density_that_they_add(min_area):
     for seed in range(5):
         regions = drawn_regions(seed)
         attribution = np.random.default_rng(seed + 100).standard_normal((14, 12))
-        found = xrai.ranked_by_density(torch.from_numpy(attribution), torch.from_numpy(regions), min_area)
-        np.testing.assert_allclose(found.numpy(), ranked(attribution, regions, min_area), rtol=0, atol=1e-12)
-        np.testing.assert_allclose(float(found.sum()), attribution.sum(), rtol=0, atol=1e-11)
+        result = xrai.ranked_by_density(torch.from_numpy(attribution), torch.from_numpy(regions), min_area)
+        np.testing.assert_allclose(result.numpy(), ranked(attribution, regions, min_area), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(float(result.sum()), attribution.sum(), rtol=0, atol=1e-11)
 
 
 def test_integrated_gradients_of_both_extremes_are_ranked(net, images):
     regions = torch.from_numpy(drawn_regions(3))
-    found = XRAI(net, n_steps=20, regions=lambda image: regions, min_area=2)(images, [[1, 3], [4, 0]])
+    result = XRAI(net, n_steps=20, regions=lambda image: regions, min_area=2)(images, [[1, 3], [4, 0]])
     starts = [images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)]
     expected = sum(
         IntegratedGradients(net, n_steps=20, baseline=b)(images, [[1, 3], [4, 0]]).attribution for b in starts
     )
-    torch.testing.assert_close(found.attribution, expected / 2, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(result.attribution, expected / 2, rtol=1e-10, atol=1e-13)
     for row in range(4):
         pixels = expected[row].numpy().max(0) / 2
         np.testing.assert_allclose(
-            found.signed_map[row].numpy(), ranked(pixels, regions.numpy(), 2), rtol=0, atol=1e-12
+            result.signed_map[row].numpy(), ranked(pixels, regions.numpy(), 2), rtol=0, atol=1e-12
         )
-    torch.testing.assert_close(found.heatmap, found.signed_map.clamp_min(0).float())
+    torch.testing.assert_close(result.heatmap, result.signed_map.clamp_min(0).float())
 
 
 def test_segments_are_widened_and_of_the_size_of_the_image():
     image = torch.zeros(3, 90, 70, dtype=DOUBLE)
     image[0, 20:60, 10:50] = 2.0
     image[1, 50:, 30:] = -1.0
-    found = xrai.felzenszwalb_regions(image, 5).numpy()
+    result = xrai.felzenszwalb_regions(image, 5).numpy()
     scaled = (image.permute(1, 2, 0).numpy() + 1) / 3 * 2 - 1
     large = transform.resize(scaled, (224, 224), order=3, mode="constant", preserve_range=True, anti_aliasing=True)
     y, x = np.ogrid[-5:6, -5:6]
@@ -96,8 +96,8 @@ def test_segments_are_widened_and_of_the_size_of_the_image():
             ndimage.binary_dilation(labels == label, y**2 + x**2 <= 25) for label in range(int(labels.max()) + 1)
         ]
     expected = [mask for mask in expected if mask.any()]  # a narrow segment may fall between the pixels
-    assert found.shape == (len(expected), 90, 70)
-    assert (found == np.stack(expected)).all()
+    assert result.shape == (len(expected), 90, 70)
+    assert (result == np.stack(expected)).all()
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,8 @@ def check(program):
             return [torch.zeros(targets, *x.shape, dtype=x.dtype) for x in inputs]
         return backward_pass(policy, tape, {tape.outputs: seeds(result)}, tape.inputs)
 
-    def compare(name, found):
-        for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+    def compare(name, results):
+        for i, (ours, theirs) in enumerate(zip(results, expected, strict=True)):
             error = float((ours - theirs).abs().max()) if ours.numel() else 0.0
             scale = max(1.0, float(theirs.abs().max()) if theirs.numel() else 0.0)
             if not error <= TOLERANCE * scale and not _autograd_is_wrong(program, seeds(result), i, ours):
@@ -313,7 +313,9 @@ def check(program):
         compare("forward bounds", gradients(Clipped(bounds, "forward")))
     replayed = ReplayedModel(model)
     for _ in range(2):
-        compare("replay", gradients(GradientRules(), lambda _, *given, policy: replayed.record(*given, policy=policy)))
+        compare(
+            "replay", gradients(GradientRules(), lambda _, *options, policy: replayed.record(*options, policy=policy))
+        )
     with contextlib.suppress(UnsupportedOpError):
         gradients(GradientRules(EXCITATION))
     _check_evidence(program, model, inputs)
@@ -332,8 +334,8 @@ def _autograd_is_wrong(program, seeds, i, ours):
         with torch.no_grad():
             ends.append(model(*moved))
     slopes = ((ends[0] - ends[1]) / 2e-6 * seeds).flatten(1).sum(1)
-    found = (ours * direction).flatten(1).sum(1)
-    return bool(torch.allclose(slopes, found, rtol=1e-5, atol=1e-6))
+    result = (ours * direction).flatten(1).sum(1)
+    return bool(torch.allclose(slopes, result, rtol=1e-5, atol=1e-6))
 
 
 def _check_evidence(program, model, inputs):
@@ -343,20 +345,20 @@ def _check_evidence(program, model, inputs):
     if not isinstance(tape.outputs, Value) or not tape.outputs.numel or not inputs[0].dim():
         return
     start = torch.randperm(tape.outputs.numel, generator=torch.Generator().manual_seed(program.seed))[:5]
-    found = []
+    result = []
     try:
         for mode in (contextlib.nullcontext, marking):
             with mode():
                 points = evidence.walk(tape, {tape.outputs: Points(start)}, tape.inputs[0], evidence.Options())
             there = points.index >= 0
             negative = torch.zeros_like(there) if points.negative is None else points.negative
-            found.append(sorted(zip(points.index[there].tolist(), negative[there].tolist(), strict=True)))
+            result.append(sorted(zip(points.index[there].tolist(), negative[there].tolist(), strict=True)))
     except UnsupportedOpError:
         return
-    if len(set(found[0])) < len(found[0]) or any(index >= inputs[0].numel() for index, _ in found[0]):
-        raise FailureError(f"evidence lies beside the input or twice on a pixel: {found[0]}")
-    if found[0] != found[1]:
-        raise FailureError(f"evidence depends on how absent points are kept: {found}")
+    if len(set(result[0])) < len(result[0]) or any(index >= inputs[0].numel() for index, _ in result[0]):
+        raise FailureError(f"evidence lies beside the input or twice on a pixel: {result[0]}")
+    if result[0] != result[1]:
+        raise FailureError(f"evidence depends on how absent points are kept: {result}")
 
 
 def failure(program):

@@ -33,14 +33,14 @@ def _one_thread(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")  # of PyTorch, about what a program does
 def test_operations_one_by_one_and_every_rule_is_met():
-    seen, never = set(), []
+    recorded, never = set(), []
     for template in TEMPLATES:
         for seed in range(300):
             program = programs.program_of(template, seed)
             if program is None:
                 continue
             try:
-                seen |= programs.check(program)
+                recorded |= programs.check(program)
             except programs.InvalidError:
                 continue
             except Exception as error:
@@ -49,8 +49,8 @@ def test_operations_one_by_one_and_every_rule_is_met():
         else:
             never.append(template)
     assert not never
-    assert not (set(GRADIENT) | derivative.WHOLE) - seen
-    assert not set(EXCITATION) - PARTS - seen
+    assert not (set(GRADIENT) | derivative.WHOLE) - recorded
+    assert not set(EXCITATION) - PARTS - recorded
 
 
 @pytest.mark.filterwarnings("ignore")

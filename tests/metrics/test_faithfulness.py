@@ -246,8 +246,8 @@ def test_imputation_solves_the_system(size, share):
     made = noisy_linear_imputation(images, missing, noise=0)
     assert torch.equal(made[0], images[0])
     assert torch.equal(made[1, :, :, :2][:, ~missing[1, :, :2]], images[1, :, :, :2][:, ~missing[1, :, :2]])
-    for own, image, mask in zip(made[1:], images[1:], missing[1:], strict=True):
-        np.testing.assert_allclose(own, direct_imputation(image.double().numpy(), mask.numpy()), atol=1e-3)
+    for item, image, mask in zip(made[1:], images[1:], missing[1:], strict=True):
+        np.testing.assert_allclose(item, direct_imputation(image.double().numpy(), mask.numpy()), atol=1e-3)
 
 
 @pytest.mark.parametrize("hole", [(0, 60), (40, 200), (3, 223)])
@@ -325,9 +325,9 @@ def test_road_equals_pytorch_grad_cam(monkeypatch):
     classes = [targets.ClassifierOutputSoftmaxTarget(i) for i in (4, 0, 2)]
     result = road(model, images, maps, [4, 0, 2], noise=0, batch_size=5)
     for column, percentile in enumerate((10, 20, 30, 40, 50, 60, 70, 80, 90)):
-        for found, kind in ((result.most, peer.ROADMostRelevantFirst), (result.least, peer.ROADLeastRelevantFirst)):
+        for results, kind in ((result.most, peer.ROADMostRelevantFirst), (result.least, peer.ROADLeastRelevantFirst)):
             expected = kind(percentile)(images, maps.numpy(), classes, model)
-            np.testing.assert_allclose(found[:, column], expected, atol=1e-4)
+            np.testing.assert_allclose(results[:, column], expected, atol=1e-4)
     combined = peer.ROADCombined()(images, maps.numpy(), classes, model)
     np.testing.assert_allclose(result.combined, combined, atol=1e-4)
 
@@ -377,8 +377,8 @@ def test_the_default_swaps_are_the_two_of_the_paper_in_bgr_and_in_rgb():
         def forward(self, x):
             return model(x.flip(1))
 
-    kept = color_swap(Reversed().eval(), images.flip(1)).unchanged
-    assert torch.equal(kept.sum(1), torch.stack(expected, 1).sum(1))
+    saved = color_swap(Reversed().eval(), images.flip(1)).unchanged
+    assert torch.equal(saved.sum(1), torch.stack(expected, 1).sum(1))
 
 
 def test_colours_are_swapped_before_they_are_normalised():
@@ -439,9 +439,9 @@ IMAGES, MAPS = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)
     ],
 )
 def test_bad_input_is_told_in_a_sentence(call, change, message):
-    given = {"model": network(), "images": IMAGES, "heatmaps": MAPS, **change}
+    options = {"model": network(), "images": IMAGES, "heatmaps": MAPS, **change}
     with pytest.raises(InputError, match=message):
-        call(**given)
+        call(**options)
 
 
 @pytest.mark.parametrize("call", [drop_increase, road])

@@ -76,11 +76,11 @@ def test_iou_of_short_integers_does_not_overflow():
 def test_the_three_ways_to_give_boxes_agree():
     parts, rows = ragged(50)
     boxes = random_boxes(50, seed=9)
-    expected = torch.tensor([bool((localize.iou(b, own) >= 0.3).any()) for b, own in zip(boxes, parts, strict=True)])
+    expected = torch.tensor([bool((localize.iou(b, item) >= 0.3).any()) for b, item in zip(boxes, parts, strict=True)])
     assert 0 < expected.sum() < 50
     assert torch.equal(box_correct(boxes, parts, threshold=0.3), expected)
     assert torch.equal(box_correct(boxes, rows, threshold=0.3), expected)
-    one = torch.stack([own[0] for own in parts])
+    one = torch.stack([item[0] for item in parts])
     assert torch.equal(box_correct(boxes, one), box_correct(boxes, list(one[:, None])))
 
 
@@ -122,9 +122,9 @@ def test_published_boxes_of_cnn_fixations_give_table_1(real_data, network, top1,
 def slow_max_box_acc(maps, truth, thresholds, least, every):
     """One map, threshold and segment after the other."""
     right = np.zeros((len(least), len(thresholds)))
-    for own, objects in zip(maps.numpy(), truth, strict=True):
+    for item, objects in zip(maps.numpy(), truth, strict=True):
         for t, threshold in enumerate(thresholds):
-            regions = regionprops(label(own >= own.min() + threshold * (own.max() - own.min()), connectivity=2))
+            regions = regionprops(label(item >= item.min() + threshold * (item.max() - item.min()), connectivity=2))
             boxes = [(r.area, (r.bbox[1], r.bbox[0], r.bbox[3] - 1, r.bbox[2] - 1)) for r in regions]
             chosen = boxes if every else [max(boxes, key=lambda b: b[0])]
             best = max(localize.iou(torch.tensor(b).float(), objects).max() for _, b in chosen)
@@ -136,7 +136,7 @@ def slow_max_box_acc(maps, truth, thresholds, least, every):
 @pytest.mark.parametrize("segments", ["largest", "all"])
 def test_max_box_acc_equals_one_after_the_other(make, segments):
     truth, rows = ragged(24, seed=3, most=2)
-    objects = torch.stack([as_mask(own[0]) for own in truth]).float()
+    objects = torch.stack([as_mask(item[0]) for item in truth]).float()
     maps = blobs(24) + torch.nn.functional.avg_pool2d(objects, 7, 1, 3)
     thresholds = [0.1, 0.3, 0.5, 0.7, 0.9]
     metric = make(thresholds, segments=segments)
@@ -270,7 +270,7 @@ def torchray_hit(mask, point, tolerance):
 @pytest.mark.parametrize("tolerance", [1, 3, 7.5, 15])
 def test_pointing_equals_the_disc_of_torchray(tolerance):
     parts, _ = ragged(60, seed=6, most=3)
-    masks = torch.stack([torch.stack([as_mask(b) for b in own]).any(0) for own in parts])
+    masks = torch.stack([torch.stack([as_mask(b) for b in item]).any(0) for item in parts])
     points = torch.randint(0, 40, (60, 2))
     expected = [torchray_hit(m, p, tolerance) for m, p in zip(masks, points, strict=True)]
     assert 0 < sum(expected) <= 60
@@ -316,20 +316,20 @@ def test_single_proposal_equals_counting():
     boxes = random_boxes(80, seed=8)
     boxes[3] = math.nan
     generator = torch.Generator().manual_seed(1)
-    labels = [torch.randint(0, 5, (len(own),), generator=generator) for own in parts]
+    labels = [torch.randint(0, 5, (len(item),), generator=generator) for item in parts]
     metric = SingleProposal(6, threshold=0.3)
     metric.update(boxes[:30], parts[:30], labels[:30])
     metric.update(boxes[30:], (rows[0][rows[1][30] :], rows[1][30:] - rows[1][30]), torch.cat(labels[30:]))
     recall, precision = [], []
     for kind in range(5):
-        found = images = objects = 0
-        for box, own, kinds in zip(boxes, parts, labels, strict=True):
-            of_kind = own[kinds == kind]
+        results = images = objects = 0
+        for box, item, kinds in zip(boxes, parts, labels, strict=True):
+            of_kind = item[kinds == kind]
             if len(of_kind):
                 images, objects = images + 1, objects + len(of_kind)
-                found += bool((localize.iou(box, of_kind) >= 0.3).any())
-        recall.append(found / objects)
-        precision.append(found / images)
+                results += bool((localize.iou(box, of_kind) >= 0.3).any())
+        recall.append(results / objects)
+        precision.append(results / images)
     result = metric.compute()
     assert float(result.recall) == pytest.approx(np.mean(recall))
     assert float(result.precision) == pytest.approx(np.mean(precision))
@@ -362,7 +362,7 @@ def test_lesions_are_found_where_enough_of_them_is_covered():
     metric.update(regions[3:], lesions[3:])
     assert metric.images == 3
     assert metric.compute().tolist() == pytest.approx([2 / 3, 1 / 3])
-    masks = [torch.stack([as_mask(b, (20, 30)) for b in own]) if len(own) else regions[:0] for own in lesions]
+    masks = [torch.stack([as_mask(b, (20, 30)) for b in item]) if len(item) else regions[:0] for item in lesions]
     as_masks = LesionSensitivity()
     as_masks.update(regions, masks)
     assert as_masks.images == 3
@@ -375,11 +375,11 @@ def test_covered_share_equals_counting_pixels():
     for overlap in (0.3, 0.4, 0.5):
         metric = LesionSensitivity([overlap])
         metric.update(regions, parts)
-        found = [
-            any(bool(own[as_mask(b)].float().mean() >= overlap) for b in boxes)
-            for own, boxes in zip(regions, parts, strict=True)
+        result = [
+            any(bool(item[as_mask(b)].float().mean() >= overlap) for b in boxes)
+            for item, boxes in zip(regions, parts, strict=True)
         ]
-        assert metric.compute().tolist() == pytest.approx([np.mean(found)])
+        assert metric.compute().tolist() == pytest.approx([np.mean(result)])
 
 
 # All of them
@@ -388,11 +388,11 @@ def test_covered_share_equals_counting_pixels():
 def test_the_order_of_images_does_not_matter():
     maps, (parts, _) = blobs(10), ragged(10, seed=12)
     shuffled = torch.randperm(10)
-    masks = torch.stack([as_mask(own[0]) for own in parts])
+    masks = torch.stack([as_mask(item[0]) for item in parts])
     points, boxes = localize.peak(maps), localize.largest_segment(maps, 0.4)
-    again = [parts[i] for i in shuffled]
-    assert torch.equal(box_correct(boxes, parts)[shuffled], box_correct(boxes[shuffled], again))
-    assert torch.equal(pointing_hit(points, parts)[shuffled], pointing_hit(points[shuffled], again))
+    repeated = [parts[i] for i in shuffled]
+    assert torch.equal(box_correct(boxes, parts)[shuffled], box_correct(boxes[shuffled], repeated))
+    assert torch.equal(pointing_hit(points, parts)[shuffled], pointing_hit(points[shuffled], repeated))
     for make, args in ((MaxBoxAcc, parts), (PxAP, masks), (PrecisionAtEER, masks)):
         one, other = make(), make()
         one.update(maps, args)
@@ -476,7 +476,7 @@ def test_bad_input_is_told_in_a_sentence(call, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device")
 def test_on_a_device_all_is_the_same():
     maps, (parts, _) = blobs(10), ragged(10, seed=12)
-    masks = torch.stack([as_mask(own[0]) for own in parts])
+    masks = torch.stack([as_mask(item[0]) for item in parts])
     for make, truth in ((MaxBoxAcc, parts), (MaxBoxAccV2, parts), (PxAP, masks), (PrecisionAtEER, masks)):
         here, there = make(), make()
         here.update(maps, truth)

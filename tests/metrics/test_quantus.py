@@ -30,9 +30,9 @@ def ask(kind, attributions=NUMBERS, **settings):
     """What a metric of Quantus gives; one row an image."""
     metric = getattr(quantus, kind)(**{**PLAIN, "return_aggregate": False, **settings})
     maps = attributions if attributions.dim() == 4 else attributions[:, None]
-    given = {"x_batch": IMAGES.numpy(), "y_batch": TARGETS.numpy(), "a_batch": maps.numpy().copy()}
+    options = {"x_batch": IMAGES.numpy(), "y_batch": TARGETS.numpy(), "a_batch": maps.numpy().copy()}
     return np.array(
-        metric(model=MODEL, s_batch=MASKS[:, None].numpy(), device="cpu", softmax=False, **given), np.float64
+        metric(model=MODEL, s_batch=MASKS[:, None].numpy(), device="cpu", softmax=False, **options), np.float64
     )
 
 

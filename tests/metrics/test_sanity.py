@@ -132,8 +132,8 @@ def test_randomization_of_all_layers_makes_gradients_unlike_and_leaves_the_model
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not model._forward_hooks
-    again = parameter_randomization(model, Saliency, images)
-    assert all(torch.equal(again.similarity[name], value) for name, value in result.similarity.items())
+    repeated = parameter_randomization(model, Saliency, images)
+    assert all(torch.equal(repeated.similarity[name], value) for name, value in result.similarity.items())
 
 
 def test_maps_of_what_was_not_randomised_stay():
@@ -176,15 +176,15 @@ def test_layers_follow_the_calls_and_take_along_what_is_not_called():
             return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
 
     model, images = Odd().eval(), torch.randn(2, 3, 12, 12)
-    seen = []
+    recorded = []
 
     def method(copied):
-        seen.append(copy.deepcopy(copied.state_dict()))
+        recorded.append(copy.deepcopy(copied.state_dict()))
         return lambda x, _: x[:, 0]
 
     result = parameter_randomization(model, method, images, similarities=["rank"])
     assert result.layers == ["", "head", "attention", "stem"]
-    changed = [[name for name in b if not torch.equal(a[name], b[name])] for a, b in itertools.pairwise(seen)]
+    changed = [[name for name in b if not torch.equal(a[name], b[name])] for a, b in itertools.pairwise(recorded)]
     # A parameter that is the same everywhere has no spread to draw from.
     assert changed[0] == []
     assert changed[1] == ["head.weight", "head.bias"]
@@ -197,11 +197,11 @@ def test_layers_follow_the_calls_and_take_along_what_is_not_called():
 
 def test_max_sensitivity_of_a_linear_method_by_hand():
     images = torch.rand(3, 1, 4, 4) + 1
-    found = max_sensitivity(lambda x, _: 3 * x, images, radius=0.1, samples=50)
+    result = max_sensitivity(lambda x, _: 3 * x, images, radius=0.1, samples=50)
     generator = torch.Generator().manual_seed(0)
     noise = [(2 * torch.rand(1, 1, 4, 4, generator=generator) - 1) * 0.1 for _ in range(50)]
     expected = max(float(n.norm()) for n in noise) / images.flatten(1).norm(dim=1)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=0)
     assert max_sensitivity(lambda x, _: 0 * x + 1, images).tolist() == [0, 0, 0]
 
 
@@ -219,8 +219,8 @@ def test_max_sensitivity_equals_captum():
         n_perturb_samples=4,
         target=target,
     )
-    found = max_sensitivity(explain, images, target, radius=0.05, samples=4, seed=5)
-    torch.testing.assert_close(found, expected.flatten().float(), rtol=1e-4, atol=1e-6)
+    result = max_sensitivity(explain, images, target, radius=0.05, samples=4, seed=5)
+    torch.testing.assert_close(result, expected.flatten().float(), rtol=1e-4, atol=1e-6)
 
 
 # Adversaries
@@ -252,9 +252,9 @@ def test_deepfool_steps_to_the_nearest_border_of_a_linear_model():
     outputs = model(images).detach()
     moved = deepfool(model, images)
     assert (model(moved).argmax(1) != outputs.argmax(1)).all()
-    for image, own, made in zip(images, outputs, moved, strict=True):
-        top = int(own.argmax())
-        distances = [float((own[top] - own[k]) / (patterns[top] - patterns[k]).norm()) for k in range(5) if k != top]
+    for image, item, made in zip(images, outputs, moved, strict=True):
+        top = int(item.argmax())
+        distances = [float((item[top] - item[k]) / (patterns[top] - patterns[k]).norm()) for k in range(5) if k != top]
         assert float((made - image).norm()) == pytest.approx(1.02 * min(distances), rel=1e-2)
 
 
@@ -282,11 +282,11 @@ def test_attacks_work_under_inference_mode_and_with_frozen_parameters():
 def test_stability_compares_maps_of_images_and_adversaries():
     model, images = network(), torch.randn(4, 3, 20, 20)
     adversarial = fgsm(model, images, epsilon=0.02)
-    found = adversarial_stability(Saliency(model), images, adversarial, 2)
+    result = adversarial_stability(Saliency(model), images, adversarial, 2)
     maps = [Saliency(model)(x, 2).heatmap for x in (images, adversarial)]
-    torch.testing.assert_close(found["rank"], rank_correlation(*maps))
-    torch.testing.assert_close(found["ssim"], ssim(*map(render.normalize, maps)))
-    torch.testing.assert_close(found["cosine"], cosine_similarity(*maps))
+    torch.testing.assert_close(result["rank"], rank_correlation(*maps))
+    torch.testing.assert_close(result["ssim"], ssim(*map(render.normalize, maps)))
+    torch.testing.assert_close(result["cosine"], cosine_similarity(*maps))
     same = adversarial_stability(Saliency(model), images, images, similarities=["rank"])
     assert same["rank"].tolist() == pytest.approx([1] * 4)
 
@@ -294,10 +294,10 @@ def test_stability_compares_maps_of_images_and_adversaries():
 def test_adversarial_evidence_by_hand():
     patterns = torch.randn(4, 1, 5, 5)
     model, images = Linear(patterns).eval(), torch.randn(6, 1, 5, 5)
-    asked = []
+    requests = []
 
     def generate(x, target):
-        asked.append(target)
+        requests.append(target)
         made = patterns[target].clone()
         made[::2] = x[::2]
         return made
@@ -307,7 +307,7 @@ def test_adversarial_evidence_by_hand():
     least, second = outputs.sort(1).indices[:, :2].unbind(1)
     # A zero image gives equal outputs, of which the first is taken.
     assert torch.equal(result.target, torch.where(least == 0, second, least))
-    assert torch.equal(asked[0], result.target)
+    assert torch.equal(requests[0], result.target)
     assert not result.generated[::2].any()
     assert torch.equal(result.generated, model(generate(images, result.target)).argmax(1) == result.target)
 
@@ -397,9 +397,9 @@ def test_the_order_of_images_does_not_matter():
     model, images, shuffled = network(), torch.randn(5, 3, 20, 20), torch.tensor([3, 0, 4, 1, 2])
     explain = Saliency(model)
     target, targets = torch.arange(5), torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]])
-    for metric, given in ((max_sensitivity, target), (class_sensitivity, targets)):
+    for metric, options in ((max_sensitivity, target), (class_sensitivity, targets)):
         torch.testing.assert_close(
-            metric(explain, images[shuffled], given[shuffled]), metric(explain, images, given)[shuffled]
+            metric(explain, images[shuffled], options[shuffled]), metric(explain, images, options)[shuffled]
         )
     here, there = (parameter_randomization(model, Saliency, x, t) for x, t in (
         (images, target), (images[shuffled], target[shuffled])

@@ -518,17 +518,17 @@ def test_cpp_says_what_python_says_and_does_what_the_reference_does(name):
         if allocates(name, arguments):
             return
         ours, theirs = copied(arguments), copied(arguments)
-        said = sentence(getattr(checks, name), *copied(arguments))
+        message = sentence(getattr(checks, name), *copied(arguments))
         with ops.backend("cpp"):
             try:
                 result = op(*ours)
             except RuntimeError as error:
                 refused = str(error).splitlines()[0]
-                assert refused in (said, OF_LAYOUT) or "the points found" in refused
-                if said is not None and not any(part in said for part in OF_VALUES):
-                    assert traced(op.overload, arguments) == said
+                assert refused in (message, OF_LAYOUT) or "the points found" in refused
+                if message is not None and not any(part in message for part in OF_VALUES):
+                    assert traced(op.overload, arguments) == message
                 return
-        assert said is None
+        assert message is None
         with ops.backend("reference"):
             expected = op(*theirs)
         if name == "leading_singular":

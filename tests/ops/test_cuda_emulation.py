@@ -118,13 +118,13 @@ def test_every_file_has_faults():
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_caught(faulty, name):
-    op, given = arguments(FAULTS[name].call)
-    expected = cuda_emulation.emulation().call(op, *given)
-    assert torch.equal(faulty.call(op, *given), expected)  # without the fault nothing is said
+    op, options = arguments(FAULTS[name].call)
+    expected = cuda_emulation.emulation().call(op, *options)
+    assert torch.equal(faulty.call(op, *options), expected)  # without the fault nothing is said
     faulty.fault(list(FAULTS).index(name) + 1)
     try:
         with pytest.raises(RuntimeError, match=FAULTS[name].message):
-            faulty.call(op, *given)
+            faulty.call(op, *options)
     finally:
         faulty.fault(0)
 
@@ -133,12 +133,12 @@ def test_faults_are_caught(faulty, name):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_any_order_of_threads_gives_the_same(call, seed):
     emulation = cuda_emulation.emulation()
-    op, given = arguments(call)
+    op, options = arguments(call)
     before = emulation.accesses
-    expected = emulation.call(op, *given)
+    expected = emulation.call(op, *options)
     assert emulation.accesses > before
     emulation.seed(seed)
     try:
-        assert torch.equal(emulation.call(op, *given), expected)
+        assert torch.equal(emulation.call(op, *options), expected)
     finally:
         emulation.seed(0)

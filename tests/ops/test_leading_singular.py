@@ -118,9 +118,9 @@ def test_a_zero_matrix_leaves_the_others_alone(backend, method):
     matrices[1] = 0
     together = ops.leading_singular(matrices, 1, method)
     alone = ops.leading_singular(matrices[2:], 1, method)
-    for part, own in zip(together, alone, strict=True):
+    for part, item in zip(together, alone, strict=True):
         assert part.isfinite().all()
-        torch.testing.assert_close(part[2:], own, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part[2:], item, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)

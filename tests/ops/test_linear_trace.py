@@ -91,8 +91,8 @@ def test_rows_do_not_mix(backend):
     together = ops.linear_trace(input, *bits, points, negative)
     alone = []
     for row in range(6):
-        own = points // 8 == row
-        part = ops.linear_trace(input[row : row + 1], *bits, points[own] - row * 8, negative[own])
+        actual = points // 8 == row
+        part = ops.linear_trace(input[row : row + 1], *bits, points[actual] - row * 8, negative[actual])
         alone.append(part + row * 100)
     assert torch.equal(together, torch.cat(alone))
 
@@ -100,10 +100,10 @@ def test_rows_do_not_mix(backend):
 def test_order_and_repetition_of_points_do_not_matter(backend):
     input, weight, points, negative = layer(3, 200, 5, 10)
     bits = ops.sign_bits(weight)
-    again = torch.cat([torch.randperm(10), torch.randint(0, 10, (5,))])
+    repeated = torch.cat([torch.randperm(10), torch.randint(0, 10, (5,))])
     assert torch.equal(
         ops.linear_trace(input, *bits, points, negative),
-        ops.linear_trace(input, *bits, points[again], negative[again]),
+        ops.linear_trace(input, *bits, points[repeated], negative[repeated]),
     )
 
 

@@ -46,8 +46,8 @@ def hot_loops():
     if instruction_set() == "NEON":
         pytest.skip("the patterns are of x86 assembly")
     with as_file(files("pyfast_xai") / "_C.so") as library:
-        found = [of_vectors(loop) for loop in loops(library)]
-    return [loop for loop in found if sum(bool(ARITHMETIC.match(name)) for name, _ in loop) >= 4]
+        result = [of_vectors(loop) for loop in loops(library)]
+    return [loop for loop in result if sum(bool(ARITHMETIC.match(name)) for name, _ in loop) >= 4]
 
 
 def test_no_kernel_moves_its_vectors_through_the_stack(hot_loops):

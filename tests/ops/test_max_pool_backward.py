@@ -22,7 +22,7 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 def by_autograd(input, grad, kernel, stride, padding, dilation, ceil_mode):
     leaf = input.clone().requires_grad_()
     output = F.max_pool2d(leaf, kernel, stride, padding, dilation, ceil_mode)
-    return torch.stack([torch.autograd.grad(output, leaf, own, retain_graph=True)[0] for own in grad])
+    return torch.stack([torch.autograd.grad(output, leaf, item, retain_graph=True)[0] for item in grad])
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=case_id)
@@ -80,14 +80,14 @@ def test_shapes_in_both_formats_at_once(backend, shape):
     ids=case_id,
 )
 def test_errors(backend, change, message):
-    given = {
+    options = {
         "grad": torch.zeros(4, 3, 4, 4),
         "offsets": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
         **{"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)},
         "out": torch.zeros(4, 3, 8, 8),
     }
     with pytest.raises(RuntimeError, match=message):
-        ops.registry.OPS["max_pool_backward"](*{**given, **change}.values())
+        ops.registry.OPS["max_pool_backward"](*{**options, **change}.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)

@@ -99,14 +99,14 @@ def test_no_images(backend):
     ids=case_id,
 )
 def test_errors(backend, change, message):
-    given = {
+    options = {
         "input": torch.zeros(2, 3, 40, 40),
         **{"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)},
         "output": torch.zeros(2, 3, 20, 20),
         "offsets": torch.zeros(2, 3, 20, 20, dtype=torch.uint8),
     }
     with pytest.raises(RuntimeError, match=message):
-        ops.registry.OPS["max_pool_forward"](*{**given, **change}.values())
+        ops.registry.OPS["max_pool_forward"](*{**options, **change}.values())
 
 
 def test_memory_formats_that_differ():
@@ -130,6 +130,6 @@ def test_results_have_the_strides_that_pytorch_gives_them():
         for base in (plain, last):
             for x in (base, base[..., 1:], base[:, :1], base[:, ::2], base.transpose(2, 3), base[:1].expand(shape)):
                 expected = torch.nn.functional.max_pool2d(x, 2, 1, 1)
-                found, offsets = ops.max_pool_forward(x, [2, 2], [1, 1], [1, 1], [1, 1])
-                assert torch.equal(found, expected)
-                assert found.stride() == offsets.stride() == expected.stride(), (x.shape, x.stride())
+                result, offsets = ops.max_pool_forward(x, [2, 2], [1, 1], [1, 1], [1, 1])
+                assert torch.equal(result, expected)
+                assert result.stride() == offsets.stride() == expected.stride(), (x.shape, x.stride())

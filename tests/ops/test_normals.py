@@ -12,8 +12,8 @@ CPU = torch.device("cpu")
 def test_the_hash_is_splitmix():
     """The first numbers of the published generator with seed 0."""
     state = torch.arange(1, 4) * normals._signed(0x9E3779B97F4A7C15)
-    found = [int(number) % 2**64 for number in normals._mixed(state)]
-    assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    result = [int(number) % 2**64 for number in normals._mixed(state)]
+    assert result == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
 @pytest.mark.parametrize("seed", [0, 1, -2, 2**63 - 1])
@@ -29,10 +29,10 @@ def test_they_are_normal(seed):
 
 def test_seeds_and_places_have_nothing_in_common():
     drawings = [drawn(60, 50, seed, CPU) for seed in (-1, 0, 1, 2)]
-    lines = torch.stack([part.flatten() for own in drawings for part in (own, own.roll(1, 0), own.roll(1, 1))])
+    lines = torch.stack([part.flatten() for item in drawings for part in (item, item.roll(1, 0), item.roll(1, 1))])
     correlated = torch.corrcoef(lines) - torch.eye(len(lines))
     assert correlated.abs().max() < 5 / math.sqrt(3000)
-    assert all(torch.equal(own, drawn(60, 50, seed, CPU)) for own, seed in zip(drawings, (-1, 0, 1, 2), strict=True))
+    assert all(torch.equal(item, drawn(60, 50, seed, CPU)) for item, seed in zip(drawings, (-1, 0, 1, 2), strict=True))
 
 
 def test_no_generator_is_touched():

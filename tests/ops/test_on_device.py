@@ -45,10 +45,10 @@ def both(backend, name, call, *tensors):
     with ops.backend("reference"):
         expected = call(*tensors)
     with ops.backend(backend):
-        found = call(*(None if tensor is None else tensor.to(DEVICE) for tensor in tensors))
-    pairs = [(found, expected)] if isinstance(found, torch.Tensor) else list(zip(found, expected, strict=True))
-    assert all(own.device.type == torch.device(DEVICE).type for own, _ in pairs)
-    return [(own.cpu(), other) for own, other in pairs]
+        result = call(*(None if tensor is None else tensor.to(DEVICE) for tensor in tensors))
+    pairs = [(result, expected)] if isinstance(result, torch.Tensor) else list(zip(result, expected, strict=True))
+    assert all(item.device.type == torch.device(DEVICE).type for item, _ in pairs)
+    return [(item.cpu(), other) for item, other in pairs]
 
 
 def whole(*shape, dtype=torch.float32):
@@ -83,8 +83,8 @@ def test_conv_trace(device_backend, name, dtype, layout):
         def call(input, weight, points, negative, where=location):
             return ops.conv_trace(input, weight, points, negative, size[2:], stride, padding, (1, 1), groups, where)
 
-        for found, expected in both(device_backend, "conv_trace", call, input, weight, points, negative):
-            assert torch.equal(found, expected)
+        for result, expected in both(device_backend, "conv_trace", call, input, weight, points, negative):
+            assert torch.equal(result, expected)
 
 
 @every_dtype
@@ -96,11 +96,11 @@ def test_linear_trace(device_backend, dtype, signed):
     tensors = (input, *sign_bits(weight), points, negative)
     for capacity in (None, 6 * 3000):
 
-        def call(*given, most=capacity):
-            return ops.linear_trace(*given, most)
+        def call(*options, most=capacity):
+            return ops.linear_trace(*options, most)
 
-        for found, expected in both(device_backend, "linear_trace", call, *tensors):
-            assert torch.equal(found, expected)
+        for result, expected in both(device_backend, "linear_trace", call, *tensors):
+            assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize(
@@ -110,22 +110,22 @@ def test_points_union(device_backend, count, size):
     points = with_gaps(torch.randint(0, size, (count,)))
     for capacity in (None, count, count + 999):
 
-        def call(own, most=capacity):
-            return ops.points_union(own, size, most)
+        def call(actual, most=capacity):
+            return ops.points_union(actual, size, most)
 
         assert torch.equal(*both(device_backend, "points_union", call, points)[0])
 
 
 @every_dtype
 def test_sign_bits(device_backend, dtype):
-    for found, expected in both(device_backend, "sign_bits", ops.sign_bits, whole(33, 1000, dtype=dtype)):
-        assert torch.equal(found, expected)
+    for result, expected in both(device_backend, "sign_bits", ops.sign_bits, whole(33, 1000, dtype=dtype)):
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 12.7])
 def test_point_density(device_backend, sigma):
     points = torch.cat([torch.randint(0, 3 * 100 * 120, (5000,)), torch.full((3000,), 777)])
-    pairs = both(device_backend, "point_density", lambda own: ops.point_density(own, 3, 100, 120, sigma), points)
+    pairs = both(device_backend, "point_density", lambda actual: ops.point_density(actual, 3, 100, 120, sigma), points)
     torch.testing.assert_close(*pairs[0], rtol=1e-4, atol=1e-4)
 
 
@@ -140,8 +140,8 @@ def test_relu_forward(device_backend, dtype, layout, upper, bounded, clamp):
     def call(x, bound):
         return ops.relu_forward(x, upper=upper, bound=bound, clamp=clamp)
 
-    for found, expected in both(device_backend, "relu_forward", call, input, bound if bounded else None):
-        assert torch.equal(found, expected)
+    for result, expected in both(device_backend, "relu_forward", call, input, bound if bounded else None):
+        assert torch.equal(result, expected)
 
 
 @every_dtype
@@ -170,11 +170,11 @@ POOLS = {
 @pytest.mark.parametrize("pool", POOLS)
 def test_max_pool(device_backend, pool, dtype, layout):
     input = whole(3, 70, 37, 29, dtype=dtype).contiguous(memory_format=layout)
-    for found, expected in both(
+    for result, expected in both(
         device_backend, "max_pool_forward", lambda x: ops.max_pool_forward(x, *POOLS[pool]), input
     ):
-        assert torch.equal(found, expected)
-        assert found.is_contiguous(memory_format=layout)
+        assert torch.equal(result, expected)
+        assert result.is_contiguous(memory_format=layout)
     with ops.backend("reference"):
         output, offsets = ops.max_pool_forward(input, *POOLS[pool])
     grad = whole(2, *output.shape, dtype=dtype)
@@ -197,8 +197,8 @@ def test_response_argmax(device_backend, dtype):
             ops.response_argmax(part, names, best, winner)
         return best, winner
 
-    for found, expected in both(device_backend, "response_argmax", call, responses, classes):
-        assert torch.equal(found, expected)
+    for result, expected in both(device_backend, "response_argmax", call, responses, classes):
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("shape", [(40, 49, 512), (8, 196, 256), (4, 700, 130), (2, 1100, 1200)], ids=case_id)
@@ -206,14 +206,14 @@ def test_leading_singular(device_backend, shape):
     count, rows, columns = shape
     # Like maps after a rectifier, in which one direction stands out.
     matrices = torch.randn(shape).relu() + 0.5 * torch.rand(count, rows, 1) * torch.rand(count, 1, columns)
-    found = both(device_backend, "leading_singular", lambda own: ops.leading_singular(own, 2), matrices)
-    left, singular, right, residual = (own.double() for own, _ in found)
-    torch.testing.assert_close(singular[:, 0].float(), found[1][1][:, 0], rtol=1e-4, atol=0)
+    result = both(device_backend, "leading_singular", lambda item: ops.leading_singular(item, 2), matrices)
+    left, singular, right, residual = (item.double() for item, _ in result)
+    torch.testing.assert_close(singular[:, 0].float(), result[1][1][:, 0], rtol=1e-4, atol=0)
     exact = matrices.double()
     error = torch.linalg.vector_norm(exact @ right[..., :1] - left[..., :1] * singular[:, None, :1], dim=1)
     assert (error <= 1e-4 * singular[:, :1]).all()
     assert (residual[:, 0] <= 1e-3).all()
-    torch.testing.assert_close(left[..., 0].float(), found[0][1][..., 0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(left[..., 0].float(), result[0][1][..., 0], rtol=0, atol=1e-3)
 
 
 BAD = {
@@ -275,9 +275,9 @@ def test_another_stream_is_waited_for_by_nobody_else(device_backend):
         points = torch.zeros(100_000, dtype=torch.int64, device=DEVICE)
         torch.cuda._sleep(50_000_000)  # what follows must come after it
         points.copy_(torch.arange(100_000, device=DEVICE) % 5000)
-        found = ops.points_union(points, 5000)
+        result = ops.points_union(points, 5000)
     stream.synchronize()
-    assert torch.equal(found.cpu(), torch.arange(5000))
+    assert torch.equal(result.cpu(), torch.arange(5000))
 
 
 @on_a_real_device

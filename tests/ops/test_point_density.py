@@ -49,9 +49,9 @@ def test_nothing_comes_back_from_the_border(backend):
 
 
 def test_points_that_coincide_count_as_often_as_they_occur(backend):
-    once = ops.point_density(torch.tensor([40]), 1, 9, 9, 2.0)
+    single = ops.point_density(torch.tensor([40]), 1, 9, 9, 2.0)
     thrice = ops.point_density(torch.tensor([40, 40, 40]), 1, 9, 9, 2.0)
-    torch.testing.assert_close(thrice, 3 * once)
+    torch.testing.assert_close(thrice, 3 * single)
 
 
 def test_images_do_not_mix(backend):

@@ -101,14 +101,14 @@ def test_auto_undoes_an_outer_choice(served_by):
 
 
 def test_a_choice_stays_in_its_thread():
-    seen = {}
+    recorded = {}
     inside = threading.Barrier(2)
 
     def work(name):
-        seen[name, "before"] = registry._forced.get()
+        recorded[name, "before"] = registry._forced.get()
         with ops.backend(name):
             inside.wait(10)
-            seen[name, "inside"] = registry._forced.get()
+            recorded[name, "inside"] = registry._forced.get()
             inside.wait(10)
 
     with ops.backend("cpp"):
@@ -118,7 +118,7 @@ def test_a_choice_stays_in_its_thread():
         for thread in threads:
             thread.join()
         assert registry._forced.get() == "cpp"
-    assert seen == {
+    assert recorded == {
         ("reference", "before"): DEFAULT,
         ("numba", "before"): DEFAULT,
         ("reference", "inside"): "reference",

@@ -33,12 +33,12 @@ def test_is_the_convolution(backend, name, bias):
     input, weight = maps(*shape), torch.randn(filters, shape[1], 3, 3)
     bias = torch.randn(filters) if bias else None
     expected = F.conv2d(input.double(), weight.double(), None if bias is None else bias.double(), padding=padding)
-    found = ops.winograd_conv2d(input, ops.winograd_weight(weight), bias, padding)
-    assert found.shape == expected.shape
-    assert found.dtype == torch.float32
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    if found.numel():
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    result = ops.winograd_conv2d(input, ops.winograd_weight(weight), bias, padding)
+    assert result.shape == expected.shape
+    assert result.dtype == torch.float32
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    if result.numel():
+        assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_rounds_little_more_than_a_direct_convolution():
@@ -53,26 +53,26 @@ def test_rounds_little_more_than_a_direct_convolution():
 def test_limits(backend, limits):
     input, weight, bias = maps(2, 16, 9, 9), torch.randn(32, 16, 3, 3), torch.randn(32)
     expected = F.conv2d(input, weight, bias, padding=1).clamp(*limits)
-    found = ops.winograd_conv2d(input, ops.winograd_weight(weight), bias, (1, 1), *limits)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    result = ops.winograd_conv2d(input, ops.winograd_weight(weight), bias, (1, 1), *limits)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
 
 
 def test_nan_stays_in_the_tiles_that_see_it(backend):
     input, weight = maps(1, 16, 12, 12), torch.randn(16, 16, 3, 3)
     input[0, 3, 5, 5] = math.nan
-    found = ops.winograd_conv2d(input, ops.winograd_weight(weight), None, (1, 1), 0, 6)
+    result = ops.winograd_conv2d(input, ops.winograd_weight(weight), None, (1, 1), 0, 6)
     direct = F.conv2d(input, weight, padding=1)
-    assert found.isnan()[direct.isnan()].all()
+    assert result.isnan()[direct.isnan()].all()
     # The one tile whose window has the pixel, of which the direct convolution spoils nine outputs.
-    assert not found[..., :4, :].isnan().any()
-    assert not found[..., 8:, :].isnan().any()
+    assert not result[..., :4, :].isnan().any()
+    assert not result[..., 8:, :].isnan().any()
 
 
 def test_other_layouts_are_copied(backend):
     input, weight = torch.randn(2, 32, 9, 22)[:, ::2, :, ::2], torch.randn(16, 16, 3, 3)
     bias = torch.randn(32)[::2]
-    found = ops.winograd_conv2d(input, ops.winograd_weight(weight), bias, (1, 1))
-    torch.testing.assert_close(found, F.conv2d(input, weight, bias, padding=1), rtol=0, atol=1e-4)
+    result = ops.winograd_conv2d(input, ops.winograd_weight(weight), bias, (1, 1))
+    torch.testing.assert_close(result, F.conv2d(input, weight, bias, padding=1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -82,10 +82,10 @@ def test_threads_do_not_matter(threads):
     expected = ops.winograd_conv2d(input, weight)
     try:
         torch.set_num_threads(threads)
-        found = ops.winograd_conv2d(input, weight)
+        result = ops.winograd_conv2d(input, weight)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_threads_do_not_matter(threads):
     ids=case_id,
 )
 def test_errors(backend, change, message):
-    given = {"input": maps(1, 16, 8, 8), "weight": torch.zeros(36, 2, 16, 16), "bias": None, "padding": [1, 1]}
-    given |= {"lower": -math.inf, "upper": math.inf}
+    options = {"input": maps(1, 16, 8, 8), "weight": torch.zeros(36, 2, 16, 16), "bias": None, "padding": [1, 1]}
+    options |= {"lower": -math.inf, "upper": math.inf}
     with pytest.raises(RuntimeError, match=message):
-        ops.registry.OPS["winograd_conv2d"](*{**given, **change}.values())
+        ops.registry.OPS["winograd_conv2d"](*{**options, **change}.values())
 
 
 def test_opcheck():

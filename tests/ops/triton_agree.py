@@ -55,11 +55,11 @@ def on_device(kernel, *arguments):
     memories = {}
 
     def moved(tensor):
-        own = tensor.untyped_storage()
-        if own._cdata not in memories:
-            memories[own._cdata] = own, torch.UntypedStorage(own.nbytes(), device=DEVICE).copy_(own)
+        actual = tensor.untyped_storage()
+        if actual._cdata not in memories:
+            memories[actual._cdata] = actual, torch.UntypedStorage(actual.nbytes(), device=DEVICE).copy_(actual)
         there = torch.empty(0, dtype=tensor.dtype, device=DEVICE)
-        return there.set_(memories[own._cdata][1], tensor.storage_offset(), tensor.shape, tensor.stride())
+        return there.set_(memories[actual._cdata][1], tensor.storage_offset(), tensor.shape, tensor.stride())
 
     result = kernel(*(moved(a) if isinstance(a, torch.Tensor) else a for a in arguments))
     for here, there in memories.values():
@@ -303,15 +303,15 @@ def test_linear_trace_nothing(sizes):
 def test_points_union(count, size):
     points = torch.randint(-1, size, (count,))
     for capacity in (None, min(count, size), count + 99):
-        found = on_device(points_union, points, size, capacity)
-        assert found.dtype == torch.int64
-        assert torch.equal(found, reference_points_union(points, size, capacity))
+        result = on_device(points_union, points, size, capacity)
+        assert result.dtype == torch.int64
+        assert torch.equal(result, reference_points_union(points, size, capacity))
 
 
 def test_points_union_any_strides():
     points = torch.randint(0, 900, (7, 60))
-    found = on_device(points_union, points.T.reshape(-1)[::3], 900, None)
-    assert torch.equal(found, reference_points_union(points.T.reshape(-1)[::3], 900, None))
+    result = on_device(points_union, points.T.reshape(-1)[::3], 900, None)
+    assert torch.equal(result, reference_points_union(points.T.reshape(-1)[::3], 900, None))
 
 
 def test_points_union_nothing():
@@ -335,8 +335,8 @@ def test_sign_bits(dtype, shape):
     if weight.numel() > 64:
         weight[-1, -3:] = torch.tensor([math.nan, math.inf, -0.0]).to(dtype)
     for layout in (weight, weight.T.contiguous().T):
-        for found, expected in zip(on_device(sign_bits_kernel, layout), sign_bits(layout), strict=True):
-            assert torch.equal(found, expected)
+        for result, expected in zip(on_device(sign_bits_kernel, layout), sign_bits(layout), strict=True):
+            assert torch.equal(result, expected)
 
 
 # point_density
@@ -537,8 +537,8 @@ def test_max_pool_sums_windows_in_their_order():
     grad = torch.tensor([[[[2.0**24, -(2.0**24), 1.0], [1.0, 2.0**24, -(2.0**24)], [1.0, 1.0, 1.0]]]])
     on_device(max_pool_backward, grad, offsets, [3, 3], [1, 1], [1, 1], [1, 1], input)
     total = np.float32(0)
-    for own in grad.flatten().numpy():
-        total += own
+    for item in grad.flatten().numpy():
+        total += item
     assert input[0, 0, 1, 1] == float(total)
     assert input.count_nonzero() == 1
 

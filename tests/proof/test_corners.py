@@ -16,10 +16,10 @@ def passed(op, backend):
     for corner in getattr(corners, op)(corners.Draw(CPU)):
         if corner.memory <= 1e9:
             with ops.backend(backend):
-                found = corners.results(corner.run())
+                result = corners.results(corner.run())
             with ops.backend(REFERENCE):
                 expected = corners.results((corner.expected or corner.run)())
-            assert corner.agree(found, expected), corner.description
+            assert corner.agree(result, expected), corner.description
             count += 1
     return count
 
@@ -39,8 +39,8 @@ def test_a_kernel_with_one_wrong_number_does_not(op):
         if corners.results(corner.run())[0].numel() > 1 and not corner.expected
     )
     expected = corners.results(corner.run())
-    found = [result.clone() for result in expected]
-    place = (0,) * found[0].dim()
-    found[0][place] = 1 + found[0].abs().nan_to_num(0, 0, 0).max()
+    results = [result.clone() for result in expected]
+    place = (0,) * results[0].dim()
+    results[0][place] = 1 + results[0].abs().nan_to_num(0, 0, 0).max()
     assert corner.agree(expected, expected)
-    assert not corner.agree(found, expected)
+    assert not corner.agree(results, expected)

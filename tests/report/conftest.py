@@ -72,8 +72,8 @@ class Page:
     def __init__(self, path):
         self.text = path.read_text("ascii")
         self.scripts = re.findall(r"<script([^>]*)>(.*?)</script>", self.text, re.DOTALL)
-        (told,) = (body for head, body in self.scripts if 'id="data"' in head)
-        self.data = json.loads(told)
+        (output,) = (body for head, body in self.scripts if 'id="data"' in head)
+        self.data = json.loads(output)
         blocks = [body for head, body in self.scripts if 'class="pictures"' in head]
         self.fields = [line.split(",") for block in blocks for line in block.split("\n")]
 

@@ -40,8 +40,8 @@ class Opened:
         self.driver = driver
         driver.get(path.as_uri())
 
-    def js(self, code, *given):
-        return self.driver.execute_script(code, *given)
+    def js(self, code, *options):
+        return self.driver.execute_script(code, *options)
 
     def all(self, selector):
         return self.driver.find_elements("css selector", selector)
@@ -133,18 +133,20 @@ def test_sorting(page, rows, key, column, descending):
     page.set("sort", key)
     page.set("descending", descending)
     # Numbers are told with four digits; equal ones stay in the order of the source, and rows without come last.
-    told = {r["id"]: float(f"{r[column]:.4g}") if isinstance(r[column], float) else r[column] for r in rows}
-    there = [name for name, value in told.items() if value is not None]
-    lower = {name: told[name].lower() if isinstance(told[name], str) else told[name] for name in there}
+    output = {r["id"]: float(f"{r[column]:.4g}") if isinstance(r[column], float) else r[column] for r in rows}
+    there = [name for name, value in output.items() if value is not None]
+    lower = {name: output[name].lower() if isinstance(output[name], str) else output[name] for name in there}
     expected = sorted(there, key=lower.get, reverse=descending)
-    assert page.shown == expected + [name for name in told if name not in lower]
+    assert page.shown == expected + [name for name in output if name not in lower]
 
 
 def test_the_slider_sets_the_opacity_of_every_map(page):
     for value in (0, 35, 100):
         page.set("opacity", value)
-        told = page.js("return [...document.querySelectorAll('.stage > canvas')].map(e => getComputedStyle(e).opacity)")
-        assert set(map(float, told)) == {value / 100}
+        output = page.js(
+            "return [...document.querySelectorAll('.stage > canvas')].map(e => getComputedStyle(e).opacity)"
+        )
+        assert set(map(float, output)) == {value / 100}
 
 
 def test_boxes_lie_where_the_run_has_them(page, rows):
@@ -329,10 +331,10 @@ def test_classes_by_how_far_they_depend_on_colour(colored, swapped, classes):
     body = colored.js(cells)
     pictures = {classes[c].strip(): sum(r["label"] == c for r in right) for c in {r["label"] for r in right}}
     assert {line[0]: int(line[1]) for line in body} == pictures
-    for name, _, kept, *each in body:
-        own = [r["swapped_index"] for r in right if classes[r["label"]].strip() == name]
-        shares = np.mean([[classes[c].strip() == name for c in found] for found in own], 0)
-        assert [kept, *each[:2]] == [f"{np.floor(100 * s + 0.5):.0f} %" for s in (shares.mean(), *shares)]
+    for name, _, saved, *each in body:
+        actual = [r["swapped_index"] for r in right if classes[r["label"]].strip() == name]
+        shares = np.mean([[classes[c].strip() == name for c in result] for result in actual], 0)
+        assert [saved, *each[:2]] == [f"{np.floor(100 * s + 0.5):.0f} %" for s in (shares.mean(), *shares)]
     assert "How far answers depend on colour is known of runs with --color-swap." in colored.all("#dataset")[0].text
     # By keyboard: a head sorts, again the other way round, and says so.
     heads = colored.all(".sortable thead button")
@@ -340,10 +342,10 @@ def test_classes_by_how_far_they_depend_on_colour(colored, swapped, classes):
         for _ in range(2):
             colored.js("arguments[0].focus()", heads[n])
             colored.press(Keys.ENTER)
-            told = colored.js("return [...document.querySelectorAll('.sortable th[aria-sort]')].map(e => e.ariaSort)")
-            assert len(told) == 1
+            output = colored.js("return [...document.querySelectorAll('.sortable th[aria-sort]')].map(e => e.ariaSort)")
+            assert len(output) == 1
             column = [line[n].lower() if n == 0 else float(line[n].split()[0]) for line in colored.js(cells)]
-            assert column == sorted(column, reverse=told == ["descending"])
+            assert column == sorted(column, reverse=output == ["descending"])
     # A class leads to its pictures.
     colored.set("name", "nothing is called so")
     first = colored.all(".sortable tbody button")[0]
@@ -359,9 +361,9 @@ def test_a_picture_shows_its_colours_swapped(colored, swapped, classes):
     colored.js("document.querySelectorAll('.card > button')[arguments[0]].click()", row["index"])
     drawn = "return [...document.querySelectorAll('#detail .swaps canvas')].map(e => e.width)"
     colored.wait(lambda: colored.js(drawn) == [24, 24])  # they are 300 wide before
-    told = [one.text for one in colored.all("#detail .swaps li")]
-    found = zip(told, row["swapped_index"], row["swapped_score"], ("BRG", "GBR"), strict=True)
-    for text, answer, score, order in found:
+    output = [one.text for one in colored.all("#detail .swaps li")]
+    result = zip(output, row["swapped_index"], row["swapped_score"], ("BRG", "GBR"), strict=True)
+    for text, answer, score, order in result:
         assert classes[answer][:5] in text
         assert text.startswith("still" if answer == row["topk_index"][0] else "now")
         assert f"as {order}" in text
@@ -429,9 +431,9 @@ def test_ten_thousand_rows_open(browser, loaded, tmp_path, paint):
     (folder / "list.csv").write_text("path,id,label\n" + names)
     datasets.explain(str(folder / "list.csv"), loaded, method="grad-cam", out=tmp_path / "run", batch_size=256)
     written = report.write(tmp_path / "run", tmp_path / "r.html", limit=None)
-    began = time.perf_counter()
+    start = time.perf_counter()
     opened = Opened(browser, written.path)
-    print(f"\n10,000 rows, {written.bytes / 1e6:.1f} MB: open after {time.perf_counter() - began:.2f} s")
+    print(f"\n10,000 rows, {written.bytes / 1e6:.1f} MB: open after {time.perf_counter() - start:.2f} s")
     assert opened.all("#count")[0].text == "10,000 pictures"
     assert 0 < len(opened.shown) < 300
     opened.js("window.scrollTo(0, document.body.scrollHeight)")

@@ -26,8 +26,8 @@ def encoded(image, kind="JPEG", **how):
     return sink.getvalue()
 
 
-def item(found):
-    return Item("a", 0, "a", lambda: found)
+def item(result):
+    return Item("a", 0, "a", lambda: result)
 
 
 def turned(orientation):
@@ -39,8 +39,8 @@ def turned(orientation):
 def as_seen(data, preprocess, size, tmp_path):
     """The crop of the whole picture, made smaller."""
     (tmp_path / "a").write_bytes(data)
-    seen = preprocess.shown(load_image(tmp_path / "a"))
-    image = Image.fromarray((seen * 255).round().byte().permute(1, 2, 0).numpy())
+    recorded = preprocess.shown(load_image(tmp_path / "a"))
+    image = Image.fromarray((recorded * 255).round().byte().permute(1, 2, 0).numpy())
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR)).astype(float)
 
 
@@ -59,11 +59,11 @@ def as_seen(data, preprocess, size, tmp_path):
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 def test_a_picture_that_is_decoded_small_shows_the_same(size, preprocess, shown, orientation, tmp_path):
     data = encoded(photo(size), quality=95, **turned(orientation))
-    found = thumbnail(item(data), preprocess, 112, MAX_PIXELS)
-    assert found.size == shown
+    result = thumbnail(item(data), preprocess, 112, MAX_PIXELS)
+    assert result.size == shown
     expected = as_seen(data, preprocess, shown, tmp_path)
     # Colours change by hundreds of levels over the picture; a pixel of the crop is worth a few.
-    assert np.abs(np.asarray(found) - expected).mean() < 2.5
+    assert np.abs(np.asarray(result) - expected).mean() < 2.5
 
 
 def test_large_pictures_are_not_decoded_in_full(monkeypatch):
@@ -79,12 +79,12 @@ def test_large_pictures_are_not_decoded_in_full(monkeypatch):
 def test_small_pictures_are_those_of_the_network(kind, tmp_path):
     image = photo((260, 240))
     data = encoded(image, "PNG" if kind != "JPEG" else kind)
-    found = {
+    result = {
         "image": image,
         "bytes tensor": torch.from_numpy(np.array(image)).permute(2, 0, 1),
         "labelled": Labelled(data, 3),
     }.get(kind, data)
-    shown = np.asarray(thumbnail(item(found), Preprocess(224, 256), 112, MAX_PIXELS)).astype(float)
+    shown = np.asarray(thumbnail(item(result), Preprocess(224, 256), 112, MAX_PIXELS)).astype(float)
     # JPEG decoders may differ by a grey level.
     assert np.abs(shown - as_seen(data, Preprocess(224, 256), (112, 112), tmp_path)).max() <= (kind == "JPEG")
 
@@ -112,22 +112,22 @@ def test_few_pictures_are_held_at_a_time(made, loaded, tmp_path, explained, pain
     folder.mkdir()
     paint(folder, 60)
     run = explained(folder, loaded, tmp_path / "run")
-    asked, most, done = [], [], []
+    requests, most, done = [], [], []
 
-    def counted(item, *given):
-        asked.append(item.index)
-        return thumbnail(item, *given)
+    def counted(item, *options):
+        requests.append(item.index)
+        return thumbnail(item, *options)
 
     monkeypatch.setattr("pyfast_xai.report.pictures.thumbnail", counted)
 
     def note(progress):
         done.append(progress.done)
-        most.append(len(asked) - progress.done)
+        most.append(len(requests) - progress.done)
 
     report.write(run, tmp_path / "r.html", workers=2, progress=note)
     assert done == list(range(1, 61))
     assert max(most) <= 8 * 2 + 1
-    assert sorted(asked) == list(range(60))
+    assert sorted(requests) == list(range(60))
 
 
 def test_what_stops_a_report_stops_its_threads(made, tmp_path):
@@ -167,8 +167,8 @@ def test_some_rows_and_items(made, indices):
     results = datasets.open(made.one)
     assert [row["index"] for row in results.rows(indices)] == indices
     assert [dict(row) for row in results.rows(indices)] == [dict(results[index]) for index in indices]
-    assert [found.index for found in results.items(indices)] == indices
-    places = [found.place for found in results.items(indices)]
+    assert [result.index for result in results.items(indices)] == indices
+    places = [result.place for result in results.items(indices)]
     assert places == [results[index]["source"] for index in indices]
 
 

@@ -32,8 +32,8 @@ def test_every_item_is_there_once_with_what_its_row_says(made, tmp_path, read):
     assert page.column("answer") == [row["topk_index"] and row["topk_index"][0] for row in rows]
     for row, score, error in zip(rows, page.column("score"), page.column("error"), strict=True):
         assert score == (None if row["score"] is None else pytest.approx(row["score"], rel=1e-3))
-        told = None if error is None else [page.word(error[0]), error[1]]
-        assert told == (None if row["status"] == "ok" else [row["error_type"], row["error_message"]])
+        output = None if error is None else [page.word(error[0]), error[1]]
+        assert output == (None if row["status"] == "ok" else [row["error_type"], row["error_message"]])
     assert len(page.fields) == 15
     assert all(bool(map_) == (row["status"] == "ok") for (_, map_), row in zip(page.fields, rows, strict=True))
     assert (written.items, written.total, written.errors, written.pictures) == (15, 15, 2, 13)
@@ -66,8 +66,10 @@ def test_maps_are_those_of_the_run(method, settings, made, loaded, tmp_path, rea
             continue
         heat = render.normalize(row.explanation().heatmap)
         assert field[0] == "m"
-        own, zero = unpacked(field[1:])
-        drawn = torch.nn.functional.interpolate(torch.from_numpy(own.copy())[None, None], (24, 24), mode="bilinear")[0]
+        actual, zero = unpacked(field[1:])
+        drawn = torch.nn.functional.interpolate(torch.from_numpy(actual.copy())[None, None], (24, 24), mode="bilinear")[
+            0
+        ]
         # Levels are a 255th apart, and what is cut off lies between two of them.
         assert (render.normalize(drawn.clamp_min(zero)) - heat).abs().max() < 2.5 / 255
 
@@ -194,9 +196,9 @@ def test_views_count_what_is_there(made, tmp_path, read, classes):
     assert sum(views["scores"]["right"]) == views["right"]
     assert sum(views["scores"]["right"] + views["scores"]["wrong"]) == 13
     for index, name, count, packed in views["means"]:
-        own = [render.normalize(row.explanation().heatmap) for row in rows if row["target"] == index]
-        assert (page.word(name), count) == (classes[index], len(own))
-        mean = torch.nn.functional.adaptive_avg_pool2d(torch.cat(own).mean(0, keepdim=True), 32)
+        actual = [render.normalize(row.explanation().heatmap) for row in rows if row["target"] == index]
+        assert (page.word(name), count) == (classes[index], len(actual))
+        mean = torch.nn.functional.adaptive_avg_pool2d(torch.cat(actual).mean(0, keepdim=True), 32)
         assert np.abs(unpacked(packed)[0] / 255 - render.normalize(mean)[0].numpy()).max() < 1 / 255
     dominance = page.data["runs"][1]["views"]["dominance"]
     assert sum(map(sum, dominance["counts"])) == sum(legend is not None for legend in page.column("legend", 1))
@@ -211,12 +213,12 @@ def test_many_classes_are_counted_together():
 
     run = SimpleNamespace(class_name=str)
     pairs = [(n, n) for n in range(MOST + 10)] + [(n, 0) for n in range(1, MOST)]
-    told = matrix(pairs, run, str)
-    assert len(told["classes"]) == MOST + 1
-    assert told["classes"][-1] == -1
-    assert told["names"][-1] == "10 others"
-    assert sum(map(sum, told["counts"])) == len(pairs)
-    assert told["counts"][-1][-1] == 10
+    output = matrix(pairs, run, str)
+    assert len(output["classes"]) == MOST + 1
+    assert output["classes"][-1] == -1
+    assert output["names"][-1] == "10 others"
+    assert sum(map(sum, output["counts"])) == len(pairs)
+    assert output["counts"][-1][-1] == 10
 
 
 class Tags(HTMLParser):
@@ -235,12 +237,12 @@ def evil(folder, tmp_path):
     out = tmp_path / "evil"
     shutil.copytree(folder, out)
     manifest = datasets.open(out).manifest
-    told = read_document(run_folder(out))
+    output = read_document(run_folder(out))
     payload = "</title></script ><script>document.title='owned'</script ><!-- <script \u2028 &lt;"
-    told["model"]["name"] = told["method"]["name"] = payload
-    told["made"]["classes"] = [payload, None, 7, ["x"], {"a": payload}]
-    described = {key: value for key, value in told.items() if key not in ("fingerprint", "made")}
-    type(manifest)(described, told["made"]).write(run_folder(out), COLUMNS)
+    output["model"]["name"] = output["method"]["name"] = payload
+    output["made"]["classes"] = [payload, None, 7, ["x"], {"a": payload}]
+    described = {key: value for key, value in output.items() if key not in ("fingerprint", "made")}
+    type(manifest)(described, output["made"]).write(run_folder(out), COLUMNS)
     return out, payload
 
 
@@ -293,7 +295,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(made, loaded, tmp_path
     paint(other, 3)
     run = explained(other, loaded, tmp_path / "run")
     page = tmp_path / "r.html"
-    for folders, settings, told in (
+    for folders, settings, output in (
         ([], {}, "folders must name at least one run, got none"),
         ([made.one, run], {}, "folders must be of runs over the same source, got"),
         (tmp_path, {}, "folder must be one of a run"),
@@ -301,7 +303,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(made, loaded, tmp_path
         (made.one, {"side": 2}, "side must lie in 16 to 1024 pixels, got 2"),
         (made.one, {"source": str(other)}, "source must be the one of the run"),
     ):
-        with pytest.raises(InputError, match=f"^{told}"):
+        with pytest.raises(InputError, match=f"^{output}"):
             report.write(folders, page, **settings)
     with pytest.raises(InputError, match=r"^out must be a file, got the folder"):
         report.write(made.one, other)
@@ -346,8 +348,15 @@ def test_the_command(made, tmp_path):
     runner = CliRunner()
     result = runner.invoke(cli.app, ["report", *map(str, made.runs), "--out", str(page), "--limit", "7", "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told == {"out": str(page), "items": 7, "total": 15, "errors": 0, "pictures": 7, "bytes": page.stat().st_size}
+    output = json.loads(result.stdout)
+    assert output == {
+        "out": str(page),
+        "items": 7,
+        "total": 15,
+        "errors": 0,
+        "pictures": 7,
+        "bytes": page.stat().st_size,
+    }
     assert "7 of 15 pictures" in result.stderr
     refused = runner.invoke(cli.app, ["report", str(made.one), "--out", str(tmp_path / "r.png")])
     assert refused.exit_code == 2

@@ -17,13 +17,13 @@ from pyfast_xai.reproduce import data as data_module
 
 def test_pictures_of_a_collection_come_in_an_order_of_the_seed(root, boxes):
     every = Data(root, count=None).imagenet()
-    assert sorted(own.path.name for own in every) == [f"{i}.png" for i in range(6)]
-    again, other = Data(root, count=None).imagenet(), Data(root, count=None, seed=1).imagenet()
-    assert [own.path for own in every] == [own.path for own in again] != [own.path for own in other]
-    assert [own.path for own in Data(root, count=2).imagenet()] == [own.path for own in every[:2]]
-    own = every[0]
-    assert own.boxes.tolist() == [list(boxes[int(own.path.stem)])]
-    assert own.label == int(own.path.stem) % 4
+    assert sorted(item.path.name for item in every) == [f"{i}.png" for i in range(6)]
+    repeated, other = Data(root, count=None).imagenet(), Data(root, count=None, seed=1).imagenet()
+    assert [item.path for item in every] == [item.path for item in repeated] != [item.path for item in other]
+    assert [item.path for item in Data(root, count=2).imagenet()] == [item.path for item in every[:2]]
+    item = every[0]
+    assert item.boxes.tolist() == [list(boxes[int(item.path.stem)])]
+    assert item.label == int(item.path.stem) % 4
 
 
 def test_networks_of_a_collection(root):
@@ -38,15 +38,15 @@ def test_networks_of_a_collection(root):
 
 
 def test_without_networks_of_its_own_those_of_the_paper_are_loaded(tmp_path, monkeypatch):
-    asked = []
+    requests = []
 
     def load_model(spec, weights):
-        asked.append((spec, weights))
+        requests.append((spec, weights))
         return LoadedModel(torch.nn.Identity(), Preprocess(), None, spec)
 
     monkeypatch.setattr(data_module, "load_model", load_model)
     list(Data(tmp_path).networks(("vgg16", "alexnet")))
-    assert asked == [("torchvision/vgg16", "DEFAULT"), ("torchvision/alexnet", "DEFAULT")]
+    assert requests == [("torchvision/vgg16", "DEFAULT"), ("torchvision/alexnet", "DEFAULT")]
 
 
 def test_imagenet_as_it_is_published(tmp_path, picture, boxes):
@@ -56,8 +56,8 @@ def test_imagenet_as_it_is_published(tmp_path, picture, boxes):
     (folder / "LOC_val_solution.csv").write_text(
         "ImageId,PredictionString\nILSVRC2012_val_00000001,n02 3 4 12 15 \nILSVRC2012_val_00000002,n01 0 0 1 1 \n"
     )
-    (own,) = Data(tmp_path).imagenet()
-    assert (own.label, own.boxes.tolist()) == (1, [[3, 4, 12, 15]])
+    (actual,) = Data(tmp_path).imagenet()
+    assert (actual.label, actual.boxes.tolist()) == (1, [[3, 4, 12, 15]])
 
 
 def test_voc_takes_the_test_pictures_only(tmp_path, picture, boxes):
@@ -71,8 +71,8 @@ def test_voc_takes_the_test_pictures_only(tmp_path, picture, boxes):
         )
     (root / "ImageSets/Main").mkdir(parents=True)
     (root / "ImageSets/Main/test.txt").write_text("000002\n")
-    (own,) = Data(tmp_path).voc()
-    assert (own.path.stem, own.boxes.tolist(), list(own.kinds)) == ("000002", [[3, 4, 12, 15]], ["dog"])
+    (actual,) = Data(tmp_path).voc()
+    assert (actual.path.stem, actual.boxes.tolist(), list(actual.kinds)) == ("000002", [[3, 4, 12, 15]], ["dog"])
 
 
 def test_graz_takes_the_place_of_coco(root, picture, boxes):
@@ -80,13 +80,13 @@ def test_graz_takes_the_place_of_coco(root, picture, boxes):
     picture(root / "graz02/bike/bike_001.image.png", boxes[0])
     for i in range(2):
         picture(root / f"graz02/bike/bike_001.mask.{i}.png", boxes[i])
-    (own,) = Data(root).masked()
-    assert (own.label, len(own.shapes)) == ("bike", 2)
+    (actual,) = Data(root).masked()
+    assert (actual.label, len(actual.shapes)) == ("bike", 2)
 
 
 def test_crowds_are_left_out(root, boxes):
-    own = next(own for own in Data(root).coco() if own.path.stem == "0")
-    assert (list(own.kinds), own.boxes.tolist()) == (["square"], [list(boxes[0])])
+    item = next(item for item in Data(root).coco() if item.path.stem == "0")
+    assert (list(item.kinds), item.boxes.tolist()) == (["square"], [list(boxes[0])])
 
 
 def test_mnist_as_it_is_published(tmp_path):
@@ -98,8 +98,8 @@ def test_mnist_as_it_is_published(tmp_path):
         header = np.array([2051, count, 28, 28], ">i4").tobytes() + images.tobytes()
         (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header))
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(np.array([2049, count], ">i4").tobytes() + digits.tobytes())
-    fit, held, told = clear._mnist(Data(tmp_path))
-    assert (fit[0].shape, held[0].shape, told) == ((5, 1, 28, 28), (3, 1, 28, 28), [])
+    fit, held, output = clear._mnist(Data(tmp_path))
+    assert (fit[0].shape, held[0].shape, output) == ((5, 1, 28, 28), (3, 1, 28, 28), [])
     assert np.array_equal((held[0] * 255).round().byte().numpy()[:, 0], images)
     assert held[1].tolist() == digits.tolist()
     (folder / "train-labels-idx1-ubyte").unlink()

@@ -57,9 +57,9 @@ def test_experiment_runs(data, tmp_path, paper, name, monkeypatch):
     # A small random network is sure of nothing.
     sure = fgvis._sure
     monkeypatch.setattr(fgvis, "_sure", lambda loaded, data, count: sure(loaded, data, count, least=0.0))
-    told = []
+    output = []
     data = Data(
-        data.root, data.count, data.names, data.batch_size, progress=lambda doing, count: told.append((doing, count))
+        data.root, data.count, data.names, data.batch_size, progress=lambda doing, count: output.append((doing, count))
     )
     before = torch.get_rng_state()
     outcome = EXPERIMENTS[paper][name](data)
@@ -71,7 +71,7 @@ def test_experiment_runs(data, tmp_path, paper, name, monkeypatch):
     paths = outcome.write(tmp_path / "out", name)
     assert all(path.stat().st_size > 0 for path in paths)
     if outcome.rows:
-        assert told
+        assert output
         assert {path.suffix for path in paths} >= {".md", ".csv"}
 
 
@@ -88,8 +88,8 @@ def test_table_1_is_the_metric_on_the_same_pictures(data):
     images = data.inputs(pictures, loaded.preprocess)
     explanation = CNNFixations(loaded.model)(images)
     placed = torch.cat([loaded.preprocess.boxes_in(box[None], (40, 40)) for box in explanation.boxes()])
-    truth = [own.boxes for own in pictures]
-    labels = torch.tensor([own.label for own in pictures])
+    truth = [item.boxes for item in pictures]
+    labels = torch.tensor([item.label for item in pictures])
     top = metrics.localization_error(placed, truth, explanation.target, labels)
     agnostic = metrics.localization_error(placed, truth)
     row = {"network": "squeezenet1_1", "method": "CNN-Fixations"}
@@ -100,10 +100,10 @@ def test_table_1_is_the_metric_on_the_same_pictures(data):
 
 def test_halves_share_no_picture(data, monkeypatch):
     data = replace(data, count=None)
-    every = {own.path for own in data.imagenet()}
+    every = {item.path for item in data.imagenet()}
     first = sorted(path.stem for path in every)[0]
     monkeypatch.setattr("pyfast_xai.reproduce.data.tuning_pictures", lambda: frozenset({first}))
-    tuning, rest = ({own.path for own in replace(data, half=half).imagenet()} for half in ("tuning", "held-out"))
+    tuning, rest = ({item.path for item in replace(data, half=half).imagenet()} for half in ("tuning", "held-out"))
     assert [path.stem for path in tuning] == [first]
     assert (tuning | rest, tuning & rest) == (every, set())
 
@@ -128,7 +128,7 @@ def test_a_method_that_cannot_is_left_out_and_named(root):
     (root / "models.py").write_text(text)
     outcome = fixations.table_1(Data(root, count=2, names=("squeezenet1_1",)))
     assert "CAM" not in {row[1] for row in outcome.rows}
-    assert any(told.startswith("CAM is left out on squeezenet1_1: ") for told in outcome.deviations)
+    assert any(output.startswith("CAM is left out on squeezenet1_1: ") for output in outcome.deviations)
 
 
 def test_published_boxes(root):
@@ -136,11 +136,11 @@ def test_published_boxes(root):
     truth = np.array([[0, 0, 9, 9], [10, 10, 19, 19], [0, 0, 1, 1]], np.int16)
     np.savez(root / "wsol/ilsvrc_val_ground_truth.npz", label=np.array([1, 2], np.int16), box_xyxy=truth,
         box_offset=np.array([0, 2, 3], np.int32))  # fmt: skip
-    own = {}
+    actual = {}
     for name in ("alexNet", "vgg16", "googleNet", "resNet152"):
-        own[f"{name}_label"] = np.array([1, 1], np.int16)
-        own[f"{name}_box_xyxy"] = np.array([[10, 10, 19, 19], [0, 0, 1, 1]], np.int16)
-    np.savez(root / "wsol/cnn_fixations_boxes.npz", **own)
+        actual[f"{name}_label"] = np.array([1, 1], np.int16)
+        actual[f"{name}_box_xyxy"] = np.array([[10, 10, 19, 19], [0, 0, 1, 1]], np.int16)
+    np.savez(root / "wsol/cnn_fixations_boxes.npz", **actual)
     outcome = fixations.table_1_boxes(Data(root))
     # Both boxes are right, one class is not.
     assert [row[2:] for row in outcome.rows] == [["50.00", "0.00"]] * 4
@@ -157,9 +157,9 @@ def test_single_proposals_of_a_perfect_method(data, monkeypatch):
         """Its box is the bright square."""
 
         def __call__(self, images, target=None):
-            found = super().__call__(images, target)
-            found.heatmap = (images[:, 0] > 0.6).float()
-            return found
+            result = super().__call__(images, target)
+            result.heatmap = (images[:, 0] > 0.6).float()
+            return result
 
     monkeypatch.setattr(fixations, "METHODS", {"CNN-Fixations": Bright})
     outcome = fixations.table_3(data)
@@ -238,7 +238,7 @@ def test_networks_of_the_appendix():
     for stages, channels, filters, pools in shapes.values():
         model = clear.all_convolutional(stages, channels)
         convolutions = [layer for layer in model if isinstance(layer, nn.Conv2d)]
-        assert [own.out_channels for own in convolutions] == filters
+        assert [item.out_channels for item in convolutions] == filters
         assert sum(isinstance(layer, nn.MaxPool2d) for layer in model) == pools
         assert convolutions[-1].kernel_size == (1, 1)
         # Its last convolution is read as it is.
@@ -261,7 +261,7 @@ def test_clear_on_digits(tmp_path, monkeypatch):
     assert len({row[3] for row in outcome.rows[1:]}) == 1
     assert all(0 <= float(value) <= 100 for row in outcome.rows[1:] for value in row[3:])
     assert "maps" in outcome.pictures
-    assert any("320 digits" in told for told in outcome.deviations)
+    assert any("320 digits" in output for output in outcome.deviations)
 
 
 def test_training_learns():

@@ -24,10 +24,10 @@ MODES = {"left out": contextlib.nullcontext, "marked": marking}
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
-def members(found):
+def members(result):
     """The points that are there, with their signs."""
-    negative = [False] * len(found) if found.negative is None else found.negative.tolist()
-    return {(i, low) for i, low in zip(found.index.tolist(), negative, strict=True) if i >= 0}
+    negative = [False] * len(result) if result.negative is None else result.negative.tolist()
+    return {(i, low) for i, low in zip(result.index.tolist(), negative, strict=True) if i >= 0}
 
 
 def lists(size=6):
@@ -41,24 +41,24 @@ def lists(size=6):
 def test_union_is_that_of_sets(mode, parts, signed):
     """Of shares of what may be there twice, with signs or without."""
     with mode():
-        kept, expected = [], set()
+        saved, expected = [], set()
         for part in parts:
             index, low, keep = map(torch.tensor, zip(*part, strict=True))
-            kept.append(Points(index, low if signed else None).to(index, keep))
+            saved.append(Points(index, low if signed else None).to(index, keep))
             expected |= {(i, b and signed) for i, b, k in part if k}
-        found = points.union(kept, 6)
-    assert members(found) == expected
-    assert found.distinct
-    assert (found.index >= 0).sum() == len(expected)
+        result = points.union(saved, 6)
+    assert members(result) == expected
+    assert result.distinct
+    assert (result.index >= 0).sum() == len(expected)
     if mode is not marking:
-        assert len(found) == len(expected)
+        assert len(result) == len(expected)
 
 
 @every_mode
 def test_what_is_absent_stays_absent(mode):
     with mode():
-        given = Points(torch.tensor([4, 1, 3])).to(torch.tensor([4, 1, 3]), torch.tensor([True, False, True]))
-        moved = given.to(given.index + 1).flip()
+        options = Points(torch.tensor([4, 1, 3])).to(torch.tensor([4, 1, 3]), torch.tensor([True, False, True]))
+        moved = options.to(options.index + 1).flip()
         assert members(moved) == {(5, True), (4, True)}
         assert members(moved.to(moved.index, moved.index == 5)) == {(5, True)}
         assert len(moved) == (3 if mode is marking else 2)
@@ -79,11 +79,11 @@ def test_shares_that_meet_have_the_room_of_the_whole():
     with marking():
         whole = Points(torch.arange(10))
         here = torch.arange(10) < 4
-        again = points.union([whole.to(whole.index, here), whole.to(whole.index + 50, ~here)], 1000)
-        assert len(again) == 10
-        assert members(again) == {(i if i < 4 else i + 50, False) for i in range(10)}
+        repeated = points.union([whole.to(whole.index, here), whole.to(whole.index + 50, ~here)], 1000)
+        assert len(repeated) == 10
+        assert members(repeated) == {(i if i < 4 else i + 50, False) for i in range(10)}
         # Other points, and places that are fewer than points.
-        assert len(points.union([again, Points(torch.arange(7))], 1000)) == 17
+        assert len(points.union([repeated, Points(torch.arange(7))], 1000)) == 17
         six = Points(torch.arange(6))
         assert len(points.union([six, Points(torch.arange(6))], 6)) == 6
         assert len(points.union([six, Points(torch.arange(6)), Points(torch.arange(6)).flip()], 6)) == 12
@@ -120,9 +120,9 @@ def test_a_rule_may_send_the_same_points_both_ways(mode, spelling):
     tape = record(Sum(), x, policy=evidence.policy)
     with mode():
         starts = {tape.outputs: Points(torch.tensor([1, 2, 5]))}
-        found = evidence.walk(tape, starts, tape.inputs[0], Options())
+        result = evidence.walk(tape, starts, tape.inputs[0], Options())
     left = {2, 5} if "share" in spelling else {1, 2, 5}
-    assert {i for i, _ in members(found)} == {7 - i for i in left} | {0, 1, 4}
+    assert {i for i, _ in members(result)} == {7 - i for i in left} | {0, 1, 4}
 
 
 class Halves(nn.Module):
@@ -143,9 +143,9 @@ def test_parts_of_one_tensor_that_meet_have_the_room_of_the_whole():
     tape = record(Halves(20), torch.randn(1, 64, 3), policy=evidence.policy)
     with marking():
         starts = {tape.outputs: Points(torch.tensor([5, 100]))}
-        found = evidence.walk(tape, starts, tape.inputs[0], Options())
-    assert len(found) == 2
-    assert len(members(found)) == 2
+        result = evidence.walk(tape, starts, tape.inputs[0], Options())
+    assert len(result) == 2
+    assert len(members(result)) == 2
 
 
 class TwoHeads(nn.Module):
@@ -170,9 +170,9 @@ def test_points_that_passed_a_layer_and_points_that_did_not_are_told_apart(mode)
     tape = record(model, x, policy=evidence.policy)
     with mode():
         starts = {tape.outputs: Points(torch.tensor([1, 3 + 1]))}
-        found = evidence.walk(tape, starts, tape.inputs[0], Options(first_fc="all"))
+        result = evidence.walk(tape, starts, tape.inputs[0], Options(first_fc="all"))
     strongest = 48 + 16 + int(x[1, 1].argmax())
-    assert members(found) == {(i, False) for i in (*range(16, 32), strongest)}
+    assert members(result) == {(i, False) for i in (*range(16, 32), strongest)}
 
 
 @torch.library.custom_op("evidence_tests::scaled", mutates_args=())
@@ -184,7 +184,7 @@ def scaled(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_rule_says_whether_its_op_is_a_layer_with_weights(weighted):
     """The skip path, which wins ties, is the one with fewer layers; points below a layer are none of the start."""
-    seen = []
+    recorded = []
 
     class Skipping(nn.Module):
         def forward(self, x):
@@ -197,20 +197,20 @@ def test_a_rule_says_whether_its_op_is_a_layer_with_weights(weighted):
 
     @evidence.rule("mul")
     def mul(ctx, x, one):
-        seen.append((ctx.points.start, members(ctx.points)))
+        recorded.append((ctx.points.start, members(ctx.points)))
         ctx.propagate(x, ctx.points)
 
     tape = record(Skipping(), torch.tensor([[1.0, 2, 3]]), policy=evidence.policy)
     add = next(node for node in tape if node.name == "add")
     evidence.walk(tape, {tape.outputs: Points(torch.tensor([1]))}, tape.inputs[0], Options())
     # Equal contributors: to the skip, that is past the layer, where the op is one.
-    assert seen == [(True, {(1, False)})]
+    assert recorded == [(True, {(1, False)})]
     depth = backward._Walk(tape, tape.inputs[0], Options()).depth
     assert (depth(add.args[0]), depth(add.args[1])) == (int(weighted), 0)
-    seen.clear()
+    recorded.clear()
     tape = record(Call(lambda x: scaled(x * 1, torch.ones(()))), torch.ones(1, 3), policy=evidence.policy)
     evidence.walk(tape, {tape.outputs: Points(torch.tensor([1]))}, tape.inputs[0], Options())
-    assert seen == [(not weighted, {(1, False)})]
+    assert recorded == [(not weighted, {(1, False)})]
 
 
 ODD = {
@@ -229,9 +229,9 @@ def test_points_of_odd_shapes_lie_on_the_input(name):
     function, shape = ODD[name]
     tape = record(Call(function), torch.randn(shape), policy=evidence.policy)
     starts = {tape.outputs: Points(torch.tensor([tape.outputs.numel - 1]))}
-    found = evidence.walk(tape, starts, tape.inputs[0], Options())
-    assert len(found)
-    assert all(0 <= index < tape.inputs[0].numel for index in found.index.tolist())
+    result = evidence.walk(tape, starts, tape.inputs[0], Options())
+    assert len(result)
+    assert all(0 <= index < tape.inputs[0].numel for index in result.index.tolist())
 
 
 def test_complex_numbers_have_no_largest():
@@ -252,12 +252,12 @@ class Call(nn.Module):
 def traced(function, x, points, options=None):
     """The points of an image that lead to each of some points on the output of a function, as sets of coordinates."""
     tape = record(Call(function), x, policy=evidence.policy)
-    found = []
+    result = []
     for point in points:
         starts = {tape.outputs: Points(torch.tensor([int(np.ravel_multi_index(point, tape.outputs.shape))]))}
         index = evidence.walk(tape, starts, tape.inputs[0], options or Options()).index
-        found.append({tuple(int(i) for i in np.unravel_index(i, x.shape)) for i in index.tolist()})
-    return found
+        result.append({tuple(int(i) for i in np.unravel_index(i, x.shape)) for i in index.tolist()})
+    return result
 
 
 TRANSPOSED = {
@@ -281,9 +281,9 @@ def test_a_transposed_convolution_is_traced_to_the_channel_that_contributes_most
     output = F.conv_transpose2d(x, weight, None, **geometry)
     points = [tuple(int(torch.randint(size, ())) for size in output.shape) for _ in range(40)]
     options = Options(location=Location[location.upper()])
-    found = traced(lambda x: F.conv_transpose2d(x, weight, None, **geometry), x, points, options)
+    result = traced(lambda x: F.conv_transpose2d(x, weight, None, **geometry), x, points, options)
     stride, padding, dilation = (per_dimension(geometry.get(n, d), 2) for n, d in _DEFAULTS)
-    for (n, o, *at), places in zip(points, found, strict=True):
+    for (n, o, *at), places in zip(points, result, strict=True):
         contributions = {}  # by channel and pixel
         group, filters = o // (6 // groups), o % (6 // groups)
         for i in range(group * 4 // groups, (group + 1) * 4 // groups):
@@ -342,8 +342,8 @@ def test_a_sum_of_patches_is_traced_to_the_largest(geometry):
     # Where the elements of the patches lie in the image; what they fold to covers the image, or not everywhere.
     lies = F.unfold(pixels + 1, **geometry) - 1
     points = [tuple(int(torch.randint(size, ())) for size in image.shape) for _ in range(60)]
-    found = traced(lambda c: F.fold(c, (8, 8), **geometry), columns, points)
-    for point, places in zip(points, found, strict=True):
+    result = traced(lambda c: F.fold(c, (8, 8), **geometry), columns, points)
+    for point, places in zip(points, result, strict=True):
         patches = (lies == float(pixels[point])).nonzero()
         expected = {max((tuple(p.tolist()) for p in patches), key=lambda p: columns[p])} if len(patches) else set()
         assert places == expected
@@ -351,9 +351,9 @@ def test_a_sum_of_patches_is_traced_to_the_largest(geometry):
 
 def test_a_similarity_is_traced_to_what_contributes_on_either_side():
     x = torch.randn(4, 6)
-    ((first, second), found) = (1, 3), traced(lambda x: (x * 1) @ (x * 1).T, x, [(1, 3)])[0]
+    ((first, second), result) = (1, 3), traced(lambda x: (x * 1) @ (x * 1).T, x, [(1, 3)])[0]
     contributes = {k for k in range(6) if x[first, k] * x[second, k] > 0}
-    assert found == {(row, k) for row in (first, second) for k in contributes}
+    assert result == {(row, k) for row in (first, second) for k in contributes}
 
 
 def test_the_side_of_other_inputs_is_left_alone():
@@ -365,6 +365,6 @@ def test_the_side_of_other_inputs_is_left_alone():
     table, images = torch.randn(9, 6), torch.randn(2, 6)
     words = torch.randint(9, (3, 4))
     tape = record(Similarity(), images, words, policy=evidence.policy)
-    found = evidence.walk(tape, {tape.outputs: Points(torch.tensor([4]))}, tape.inputs[0], Options())
+    result = evidence.walk(tape, {tape.outputs: Points(torch.tensor([4]))}, tape.inputs[0], Options())
     text = nn.functional.embedding(words, table).cumsum(1).mean(1)
-    assert {i - 6 for i in found.index.tolist()} == {k for k in range(6) if images[1, k] * text[1, k] > 0}
+    assert {i - 6 for i in result.index.tolist()} == {k for k in range(6) if images[1, k] * text[1, k] > 0}

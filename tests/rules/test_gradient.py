@@ -278,8 +278,8 @@ def test_the_tape_can_be_walked_again_where_it_is_retained():
     policy = GradientRules()
     tape = record(model, x, policy=policy)
     seeds = {tape.outputs: torch.randn(1, *tape.result.shape, **DOUBLE)}
-    first, again = (backward_pass(policy, tape, seeds, tape.inputs, retain=True)[0] for _ in range(2))
-    assert torch.equal(first, again)
+    first, repeated = (backward_pass(policy, tape, seeds, tape.inputs, retain=True)[0] for _ in range(2))
+    assert torch.equal(first, repeated)
     assert any(node.saved for node in tape)
     assert torch.equal(backward_pass(policy, tape, seeds, tape.inputs)[0], first)
     assert not any(node.saved for node in tape)
@@ -470,9 +470,9 @@ def test_integers_on_the_way_are_passed_over():
             return (x * x).sum((2, 3)) * torch.relu(positive).clamp_max(3).float()
 
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    own = x.clone().requires_grad_()
-    Counts()(own)[:, 1].sum().backward()
-    torch.testing.assert_close(Saliency(Counts().eval())(x, 1).attribution, own.grad)
+    actual = x.clone().requires_grad_()
+    Counts()(actual)[:, 1].sum().backward()
+    torch.testing.assert_close(Saliency(Counts().eval())(x, 1).attribution, actual.grad)
 
 
 RANDOM = {
@@ -507,9 +507,9 @@ def test_random_numbers_are_those_of_the_forward_pass(name):
     tape = record(model, x, policy=policy)
     torch.manual_seed(9)
     before = torch.get_rng_state()
-    again = backward_pass(policy, tape, {tape.outputs: seeds}, tape.inputs)[0]
+    repeated = backward_pass(policy, tape, {tape.outputs: seeds}, tape.inputs)[0]
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(again, grad)
+    assert torch.equal(repeated, grad)
 
 
 NORMS = {
@@ -540,10 +540,10 @@ def test_strides_of_dimensions_of_one_mean_nothing(name, shape):
         return (y @ torch.linspace(-1, 1, 3 * y.shape[2], **DOUBLE).view(-1, 3)).sigmoid()
 
     model, x = Call(function), torch.randn(shape, **DOUBLE)
-    for given in (x, x.contiguous(memory_format=torch.channels_last)):
-        _, seeds, grad = by_tape(model, given, 1)
+    for options in (x, x.contiguous(memory_format=torch.channels_last)):
+        _, seeds, grad = by_tape(model, options, 1)
         direction = torch.randn(shape, **DOUBLE)
-        slope = (model(given + 1e-6 * direction) - model(given - 1e-6 * direction)).mul(seeds[0]).sum() / 2e-6
+        slope = (model(options + 1e-6 * direction) - model(options - 1e-6 * direction)).mul(seeds[0]).sum() / 2e-6
         torch.testing.assert_close((grad * direction).sum(), slope, rtol=1e-6, atol=1e-8)
 
 

@@ -28,11 +28,11 @@ class ForbidUploads(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         result = op(*args, **(kwargs or {}))
-        copied = [own for own in args if isinstance(own, torch.Tensor)]
+        copied = [item for item in args if isinstance(item, torch.Tensor)]
         if (
             op._schema.name in ("aten::_to_copy", "aten::copy_")
             and result.device.type == "meta"
-            and any(own.device.type == "cpu" for own in copied)
+            and any(item.device.type == "cpu" for item in copied)
         ):
             raise AssertionError(f"{op} copies numbers to the device")
         return result

@@ -36,9 +36,9 @@ class Detector(nn.Module):
         scores, labels = logits[..., :-1].sigmoid().max(-1)
         if self.form == "end to end":
             return torch.cat([boxes, scores[..., None], labels[..., None]], -1)
-        kept = scores > scores.mean(1, keepdim=True)  # another number in each image
+        saved = scores > scores.mean(1, keepdim=True)  # another number in each image
         return [
-            {"boxes": boxes[n, kept[n]], "scores": scores[n, kept[n]], "labels": labels[n, kept[n]]}
+            {"boxes": boxes[n, saved[n]], "scores": scores[n, saved[n]], "labels": labels[n, saved[n]]}
             for n in range(len(images))
         ]
 
@@ -68,7 +68,7 @@ def slow_score(model, image, box, number):
             probabilities = torch.where(probabilities == best, probabilities, 0)
             if model.form == "dicts":
                 probabilities = torch.where(best > best.mean(), probabilities, 0)
-    products = [overlap(box, own) * row[number] for own, row in zip(boxes, probabilities, strict=True)]
+    products = [overlap(box, item) * row[number] for item, row in zip(boxes, probabilities, strict=True)]
     return torch.stack(products).max()
 
 

@@ -142,12 +142,12 @@ def test_a_constant_buffer_filled_with_activations(images):
 
 
 def test_what_a_reading_keeps_survives_a_later_write(images):
-    kept = []
+    saved = []
 
     class KeepsInput(Reads):
         def save(self, node, keep, args, kwargs):
             keep("input", args[0])
-            kept.append((node, args[0].clone()))
+            saved.append((node, args[0].clone()))
 
     def forward(self, x):
         x = self.conv(x)
@@ -157,8 +157,8 @@ def test_what_a_reading_keeps_survives_a_later_write(images):
         return x + y
 
     record(Call(forward), images, policy=KeepsInput())
-    assert len(kept) > 4
-    for node, value in kept:
+    assert len(saved) > 4
+    for node, value in saved:
         torch.testing.assert_close(node.saved["input"].tensor, value, rtol=0, atol=0)
 
 
@@ -192,9 +192,9 @@ def test_several_inputs_and_outputs(images):
     assert len(tape.inputs) == 2
     assert tape.outputs["sum"] is tape.find("add")
     assert tape.result["rest"][1:] == ["text", 3]
-    again = replay(tape, images * 2, images)
-    torch.testing.assert_close(again["sum"], sum(torch.chunk(model.conv(images * 2), 2, 1)).detach())
-    torch.testing.assert_close(again["rest"][0], images * 2)
+    repeated = replay(tape, images * 2, images)
+    torch.testing.assert_close(repeated["sum"], sum(torch.chunk(model.conv(images * 2), 2, 1)).detach())
+    torch.testing.assert_close(repeated["rest"][0], images * 2)
 
 
 def test_max_with_indices_and_unused_results(images):

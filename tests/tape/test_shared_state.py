@@ -124,12 +124,12 @@ def test_the_gradient_is_that_of_the_weights_that_were_used(images):
     model.register_buffer("scale", torch.full((3, 1, 1), 2.0))
     model.weight = nn.Parameter(torch.randn(5, 3, 3, 3))
     model.eval()
-    found = Saliency(model)(images, 1)
+    result = Saliency(model)(images, 1)
     leaf = images.clone().requires_grad_()
     output = F.conv2d(leaf * 2 + leaf.square() * 6, model.weight * 0.5).mean((2, 3))
     (expected,) = torch.autograd.grad(output[:, 1].sum(), leaf)
-    torch.testing.assert_close(found.attribution, expected)
-    torch.testing.assert_close(found.score, output.softmax(1)[:, 1].detach())
+    torch.testing.assert_close(result.attribution, expected)
+    torch.testing.assert_close(result.score, output.softmax(1)[:, 1].detach())
 
 
 def test_a_cache_that_is_written_in_place_and_its_key_stay_together(images):
@@ -221,8 +221,8 @@ def test_a_tensor_given_twice_is_two_inputs(images):
 def test_a_template_that_the_model_holds_is_no_input(images):
     model = Call(lambda self, x: (x * self.template).mean((2, 3))).eval()
     model.register_buffer("template", images)
-    found = Saliency(model)(images, 1).attribution
-    assert torch.allclose(found[:, 1], images[:, 1] / 64)
+    result = Saliency(model)(images, 1).attribution
+    assert torch.allclose(result[:, 1], images[:, 1] / 64)
 
 
 @pytest.mark.parametrize("shape", ["expanded", "sliced", "transposed"])

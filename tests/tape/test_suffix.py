@@ -50,10 +50,10 @@ def test_equals_the_model(net, rows):
         for seed in range(3):
             other = torch.randn(rows, 4, 8, 6, generator=torch.Generator().manual_seed(seed))
             expected = net.from_layer(other.clone(), skip.clone())
-            found = replay_suffix(tape, maker.outputs[0], other.clone())
-            assert found["images"] == 3
-            torch.testing.assert_close(found["logits"], expected["logits"])
-            torch.testing.assert_close(found["skip"], expected["skip"])
+            result = replay_suffix(tape, maker.outputs[0], other.clone())
+            assert result["images"] == 3
+            torch.testing.assert_close(result["logits"], expected["logits"])
+            torch.testing.assert_close(result["skip"], expected["skip"])
 
 
 def test_only_what_depends_is_run(net):
@@ -70,9 +70,9 @@ def test_gradients_pass(net):
     value = tape.find("layer")
     other = torch.randn(2, 4, 8, 6, requires_grad=True)
     with torch.enable_grad():
-        found = replay_suffix(tape, value, other * 1)["logits"].sum()
+        result = replay_suffix(tape, value, other * 1)["logits"].sum()
         expected = net.from_layer(other * 1, net.stem(images).detach())["logits"].sum()
-        torch.testing.assert_close(*(torch.autograd.grad(own, other)[0] for own in (found, expected)))
+        torch.testing.assert_close(*(torch.autograd.grad(item, other)[0] for item in (result, expected)))
 
 
 def test_the_input_itself_is_a_value(net):

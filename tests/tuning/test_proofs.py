@@ -28,22 +28,22 @@ def _on(monkeypatch):
 
 
 def prove(*names, verdicts=None, listen=lambda message: None):
-    own = Proofs(verdicts or Verdicts(None, {}), stand_in_device.program(*names), time_limit=4, small=True)
-    return own, own.prove_all({"points_union": names}, CPU, listen, rounds=3)
+    actual = Proofs(verdicts or Verdicts(None, {}), stand_in_device.program(*names), time_limit=4, small=True)
+    return actual, actual.prove_all({"points_union": names}, CPU, listen, rounds=3)
 
 
 @pytest.fixture(scope="module")
 def of_all():
     """A proof of kernels of every kind, one after another."""
-    said = []
-    own, proven = prove("prints", "slower", *WORDS, listen=said.append)
-    return own, proven["points_union"], said
+    message = []
+    actual, proven = prove("prints", "slower", *WORDS, listen=message.append)
+    return actual, proven["points_union"], message
 
 
 @pytest.mark.parametrize("name", WORDS)
 def test_a_bad_kernel_is_not_chosen_and_the_table_says_why(of_all, name):
-    own, verdict, _ = of_all
-    against, praise = own.judge(verdict, "points_union", name, CPU)
+    actual, verdict, _ = of_all
+    against, praise = actual.judge(verdict, "points_union", name, CPU)
     assert against.startswith(WORDS[name])
     assert praise == ""
     assert "\n" not in against
@@ -51,26 +51,26 @@ def test_a_bad_kernel_is_not_chosen_and_the_table_says_why(of_all, name):
 
 
 def test_a_slow_kernel_is_not_chosen(of_all):
-    own, verdict, _ = of_all
-    against, _ = own.judge(verdict, "points_union", "slower", CPU)
+    actual, verdict, _ = of_all
+    against, _ = actual.judge(verdict, "points_union", "slower", CPU)
     assert against == "correct, but prints is faster"
     alone = proofs.Verdict({name: verdict.seconds[name] for name in ("reference", "slower")})
-    against, _ = own.judge(alone, "points_union", "slower", CPU)
+    against, _ = actual.judge(alone, "points_union", "slower", CPU)
     assert against.endswith("times as fast as plain PyTorch")
     assert float(against.split()[0]) < 1
 
 
 def test_a_right_and_fast_kernel_is_chosen_whatever_it_prints(of_all):
-    own, verdict, _ = of_all
+    actual, verdict, _ = of_all
     assert verdict.fastest() == "prints"
-    against, praise = own.judge(verdict, "points_union", "prints", CPU)
+    against, praise = actual.judge(verdict, "points_union", "prints", CPU)
     assert against is None
     assert praise.startswith(f"proven on this device on {verdict.date[:10]}, ")
 
 
 def test_rows_say_how_long_it_took(of_all):
-    _, verdict, said = of_all
-    rows = {row["backend"]: row for row in said if row["kind"] == "row"}
+    _, verdict, message = of_all
+    rows = {row["backend"]: row for row in message if row["kind"] == "row"}
     assert set(rows) == {"reference", "prints", "slower"} == set(verdict.seconds)
     assert all(row["median_ms"] > 0 and row["bytes"] > 0 for row in rows.values())
     assert rows["slower"]["median_ms"] >= 50
@@ -79,46 +79,46 @@ def test_rows_say_how_long_it_took(of_all):
 
 def test_a_process_that_does_not_start_proves_nothing(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    own, proven = prove("prints")
+    actual, proven = prove("prints")
     assert proven == {}
-    assert own.verdicts.all() == {}
-    against, _ = own.judge(None, "points_union", "prints", CPU)
+    assert actual.verdicts.all() == {}
+    against, _ = actual.judge(None, "points_union", "prints", CPU)
     assert against.startswith("it could not be proven (no process could be started (")
 
 
 def test_a_process_that_ends_at_once_proves_nothing():
-    own = Proofs(Verdicts(None, {}), ("-c", "raise SystemExit('no driver')"), small=True)
-    assert own.prove_all({"points_union": ["prints"], "sign_bits": ["prints"]}, CPU) == {}
+    actual = Proofs(Verdicts(None, {}), ("-c", "raise SystemExit('no driver')"), small=True)
+    assert actual.prove_all({"points_union": ["prints"], "sign_bits": ["prints"]}, CPU) == {}
     for op in ("points_union", "sign_bits"):
-        assert own.judge(None, op, "prints", CPU)[0] == "it could not be proven (no driver)"
+        assert actual.judge(None, op, "prints", CPU)[0] == "it could not be proven (no driver)"
 
 
 def test_a_failed_proof_is_not_tried_at_every_call(monkeypatch):
-    own = Proofs(Verdicts(None, {}), ("-c", "raise SystemExit('no driver')"), small=True)
-    assert own.prove("points_union", ["prints"], CPU) is None
-    monkeypatch.setattr(own, "prove_all", lambda *args, **kwargs: pytest.fail("tried again"))
-    assert own.prove("points_union", ["prints"], CPU) is None
+    actual = Proofs(Verdicts(None, {}), ("-c", "raise SystemExit('no driver')"), small=True)
+    assert actual.prove("points_union", ["prints"], CPU) is None
+    monkeypatch.setattr(actual, "prove_all", lambda *args, **kwargs: pytest.fail("tried again"))
+    assert actual.prove("points_union", ["prints"], CPU) is None
 
 
 def test_nothing_is_proven_with_tuning_off(monkeypatch):
-    own = Proofs(Verdicts(None, {}), ("-c", "raise SystemExit(1)"))
+    actual = Proofs(Verdicts(None, {}), ("-c", "raise SystemExit(1)"))
     monkeypatch.setenv("PYFAST_XAI_TUNING", "off")
-    monkeypatch.setattr(own, "prove_all", lambda *args, **kwargs: pytest.fail("started"))
-    assert own.prove("points_union", ["prints"], CPU) is None
-    assert own.judge(None, "points_union", "prints", CPU)[0] == "PYFAST_XAI_TUNING=off leaves it unproven"
+    monkeypatch.setattr(actual, "prove_all", lambda *args, **kwargs: pytest.fail("started"))
+    assert actual.prove("points_union", ["prints"], CPU) is None
+    assert actual.judge(None, "points_union", "prints", CPU)[0] == "PYFAST_XAI_TUNING=off leaves it unproven"
 
 
 def test_a_kernel_that_came_later_is_proven(tmp_path):
-    own, proven = prove("prints", verdicts=Verdicts(tmp_path, {}))
-    assert own.find("points_union", ["prints"], CPU) == proven["points_union"]
-    assert own.find("points_union", ["prints", "slower"], CPU) is None
+    actual, proven = prove("prints", verdicts=Verdicts(tmp_path, {}))
+    assert actual.find("points_union", ["prints"], CPU) == proven["points_union"]
+    assert actual.find("points_union", ["prints", "slower"], CPU) is None
     assert Proofs(Verdicts(tmp_path, {})).find("points_union", ["prints"], CPU) == proven["points_union"]
 
 
 def test_kernels_that_were_written_anew_are_proven_anew(tmp_path, monkeypatch):
-    own, _ = prove("prints", verdicts=Verdicts(tmp_path, {}))
+    actual, _ = prove("prints", verdicts=Verdicts(tmp_path, {}))
     monkeypatch.setattr(proofs, "_fingerprint", lambda: "another")
-    assert own.find("points_union", ["prints"], CPU) is None
+    assert actual.find("points_union", ["prints"], CPU) is None
 
 
 # A user's process, which knows nothing of proofs.
@@ -156,21 +156,21 @@ def test_the_user_lives_and_gets_the_right_kernel(tmp_path):
     assert first["backend"] == "prints"
     assert "dies: it was ended by SIGSEGV; hangs: it did not end within 4 seconds" in first["reason"]
     assert first["starts"] == 3  # one more for each that took its process down
-    again = use(tmp_path, "dies", "hangs", "prints")
-    assert again == {**first, "starts": 0}
+    repeated = use(tmp_path, "dies", "hangs", "prints")
+    assert repeated == {**first, "starts": 0}
 
 
 def test_where_all_kernels_are_bad_plain_pytorch_serves(tmp_path):
-    found = use(tmp_path, "wrong", "dies")
-    assert found["found"] == [[1, 4]] * 3
-    assert found["backend"] == "reference"
+    result = use(tmp_path, "wrong", "dies")
+    assert result["found"] == [[1, 4]] * 3
+    assert result["backend"] == "reference"
 
 
 def test_with_tuning_off_plain_pytorch_serves(tmp_path):
-    found = use(tmp_path, "dies", "prints", tuning="off")
-    assert found["found"] == [[1, 4]] * 3
-    assert (found["backend"], found["starts"]) == ("reference", 0)
-    assert "PYFAST_XAI_TUNING=off leaves it unproven" in found["reason"]
+    result = use(tmp_path, "dies", "prints", tuning="off")
+    assert result["found"] == [[1, 4]] * 3
+    assert (result["backend"], result["starts"]) == ("reference", 0)
+    assert "PYFAST_XAI_TUNING=off leaves it unproven" in result["reason"]
 
 
 def test_every_op_has_corner_cases():

@@ -77,26 +77,26 @@ def test_bytes_that_are_no_text_are_ignored(tmp_path):
 
 
 def test_without_a_folder_verdicts_stay_in_memory():
-    kept = Verdicts(None, {})
-    kept.put(SITE, VERDICT)
-    assert kept.get(SITE) == VERDICT
-    assert kept.all() == {SITE: VERDICT}
+    saved = Verdicts(None, {})
+    saved.put(SITE, VERDICT)
+    assert saved.get(SITE) == VERDICT
+    assert saved.all() == {SITE: VERDICT}
 
 
 def test_a_folder_that_cannot_be_made_leaves_them_in_memory(tmp_path):
     (tmp_path / "file").write_text("")
-    kept = Verdicts(tmp_path / "file", {})
-    kept.put(SITE, VERDICT)
-    assert kept.get(SITE) == VERDICT
+    saved = Verdicts(tmp_path / "file", {})
+    saved.put(SITE, VERDICT)
+    assert saved.get(SITE) == VERDICT
     assert (tmp_path / "file").read_text() == ""
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_leaves_them_in_memory(tmp_path):
     tmp_path.chmod(0o500)
-    kept = Verdicts(tmp_path, {})
-    kept.put(SITE, VERDICT)
-    assert kept.get(SITE) == VERDICT
+    saved = Verdicts(tmp_path, {})
+    saved.put(SITE, VERDICT)
+    assert saved.get(SITE) == VERDICT
 
 
 def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
@@ -104,9 +104,9 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(verdicts.os, "replace", full)
-    kept = Verdicts(tmp_path, {})
-    kept.put(SITE, VERDICT)
-    assert kept.get(SITE) == VERDICT
+    saved = Verdicts(tmp_path, {})
+    saved.put(SITE, VERDICT)
+    assert saved.get(SITE) == VERDICT
     assert files(tmp_path) == []
 
 
@@ -130,7 +130,7 @@ def test_the_environment_names_hardware_and_versions():
 
 def test_a_reader_never_sees_half_a_verdict(tmp_path):
     large = Verdict({"plain": [0.01] * 20_000})
-    writer, stop, seen = Verdicts(tmp_path, {}), threading.Event(), []
+    writer, stop, recorded = Verdicts(tmp_path, {}), threading.Event(), []
     writer.put(SITE, large)
 
     def write():
@@ -140,11 +140,11 @@ def test_a_reader_never_sees_half_a_verdict(tmp_path):
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        seen = [Verdicts(tmp_path, {}).get(SITE) for _ in range(50)]
+        recorded = [Verdicts(tmp_path, {}).get(SITE) for _ in range(50)]
     finally:
         stop.set()
         thread.join()
-    assert all(found is not None and len(found.seconds["plain"]) == 20_000 for found in seen)
+    assert all(result is not None and len(result.seconds["plain"]) == 20_000 for result in recorded)
 
 
 _WRITER = """
@@ -161,8 +161,8 @@ for i in range(100):
 def test_two_processes_write_at_once(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path), name]) for name in ("one", "two")]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    found = Verdicts(tmp_path, {}).all()
-    assert len(found) == 300
+    result = Verdicts(tmp_path, {}).all()
+    assert len(result) == 300
     assert all(path.suffix == ".json" for path in files(tmp_path))
 
 

@@ -89,8 +89,8 @@ def build(sources, folder):
         path = folder / f"{Path(name).stem}.cpp"
         path.write_text(text)
         objects.append(path.with_suffix(".o"))
-        own = [] if name == "emulator.cpp" else ["-fsanitize=thread"]
-        command = [os.environ.get("CXX", "g++"), *flags, *own, "-c", str(path), "-o", str(objects[-1])]
+        actual = [] if name == "emulator.cpp" else ["-fsanitize=thread"]
+        command = [os.environ.get("CXX", "g++"), *flags, *actual, "-c", str(path), "-o", str(objects[-1])]
         jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
     for job in jobs:
         _, errors = job.communicate()

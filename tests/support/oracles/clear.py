@@ -18,14 +18,14 @@ def unpool(signal, x, kernel, nearest):
     return out
 
 
-def respond(layers, image, index, variant, nearest, take=lambda own: own):
+def respond(layers, image, index, variant, nearest, take=lambda actual: actual):
     """R(x|c) of one class, `[C, H, W]`; `layers` are (name, weight, bias) up to the class maps.
 
     `take` is what is projected of the map of the class.
     """
-    seen, x = [], image
+    recorded, x = [], image
     for name, weight, bias in layers:
-        seen.append(x)
+        recorded.append(x)
         if name == "conv":
             x = functional.conv2d(x[None], weight, bias, padding=weight.shape[-1] // 2)[0]
         elif name == "relu":
@@ -34,7 +34,7 @@ def respond(layers, image, index, variant, nearest, take=lambda own: own):
             x = functional.max_pool2d(x[None], 2)[0]
     signal = torch.zeros_like(x)
     signal[index] = take(x[index])
-    for (name, weight, _), below in zip(reversed(layers), reversed(seen), strict=True):
+    for (name, weight, _), below in zip(reversed(layers), reversed(recorded), strict=True):
         if name == "conv":
             signal = functional.conv_transpose2d(signal[None], weight, padding=weight.shape[-1] // 2)[0]
         elif name == "pool":

@@ -27,17 +27,17 @@ class Activation:
 
 def trace(activation, points, to):
     """All points on `to` that points (coordinates) on `activation` lead to: coordinates, without the sign."""
-    open_, seen, found = [(activation, tuple(point), False) for point in points], set(), set()
+    open_, recorded, result = [(activation, tuple(point), False) for point in points], set(), set()
     while open_:
         at, point, negative = open_.pop()
-        if (id(at), point, negative) in seen:
+        if (id(at), point, negative) in recorded:
             continue
-        seen.add((id(at), point, negative))
+        recorded.add((id(at), point, negative))
         if at is to:
-            found.add(point)
+            result.add(point)
         elif at.back is not None:
             open_.extend(at.back(point, negative))
-    return found
+    return result
 
 
 def first_largest(candidates, negative):

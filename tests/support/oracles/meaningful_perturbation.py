@@ -74,8 +74,8 @@ def optimise(
         if noise:
             shaken = mask + noise * torch.randn(1, *mask.shape, generator=generator)[0].double()
         m = enlarge(shaken.clamp(0, 1), scale, size, smooth)
-        seen, gone = (whole[:, y : y + size[0], x : x + size[1]] for whole in (large, large_null))
-        perturbed = m * seen + (1 - m) * gone
+        recorded, gone = (whole[:, y : y + size[0], x : x + size[1]] for whole in (large, large_null))
+        perturbed = m * recorded + (1 - m) * gone
         loss = l1 * (1 - mask).abs().sum() + tv * total_variation(mask, beta) + score(model(perturbed[None])[0])
         adam.zero_grad()
         loss.backward()

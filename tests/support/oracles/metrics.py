@@ -43,7 +43,7 @@ def of_subsets(model, image, attribution, target, subsets, filler, measure=pears
 def grid_subsets(cells, shape, grid):
     """The pixels of subsets of the cells of a grid."""
     cell = [(y * grid // shape[0]) * grid + x * grid // shape[1] for y in range(shape[0]) for x in range(shape[1])]
-    return [[pixel for pixel, own in enumerate(cell) if own in chosen] for chosen in cells]
+    return [[pixel for pixel, item in enumerate(cell) if item in chosen] for chosen in cells]
 
 
 def estimate(model, image, attribution, target, step, filler):
@@ -64,11 +64,11 @@ def patch_features(shape, patch):
     """The pixels of each patch of a grid in the middle of the image."""
     counts = [math.ceil(side / patch) for side in shape]
     pads = [(count * patch - side) // 2 for side, count in zip(shape, counts, strict=True)]
-    found = [[] for _ in range(counts[0] * counts[1])]
+    result = [[] for _ in range(counts[0] * counts[1])]
     for y in range(shape[0]):
         for x in range(shape[1]):
-            found[(y + pads[0]) // patch * counts[1] + (x + pads[1]) // patch].append(y * shape[1] + x)
-    return found
+            result[(y + pads[0]) // patch * counts[1] + (x + pads[1]) // patch].append(y * shape[1] + x)
+    return result
 
 
 def flipped(model, image, groups, order, target, filler):
@@ -91,10 +91,10 @@ def irof(model, image, attribution, target, segments, filler):
 
 def infidelity(model, image, attribution, target, changes, normalize):
     before = ask(model, image, target)
-    said = np.array([(change * attribution).sum() for change in changes])
+    message = np.array([(change * attribution).sum() for change in changes])
     done = np.array([before - ask(model, image - change, target) for change in changes])
-    factor = (said * done).mean() / (said * said).mean() if normalize else 1.0
-    return ((factor * said - done) ** 2).mean()
+    factor = (message * done).mean() / (message * message).mean() if normalize else 1.0
+    return ((factor * message - done) ** 2).mean()
 
 
 def unequal(model, image, attribution, target, groups, filler, threshold):

@@ -39,7 +39,7 @@ def guided_ig(gradient, image, baseline, n_steps, fraction, max_distance):
     for step in range(1, n_steps + 1):
         here = gradient(place.reshape(image.shape)).ravel()
         low, high = max(step / n_steps - max_distance, 0), min(step / n_steps + max_distance, 1)
-        wanted = length * (1 - step / n_steps)
+        expected = length * (1 - step / n_steps)
         before = place.copy()
         for i in range(start.size):
             edge = start[i] + low * (end[i] - start[i])
@@ -47,16 +47,16 @@ def guided_ig(gradient, image, baseline, n_steps, fraction, max_distance):
                 place[i] = edge
         while True:
             left = sum(abs(end[i] - place[i]) for i in range(start.size))
-            if math.isclose(left, wanted, rel_tol=1e-9, abs_tol=1e-9):
+            if math.isclose(left, expected, rel_tol=1e-9, abs_tol=1e-9):
                 break
             edges = start + high * (end - start)
             size = [math.inf if place[i] == edges[i] else abs(here[i]) for i in range(start.size)]
             threshold = sorted(size)[int(fraction * (start.size - 1))]
             chosen = [i for i in range(start.size) if size[i] <= threshold and size[i] < math.inf]
             reach = sum(abs(edges[i] - place[i]) for i in chosen)
-            if left - wanted <= reach:
+            if left - expected <= reach:
                 for i in chosen:
-                    place[i] += (left - wanted) / reach * (edges[i] - place[i])
+                    place[i] += (left - expected) / reach * (edges[i] - place[i])
                 break
             for i in chosen:
                 place[i] = edges[i]
