@@ -78,15 +78,15 @@ def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run
     warnings.simplefilter("ignore")
     model = models.resnet50(weights=None).eval()
     images = torch.randn(batch, 3, 224, 224)
-    actual = who == "pyfast_xai"
+    uses_compat = who == "pyfast_xai"
     if peer == "captum":
-        library = importlib.import_module("pyfast_xai.compat.captum" if actual else "captum.attr")
+        library = importlib.import_module("pyfast_xai.compat.captum" if uses_compat else "captum.attr")
         return captum(library, name, model, images)
     if peer == "grad_cam":
-        library = importlib.import_module("pyfast_xai.compat.grad_cam" if actual else "pytorch_grad_cam")
-        targets = library if actual else importlib.import_module("pytorch_grad_cam.utils.model_targets")
+        library = importlib.import_module("pyfast_xai.compat.grad_cam" if uses_compat else "pytorch_grad_cam")
+        targets = library if uses_compat else importlib.import_module("pytorch_grad_cam.utils.model_targets")
         return grad_cam(library, targets, name, model, images)
-    library = importlib.import_module("pyfast_xai.compat.torchcam" if actual else "torchcam.methods")
+    library = importlib.import_module("pyfast_xai.compat.torchcam" if uses_compat else "torchcam.methods")
     return torchcam(library, name, model, images)
 
 
@@ -95,11 +95,11 @@ def seconds(peer: str, name: str, batch: int, rounds: int, threads: int) -> tupl
     runs = [prepare(peer, name, who, batch, threads) for who in ("pyfast_xai", peer)]
     used: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
-        for item, run in zip(used, runs, strict=True):
+        for times, run in zip(used, runs, strict=True):
             start = time.process_time()
             run()
             if turn:  # the first loads code and packs weights
-                item.append(time.process_time() - start)
+                times.append(time.process_time() - start)
     return min(used[0]), min(used[1])
 
 
@@ -118,14 +118,14 @@ def increment(peer: str, name: str, who: str, batch: int) -> float:
     return (peak() - before) / 1024
 
 
-def add_row(path: Path, peer: str, name: str, batch: int, threads: int, actual: float, other: float) -> None:
+def add_row(path: Path, peer: str, name: str, batch: int, threads: int, ours: float, other: float) -> None:
     """Adds the times of both to a table, with what they depend on."""
     import torch
 
     if not path.exists():
         path.write_text("date,instructions,threads,batch,peer,name,seconds,peer_seconds,ratio\n")
-    what = [time.strftime("%Y-%m-%d"), torch.backends.cpu.get_cpu_capability(), threads, batch, peer, name]
-    row = ",".join(map(str, [*what, f"{actual:.2f}", f"{other:.2f}", f"{actual / other:.2f}"]))
+    setting = [time.strftime("%Y-%m-%d"), torch.backends.cpu.get_cpu_capability(), threads, batch, peer, name]
+    row = ",".join(map(str, [*setting, f"{ours:.2f}", f"{other:.2f}", f"{ours / other:.2f}"]))
     print(row, flush=True)
     with path.open("a") as file:
         file.write(row + "\n")
@@ -151,9 +151,9 @@ def main() -> None:
         for name in names if options.peer in (None, peer) else ():
             if options.names and name not in options.names:
                 continue
-            actual, other = seconds(peer, name, options.batch, options.rounds, options.threads)
+            ours, other = seconds(peer, name, options.batch, options.rounds, options.threads)
             if options.csv:
-                add_row(options.csv, peer, name, options.batch, options.threads, actual, other)
+                add_row(options.csv, peer, name, options.batch, options.threads, ours, other)
                 continue
             command = [sys.executable, __file__, "--batch", str(options.batch), "--one", peer, name]
             memory = [
@@ -161,7 +161,7 @@ def main() -> None:
                 for who in ("pyfast_xai", peer)
             ]
             print(
-                f"| {peer} {name} | {actual:.2f} | {other:.2f} | {other / actual:.1f} "
+                f"| {peer} {name} | {ours:.2f} | {other:.2f} | {other / ours:.1f} "
                 f"| {memory[0]:.0f} | {memory[1]:.0f} |",
                 flush=True,
             )

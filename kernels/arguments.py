@@ -1,4 +1,4 @@
-"""The words in which `checks.py` speaks of arguments. `csrc/arguments.h` holds the same words for C++."""
+"""The functions that `checks.py` may call. `csrc/arguments.h` defines the same functions for C++."""
 
 import math
 from collections.abc import Sequence
@@ -114,7 +114,8 @@ def _readable(tensor: Tensor) -> bool:
 def inside(points: Tensor, lowest: int, size: int) -> bool:
     """Return whether all values lie in `[lowest, size)`.
 
-    On a device that is asserted there, as torch asserts its own indices, and True is returned: reading would wait.
+    On a device this asserts asynchronously, as torch does for its own indices, and returns True, because reading the
+    values would synchronise.
     """
     if is_fake(points) or points.device.type == "meta" or not points.numel():
         return True

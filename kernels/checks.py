@@ -1,9 +1,9 @@
 """The checks of the arguments of every op, in one place for all backends.
 
-Each op has one function here, of its name and with the arguments of its schema. The Python kernels and the fakes call
-it, and `csrc/generate.py` writes the same function for C++ from this file: the conditions and the sentences stand here
-alone. What may be written here is therefore little: conditions in the words of `arguments.py`, and sentences that say
-which argument is wrong, what was expected and what came.
+Each op has one function here, with the name of the op and the arguments of its schema. The Python kernels and the fakes
+call it, and `csrc/generate.py` translates it to C++, so that conditions and messages are written only once. The
+functions may therefore use little Python: the functions of `arguments.py`, and messages that name the argument, the
+expected value and the actual one.
 
 Integers are exact on both sides, so a product of sizes cannot wrap around. Values of tensors are checked where reading
 them does not wait for a device; there, the kernels assert or leave out what lies outside.
@@ -303,7 +303,7 @@ def _map(tensor: Tensor, name: str, responses: Tensor) -> None:
 
 
 def pool_geometry(kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> None:
-    """Check the windows of a pool, whatever they lie on."""
+    """Check the windows of a pool, independent of the map."""
     _numbers(kernel, "kernel", 2, 1)
     _numbers(stride, "stride", 2, 1)
     _numbers(padding, "padding", 2, 0)

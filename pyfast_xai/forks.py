@@ -34,7 +34,7 @@ class ForkSafeLock:
         return ForkSafeLock, ()
 
     def free(self) -> None:
-        """Make it anew where a thread of the parent held it; the thread that forked goes on with its own."""
+        """Replaces the lock in a child if another thread of the parent held it."""
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             self._lock = threading.RLock()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyfast_xai.errors import InputError
 
-# A decoder that is never asked for cannot be attacked.
+# A decoder that is not loaded cannot be attacked.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
@@ -138,14 +138,14 @@ def _from_file(path: str | Path, max_pixels: int) -> Any:
             raise ImageError(f"image {name} must be readable, got {error.strerror}") from None
         except Image.DecompressionBombError:
             raise ImageError(f"image {name} must have at most {max_pixels:,} pixels, got far more") from None
-        except Exception as error:  # decoders raise whatever they come across in broken data
+        except Exception as error:  # decoders may raise anything on broken data
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ImageError(f"image {name} must be a whole picture, got broken data ({reason})") from error
 
 
 @contextlib.contextmanager
 def pillow_allows(pixels: int) -> Iterator[None]:
-    """Lift Pillow's own limit, one for the whole process, where the caller asks for more."""
+    """Raises Pillow's process-wide limit of pixels if the caller allows more."""
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -210,7 +210,7 @@ def upright(picture: Any, source: Any) -> Any:
 
 
 def find_images(paths: Iterable[str | Path], without: str | Path | None = None) -> list[Path]:
-    """Returns the files that paths, folders and patterns stand for, each once.
+    """Returns the picture files of paths, folders and patterns, each once.
 
     Args:
         paths: a file is taken as it is; of a folder all pictures in it and below, see `PictureFolders`; a pattern such

@@ -10,7 +10,7 @@ _enabled = False
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed instead of giving it back to the system and asking for it anew.
+    """Makes glibc keep freed memory instead of returning it to the system.
 
     Activations are freed and allocated by the hundred megabytes, and every page that comes back from the system is
     filled with zeros on first touch: a third of the time of an explanation on a CPU. The process stays as large as it

@@ -175,7 +175,7 @@ def _unsafe(path: str | Path, argument: str) -> Any:
     try:
         with _working_folder():  # a pickle says where its classes are
             return trusted.read(path)
-    except Exception as error:  # whatever is in it may raise
+    except Exception as error:  # the code in the file may raise anything
         raise InputError(
             f"{argument} {str(path)!r} must be {trusted.kind(path)} that can be loaded here, "
             f"got {type(error).__name__}: {_line(error)}"
@@ -210,7 +210,7 @@ def _torchvision(name: str, weights: str | Path | None, num_classes: int | None,
     try:
         published = list(models.get_model_weights(name))
         default = models.get_model_weights(name)["DEFAULT"] if published else None
-    except (KeyError, ValueError):  # a network nobody published weights of
+    except (KeyError, ValueError):  # a network without published weights
         published, default = [], None
 
     state, source = None, None

@@ -1,4 +1,4 @@
-"""oneDNN's convolutions and products on the CPU, called by name.
+"""Direct calls of oneDNN's convolutions and matrix products on the CPU.
 
 PyTorch brings them but does not always choose them: pointwise convolutions on one thread and all products of float32
 matrices go to BLAS, which on some processors takes twice as long. These are the operations that its own compiler calls.

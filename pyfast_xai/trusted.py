@@ -29,7 +29,7 @@ def kind(path: str | Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # whatever a file that is no archive, or a broken one, leads to
+    except Exception:  # a broken file, or one that is no archive, may raise anything
         return PICKLE
     if any(name.endswith("/constants.pkl") for name in names):
         return TORCHSCRIPT
@@ -56,7 +56,7 @@ def read(path: str | Path) -> Any:
 
 @contextlib.contextmanager
 def _silence_torch_warnings() -> Iterator[None]:
-    """Silences what PyTorch says of its own future while a file is read."""
+    """Silences PyTorch's deprecation warnings while a file is read."""
     with warnings.catch_warnings():
         for kind_ in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", kind_)
@@ -112,7 +112,7 @@ class Archive(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         written = _AsWritten()
-        # Optimised, it would fuse operations into kernels of its own, which nobody sees.
+        # The optimiser would fuse operations into kernels that no dispatch mode sees.
         with torch.jit.optimized_execution(False):
             try:
                 with written:
@@ -185,7 +185,7 @@ def _program(program: ExportedProgram, name: str) -> tuple[nn.Module, tuple[int,
     height, width = (least if least == largest else None for least, largest in bounds[2:])
     with _silence_torch_warnings():
         module = torch.export.unflatten(program).eval()
-    # Its own check raises what nobody expects; and the notes it needs cannot be copied.
+    # Its own check raises unrelated errors, and its metadata cannot be copied.
     module.check_input_constraints = False
     for part in module.modules():
         for node in getattr(part, "graph", torch.fx.Graph()).nodes:

@@ -1,12 +1,12 @@
 """Trained networks on photographs, where a folder of them is at hand."""
 
 import copy
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 import torch
+from import_file import import_file
 from PIL import Image
 from torch.nn import functional
 
@@ -28,10 +28,7 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def zoo(real_data):
-    spec = importlib.util.spec_from_file_location("real_networks", real_data / "models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_file(real_data / "models.py", "real_networks")
 
 
 @pytest.fixture(scope="module", params=["googlenet_abm_pruned_int8", "squeezenet1_1", "mobilenet_v2_coral_int8"])

@@ -1,5 +1,4 @@
 import copy
-import importlib.util
 import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from import_file import import_file
 from PIL import Image
 from torch import nn
 
@@ -133,10 +133,7 @@ def test_what_cannot_be_explained_is_refused():
 
 
 def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_file(EXAMPLES / f"{name}.py")
 
 
 def encoded(size=(40, 32), kind="PNG"):

@@ -1,9 +1,8 @@
 """Pictures of gradients show something: on photographs a good part of the pixels changes."""
 
-import importlib.util
-
 import pytest
 import torch
+from import_file import import_file
 from PIL import Image
 from torch.nn import functional
 
@@ -35,9 +34,7 @@ def photographs(real_data):
 
 @pytest.fixture(scope="module", params=["squeezenet1_1", "googlenet_abm_pruned_int8"])
 def network(request, real_data):
-    spec = importlib.util.spec_from_file_location("real_networks", real_data / "models.py")
-    zoo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(zoo)
+    zoo = import_file(real_data / "models.py", "real_networks")
     model, meta = zoo.load(request.param)
     return model, lambda shown: zoo.preprocess(255 * shown, meta["prep"]), meta["size"]
 

@@ -1,4 +1,4 @@
-"""CPU twins compiled by Numba on their first call, for an installation without the compiled library."""
+"""CPU kernels compiled by Numba on their first call, for installations without the compiled library."""
 
 import functools
 import os

@@ -52,7 +52,7 @@ def positions(words: np.ndarray, columns: int) -> Tensor:
 
 
 def filled(points: Tensor, capacity: int | None) -> Tensor:
-    """Returns `found` [Q] padded with -1 to `capacity` entries; None leaves it unchanged."""
+    """Returns `points` [Q] padded with -1 to `capacity` entries; None leaves them unchanged."""
     if capacity is None:
         return points
     checks.capacity_suffices(capacity, len(points))

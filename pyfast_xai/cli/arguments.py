@@ -96,7 +96,7 @@ def device(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except Exception as error:  # each device type refuses in its own way
+    except Exception as error:  # each device type raises errors of its own
         refuse(f"device must be one that is here, such as cpu, got {name!r} ({str(error).splitlines()[0]})")
     return name
 

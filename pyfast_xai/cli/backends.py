@@ -61,7 +61,7 @@ def backends() -> None:
 
 
 def _installed(*packages: str) -> str:
-    """Returns the version of the first of `packages` that is there."""
+    """Returns the version of the first installed package."""
     from importlib import metadata
 
     for package in packages:

@@ -15,7 +15,7 @@ from pyfast_xai.cli.progress import Late
 if TYPE_CHECKING:
     from pyfast_xai.datasets import RunProgress
 
-EVERY = 30.0  # seconds between two lines where nobody looks at a terminal
+EVERY = 30.0  # seconds between two lines if the output is no terminal
 
 
 class Live:

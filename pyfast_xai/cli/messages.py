@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-# Exit codes; `pyfast-xai --help` tells them.
+# Exit codes, which `pyfast-xai --help` lists.
 FAILED, USAGE, SOME_FAILED = 1, 2, 3
 
 

@@ -48,7 +48,7 @@ def methods(
 
 
 def _description(name: str, explainer: "type[Explainer]") -> dict[str, Any]:
-    """Returns what is told of a method, JSON-ready."""
+    """Returns the description of a method, JSON-ready."""
     documented = _arguments(explainer)
     parameters = inspect.signature(explainer).parameters
     return {
@@ -78,7 +78,7 @@ def _paragraphs(explainer: type) -> list[str]:
 
 
 def _arguments(explainer: type) -> dict[str, str]:
-    """Returns what docstrings say of arguments, those of a class before those of its bases."""
+    """Returns the documentation of the arguments, that of a class before that of its bases."""
     meanings: dict[str, str] = {}
     for kind in explainer.__mro__:
         text = inspect.cleandoc(kind.__doc__ or "")

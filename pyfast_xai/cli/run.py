@@ -369,7 +369,7 @@ def _limit(text: str | None) -> int | float | None:
 
 
 def _stand(out: str) -> tuple[int, int]:
-    """Returns the rows and errors that are there."""
+    """Returns the number of rows and errors in the folder."""
     from pyfast_xai.datasets import status
     from pyfast_xai.datasets.folders import run_folder
     from pyfast_xai.datasets.manifest import NAME

@@ -16,7 +16,7 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
     float: ("a number", float),
     str: ("a text", str),
 }
-# These have arguments of their own.
+# Other arguments of the command line set these.
 _NOT_SET = ("model", "labels", "progress")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyfast_xai.errors import InputError
 
-SUFFIX = ".tmp"  # of what is being written; hidden too, so that nobody takes it for a result
+SUFFIX = ".tmp"  # of unfinished files, which are hidden, too
 
 
 def write_all(path: Path, data: bytes, system: Any = os) -> None:
@@ -55,7 +55,7 @@ def sync_folder(folder: Path, system: Any = os) -> None:
 
 
 def remove_unfinished(folder: Path, system: Any = os) -> int:
-    """Removes what a process that was stopped was writing; only while nobody else writes there.
+    """Removes the unfinished files of a stopped process; no other process may be writing there.
 
     Returns:
         How many files there were.

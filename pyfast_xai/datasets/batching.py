@@ -17,7 +17,7 @@ from pyfast_xai.explainers.common.targets import Targets, class_columns, targets
 from pyfast_xai.explainers.common.tensors import outside_inference_mode
 from pyfast_xai.explanation import Explanation
 
-# How PyTorch, its libraries and Python say that memory did not suffice.
+# Error messages of PyTorch, its libraries and Python for a lack of memory.
 _OUT_OF_MEMORY = (
     *("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory"),
     *("failed to allocate", "bad_alloc", "can't start new thread"),

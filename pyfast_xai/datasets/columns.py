@@ -26,7 +26,7 @@ from pyfast_xai.localize import BoxRule
 Maps = Literal["native", "heatmap", "none"]
 DTYPES = ("float16", "float32", "uint8")
 
-# How a heat map follows from the map of a layer.
+# Functions that compute a heat map from the map of a layer.
 _KINDS = {
     "rectified-first": lambda layer_map, size: _resized(layer_map.clamp_min(0), size),
     "rectified-last": lambda layer_map, size: _resized(layer_map, size).clamp_min(0),
@@ -206,7 +206,7 @@ class Part:
 def _message(error: Exception) -> str:
     try:
         message = valid(" ".join(str(error).split())[:2000])
-    except Exception:  # an exception of somebody else may fail to describe itself
+    except Exception:  # the `str` of a foreign exception may raise
         message = ""
     return message or valid(type(error).__name__)
 

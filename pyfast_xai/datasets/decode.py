@@ -63,7 +63,7 @@ def decode(item: Item, preprocess: Preprocess, max_pixels: int, reduced_jpeg: bo
         if isinstance(picture, Labelled):
             picture, label = picture.picture, picture.label
         decoded = _input(decoded, picture, preprocess, max_pixels, reduced_jpeg)
-    except Exception as error:  # sources and decoders raise whatever they come across in broken data
+    except Exception as error:  # sources and decoders may raise anything on broken data
         # Its frames hold the picture.
         error = error.with_traceback(None)
         error.__context__ = error.__cause__ = None
@@ -181,7 +181,7 @@ def decode_bytes(data: bytes, name: str, max_pixels: int) -> Any:
         raise ImageError(f"image {quoted} must be a {kinds} file, got something else") from None
     except Image.DecompressionBombError:
         raise ImageError(f"image {quoted} must have at most {max_pixels:,} pixels, got far more") from None
-    except Exception as error:  # decoders raise whatever they come across in broken data
+    except Exception as error:  # decoders may raise anything on broken data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"image {quoted} must be a whole picture, got broken data ({reason})") from error
 

@@ -58,7 +58,7 @@ def picture_file(item: Item | None) -> tuple[bytes, str] | None:
         with Image.open(io.BytesIO(picture)) as opened:  # so that no row breaks whoever opens the data set
             opened.verify()
             return picture, str(opened.format)
-    except Exception:  # sources and decoders raise whatever they come across in broken data
+    except Exception:  # sources and decoders may raise anything on broken data
         return None
 
 

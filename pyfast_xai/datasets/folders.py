@@ -20,7 +20,7 @@ class Folder(Protocol):
         """Returns the folder, or its URL."""
 
     def exists(self) -> bool:
-        """Returns whether the folder is there."""
+        """Returns whether the folder exists."""
 
     def make(self) -> None:
         """Makes the folder where it is not there."""

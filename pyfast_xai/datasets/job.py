@@ -84,7 +84,7 @@ class Job:
         return replace(self, settings=replace(self.settings, **changes))
 
     def finished(self) -> dict[int, PartInfo]:
-        """Returns what the parts say of themselves that are there.
+        """Returns the metadata of the finished parts.
 
         Raises:
             InputError: one is of another run.

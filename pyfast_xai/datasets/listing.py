@@ -15,7 +15,7 @@ from pyfast_xai.errors import InputError
 
 PREFIX = "_listing-"
 _FILE = 32 * CHUNK  # entries of a file
-_SAMPLE = (8, 512)  # pieces of a long listing that are looked at, and the entries of each
+_SAMPLE = (8, 512)  # batches of a long listing that are sampled, and the entries of each
 
 
 class StoredListing:

@@ -141,7 +141,7 @@ def verify(folder: str | Path, source: Source | None = None, progress: ProgressC
         try:
             table = store.read(shard)
             faults += [f"{part}: {fault}" for fault in _faults(table, shard, start, stop, manifest.fingerprint)]
-        except Exception as error:  # damaged bytes raise whatever the reader comes across
+        except Exception as error:  # the reader may raise anything on damaged bytes
             reason = str(error).splitlines()[0] if str(error) else "no reason"
             faults.append(f"{part} must be readable, got {type(error).__name__}: {reason}")
         if table is not None and "id" in table.column_names:

@@ -26,9 +26,9 @@ class Manifest:
     """The description of a run.
 
     Attributes:
-        described: source, shard size, model, method, settings and versions; JSON-ready. Everything that decides what a
-            row says.
-        made: what makes the run anew and reads it: names of the classes, texts of source and model. It is not compared.
+        described: source, shard size, model, method, settings and versions, JSON-ready: everything that the rows depend
+            on.
+        made: class names and texts of source and model, with which the run can be repeated and read. Not compared.
     """
 
     described: dict[str, Any]

@@ -131,7 +131,7 @@ def _parts(
     # Referred to until the last part: an actor that takes the place of a dead one reads it, too.
     try:
         reference = ray.put(job)
-    except (TypeError, RuntimeError, pickle.PicklingError) as error:  # each module refuses in its own way
+    except (TypeError, RuntimeError, pickle.PicklingError) as error:  # each module raises errors of its own
         raise InputError(
             f"model must be one that can be sent to workers (pickled), got {type(job.explainer.model).__qualname__}; "
             "exported programs (.pt2) are explained without Ray"

@@ -167,7 +167,7 @@ class Results:
         Args:
             columns: which; None for all, maps included.
         """
-        # What each part says of itself differs.
+        # The metadata of each part differs.
         tables = [self.store.read(shard, columns).replace_schema_metadata() for _, shard in self._parts]
         return pa.concat_tables(tables) if tables else pa.table({})
 
@@ -245,7 +245,7 @@ class Results:
 
     def _names(self) -> list[str] | None:
         names = self.manifest.made.get("source")
-        # A file that somebody sent names nothing to be fetched.
+        # A file from an untrusted source must not trigger downloads.
         is_here = isinstance(names, list) and all(
             isinstance(name, str) and not name.startswith("hf:") and "://" not in name for name in names
         )

@@ -35,5 +35,5 @@ def reduced(data: bytes, max_pixels: int, suffices: Callable[[Size, int], bool])
             image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
             image.load()
             return upright(to_rgb(image), image), size
-    except Exception:  # whatever is wrong with the file, decoding the whole says so
+    except Exception:  # decoding the whole file reports the error
         return None

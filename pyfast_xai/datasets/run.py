@@ -1,4 +1,4 @@
-"""One call from a source and a model to a folder of parts; the same call goes on where it stopped."""
+"""Runs that explain a source into a folder of parts; repeating the call resumes a run."""
 
 import contextlib
 import functools
@@ -83,7 +83,7 @@ def explain(
     progress: RunCallback | None = None,
     **settings: Any,
 ) -> Summary:
-    """Explains every image of a source; the same call goes on where it stopped.
+    """Explains every image of a source; repeating the call resumes where it stopped.
 
     Each input becomes exactly one row, one that cannot be read or explained a row with `status="error"`. A part is
     whole or not there, whenever the process or the machine stops.
@@ -279,14 +279,14 @@ def _listing(
     The listing of a run that lies in the folder serves where the source shows that it is still right; else the source
     is listed anew.
     """
-    # What changes while the source is listed shows later.
+    # Changes during the listing are detected later.
     anchor = _as_json({"anchor": source.anchor()})["anchor"]
     present = stored_listing(folder)
     if present is not None:
         listing, manifest = present
         facts = manifest.described["source"]
         same_kind = facts["kind"] == source.kind
-        with contextlib.suppress(InputError):  # a listing that is damaged is taken anew
+        with contextlib.suppress(InputError):  # a damaged listing is replaced
             if same_kind and source.is_listed_by(manifest.made.get("anchor"), listing.folders(), listing.sample):
                 return listing, facts, anchor
     listing, summary = take_listing(source, progress)

@@ -60,7 +60,7 @@ class PartStore:
         return self.folder.place(name_of(shard))
 
     def shards(self) -> list[int]:
-        """Returns the numbers of the parts that are there, ascending."""
+        """Returns the numbers of the stored parts, ascending."""
         matches = (re.fullmatch(r"part-(\d{8,})\.parquet", name) for name in self.folder.names())
         return sorted(int(match[1]) for match in matches if match)
 

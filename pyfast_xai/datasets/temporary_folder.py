@@ -56,7 +56,7 @@ def remove_abandoned() -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """Returns the open lock of a folder, which nobody sees before it is held."""
+    """Returns the lock of a folder, held before other processes can see it."""
     try:
         import fcntl
     except ImportError:

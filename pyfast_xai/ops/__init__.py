@@ -1,4 +1,4 @@
-"""The hot inner steps, one schema each, served by whichever backend is at hand.
+"""The performance-critical inner steps, with one schema each and several backends.
 
 Every op can be called from here with tensors on any device; `report()` says which backend serves it and why.
 """

@@ -43,7 +43,7 @@ def conv_trace(
     groups: int = 1,
     location: Location = Location.PRODUCT,
 ) -> Tensor:
-    """Trace output positions of a convolution to one position each in its input: CNN-Fixations, Algorithm 2.
+    """Traces output positions of a convolution to one position each in its input (CNN-Fixations, Algorithm 2).
 
     For each point the products of receptive field and filter are summed per input channel; the channel with the
     largest sum wins (the least, for a negative point), the first of equals. `location` then picks the position in
@@ -54,7 +54,7 @@ def conv_trace(
         input: `[N, C, *spatial]` with one to three spatial dimensions, any float dtype, any memory format.
         weight: `[O, C / groups, *kernel]`, the dtype of `input`.
         points: flat row-major indices into `[N, O, *output_size]`, int64 `[P]`, or -1 for no point.
-        negative: bool `[P]`, True where the strongest inhibition is wanted; None for nowhere.
+        negative: bool `[P]`, True to trace the strongest inhibition; None traces none.
         output_size: spatial size of the convolution's output.
         stride: steps between windows, one a dimension.
         padding: zeros before each dimension.

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled libraries: absent is fine, present but unloadable is an error."""
+"""Loading of the compiled libraries: a missing library is allowed, one that cannot be loaded is an error."""
 
 import os
 from contextlib import ExitStack
@@ -6,14 +6,14 @@ from importlib.resources import as_file, files
 
 import torch
 
-_extracted = ExitStack()  # keeps a library that had to be unpacked on disk for the life of the process
+_extracted = ExitStack()  # keeps an unpacked library on disk while the process lives
 
 
 def load(name: str) -> bool:
-    """Load `pyfast_xai/<name>.so`; False where the installation has none.
+    """Loads `pyfast_xai/<name>.so`; returns False if the installation has none.
 
     Raises:
-        OSError: the file is there and the dynamic loader refuses it.
+        OSError: the dynamic loader cannot load the file.
     """
     entry = files("pyfast_xai") / f"{name}.so"
     if not entry.is_file():

@@ -18,7 +18,7 @@ def points_union(points: Tensor, size: int, capacity: int | None = None) -> Tens
 
     Args:
         points: flat indices `[P]`, int64, each in `[0, size)`, or -1 for no point.
-        size: how many places there are.
+        size: upper bound of the points.
         capacity: entries of the result, those behind the last point -1: then nothing waits for a device. None for as
             many as there are points.
 

@@ -2,8 +2,8 @@
 
 Schemas and fakes are declared in Python and the binaries hold implementations only, so an installation without a
 binary has the same ops. An automatic choice may fall back and says so once in the log; a backend the user named
-works or raises. On a CUDA device a kernel serves by itself once it was proven there: right, and faster than plain
-PyTorch.
+works or raises. On a CUDA device a kernel is chosen automatically after it was proven there: correct, and faster than
+plain PyTorch.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ logger = logging.getLogger("pyfast_xai")
 
 LIBRARY = torch.library.Library("pyfast_xai", "DEF")  # noqa: TOR901 the ops live as long as the process
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-# The compiled kernels for CUDA are ops of their own, so that the choice on a device stays with this module.
+# The compiled CUDA kernels are separate ops, so that this module chooses the backend on a device.
 COMPILED = {"cpp": LIBRARY, "cuda": torch.library.Library("pyfast_xai_cuda", "DEF")}  # noqa: TOR901
 # The backends of each device type, best first. The first is the compiled library.
 PREFERENCE = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "reference")}
-# Each device proves these before they serve there by themselves.
+# Each device proves these before they are chosen automatically.
 TO_PROVE = ("cuda", "triton")
 # Kernels that take longer than the reference, which is plain PyTorch, serve only where they are named: on one thread
 # they have 0.3 to 0.6, 1.0 and 0.6 of its speed.
@@ -54,7 +54,7 @@ _forced: contextvars.ContextVar[str] = contextvars.ContextVar(
 
 
 class backend(contextlib.ContextDecorator):  # noqa: N801 reads as a verb: `with pyfast_xai.backend("numba"):`
-    """Serve every op from one backend inside a `with` block or a decorated function.
+    """Runs every op on one backend inside a `with` block or a decorated function.
 
     Args:
         name: "reference", "numba", "cpp", "triton", "cuda", or "auto" to choose per op and device.
@@ -86,7 +86,7 @@ class backend(contextlib.ContextDecorator):  # noqa: N801 reads as a verb: `with
 
 
 def current_backend() -> str:
-    """Returns the backend that ops are served from here; "auto" lets each op have its own."""
+    """Returns the backend of the current context; "auto" chooses one for each op."""
     return _forced.get()
 
 
@@ -131,7 +131,7 @@ class Op:
         return self.kernel(name)(*args)
 
     def missing(self, name: str, device: str) -> str | None:
-        """Returns why backend `name` cannot serve this op on `device`; None if it can."""
+        """Returns the reason why backend `name` cannot run this op on `device`; None if it can."""
         if name == "reference":
             return None
         if name not in PREFERENCE.get(device, ()):
@@ -158,7 +158,7 @@ class Op:
         return [name for name in names if name in TO_PROVE and self.missing(name, device) is None]
 
     def served(self, device: str | torch.device) -> tuple[str, str]:
-        """Returns the backend that serves this op on `device` by default, and why, by what was proven so far."""
+        """Returns the default backend of this op on `device` and the reason, given the proofs so far."""
         target = torch.device(device)
         kernels = self.to_prove(target.type)
         return self._served(target, proofs.machine_proofs().find(self.name, kernels, target) if kernels else None)
@@ -209,7 +209,7 @@ _warned_devices: set[str] = set()  # types of devices on which an op did not run
 
 @dataclass(frozen=True)
 class Served:
-    """One cell of the table of backends: who serves an op on a device, and why."""
+    """A cell of the table of backends: the backend of an op on a device, and the reason."""
 
     op: str
     device: str

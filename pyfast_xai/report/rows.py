@@ -55,7 +55,7 @@ class Run:
         columns = [*_SMALL, *(name for name, _ in SWAPPED if self.swaps)]
         expected = pa.schema([*COLUMNS, *(pa.field(*column) for column in SWAPPED)])
         table = results.table(columns) if len(results) else expected.empty_table().select(columns)
-        # A folder may come from somebody else.
+        # A folder may come from an untrusted source.
         if missing := set(columns) - set(table.column_names):
             raise InputError(f"parts in {str(results.folder)!r} must have a column {min(missing)!r}, got none")
         self.table: pa.Table = table

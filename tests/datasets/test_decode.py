@@ -265,9 +265,8 @@ def test_mutations(make_picture):
 def test_ten_thousand_mutations_in_little_memory():
     code = (
         "import resource, runpy, sys, warnings; warnings.simplefilter('error')\n"
-        "sys.path[:0] = eval(sys.argv[1]); import importlib.util as u\n"
-        "spec = u.spec_from_file_location('t', sys.argv[2]); t = u.module_from_spec(spec); spec.loader.exec_module(t)\n"
-        "spec = u.spec_from_file_location('c', sys.argv[3]); c = u.module_from_spec(spec); spec.loader.exec_module(c)\n"
+        "sys.path[:0] = eval(sys.argv[1]); from pathlib import Path; from import_file import import_file\n"
+        "t, c = (import_file(Path(path)) for path in sys.argv[2:])\n"
         "t.survive(c.encoded, 450, 1); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "t.survive(c.encoded, 10000, 2); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )

@@ -1,13 +1,12 @@
 """The notebooks run from top to bottom, and what they draw is no blank picture."""
 
-import importlib.util
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from import_file import import_file
 from PIL import Image
 
 NOTEBOOKS = Path(__file__).parents[2] / "docs/notebooks"
@@ -15,12 +14,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "docs/notebooks"
 
 @pytest.fixture(scope="module")
 def run():
-    spec = importlib.util.spec_from_file_location("run_notebooks", NOTEBOOKS / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return import_file(NOTEBOOKS / "run.py", "run_notebooks")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))

@@ -2,9 +2,10 @@
 
 import importlib
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+from import_file import import_file
 
 import pyfast_xai
 
@@ -15,9 +16,7 @@ def test_every_public_name_is_in_the_reference(monkeypatch):
     files = ModuleType("mkdocs.structure.files")  # the environment of tests has no MkDocs
     files.File = object
     monkeypatch.setitem(sys.modules, files.__name__, files)
-    spec = spec_from_file_location("hooks", ROOT / "docs/hooks.py")
-    hooks = module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    hooks = import_file(ROOT / "docs/hooks.py")
     shown = {name for _, names in hooks.api_pages().values() for name in names}
     assert {f"pyfast_xai.{name}" for name in pyfast_xai.__all__} - {"pyfast_xai.__version__"} <= shown
     for title in hooks.TITLES:

@@ -6,15 +6,14 @@ a script that runs by itself. What autograd itself gets wrong, as finite differe
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import random
 import sys
 import time
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import operations
 import torch
 
 from pyfast_xai.acceleration.replayed_model import ReplayedModel
@@ -33,10 +32,6 @@ from pyfast_xai.rules.gradient import (
 )
 from pyfast_xai.rules.gradient.bounds import Bounding, Clipped, bounds_of
 from pyfast_xai.tape import Value, key, record
-
-_SPEC = importlib.util.spec_from_file_location("fuzz_operations", Path(__file__).with_name("operations.py"))
-operations = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(operations)
 
 HEADER = """
 import torch

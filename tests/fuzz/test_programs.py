@@ -1,17 +1,12 @@
 """Every reading of random programs, against autograd; `make fuzz` draws as many as one likes."""
 
-import importlib.util
 import logging
-from pathlib import Path
 
+import programs
 import pytest
 import torch
 
 from pyfast_xai.rules.gradient import EXCITATION, GRADIENT, Rule, derivative
-
-SPEC = importlib.util.spec_from_file_location("fuzz_programs", Path(__file__).with_name("programs.py"))
-programs = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(programs)
 
 TEMPLATES = [template for family in programs.operations.FAMILIES.values() for template in family]
 # Operations that some versions of PyTorch run as a part of another operation, for excitation backprop.

@@ -1,7 +1,6 @@
 """Arguments that would read or write outside are refused, by every backend in the same sentence."""
 
 import ast
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from import_file import import_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyfast_xai import ops
@@ -546,10 +546,7 @@ def test_cpp_says_what_python_says_and_does_what_the_reference_does(name):
 
 @pytest.fixture(scope="module")
 def generate():
-    specification = importlib.util.spec_from_file_location("generate", CSRC / "generate.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return import_file(CSRC / "generate.py")
 
 
 def test_every_op_has_one_check_with_the_arguments_of_its_schema():

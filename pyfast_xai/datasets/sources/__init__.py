@@ -31,14 +31,14 @@ __all__ = [
 
 
 def open_source(source: Any, without: str | Path | None = None) -> Source:
-    """Returns the source that something stands for.
+    """Returns the source for a name, a list of names, or a data set.
 
     Args:
         source: a `Source`; a `datasets.Dataset`; an object with a length and items, such as a torch `Dataset`; or one
             or several texts: picture files, folders and patterns of them, a `.csv` list, `.parquet` files, `.tar`
             files (also as patterns), each on this machine or as `s3://…`, `gs://…` or `az://…`; or
             `hf:NAME[:SPLIT][@REVISION]`.
-        without: a folder that is passed over where it lies below one of the given.
+        without: a folder that is skipped if it lies below one of these.
 
     Raises:
         InputError: nothing of the sort, or several kinds at once.
@@ -93,7 +93,7 @@ def _only(names: Sequence[str], kind: str) -> str:
 
 
 def _is_fetched(name: str) -> bool:
-    """Returns whether a name stands for something on another machine."""
+    """Returns whether a name refers to another machine."""
     return name.startswith("hf:") or is_remote(name)
 
 

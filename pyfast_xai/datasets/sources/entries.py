@@ -10,7 +10,7 @@ import pyarrow as pa
 
 CHUNK = 8192  # entries of a piece; digests depend on it
 
-# What an item is called, and where its source reads it. Every source fills the columns that it needs.
+# The columns of a listing: the id of an item, and where its source reads it. Every source fills those that it needs.
 ENTRIES = pa.schema(
     [
         ("id", pa.string()),  # unique

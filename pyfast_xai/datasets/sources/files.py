@@ -21,7 +21,7 @@ from pyfast_xai.datasets.sources.labels import label_columns, read_label
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import FolderState, ImageError, folder_state, no_pictures
 
-PATHS = ("path", "file", "filename", "file_name", "image")  # columns that may hold them; the first that is there counts
+PATHS = ("path", "file", "filename", "file_name", "image")  # columns that may hold paths; the first one present is used
 
 # The folders that a listing went through, with what shows that one has changed; see `images.FolderState`.
 FOLDERS = pa.schema([("file", pa.int32()), ("path", pa.binary()), ("changed", pa.int64()), ("names", pa.binary())])

@@ -111,7 +111,7 @@ def store_of(url: str) -> Any:
         return fsspec.core.url_to_fs(url, **options)[0]
     except ImportError as error:
         raise InputError(f"{url!r} needs a package that is not installed: {error}") from error
-    except Exception as error:  # each store refuses in its own way
+    except Exception as error:  # each store raises errors of its own
         raise InputError(f"{url!r} must be the URL of an object store, got {type(error).__name__}: {error}") from error
 
 

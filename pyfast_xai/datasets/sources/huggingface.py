@@ -100,7 +100,7 @@ def load(spec: str) -> HuggingFace:
     name, _, split = name.partition(":")
     try:
         dataset = datasets.load_dataset(name, split=split or "train", revision=revision or None)
-    except Exception as error:  # whatever the Hub and its loaders raise
+    except Exception as error:  # the Hub and its loaders may raise anything
         raise InputError(f"source 'hf:{spec}' must be a data set, got {type(error).__name__}: {error}") from error
     return HuggingFace(dataset)
 

@@ -1,4 +1,4 @@
-"""Class indices out of whatever a source holds as a label."""
+"""Conversion of labels of any type to class indices."""
 
 import datetime
 import math
@@ -16,7 +16,7 @@ _LEAST, _LARGEST = -(1 << 63), (1 << 63) - 1
 
 
 def read_label(value: Any) -> tuple[int | None, str | None]:
-    """Returns the class index that a label stands for, or why there is none.
+    """Returns the class index of a label, or the reason why there is none.
 
     Whole numbers count whatever type holds them: Python, NumPy, tensors of one element, floats as pandas writes them
     beside a null, and text.

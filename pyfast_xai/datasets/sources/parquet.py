@@ -115,7 +115,7 @@ class ParquetImages(StreamedSource):
             self._cursor = _Cursor(self._system, self._paths[group.file], self._column, group)
         try:
             picture = self._cursor.picture(index)
-        except Exception as error:  # damaged bytes raise whatever the reader comes across
+        except Exception as error:  # the reader may raise anything on damaged bytes
             name = text(os.path.basename(self._paths[group.file]))
             reason = " ".join(str(error).split()) or type(error).__name__
             fault = ImageError(f"images of row group {group.number} of {name!r} must be readable, got {reason}")
@@ -238,7 +238,7 @@ def _blocks(path: str, file: Any, columns: list[str]) -> Iterator[dict[str, Any]
     while True:
         try:
             batch = next(batches, None)
-        except Exception as error:  # damaged bytes raise whatever the reader comes across
+        except Exception as error:  # the reader may raise anything on damaged bytes
             reason = " ".join(str(error).split())
             raise InputError(f"{' and '.join(columns)} of {text(path)!r} must be readable, got {reason}") from error
         if batch is None:
