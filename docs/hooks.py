@@ -46,6 +46,7 @@ FAMILIES = {
     "backprop": "Gradients",
     "cam": "Class activation maps",
     "clear": "CLEAR",
+    "crp": "CRP",
     "common.explainer": "Explainer",
     "deep_lift": "DeepLIFT",
     "drise": "D-RISE",

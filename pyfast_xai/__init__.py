@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.errors import UnsupportedOpError as UnsupportedOpError
     from pyfast_xai.explainers import CAM as CAM
     from pyfast_xai.explainers import CLEAR as CLEAR
+    from pyfast_xai.explainers import CRP as CRP
     from pyfast_xai.explainers import DRISE as DRISE
     from pyfast_xai.explainers import FEM as FEM
     from pyfast_xai.explainers import ISCAM as ISCAM
@@ -97,6 +98,7 @@ _PUBLIC = {
     "BackendError": "pyfast_xai.errors",
     "CAM": "pyfast_xai.explainers",
     "CLEAR": "pyfast_xai.explainers",
+    "CRP": "pyfast_xai.explainers",
     "Composite": "pyfast_xai.rules.relevance",
     "BlurIG": "pyfast_xai.explainers",
     "CNNFixations": "pyfast_xai.explainers",

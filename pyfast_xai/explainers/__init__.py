@@ -25,6 +25,7 @@ from pyfast_xai.explainers.cam import (
 )
 from pyfast_xai.explainers.clear import CLEAR
 from pyfast_xai.explainers.common.explainer import Explainer
+from pyfast_xai.explainers.crp import CRP
 from pyfast_xai.explainers.deep_lift import DeepLift, DeepLiftShap, GradientShap
 from pyfast_xai.explainers.detection_target import DetectionTarget
 from pyfast_xai.explainers.dff import DeepFeatureFactorization
@@ -60,7 +61,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(AttentionRollout, AttentionRelevance, LeGrad),
         *(SmoothGradCAMPlusPlus, FinerCAM, RefineCAM, FEM, KPCACAM, RandomCAM, SESS),
         *(BlurIG, GuidedIG, XRAI, FORGrad),
-        *(LRP, DeepLift, DeepLiftShap, GradientShap),
+        *(LRP, CRP, DeepLift, DeepLiftShap, GradientShap),
         *(Occlusion, RISE, DRISE, LIME, MeaningfulPerturbation),
         *(FeatureAblation, FeaturePermutation, KernelShap, ShapleyValueSampling, ShapleyValues),
     )
@@ -69,6 +70,7 @@ METHODS: dict[str, type[Explainer]] = {
 __all__ = [
     "CAM",
     "CLEAR",
+    "CRP",
     "DRISE",
     "FEM",
     "ISCAM",

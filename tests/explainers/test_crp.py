@@ -1,0 +1,114 @@
+"""CRP: zennit's relevance, masked at a layer between two backward passes, and sums over all channels."""
+
+import pytest
+import torch
+from small_networks import FAMILIES, small
+from torch import nn
+from torch.nn import functional
+
+from pyfast_xai import CRP, LRP, InputError
+from pyfast_xai.rules import relevance
+
+DOUBLE = torch.float64
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 16, 16, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+
+
+def by_zennit(net, layer, images, target, condition):
+    """The definition: relevance of the layer's output, masked, and its relevance of the image; nothing goes beside."""
+    composites, zoo = (pytest.importorskip(f"zennit.{name}") for name in ("composites", "torchvision"))
+    seen = []
+    composite = composites.EpsilonPlusFlat(canonizers=[zoo.ResNetCanonizer()])
+    with composite.context(net) as modified:
+        module = dict(modified.named_modules())[layer]
+        handle = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        x = images.clone().requires_grad_()
+        output = modified(x)
+        handle.remove()
+        start = functional.one_hot(torch.tensor([target] * len(x)), 5) * output.detach()
+        (at_layer,) = torch.autograd.grad(output, seen[0], start, retain_graph=True)
+        mask = torch.zeros_like(at_layer)
+        mask[:, condition] = 1
+        (found,) = torch.autograd.grad(seen[0], x, at_layer * mask)
+    return found, (at_layer * mask).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("layer", ["layer2", "layer3.0.conv1", "layer1"])
+def test_conditions_equal_zennit_with_masks(layer, images):
+    net = small("resnet")
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    found = CRP(net, layer=layer, channels=[5, (0, 2, 7)])(images, [[1, 3], [1, 3]])
+    assert found.conditions.sum(1).tolist() == [1, 3] * 4
+    for k, target in enumerate([1, 3]):
+        for m, condition in enumerate([[5], [0, 2, 7]]):
+            expected, through = by_zennit(net, layer, images, target, condition)
+            rows = [n * 4 + k * 2 + m for n in range(2)]
+            assert found.target[rows].tolist() == [target, target]
+            torch.testing.assert_close(found.attribution[rows], expected, rtol=1e-8, atol=1e-11)
+            torch.testing.assert_close(found.relevance[rows], through, rtol=1e-8, atol=1e-11)
+
+
+LAYERS = {
+    "resnet": ("layer2", 1), "densenet": ("features.denseblock1", 1), "efficientnet": ("features.1", 1),
+    "convnext": ("features.1", 1), "vit": ("encoder.layers.encoder_layer_0", -1), "swin": ("features.1", -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_channels_add_up_to_lrp(family, images):
+    net, (layer, dim) = small(family), LAYERS[family]
+    composite = "gamma-attention" if family in ("vit", "swin") else "epsilon-plus-flat"
+    channels = CRP(net, layer=layer, channel_dim=dim, composite=composite, n_channels=1000)(images, 2)
+    whole = LRP(net, composite=composite)(images, 2).attribution
+    summed = channels.attribution.unflatten(0, (2, -1)).sum(1)
+    torch.testing.assert_close(summed, whole, rtol=1e-7, atol=1e-9 * float(whole.abs().max()))
+    assert channels.conditions.sum(1).eq(1).all()
+
+
+def test_the_channels_with_the_most_relevance_come_first(images):
+    net = small("resnet")
+    found = CRP(net, layer="layer2", n_channels=3)(images, [[1, 3], [0, 2]])
+    total = CRP(net, layer="layer2", channels=range(128))(images, [[1, 3], [0, 2]])
+    assert found.relevance.shape == (12,)
+    expected = total.relevance.view(4, 128).sort(1, descending=True).values[:, :3]
+    torch.testing.assert_close(found.relevance.view(4, 3), expected)
+    picked = total.attribution.view(4, 128, 3, 16, 16)[torch.arange(12) // 3, found.conditions.int().argmax(1)]
+    torch.testing.assert_close(found.attribution, picked)
+
+
+def test_a_function_and_a_start_are_targets(images):
+    net = small("resnet")
+    expected = CRP(net, layer="layer3", channels=[1, 2])(images, 3)
+    function = CRP(net, layer="layer3", channels=[1, 2])(images, lambda output: output[:, 3])
+    start = functional.one_hot(torch.tensor([3, 3]), 5) * net(images).detach()
+    started = CRP(net, layer="layer3", channels=[1, 2])(images, start)
+    for found in (function, started):
+        torch.testing.assert_close(found.attribution, expected.attribution, rtol=1e-7, atol=1e-10)
+        assert found.target is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": "layer9"}, r"layer must name a module or operation that ran such as 'layer4', .*got 'layer9'"),
+        ({"layer": "layer1", "channels": [64]}, r"channels must lie in \[0, 64\) of 'layer1', got 64"),
+        ({"layer": "layer1", "channels": []}, "channels must be one or more, got none"),
+        ({"layer": "layer1", "n_channels": 0}, "n_channels must be at least 1, got 0"),
+    ],
+    ids=["layer", "channel", "none", "number"],
+)
+def test_what_does_not_fit_is_said_so(settings, message, images):
+    with pytest.raises(InputError, match=message):
+        CRP(small("resnet"), **settings)(images, 1)
+
+
+def test_the_composites_are_those_of_lrp(images):
+    net = small("resnet")
+    box = relevance.EpsilonGammaBox(-3.0, 3.0)
+    summed = CRP(net, layer="layer4", channels=[range(512)], composite=box)(images, 1).attribution
+    torch.testing.assert_close(summed, LRP(net, composite=box)(images, 1).attribution, rtol=1e-7, atol=1e-10)
