@@ -20,7 +20,26 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 Run = Callable[[], Any]
 
 
+def features(library: Any, name: str, model: Any, images: Any) -> Run:
+    """Four quarters of the images as features, of which there are 8 samples or 2 orders."""
+    import torch
+
+    side = torch.arange(224) // 112
+    settings: dict[str, Any] = {"feature_mask": (2 * side[:, None] + side)[None, None]}
+    samples = {"KernelShap": 8, "ShapleyValueSampling": 2}
+    if name in samples:
+        settings["n_samples"] = samples[name]
+    target = list(range(len(images)))
+    if library.__name__ == "pyfast_xai":
+        method = getattr(library, name)(model, score="logit", **settings)
+        return lambda: method(images.clone(), target)
+    method = getattr(library, name)(model)
+    return lambda: method.attribute(images.clone(), target=target, **settings)
+
+
 def captum(library: Any, name: str, model: Any, images: Any) -> Run:
+    if name in FEATURES:
+        return features(library, name, model, images)
     target = list(range(len(images)))
     layer = [model.layer4] if "Cam" in name else []
     method = getattr(library, name)(model, *layer)
@@ -36,9 +55,11 @@ def grad_cam(library: Any, targets: Any, name: str, model: Any, images: Any) -> 
     if name == "GuidedBackpropReLUModel":
         return lambda: library.GuidedBackpropReLUModel(model, device="cpu")(images[:1].clone(), 3)
     chosen = [targets.ClassifierOutputTarget(i) for i in range(len(images))]
+    # A mask for each of 256 channels, and not of 2048.
+    layer = model.layer1 if name in ("ScoreCAM", "AblationCAM") else model.layer4
 
     def run() -> Any:
-        with getattr(library, name)(model, [model.layer4]) as cam:
+        with getattr(library, name)(model, [layer]) as cam:
             return cam(images, chosen)
 
     return run
@@ -52,16 +73,35 @@ def torchcam(library: Any, name: str, model: Any, images: Any) -> Run:
     return run
 
 
+def zennit(package: str, name: str, model: Any, images: Any) -> Run:
+    import importlib
+
+    import torch
+
+    composites, attribution = (importlib.import_module(f"{package}.{part}") for part in ("composites", "attribution"))
+    canonizer = importlib.import_module(f"{package}.torchvision").ResNetCanonizer()
+    composite = getattr(composites, name)(canonizers=[canonizer])
+
+    def run() -> Any:
+        with attribution.Gradient(model, composite) as attributor:
+            return attributor(images.clone().requires_grad_(), torch.eye(1000)[: len(images)])
+
+    return run
+
+
+FEATURES = ("FeatureAblation", "KernelShap", "ShapleyValueSampling")
 CASES = {
     "captum": (
         *("Saliency", "GuidedBackprop", "Deconvolution", "LayerGradCam", "GuidedGradCam"),
-        *("IntegratedGradients", "Occlusion"),
+        *("IntegratedGradients", "Occlusion", "DeepLift", *FEATURES),
+        *(f"pyfast_xai.{name}" for name in FEATURES),
     ),
     "grad_cam": (
         *("GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM", "GradCAMElementWise", "EigenCAM"),
-        *("EigenGradCAM", "FullGrad", "GuidedBackpropReLUModel"),
+        *("EigenGradCAM", "FullGrad", "ScoreCAM", "AblationCAM", "GuidedBackpropReLUModel"),
     ),
     "torchcam": ("GradCAM", "GradCAMpp", "LayerCAM", "XGradCAM"),
+    "zennit": ("EpsilonPlus",),
 }
 
 
@@ -79,13 +119,18 @@ def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run
     model = models.resnet50(weights=None).eval()
     images = torch.randn(batch, 3, 224, 224)
     uses_compat = who == "pyfast_xai"
+    if peer == "captum" and uses_compat and name.startswith("pyfast_xai."):
+        return features(importlib.import_module("pyfast_xai"), name.removeprefix("pyfast_xai."), model, images)
     if peer == "captum":
+        name = name.removeprefix("pyfast_xai.")
         library = importlib.import_module("pyfast_xai.compat.captum" if uses_compat else "captum.attr")
         return captum(library, name, model, images)
     if peer == "grad_cam":
         library = importlib.import_module("pyfast_xai.compat.grad_cam" if uses_compat else "pytorch_grad_cam")
         targets = library if uses_compat else importlib.import_module("pytorch_grad_cam.utils.model_targets")
         return grad_cam(library, targets, name, model, images)
+    if peer == "zennit":
+        return zennit("pyfast_xai.compat.zennit" if uses_compat else "zennit", name, model, images)
     library = importlib.import_module("pyfast_xai.compat.torchcam" if uses_compat else "torchcam.methods")
     return torchcam(library, name, model, images)
 

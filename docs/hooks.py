@@ -58,6 +58,7 @@ FAMILIES = {
     "fixations": "CNN-Fixations",
     "forgrad": "FORGrad",
     "full_grad": "FullGrad",
+    "hsic": "HSIC",
     "attention": "Attention",
     "lime": "LIME",
     "lrp": "LRP",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import CRP as CRP
     from pyfast_xai.explainers import DRISE as DRISE
     from pyfast_xai.explainers import FEM as FEM
+    from pyfast_xai.explainers import HSIC as HSIC
     from pyfast_xai.explainers import ISCAM as ISCAM
     from pyfast_xai.explainers import KPCACAM as KPCACAM
     from pyfast_xai.explainers import LIME as LIME
@@ -78,6 +79,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import ShapleyValueSampling as ShapleyValueSampling
     from pyfast_xai.explainers import SmoothGrad as SmoothGrad
     from pyfast_xai.explainers import SmoothGradCAMPlusPlus as SmoothGradCAMPlusPlus
+    from pyfast_xai.explainers import Sobol as Sobol
     from pyfast_xai.explainers import XGradCAM as XGradCAM
     from pyfast_xai.explanation import Explanation as Explanation
     from pyfast_xai.images import Preprocess as Preprocess
@@ -125,6 +127,8 @@ _PUBLIC = {
     "InputXGradient": "pyfast_xai.explainers",
     "IntegratedGradients": "pyfast_xai.explainers",
     "LIME": "pyfast_xai.explainers",
+    "Sobol": "pyfast_xai.explainers",
+    "HSIC": "pyfast_xai.explainers",
     "ShapleyValues": "pyfast_xai.explainers",
     "ShapleyValueSampling": "pyfast_xai.explainers",
     "KernelShap": "pyfast_xai.explainers",

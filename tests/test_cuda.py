@@ -52,6 +52,7 @@ QUICK = {
         "shapley-value-sampling": {"feature_mask": 3, "n_samples": 2},
     },
     "shapley-values": {"feature_mask": 2},
+    **{"hsic": {"feature_mask": 2, "n_samples": 8}, "sobol": {"feature_mask": 2, "n_designs": 2}},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

@@ -197,6 +197,7 @@ QUICK = {
         name: {"feature_mask": 2, "n_samples": 10, "baseline": "mean"}
         for name in ("kernel-shap", "shapley-value-sampling")
     },
+    **{"hsic": {"feature_mask": 2, "n_samples": 8}, "sobol": {"feature_mask": 2, "n_designs": 2}},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

@@ -38,6 +38,7 @@ from pyfast_xai.explainers.finer_cam import FinerCAM
 from pyfast_xai.explainers.fixations import CNNFixations
 from pyfast_xai.explainers.forgrad import FORGrad
 from pyfast_xai.explainers.full_grad import FullGrad
+from pyfast_xai.explainers.hsic import HSIC
 from pyfast_xai.explainers.lime import LIME
 from pyfast_xai.explainers.lrp import LRP
 from pyfast_xai.explainers.meaningful_perturbation import MeaningfulPerturbation
@@ -48,6 +49,7 @@ from pyfast_xai.explainers.score_cam import ISCAM, SSCAM, ScoreCAM
 from pyfast_xai.explainers.sess import SESS
 from pyfast_xai.explainers.shapley import KernelShap, ShapleyValues, ShapleyValueSampling
 from pyfast_xai.explainers.smooth_grad_cam import SmoothGradCAMPlusPlus
+from pyfast_xai.explainers.sobol import Sobol
 from pyfast_xai.explainers.xrai import XRAI
 
 METHODS: dict[str, type[Explainer]] = {
@@ -63,7 +65,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(BlurIG, GuidedIG, XRAI, FORGrad),
         *(LRP, CRP, DeepLift, DeepLiftShap, GradientShap),
         *(Occlusion, RISE, DRISE, LIME, MeaningfulPerturbation),
-        *(FeatureAblation, FeaturePermutation, KernelShap, ShapleyValueSampling, ShapleyValues),
+        *(FeatureAblation, FeaturePermutation, KernelShap, ShapleyValueSampling, ShapleyValues, HSIC, Sobol),
     )
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "CRP",
     "DRISE",
     "FEM",
+    "HSIC",
     "ISCAM",
     "KPCACAM",
     "LIME",
@@ -127,5 +130,6 @@ __all__ = [
     "ShapleyValues",
     "SmoothGrad",
     "SmoothGradCAMPlusPlus",
+    "Sobol",
     "XGradCAM",
 ]

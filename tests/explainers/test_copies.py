@@ -17,6 +17,7 @@ FAST = {
     "feature-permutation": {"references": torch.linspace(-1, 1, 1728).view(1, 3, 24, 24)},
     **{"kernel-shap": {"feature_mask": 3, "n_samples": 20}, "shapley-value-sampling": {"feature_mask": 3}},
     **{"blur-ig": {"n_steps": 2}, "guided-ig": {"n_steps": 2}, "xrai": {"n_steps": 1, "regions": quarters}},
+    **{"hsic": {"n_samples": 8}, "sobol": {"feature_mask": 2}},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }
