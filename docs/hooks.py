@@ -48,6 +48,7 @@ FAMILIES = {
     "clear": "CLEAR",
     "crp": "CRP",
     "common.explainer": "Explainer",
+    "consensus": "Consensus",
     "deep_lift": "DeepLIFT",
     "drise": "D-RISE",
     "eigen_cam": "Eigen-CAM",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import AttentionRollout as AttentionRollout
     from pyfast_xai.explainers import BlurIG as BlurIG
     from pyfast_xai.explainers import CNNFixations as CNNFixations
+    from pyfast_xai.explainers import Consensus as Consensus
     from pyfast_xai.explainers import DeconvNet as DeconvNet
     from pyfast_xai.explainers import DeepFeatureFactorization as DeepFeatureFactorization
     from pyfast_xai.explainers import DeepLift as DeepLift
@@ -104,6 +105,7 @@ _PUBLIC = {
     "Composite": "pyfast_xai.rules.relevance",
     "BlurIG": "pyfast_xai.explainers",
     "CNNFixations": "pyfast_xai.explainers",
+    "Consensus": "pyfast_xai.explainers",
     "DeconvNet": "pyfast_xai.explainers",
     "DRISE": "pyfast_xai.explainers",
     "DeepLift": "pyfast_xai.explainers",

@@ -11,7 +11,7 @@ import pyfast_xai
 def test_every_public_name_is_there():
     assert sorted(pyfast_xai.__all__) == [
         "AblationCAM", "AttentionRelevance", "AttentionRollout", "BackendError", "BlurIG", "CAM", "CLEAR",
-        "CNNFixations", "CRP", "Composite", "DRISE", "DeconvNet", "DeepFeatureFactorization", "DeepLift",
+        "CNNFixations", "CRP", "Composite", "Consensus", "DRISE", "DeconvNet", "DeepFeatureFactorization", "DeepLift",
         "DeepLiftShap", "DetectionTarget", "EigenCAM", "EigenGradCAM", "ExcitationBackprop", "Explainer", "Explanation",
         "FEM", "FGVis", "FORGrad", "FeatureAblation", "FeaturePermutation", "FinerCAM", "FullGrad", "GradCAM",
         "GradCAMElementWise", "GradCAMPlusPlus", "GradientShap", "GuidedBackprop", "GuidedGradCAM", "GuidedIG", "HSIC",

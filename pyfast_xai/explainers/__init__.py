@@ -25,6 +25,7 @@ from pyfast_xai.explainers.cam import (
 )
 from pyfast_xai.explainers.clear import CLEAR
 from pyfast_xai.explainers.common.explainer import Explainer
+from pyfast_xai.explainers.consensus import Consensus
 from pyfast_xai.explainers.crp import CRP
 from pyfast_xai.explainers.deep_lift import DeepLift, DeepLiftShap, GradientShap
 from pyfast_xai.explainers.detection_target import DetectionTarget
@@ -57,7 +58,7 @@ METHODS: dict[str, type[Explainer]] = {
     for explainer in (
         *(CNNFixations, EigenCAM, Saliency, DeconvNet, GuidedBackprop),
         *(InputXGradient, SmoothGrad, IntegratedGradients, FGVis, CLEAR),
-        *(CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM, ExcitationBackprop),
+        *(CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM, ExcitationBackprop, Consensus),
         *(HiResCAM, LayerCAM, XGradCAM, GradCAMElementWise, EigenGradCAM, SegEigenCAM, FullGrad),
         *(ScoreCAM, SSCAM, ISCAM, AblationCAM, ShapleyCAM, DeepFeatureFactorization),
         *(AttentionRollout, AttentionRelevance, LeGrad),
@@ -90,6 +91,7 @@ __all__ = [
     "AttentionRollout",
     "BlurIG",
     "CNNFixations",
+    "Consensus",
     "DeconvNet",
     "DeepFeatureFactorization",
     "DeepLift",

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings
 from pyfast_xai.explainers.common.layer_recorder import LayerRecorder
-from pyfast_xai.explainers.common.layer_search import LayerSearch
+from pyfast_xai.explainers.common.layer_search import Layer, LayerSearch
 from pyfast_xai.explainers.common.output_gradients import OutputGradients
 from pyfast_xai.explainers.common.targets import Goal
 from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
@@ -103,17 +103,33 @@ class ExcitationBackprop(LayerExplainer):
         Raises:
             InputError: there is no such map.
         """
-        search = LayerSearch(tape, ends)
-        height, width = tape.inputs[0].shape[2:]
-        layers = [layer for value in search.passed() if (layer := search.layer(value)) is not None]
-        if self.accelerated:  # a convolution and the batch norm behind it are one there
-            layers = [layer for layer in layers if not _is_normalised(tape, layer.value)]
-        strides = [math.sqrt(height * width / math.prod(layer.layout.grid)) for layer in layers]
-        if not layers:
-            raise InputError("layer must be named for a model without a map that everything passes, got 'auto'")
+        layers, strides = passed_layers(tape, ends, normalised=not self.accelerated)
         fine = [stride for stride in strides if stride <= _STRIDE]
         stride = max(fine) if fine else min(strides)
         return layers[strides.index(stride)].name
+
+
+def passed_layers(
+    tape: Tape, ends: Collection[Value] | None = None, *, normalised: bool = True
+) -> tuple[list[Layer], list[float]]:
+    """Returns the layers through which everything passes, and their strides in pixels.
+
+    Args:
+        tape: of a whole forward pass.
+        ends: the outputs that are explained; None for all of them.
+        normalised: convolutions that only a batch norm reads are layers; where it is folded into them they are not.
+
+    Raises:
+        InputError: there is no such map.
+    """
+    search = LayerSearch(tape, ends)
+    height, width = tape.inputs[0].shape[2:]
+    layers = [layer for value in search.passed() if (layer := search.layer(value)) is not None]
+    if not normalised:
+        layers = [layer for layer in layers if not _is_normalised(tape, layer.value)]
+    if not layers:
+        raise InputError("layer must be named for a model without a map that everything passes, got 'auto'")
+    return layers, [math.sqrt(height * width / math.prod(layer.layout.grid)) for layer in layers]
 
 
 def _is_normalised(tape: Tape, value: Value) -> bool:

@@ -16,7 +16,8 @@ SANITY = ("class-sensitivity", "randomization")
 
 QUICK: dict[str, Make] = {**BASELINES, **{name: make for name, make in METHODS.items() if not make.slow}}
 POINTING: dict[str, Make] = {
-    name: QUICK[name] for name in ("centre", "fixations", "eigen-cam", "grad-cam", "grad-cam++", "excitation-backprop")
+    name: QUICK[name]
+    for name in ("centre", "fixations", "eigen-cam", "grad-cam", "grad-cam++", "excitation-backprop", "consensus")
 }
 SLOW: dict[str, Make] = {
     **BASELINES,
