@@ -13,7 +13,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*
 .PHONY: demo check test docs notebooks crash-test fuzz sanitize sanitize-memory sanitize-threads lint gallery bench \
   bench-quick bench-quick-avx2 bench-cost bench-ops \
   bench-growth bench-memory bench-cold-start bench-report bench-throughput bench-throughput-avx2 bench-peers \
-  peer-suites wheel-check cuda-check aarch64-check gpu-check zoo clean
+  peer-suites report-picture wheel-check cuda-check aarch64-check gpu-check zoo clean
 
 demo: $(VENV)/demo
 	$(BIN)/pyfast-xai demo --out $(OUT)/demo
@@ -142,6 +142,10 @@ notebooks: $(VENV)/test
 # The picture of docs/gallery.md.
 gallery: $(VENV)/test
 	$(BIN)/python bench/gallery.py $(ARGS)
+
+# The picture of docs/report.md, in Chromium.
+report-picture: $(VENV)/test
+	$(BIN)/python bench/report_picture.py
 
 # Builds the wheel, installs it alone in a clean environment and uses it from another folder.
 wheel-check: $(VENV)/build

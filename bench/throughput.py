@@ -32,7 +32,7 @@ import measured
 import numpy as np
 import torch
 from PIL import Image
-from quick import load
+from quick import load, settle
 from trained import loaded, photographs
 
 from pyfast_xai import datasets
@@ -143,8 +143,8 @@ def measure(
     # Recording, packing of weights and the first pages of memory belong to no side.
     with torch.inference_mode():
         model(ready[0])
-    for _ in range(3):
-        explainer(ready[0])
+    for work in (bare, run):
+        settle(work, lambda: explainer.accelerated_model.preparations if given.accelerate else 0)
     seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side, work in sides.items():

@@ -31,7 +31,7 @@ from pyfast_xai.datasets.store import PartStore, Shards
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.explainers.common.explainer import Explainer
-from pyfast_xai.images import is_picture
+from pyfast_xai.images import Preprocess, is_picture
 from pyfast_xai.models import LoadedModel
 
 # Memory decides from there, see `batching.BatchExplainer`.
@@ -181,6 +181,11 @@ def prepare(
         model = model.model
     if preprocess is None:
         raise InputError("preprocess must say how the model wants its pictures, got None for a plain module")
+    if type(preprocess) is not Preprocess:
+        raise InputError(
+            f"preprocess must be a Preprocess itself, whose settings a run stores and follows, got a "
+            f"{type(preprocess).__qualname__}"
+        )
     if options.color_swap and len(preprocess.mean) != 3:
         raise InputError("color_swap must be left out for a model of grey pictures, which sees no colours")
     explainer, method_settings = _explainer(model, options.method, options.method_settings, labels)

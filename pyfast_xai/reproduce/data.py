@@ -49,9 +49,17 @@ def tuning_pictures() -> frozenset[str]:
     return frozenset((files("pyfast_xai.reproduce") / "tuning_pictures.txt").read_text().split())
 
 
+# What the collection calls mean and standard deviation of pixels in 0..1.
+_NORMALISED = {
+    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
 @dataclass(frozen=True)
 class _Defined(Preprocess):
-    """Pixels as the collection's own code wants them."""
+    """Pixels as the collection's own code wants them, where that is more than mean and standard deviation."""
 
     definitions: Any = None
     prep: str = ""
@@ -132,7 +140,12 @@ class Data:
             raise InputError(f"networks must be of the collection at {str(self.root)!r}, got {name!r}") from error
         size = about["size"]
         # Its pictures are square already, and what is not is shown whole.
-        preprocess = _Defined(size=size, crop="squash", definitions=definitions, prep=about["prep"])
+        prep = about["prep"]
+        if prep in _NORMALISED:
+            mean, std = _NORMALISED[prep]
+            preprocess = Preprocess(size, mean=mean, std=std, crop="squash")
+        else:
+            preprocess = _Defined(size=size, crop="squash", definitions=definitions, prep=prep)
         return LoadedModel(model, preprocess, None, name)
 
     def imagenet(self) -> list[Annotation]:

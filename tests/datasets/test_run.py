@@ -25,6 +25,7 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.clear import ClassExplanation
 from pyfast_xai.explainers.common.explainer import Explainer
 from pyfast_xai.explanation import Explanation
+from pyfast_xai.images import Preprocess
 from pyfast_xai.models import LoadedModel
 
 
@@ -668,6 +669,17 @@ def test_a_plain_module_needs_preprocessing(folder, loaded, tmp_path):
     with pytest.raises(InputError, match="preprocess must say"):
         run(str(folder), loaded.model, tmp_path / "out")
     assert run(str(folder), loaded.model, tmp_path / "out", preprocess=loaded.preprocess).complete
+
+
+def test_preprocessing_of_an_own_class_is_refused(folder, loaded, tmp_path):
+    class Inverted(Preprocess):
+        def __call__(self, image):
+            pixels, shown = super().__call__(image)
+            return -pixels, shown
+
+    with pytest.raises(InputError, match=r"^preprocess must be a Preprocess itself, .*, got a .*Inverted$"):
+        run(str(folder), loaded, tmp_path / "out", preprocess=Inverted(24))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_model_is_left_as_it_came(folder, loaded, tmp_path):
