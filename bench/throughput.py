@@ -144,7 +144,7 @@ def measure(
     with torch.inference_mode():
         model(ready[0])
     for work in (bare, run):
-        settle(work, lambda: explainer.accelerated_model.preparations if given.accelerate else 0)
+        settle(work, lambda: explainer.accelerated_model.preparations if arguments.accelerate else 0)
     seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side, work in sides.items():

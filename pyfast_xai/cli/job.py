@@ -115,7 +115,9 @@ class Job:
         ]
         # The sheet of each picture: lines of what is shown and its title.
         sheets: list[list[list[tuple[Tensor, str]]]] = [[[(p.display, p.path.name)]] for p in pictures]
+        keys: dict[render.Key, None] = {}  # each one time, in order
         for name, explanation in explanations.items():
+            keys |= dict.fromkeys(explanation.keys(self.colormap))
             boxes = explanation.boxes(self.box_rule).cpu()
             drawings = explanation.overlay(displays, alpha=self.alpha, colormap=self.colormap)
             drawings = render.draw_boxes(drawings, results.zoomed(boxes, zoom))
@@ -131,11 +133,13 @@ class Job:
                 if len(sheets[n][-1]) + len(cells) > COLUMNS:
                     sheets[n].append([])
                 sheets[n][-1] += cells
+        keys[render.Key("box")] = None
         for picture, record, lines in zip(pictures, records, sheets, strict=True):
             record["sheet"] = f"{picture.stem}.sheet.png"
             images = [[image for image, _ in line] for line in lines]
             titles = [[title for _, title in line] for line in lines]
-            results.write_png(self.folder / record["sheet"], render.montage(images, titles=titles, side=SIDE))
+            sheet = render.montage(images, titles=titles, side=SIDE, keys=list(keys))
+            results.write_png(self.folder / record["sheet"], sheet)
         return records
 
     def record(self, explanation: Any, n: int, box: Tensor, points: Any, picture: Picture) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pyfast_xai import CNNFixations, EigenCAM, demo
+from pyfast_xai import CNNFixations, EigenCAM, demo, render
 from pyfast_xai.cli import arguments
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.progress import Progress
@@ -194,6 +194,17 @@ def test_sheet_shows_an_attribution_in_colour(run, folder, tmp_path, monkeypatch
     # Picture, two overlays, and the mid grey of no influence.
     assert sheet.width > 4 * 448
     assert sheet.getpixel((sheet.width - 240, sheet.height - 240)) == (128, 128, 128)
+
+
+def test_sheets_say_what_their_colours_and_marks_mean(run, folder, tmp_path, monkeypatch):
+    drawn = []
+    montage = render.montage
+    monkeypatch.setattr(render, "montage", lambda *given, **how: drawn.append(how["keys"]) or montage(*given, **how))
+    run("explain", folder, "--model", "digits", "--method", "eigen-cam,fixations,saliency", "--out", tmp_path)
+    assert drawn
+    for keys in drawn:
+        assert [key.text for key in keys] == ["hot: matters most", "fixation", "box"]
+        assert keys[0].colormap == render.DEFAULT_COLORMAP
 
 
 def test_slow_method_tells_how_far_it_is(run, folder, tmp_path, monkeypatch):
