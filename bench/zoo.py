@@ -97,8 +97,9 @@ def _in_a_process(place: str, explainers: list[str], seconds: float) -> list[dic
     result = [json.loads(line.removeprefix("VERDICT ")) for line in out.splitlines() if line.startswith("VERDICT ")]
     if process.returncode not in (0, -9):
         reason = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-        left = [name for name in explainers if name not in {row["explainer"] for row in result}]
-        result.append({"explainer": left[0], "verdict": "failed", "reason": reason[:200]})
+        left = next(name for name in explainers if name not in {row["explainer"] for row in result})
+        place = left if result else "the model itself"
+        result.append({"explainer": place, "verdict": "failed", "reason": reason[:200]})
     return result
 
 

@@ -35,9 +35,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "score-cam": {"progress": False},
     "ss-cam": {"n_samples": 2, "progress": False},
     "is-cam": {"n_steps": 2, "progress": False},
-    "smooth-grad-cam++": {"n_samples": 2},
+    **{"smooth-grad-cam++": {"n_samples": 2}, "xrai": {"n_steps": 2}},
     "sess": {"n_scales": 2},
     "clear": {"candidates": 3},
+    **{"hsic": {"feature_mask": 2, "n_samples": 8}, "sobol": {"feature_mask": 2, "n_designs": 2}},
 }
 # One of each way through the library is judged accelerated, too.
 ACCELERATED = ("saliency", "guided-backprop", "grad-cam", "eigen-cam", "fixations", "excitation-backprop", "lrp")

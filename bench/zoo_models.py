@@ -196,9 +196,9 @@ OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Siglip": {"vision_config": _VIT},
     "ConvNext": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
     "ConvNextV2": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
-    "Cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 1, 2]},
+    "Cvt": {"depth": [1, 1, 2]},
     "DonutSwin": _SWIN,
-    "EfficientNet": {"image_size": 96, "width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 128},
+    "EfficientNet": {"image_size": 96, "width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "FocalNet": {
         "image_size": 64,
         "embed_dim": 16,

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from case_ids import case_id
-from regions import quarters
+from quick_settings import QUICK
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules import module as process_wide
@@ -176,31 +176,6 @@ def build(method, kind=Small, dtype=torch.float32, memory_format=torch.contiguou
         item.grad = other.grad
     next(iter(model.parameters())).grad = None
     return model, images
-
-
-# These need tens of forwards by default; a few show the same here.
-QUICK = {
-    "fgvis": {"n_iterations": 4},
-    "smoothgrad": {"n_samples": 2},
-    "integrated-gradients": {"n_steps": 2},
-    "blur-ig": {"n_steps": 2, "max_sigma": 2.0},
-    "guided-ig": {"n_steps": 2},
-    "xrai": {"n_steps": 2, "regions": quarters},
-    "occlusion": {"window": 8, "stride": 8},
-    "rise": {"n_masks": 4},
-    "d-rise": {"n_masks": 4},
-    "lime": {"n_samples": 8, "feature_mask": 4},
-    "meaningful-perturbation": {"n_iterations": 2, "initial_mask": "random"},
-    **{name: {"feature_mask": 2} for name in ("feature-ablation", "feature-permutation")},
-    "shapley-values": {"feature_mask": 2, "baseline": "mean"},
-    **{
-        name: {"feature_mask": 2, "n_samples": 10, "baseline": "mean"}
-        for name in ("kernel-shap", "shapley-value-sampling")
-    },
-    **{"hsic": {"feature_mask": 2, "n_samples": 8}, "sobol": {"feature_mask": 2, "n_designs": 2}},
-    **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
-    **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
-}
 
 
 def explainer(method, model, **settings):

@@ -19,7 +19,7 @@ from pyfast_xai.explainers.common.attention_maps import Attention, KeepAttention
 from pyfast_xai.explainers.common.axes import Layout
 from pyfast_xai.explainers.common.explainer import Explainer, Settings, one_of
 from pyfast_xai.explainers.common.layer_explainer import resized
-from pyfast_xai.explainers.common.layer_search import LayerSearch
+from pyfast_xai.explainers.common.layer_search import LayerSearch, class_scores
 from pyfast_xai.explainers.common.model_cache import ModelCache
 from pyfast_xai.explainers.common.output_gradients import output_gradients
 from pyfast_xai.explainers.common.targets import Goal, Target
@@ -81,7 +81,7 @@ def _maps(mixed: Tensor, tokens: _Tokens) -> Tensor:
 
 
 def _tokens_of(tape: Tape, count: int, grid: tuple[int, int] | None) -> _Tokens:
-    search = LayerSearch(tape)
+    search = LayerSearch(tape, class_scores(tape))
     layers = [
         layer
         for layer in search.layers()

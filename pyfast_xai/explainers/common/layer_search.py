@@ -315,7 +315,19 @@ def last_features(tape: Tape) -> str:
     Raises:
         InputError: the model has none.
     """
-    return LayerSearch(tape).last().name
+    return LayerSearch(tape, class_scores(tape)).last().name
+
+
+def class_scores(tape: Tape) -> list[Value] | None:
+    """Returns the scores of classes among several outputs; None where the model returns something else.
+
+    Features that a model returns beside its scores are no layer in front of which a layer has to lie.
+    """
+    try:
+        value, _ = logits_of(tape)
+    except InputError:
+        return None
+    return [value] if len(value.shape) == 2 and value.shape[0] == tape.inputs[0].shape[0] else None
 
 
 def last_sensitive(tape: Tape, ends: Collection[Value] | None = None) -> str:
