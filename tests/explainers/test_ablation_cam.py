@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ablation_networks import Average, Flattened, Skip, Stem
 from torch import nn
 from torch.nn import functional
 
@@ -10,50 +11,6 @@ from pyfast_xai import AblationCAM, GradCAM, InputError, ShapleyCAM, Unsupported
 from pyfast_xai.compat.grad_cam.pictures import scaled
 
 DOUBLE = torch.float64
-
-
-class Stem(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.layer = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 6, 3, 2, 1)
-
-    def forward(self, x):
-        x = functional.relu(self.conv1(x))
-        return self.above(self.layer(x), x)
-
-
-class Average(Stem):
-    """Nothing but an average and a linear layer follows."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(6, 5)
-
-    def above(self, x, below):
-        return self.fc(functional.relu(x).mean((2, 3)))
-
-
-class Flattened(Stem):
-    """A linear layer reads the flattened map, and more layers follow."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(6 * 12, 7), nn.Linear(7, 5)
-
-    def above(self, x, below):
-        return self.fc2(functional.silu(self.fc1(functional.relu(x).flatten(1))))
-
-
-class Skip(Stem):
-    """A value from below the layer joins above it."""
-
-    def __init__(self):
-        super().__init__()
-        self.up, self.last = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
-
-    def above(self, x, below):
-        x = functional.interpolate(functional.silu(self.up(x)), below.shape[2:], mode="nearest")
-        return self.last(functional.relu_(x.add_(below))).mean((2, 3))
 
 
 KINDS = {kind.__name__.lower(): kind for kind in (Average, Flattened, Skip)}

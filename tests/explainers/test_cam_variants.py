@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flat_network import Flat, layer_gradients
 from torch import nn
 from torch.nn import functional
 
@@ -24,19 +25,6 @@ from pyfast_xai.compat.grad_cam.pictures import scaled
 DOUBLE = torch.float64
 
 
-class Flat(nn.Module):
-    """No average follows the layers, so that gradients differ from position to position."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.relu1 = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU()
-        self.conv2, self.relu2 = nn.Conv2d(6, 4, 3, 2, 1), nn.ReLU()
-        self.fc = nn.Linear(4 * 12, 5)
-
-    def forward(self, x):
-        return self.fc(self.relu2(self.conv2(self.relu1(self.conv1(x)))).flatten(1))
-
-
 @pytest.fixture
 def net():
     torch.manual_seed(1)
@@ -49,16 +37,6 @@ def images():
 
 
 TARGET = torch.tensor([1, 4, 0])
-
-
-def derivatives(net, layer, images, score):
-    """Activation and gradient of a layer, by autograd."""
-    saved = []
-    handle = net.get_submodule(layer).register_forward_hook(lambda module, args, output: saved.append(output))
-    with torch.enable_grad():
-        grad = torch.autograd.grad(score(net(images.clone().requires_grad_())).sum(), saved[0])[0]
-    handle.remove()
-    return saved[0].detach(), grad
 
 
 def of_classes(output):
@@ -93,7 +71,7 @@ def test_layers_are_fused(kind, net, images):
     make, fuse = FUSED[kind]
     maps = []
     for layer in ("relu1", "relu2"):
-        a, g = derivatives(net, layer, images, of_classes)
+        a, g = layer_gradients(net, layer, images, of_classes)
         if kind in ("max", "product"):
             own = (g.mean((2, 3), keepdim=True) * a).sum(1)
         else:
@@ -130,7 +108,9 @@ def test_finer_cam_takes_the_nearest_classes_off(net, images):
     for row, (n, c) in enumerate(rows):
         order = sorted((abs(float(outputs[n, d] - outputs[n, c])), d) for d in range(5) if d != c)
         rivals = [d for _, d in order[:2]]
-        a, g = derivatives(net, "relu1", images[n : n + 1], lambda y, c=c, r=rivals: y[:, c] - 0.8 * y[:, r].mean(1))
+        a, g = layer_gradients(
+            net, "relu1", images[n : n + 1], lambda y, c=c, r=rivals: y[:, c] - 0.8 * y[:, r].mean(1)
+        )
         expected = (g.mean((2, 3), keepdim=True) * a).sum(1)[0]
         torch.testing.assert_close(result.signed_map[row], expected, rtol=1e-9, atol=1e-12)
         assert result.target[row] == c
@@ -156,8 +136,8 @@ def test_smooth_grad_cam_equals_the_loop_of_the_paper(layer, net, images):
     generator = torch.Generator().manual_seed(4)
     spread = 0.2 * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     noisy = [images + spread * torch.randn(1, 3, 16, 12, generator=generator).double() for _ in range(3)]
-    grads = torch.stack([derivatives(net, layer, own, of_classes)[1] for own in noisy])
-    a, _ = derivatives(net, layer, images, of_classes)
+    grads = torch.stack([layer_gradients(net, layer, own, of_classes)[1] for own in noisy])
+    a, _ = layer_gradients(net, layer, images, of_classes)
     first, square, cube = ((grads**power).mean(0) for power in (1, 2, 3))
     expected = torch.zeros_like(a[:, 0])
     for n in range(3):
@@ -192,10 +172,8 @@ def test_fem_equals_the_loop_of_the_paper(net, images):
 def test_fem_of_too_few_positions_says_that_it_is_zero(net, images, caplog):
     net = nn.Sequential(net.conv1, net.relu1, net.conv2, net.relu2, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     square = images[:, :, :12]
-    for size, warned in (
-        (12, False),
-        (4, True),
-    ):  # of 3 x 3 positions one may be 2.8 deviations over the mean, of 1 none
+    # Of 6 x 6 positions one may be 5.9 deviations above the mean, of a single one none.
+    for size, warned in ((12, False), (2, True)):
         caplog.clear()
         found = FEM(net, layer="3")(square[:, :, :size, :size])
         assert ("none of 1 positions can exceed a mean by 2 standard deviations" in caplog.text) is warned

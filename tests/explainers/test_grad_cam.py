@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flat_network import Flat, layer_gradients
 from torch import nn
 from torch.nn import functional
 
@@ -12,21 +13,6 @@ from pyfast_xai.compat.grad_cam.pictures import scaled
 from pyfast_xai.explainers.common.cam_rules import RULES
 
 DOUBLE = torch.float64
-
-
-class Flat(nn.Module):
-    """No average follows the layers, so that gradients differ from position to position."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.relu1 = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU()
-        self.conv2, self.relu2 = nn.Conv2d(6, 4, 3, 1, 1), nn.ReLU()
-        self.conv3, self.relu3 = nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()
-        self.fc = nn.Linear(4 * 12, 5)
-
-    def forward(self, x):
-        x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
-        return self.fc(self.relu3(self.conv3(x)).flatten(1))
 
 
 @pytest.fixture
@@ -41,16 +27,6 @@ def images():
 
 
 TARGET = torch.tensor([1, 4, 0])
-
-
-def gradients(model, layer, images, start):
-    """Activation and gradient of a layer, by autograd; `start` makes a number an image of the output."""
-    saved = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: saved.append(output))
-    with torch.enable_grad():
-        grad = torch.autograd.grad(start(model(images.clone().requires_grad_())).sum(), saved[0])[0]
-    handle.remove()
-    return saved[0].detach(), grad
 
 
 def of_classes(target):
@@ -100,7 +76,7 @@ LOOPS = {
 @pytest.mark.parametrize("layer", ["relu1", "conv2", "relu3"])
 @pytest.mark.parametrize("method", LOOPS)
 def test_equals_the_loop_of_the_paper(net, images, method, layer):
-    activation, grad = gradients(net, layer, images, of_classes(TARGET))
+    activation, grad = layer_gradients(net, layer, images, of_classes(TARGET))
     expected = torch.stack([LOOPS[method](g, a) for g, a in zip(grad, activation, strict=True)])
     result = pyfast_xai.METHODS[method](net, layer=layer)(images, TARGET)
     torch.testing.assert_close(result.signed_map, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
