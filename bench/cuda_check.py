@@ -3,8 +3,9 @@
     python bench/cuda_check.py --library build/cuda/_C_cuda.so
     python bench/cuda_check.py --library build/cuda/_C_cuda.so --write
 
-Compares with `bench/data/machine_code.csv` and ends with 1 where a kernel spills registers, where fewer warps fit on a
-multiprocessor than before, or where `relu_*` no longer load whole vectors. `--write` replaces the table.
+Ends with 1 where a kernel spills registers, but for the bytes that `SPILLS` has with their reasons; where fewer warps
+fit on a multiprocessor than `bench/data/machine_code.csv` says; or where `relu_*` no longer load whole vectors.
+`--write` replaces the table.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,20 @@ REGISTERS, WARP = 65536, 32
 RESERVED = 1 << 10  # bytes of shared memory that a block takes besides its own
 VECTORS = ("_relu_forward_kernel", "_relu_backward_kernel")  # they move bytes and do nothing else ...
 VECTOR_BITS = 128  # ... so many at once, where sizes are multiples of 16
+
+
+# Bytes a thread that a kernel may spill, on any device, and why. What is not here spills nothing.
+SPILLS = {
+    ("nvcc", "select_kernel"): (8, "two registers, on sm_100 alone, of a kernel that all warps fit in"),
+    ("triton", "_max_pool_forward_kernel"): (8, "two registers of the worst of four variants, on sm_90 and sm_100"),
+    ("triton", "_product_kernel"): (16, "four registers of the worst of 192 variants, on sm_80 and sm_120"),
+    ("triton", "_iterate_kernel"): (
+        624,
+        "a basis of 32 vectors on 1024 places and its product are 128 registers of 512 threads, all that there are."
+        " On sm_90 these take 488 bytes, 16 vectors on 1024 places 40 and in float64 on 512 places 8, 16 vectors on"
+        " up to 512 places none. The other route, products one after another, launches some thousand kernels instead",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -189,14 +204,15 @@ def of_triton(capability: str) -> list[Kernel]:
 
 
 def faults(result: Iterable[Kernel], expected: Iterable[Kernel]) -> list[str]:
-    """What is worse than expected, a sentence each; one that is not in the table may not spill."""
+    """What is worse than expected, a sentence each."""
     known = {(item.compiler, item.name, item.capability): item for item in expected}
     message = []
     for item in result:
         where = f"{item.name} of {item.compiler} for sm_{item.capability}"
-        before = known.get((item.compiler, item.name, item.capability), replace(item, local=0))
-        if item.local > before.local:
-            message.append(f"{where} keeps {item.local} bytes a thread in local memory, where it kept {before.local}")
+        before = known.get((item.compiler, item.name, item.capability), item)
+        allowed, _ = SPILLS.get((item.compiler, item.name), (0, ""))
+        if item.local > allowed:
+            message.append(f"{where} keeps {item.local} bytes a thread in local memory, where {allowed} are allowed")
         if item.occupancy < before.occupancy:
             message.append(f"{where} fills {item.occupancy:.0%} of the warps, where it filled {before.occupancy:.0%}")
         if item.name in VECTORS and item.load_bits < VECTOR_BITS:

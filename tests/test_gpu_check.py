@@ -4,6 +4,8 @@ import csv
 import importlib
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -84,6 +86,21 @@ def test_the_table_has_the_rows_of_the_json(rehearsal):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_rows_are_taken_by_a_command(rehearsal, tmp_path):
+    gpu_rows = runpy.run_path(str(BENCH / "gpu_rows.py"))
+    data, results = tmp_path / "gpu.csv", tmp_path / "results"
+    with pytest.raises(SystemExit, match="of a rehearsal on a CPU"):
+        gpu_rows["take"](rehearsal[1], data)
+    shutil.copytree(rehearsal[1], results)
+    facts = json.loads((results / "gpu.json").read_text())
+    (results / "gpu.json").write_text(json.dumps(facts | {"rehearsal": False}))
+    count = gpu_rows["take"](results, data)
+    assert count
+    before = data.read_text()
+    assert gpu_rows["take"](results, data) == count  # the same rows replace themselves
+    assert data.read_text() == before
+
+
 def test_without_a_device_it_says_so(tmp_path):
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
