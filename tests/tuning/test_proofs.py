@@ -140,14 +140,32 @@ print(json.dumps({"found": found, "backend": served.backend, "reason": served.re
 """
 
 
-def use(folder, *names, tuning="on"):
+COMMAND = """
+import sys
+import stand_in_device
+names = sys.argv[1:]
+stand_in_device.install(*names)
+from pyfast_xai.cli.prove import prove
+from pyfast_xai.tuning import Verdicts, proofs
+own = proofs.Proofs(Verdicts(proofs.cache_folder(), proofs.environment()), stand_in_device.program(*names), 4, True)
+proofs.of_this_machine = lambda: own
+prove(["points_union"], "cpu")
+"""
+
+
+def run(code, folder, *names, tuning="on"):
     path = os.pathsep.join(filter(None, [os.path.dirname(stand_in_device.__file__), *sys.path]))
     environment = os.environ | {"PYTHONPATH": path, "XDG_CACHE_HOME": str(folder), "PYFAST_XAI_TUNING": tuning}
+    environment |= {"COLUMNS": "300"}
     done = subprocess.run(
-        [sys.executable, "-c", USER, *names], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *names], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def use(folder, *names, tuning="on"):
+    return json.loads(run(USER, folder, *names, tuning=tuning).splitlines()[-1])
 
 
 def test_the_user_lives_and_gets_the_right_kernel(tmp_path):
@@ -158,6 +176,14 @@ def test_the_user_lives_and_gets_the_right_kernel(tmp_path):
     assert first["starts"] == 3  # one more for each that took its process down
     repeated = use(tmp_path, "dies", "hangs", "prints")
     assert repeated == {**first, "starts": 0}
+
+
+def test_the_command_outlives_every_kernel_and_says_in_words_what_is_wrong(tmp_path):
+    printed = " ".join(run(COMMAND, tmp_path, *WORDS, "slower", "prints").split())
+    for name, words in WORDS.items():
+        assert f"{name} not chosen: {words}" in printed
+    assert "slower not chosen: right, but prints is faster" in printed
+    assert "prints proven on this device on" in printed
 
 
 def test_where_all_kernels_are_bad_plain_pytorch_serves(tmp_path):
