@@ -3,7 +3,7 @@
 The plain gradient is the base table. Each method is a small table laid over it.
 """
 
-from pyfast_xai.rules.gradient import arithmetic, excitation, layers, pools, saturating, shapes
+from pyfast_xai.rules.gradient import arithmetic, excitation, layers, norms, pools, saturating, shapes
 from pyfast_xai.rules.gradient.backward import GradientRules, backward_pass
 from pyfast_xai.rules.gradient.context import BackwardContext, has_gradient
 from pyfast_xai.rules.gradient.excitation import EXCITATION, Contrastive, last_weighted
@@ -29,6 +29,7 @@ __all__ = [
     "has_gradient",
     "last_weighted",
     "layers",
+    "norms",
     "pools",
     "rectifies",
     "rule",

@@ -107,10 +107,10 @@ def _linear(ctx: BackwardContext, input: Value, weight: Tensor, bias: Tensor | N
 
 
 def _is_not_matrix(node: Node) -> bool:
-    return _not_only_input(node) or node.args[1].dim() != 2
+    return _not_only_input(node) or len(node.args[1].shape) != 2
 
 
-@rule("mm", "matmul", unless=_is_not_matrix)
+@rule("mm", unless=_is_not_matrix)
 def _mm(ctx: BackwardContext, input: Value, weight: Tensor) -> None:
     ctx.propagate(input, onednn.linear(ctx.grad, weight.detach().conj()))
 
@@ -143,6 +143,24 @@ def factor(ctx: BackwardContext, argument: Any, name: str) -> Any:
 def conjugate(number: Any) -> Any:
     """Returns the conjugate of a tensor or number, by which a gradient passes a product; of a real one, itself."""
     return number.conj() if isinstance(number, Tensor) else number.conjugate()
+
+
+def _is_not_batched(node: Node) -> bool:
+    """Returns whether a factor is a vector, or several are complex matrices, which autograd sums in another order."""
+    if any(len(argument.shape) < 2 for argument in node.args[:2]):
+        return True
+    return node.inputs[0].dtype.is_complex and _is_not_matrix(node)
+
+
+@rule("matmul", saves=_factors, unless=_is_not_batched)
+def _matmul(ctx: BackwardContext, self: Any, other: Any) -> None:
+    if isinstance(self, Value) and isinstance(other, Tensor) and other.dim() == 2:
+        _mm(ctx, self, other)
+        return
+    if ctx.wants(self):
+        ctx.propagate(self, ctx.grad @ factor(ctx, other, "other").mH)
+    if ctx.wants(other):
+        ctx.propagate(other, factor(ctx, self, "self").mH @ ctx.grad)
 
 
 @rule("bmm", saves=_factors)

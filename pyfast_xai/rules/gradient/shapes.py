@@ -92,6 +92,20 @@ def _split_views(op: Any, grad: Tensor, args: Sequence[Any], kwargs: dict[str, A
     return op(grad, **arguments)
 
 
+def _rolls_flattened(node: Node) -> bool:
+    return len(node.args) < 3 or not node.args[2]
+
+
+@rule("roll", unless=_rolls_flattened)
+def _roll(ctx: BackwardContext, self: Value, shifts: Sequence[int], dims: Sequence[int]) -> None:
+    ctx.propagate(self, ctx.grad.roll([-shift for shift in shifts], [_shifted(dim) for dim in dims]))
+
+
+@rule("constant_pad_nd")
+def _pad(ctx: BackwardContext, self: Value, pad: Sequence[int], value: float = 0) -> None:
+    ctx.propagate(self, torch.ops.aten.constant_pad_nd(ctx.grad, [-size for size in pad]))
+
+
 @rule("mean")
 def _mean(ctx: BackwardContext, self: Value, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> None:
     ctx.propagate(self, _spread(_share(ctx, self), self, dim, keepdim))
