@@ -1,0 +1,77 @@
+"""The judge of `make zoo`: what it says of small models, and that it finds what is wrong."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pyfast_xai import METHODS
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+if not BENCH.is_dir():
+    pytest.skip("bench/ is not part of a source distribution", allow_module_level=True)
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """The module of the judge, imported as the command does."""
+    monkeypatch.syspath_prepend(BENCH)
+    import zoo_judge
+
+    yield zoo_judge
+    sys.modules.pop("zoo_judge"), sys.modules.pop("zoo_models", None)
+
+
+EXPLAINERS = ("saliency", "grad-cam", "eigen-cam", "fixations", "excitation-backprop", "lrp", "occlusion", "score-cam")
+
+
+@pytest.mark.parametrize("name", ["ViT", "ConvNext", "ResNet", "Swin"])
+def test_families_of_transformers_are_served(judge, name):
+    pytest.importorskip("transformers")
+    import zoo_models
+
+    specimen = zoo_models._of_transformers(name, zoo_models.OF_TRANSFORMERS[name])
+    verdicts = list(judge.judge(specimen, (*EXPLAINERS, judge.MODEL)))
+    assert [(verdict.explainer, verdict.verdict, verdict.reason) for verdict in verdicts] == [
+        (explainer, "served", "") for explainer in (*EXPLAINERS, judge.MODEL)
+    ]
+
+
+class Mixes(nn.Module):
+    """Rows depend on each other, and it keeps what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean((2, 3))
+        return self.fc(x * x.mean(0).exp())
+
+
+def test_what_is_wrong_is_found(judge):
+    torch.manual_seed(0)
+    model = Mixes()
+    (verdict,) = judge.judge(judge.Specimen(model, torch.rand(2, 3, 8, 8)), ("grad-cam",))
+    assert verdict.verdict == "wrong"
+    assert verdict.reason.startswith("the row alone: signed_map differs by")
+    before = judge._photograph(model)
+    model.calls += 1
+    assert judge._unchanged(model, torch.rand(2, 3, 8, 8).double(), before) == ("wrong", "changed: calls")
+    (verdict,) = judge.judge(judge.Specimen(model, torch.rand(2, 3, 8, 8)), ("attention-rollout",))
+    assert verdict.verdict == "not applicable"
+
+
+def test_a_model_that_does_not_depend_on_the_image_is_wrong_without_a_word(judge, monkeypatch):
+    class Silent(METHODS["saliency"]):
+        def _explain(self, images, target, args, kwargs):
+            explanation = super()._explain(images, target, args, kwargs)
+            explanation.heatmap = torch.ones_like(explanation.heatmap)
+            return explanation
+
+    monkeypatch.setitem(METHODS, "saliency", Silent)
+    (verdict,) = judge.judge(judge.Specimen(Mixes(), torch.rand(2, 3, 8, 8)), ("saliency",))
+    assert (verdict.verdict, verdict.reason) == ("wrong", "constant without a word")
