@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import EigenGradCAM as EigenGradCAM
     from pyfast_xai.explainers import ExcitationBackprop as ExcitationBackprop
     from pyfast_xai.explainers import Explainer as Explainer
+    from pyfast_xai.explainers import ExtremalPerturbation as ExtremalPerturbation
     from pyfast_xai.explainers import FeatureAblation as FeatureAblation
     from pyfast_xai.explainers import FeaturePermutation as FeaturePermutation
     from pyfast_xai.explainers import FGVis as FGVis
@@ -129,6 +130,7 @@ _PUBLIC = {
     "InputXGradient": "pyfast_xai.explainers",
     "IntegratedGradients": "pyfast_xai.explainers",
     "LIME": "pyfast_xai.explainers",
+    "ExtremalPerturbation": "pyfast_xai.explainers",
     "Sobol": "pyfast_xai.explainers",
     "HSIC": "pyfast_xai.explainers",
     "ShapleyValues": "pyfast_xai.explainers",

@@ -53,6 +53,7 @@ QUICK = {
     },
     "shapley-values": {"feature_mask": 2},
     **{"hsic": {"feature_mask": 2, "n_samples": 8}, "sobol": {"feature_mask": 2, "n_designs": 2}},
+    "extremal-perturbation": {"n_iterations": 2, "sigma": 6.0, "step": 3},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

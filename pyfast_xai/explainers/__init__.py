@@ -33,6 +33,7 @@ from pyfast_xai.explainers.dff import DeepFeatureFactorization
 from pyfast_xai.explainers.drise import DRISE
 from pyfast_xai.explainers.eigen_cam import EigenCAM
 from pyfast_xai.explainers.excitation import ExcitationBackprop
+from pyfast_xai.explainers.extremal_perturbation import ExtremalPerturbation
 from pyfast_xai.explainers.feature_ablation import FeatureAblation, FeaturePermutation
 from pyfast_xai.explainers.fgvis import FGVis
 from pyfast_xai.explainers.finer_cam import FinerCAM
@@ -67,6 +68,7 @@ METHODS: dict[str, type[Explainer]] = {
         *(LRP, CRP, DeepLift, DeepLiftShap, GradientShap),
         *(Occlusion, RISE, DRISE, LIME, MeaningfulPerturbation),
         *(FeatureAblation, FeaturePermutation, KernelShap, ShapleyValueSampling, ShapleyValues, HSIC, Sobol),
+        ExtremalPerturbation,
     )
 }
 
@@ -101,6 +103,7 @@ __all__ = [
     "EigenGradCAM",
     "ExcitationBackprop",
     "Explainer",
+    "ExtremalPerturbation",
     "FGVis",
     "FORGrad",
     "FeatureAblation",

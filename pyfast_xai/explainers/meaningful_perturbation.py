@@ -12,14 +12,12 @@ from typing_extensions import Unpack
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.baselines import baseline_for, blurred, check_baseline
 from pyfast_xai.explainers.common.explainer import at_least, one_of
-from pyfast_xai.explainers.common.output_gradients import output_gradients
 from pyfast_xai.explainers.common.perturbation_explainer import Perturbation, PerturbationSettings, positive
 from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores
 from pyfast_xai.explainers.common.progress_bar import ProgressBar
-from pyfast_xai.explainers.common.targets import class_columns, logits_of, take_targets
+from pyfast_xai.explainers.common.score_gradients import of_target, score_gradient
 from pyfast_xai.explainers.common.tensors import at_least_float32, repeat_rows
 from pyfast_xai.explainers.fgvis import MaskExplanation
-from pyfast_xai.rules.gradient import GradientRules, backward_pass
 
 # Adam's usual constants, which the reference code has, too.
 MOMENTUM, SECOND, EPSILON = 0.9, 0.999, 1e-8
@@ -124,7 +122,7 @@ class MeaningfulPerturbation(Perturbation):
                 perturbed.append(_mixed(masks[-1], job.images, job.null))
                 if scores.function is None:
                     # A copy, as the model may write to what it is given.
-                    after.append(_of_target(scores(perturbed[-1].clone(), rows, "probability"), targets))
+                    after.append(of_target(scores(perturbed[-1].clone(), rows, "probability"), targets))
         mask, shown = torch.cat(masks), torch.cat(perturbed)
         repeated = repeat_rows(images, each)
         return MaskExplanation(
@@ -154,7 +152,9 @@ class MeaningfulPerturbation(Perturbation):
                 leaf = mask.detach().requires_grad_()
                 whole = self._enlarged((leaf + noise).clamp(0, 1), job.images.shape[2:])
                 penalty = self.l1 * (1 - leaf).abs().sum() + self.tv * _variation(leaf, self.beta)
-            gradient = self._gradient(_mixed(whole.detach(), images[view], null[view]), job, scores)
+            gradient = score_gradient(
+                self, _mixed(whole.detach(), images[view], null[view]), job.rows, job.targets, scores
+            )
             slope = (at_least_float32(gradient) * at_least_float32(images[view] - null[view])).sum(1, keepdim=True)
             (gradient,) = torch.autograd.grad([whole, penalty], leaf, [slope, torch.ones_like(penalty)])
             first.mul_(MOMENTUM).add_(gradient, alpha=1 - MOMENTUM)
@@ -163,23 +163,6 @@ class MeaningfulPerturbation(Perturbation):
             mask = (mask - self.lr * (first / (1 - MOMENTUM**step)) / scale).clamp_(0, 1)
             progress.advance(len(mask))
         return mask
-
-    def _gradient(self, perturbed: Tensor, job: "_Job", scores: PerturbationScores) -> Tensor:
-        """Returns the gradient of the score of each row with respect to the model's input, `[R, C, H, W]`."""
-        policy = GradientRules(warned=self.warned)
-        args, kwargs = scores.arguments(job.rows)
-        tape = self.record(perturbed, *args, policy=policy, **kwargs)
-        if scores.function is not None:
-            function = take_targets(scores.function, len(scores.before), job.rows)
-            seeds = output_gradients(tape, function).grads
-        else:
-            value, logits = logits_of(tape)
-            with torch.enable_grad():
-                leaf = logits.detach().clone().requires_grad_()
-                score = _of_target(scores.scores(class_columns(leaf), job.rows), job.targets).sum()
-                (seed,) = torch.autograd.grad(score, leaf)
-            seeds = {value: seed[None]}
-        return backward_pass(policy, tape, seeds, [tape.inputs[0]])[0][0]
 
     def _first(
         self, job: "_Job", scores: PerturbationScores, generator: torch.Generator, progress: ProgressBar
@@ -193,8 +176,8 @@ class MeaningfulPerturbation(Perturbation):
             return drawn.to(like).repeat(len(job.rows), 1, 1, 1)
         if self.initial_mask != "circle":
             return like.new_full((len(job.rows), *grid), float(self.initial_mask))
-        before = _of_target(scores.before[job.rows], job.targets)
-        least = _of_target(scores(job.null.clone(), job.rows), job.targets)
+        before = of_target(scores.before[job.rows], job.targets)
+        least = of_target(scores(job.null.clone(), job.rows), job.targets)
         # The middle of each cell, or as near to it as the image reaches.
         rows, columns = (
             (torch.arange(cells, device=like.device) * self.scale + self.scale // 2).clamp(max=side - 1)
@@ -204,7 +187,7 @@ class MeaningfulPerturbation(Perturbation):
         settled = torch.zeros_like(job.rows, dtype=torch.bool)
         for radius in RADII:
             disc = _disc(radius, like)
-            after = _of_target(scores(_mixed(disc, job.images, job.null), job.rows), job.targets)
+            after = of_target(scores(_mixed(disc, job.images, job.null), job.rows), job.targets)
             enough = after - least <= LEFT * (before - least)
             # Where no disc is enough the last is the nearest.
             mask = torch.where(settled[:, None, None, None], mask, disc[:, :, rows[:, None], columns])
@@ -243,11 +226,6 @@ def _mixed(mask: Tensor, images: Tensor, null: Tensor) -> Tensor:
     """Returns `e = m x + (1 - m) r`, in the dtype of the images."""
     mask = mask.to(images.dtype)
     return mask * images + (1 - mask) * null
-
-
-def _of_target(scores: Tensor, targets: Tensor) -> Tensor:
-    """Returns, of scores `[R, K]`, the target's score of each row, `[R]`."""
-    return scores.gather(1, targets[:, None])[:, 0]
 
 
 def _variation(mask: Tensor, beta: float) -> Tensor:

@@ -18,6 +18,7 @@ FAST = {
     **{"kernel-shap": {"feature_mask": 3, "n_samples": 20}, "shapley-value-sampling": {"feature_mask": 3}},
     **{"blur-ig": {"n_steps": 2}, "guided-ig": {"n_steps": 2}, "xrai": {"n_steps": 1, "regions": quarters}},
     **{"hsic": {"n_samples": 8}, "sobol": {"feature_mask": 2}},
+    "extremal-perturbation": {"n_iterations": 2, "sigma": 6.0, "step": 3},
     **{"ss-cam": {"n_samples": 2}, "is-cam": {"n_steps": 2}},
     **{"smooth-grad-cam++": {"n_samples": 2}, "sess": {"n_scales": 2}},
 }

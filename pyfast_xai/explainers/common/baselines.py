@@ -62,17 +62,24 @@ def broadcast(baseline: float | Tensor, images: Tensor, rows: int | None = None)
         raise InputError(f"baseline must broadcast to the images, {shapes}") from None
 
 
-def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Returns Gaussian blur of images `[N, C, H, W]` with mirrored edges, channel by channel; can be differentiated."""
+def blurred(images: Tensor, sigma: float, *, mirrored: bool = True) -> Tensor:
+    """Returns Gaussian blur of images, channel by channel; can be differentiated.
+
+    Args:
+        images: `[N, C, H, W]`.
+        sigma: standard deviation in pixels.
+        mirrored: edges are mirrored, and the Gaussian reaches 3 deviations, at most as far as the images; otherwise
+            zeros lie around the images, and it reaches 4 deviations.
+    """
     with torch.autocast(images.device.type, enabled=False):
         for dim in (2, 3):
-            reach = min(math.ceil(3 * sigma), images.shape[dim] - 1)
+            reach = min(math.ceil(3 * sigma), images.shape[dim] - 1) if mirrored else math.ceil(4 * sigma)
             taps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float64)
             weights = torch.exp(-0.5 * (taps / sigma) ** 2)
             weights = (weights / weights.sum()).to(images.dtype)
             shape = [1, 1, 1, 1]
             shape[dim] = -1
             pad = (reach, reach, 0, 0) if dim == 3 else (0, 0, reach, reach)
-            padded = functional.pad(images, pad, mode="reflect")
+            padded = functional.pad(images, pad, mode="reflect" if mirrored else "constant")
             images = functional.conv2d(padded.flatten(0, 1)[:, None], weights.view(shape)).view(images.shape)
     return images
