@@ -67,7 +67,8 @@ def test_a_rehearsal_measures_every_op_and_some_explainers(rehearsal):
     rows = json.loads((out / "gpu.json").read_text())["rows"]
     assert not [row for row in rows if "error" in row or row.get("right") is False]
     ops = {(row["name"], row["backend"]) for row in rows if row["kind"] == "op"}
-    assert {name for name, backend in ops if backend == "reference"} == set(OPS)
+    on_device = {name for name, op in OPS.items() if op.missing("triton", "cuda") is None}
+    assert on_device <= {name for name, backend in ops if backend == "reference"} <= set(OPS)
     assert all(row["median_ms"] > 0 for row in rows)
     explained = {(row["name"], row["backend"]) for row in rows if row["kind"] == "explainer"}
     assert explained == {(name, by) for name in ("eigen-cam", "saliency") for by in ("best", "reference")}

@@ -472,7 +472,7 @@ def test_a_layer_written_to_through_a_view(images):
             return x
 
     model = nn.Sequential(Writes(), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(560, 3)).to(DOUBLE).eval()
-    with pytest.raises(InputError, match="layer must return what an operation made"):
+    with pytest.raises(InputError, match="layer must return the result of an operation"):
         GradCAM(model, layer="0")(images)
 
 
