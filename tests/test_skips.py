@@ -9,7 +9,7 @@ from allowed_skips import PACKAGES, allowed
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [
-        ("Skipped: could not import 'zarr': No module named 'zarr'", True),
+        ("Skipped: could not import 'quantus': No module named 'quantus'", True),
         ("Skipped: could not import 'captum.attr': No module named 'captum'", False),
         ("Skipped: needs a device", True),
         ("Skipped: max_pool_forward on triton: no kernel was written for it", True),

@@ -13,7 +13,6 @@ PACKAGES = {
     "ultralytics": "under the AGPL; a YOLO is tried by hand",
     "timm": "torchvision has networks of these kinds",
     "yaml": "checks what FiftyOne's export writes",
-    "zarr": "an export",
 }
 REASONS = (
     # Hardware and systems.
@@ -28,9 +27,8 @@ REASONS = (
     r"no \w+ on [\w-]+",
     # Methods to which a test does not apply.
     r"knows no classes|its forward stops before.*|not here",
-    # Data and programs that no package brings.
+    # Data that no package brings.
     r"no data at .*; set PYFAST_XAI_DATA",
-    r"no Chromium on PATH .*|no chromedriver on PATH .*",
     r"bench/ is not part of a source distribution|runs from the source tree",
 )
 
