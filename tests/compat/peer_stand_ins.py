@@ -68,9 +68,11 @@ def grad_cam():
 def torchcam():
     from pyfast_xai.compat import torchcam as ours
 
-    replace("torchcam.methods", ours, {"CAM": "torchcam.methods.activation"})
-    replace("torchcam.methods", ours, dict.fromkeys(("GradCAM", "GradCAMpp"), "torchcam.methods.gradient"))
-    replace("torchcam.utils", ours, {"overlay_mask": "torchcam.utils"})
+    for module in ("methods", "metrics", "utils"):
+        top = importlib.import_module(f"torchcam.{module}")
+        theirs = {name: getattr(top, name) for name in ours.__all__ if hasattr(top, name)}
+        places = {name: one.__module__ for name, one in theirs.items() if hasattr(one, "__module__")}
+        replace(f"torchcam.{module}", ours, places)
     importlib.import_module("torchcam.methods.core")._CAM = type("_CAM", (ours.Extractor,), {})
 
 

