@@ -79,7 +79,7 @@ def test_how_responses_compete(net, images, reduction, scale):
 
 @pytest.mark.parametrize(("kept", "walks"), [(False, [2, 2, 2]), (True, [3, 3])])
 def test_more_classes_at_once_where_freed_memory_is_kept(net, images, monkeypatch, kept, walks):
-    monkeypatch.setattr("pyfast_xai.memory._kept", kept)
+    monkeypatch.setattr("pyfast_xai.memory._enabled", kept)
     result = []
     monkeypatch.setattr(CLEAR, "_reduced", lambda self, response: result.append(len(response)) or response)
     CLEAR(net, candidates=None)(torch.cat([images] * 4))
