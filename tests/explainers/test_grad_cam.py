@@ -141,6 +141,28 @@ def test_behind_an_average_three_methods_are_grad_cam(images):
         torch.testing.assert_close(kind(net, layer="1")(images, TARGET).signed_map, expected, rtol=0, atol=1e-14)
 
 
+class Pyramid(nn.Module):
+    """Its first score comes from the first level, the second from the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(4, 1, 1) for _ in range(2))
+
+    def forward(self, x):
+        low = self.low(x).tanh()
+        maps = (self.heads[0](low), self.heads[1](self.high(low).tanh()))
+        return torch.cat([one.mean((2, 3)) for one in maps], 1)
+
+
+def test_a_row_of_which_nothing_arrives_is_named(images, caplog):
+    torch.manual_seed(0)
+    net = Pyramid().eval().to(DOUBLE)
+    found = GradCAM(net, layer="high")(images, torch.tensor([1, 0, 1])).signed_map
+    assert found.flatten(1).any(1).tolist() == [True, False, True]
+    assert "the map of row 1 is zero, for nothing of its target arrives at the layer" in caplog.text
+
+
 class ClassToken(nn.Module):
     """Reads one token, to which the others are mixed behind a norm."""
 

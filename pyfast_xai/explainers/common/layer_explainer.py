@@ -191,6 +191,14 @@ class LayerExplainer(Explainer):
             self.warn(
                 "the maps are nowhere positive, so that the heat maps are zero; `signed_map` has the negative evidence"
             )
+        if heatmap.device.type == "cpu" and len(maps) == 1:
+            filled = maps[0].flatten(1).any(1)
+            if bool(filled.any()) and not bool(filled.all()):
+                self.warn(
+                    "the map of row %d is zero, for nothing of its target arrives at the layer, where others arrive: a "
+                    "detection may come from another level of a pyramid, whose layer can be named",
+                    int(filled.logical_not().nonzero()[0]),
+                )
         return Explanation(
             **self._fields(images, targets),
             heatmap=heatmap,
