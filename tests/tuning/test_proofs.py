@@ -148,7 +148,7 @@ stand_in_device.install(*names)
 from pyfast_xai.cli.prove import prove
 from pyfast_xai.tuning import Verdicts, proofs
 own = proofs.Proofs(Verdicts(proofs.cache_folder(), proofs.environment()), stand_in_device.program(*names), 4, True)
-proofs.of_this_machine = lambda: own
+proofs.machine_proofs = lambda: own
 prove(["points_union"], "cpu")
 """
 
@@ -182,7 +182,7 @@ def test_the_command_outlives_every_kernel_and_says_in_words_what_is_wrong(tmp_p
     printed = " ".join(run(COMMAND, tmp_path, *WORDS, "slower", "prints").split())
     for name, words in WORDS.items():
         assert f"{name} not chosen: {words}" in printed
-    assert "slower not chosen: right, but prints is faster" in printed
+    assert "slower not chosen: correct, but prints is faster" in printed
     assert "prints proven on this device on" in printed
 
 
