@@ -80,7 +80,7 @@ class DRISE(RISE):
 
 
 class _Similarity(TargetByImage):
-    """How similar the most similar detection is to that of each image."""
+    """Returns the similarity of the most similar detection to that of each image."""
 
     def __init__(self, target: DetectionTarget) -> None:
         self.target = target

@@ -44,7 +44,7 @@ def _all_perm_generator(num_features: int, num_samples: int) -> Iterable[Sequenc
 
 
 class ShapleyValueSampling(Attribution):
-    """What a feature adds to the output when it joins those before it in a random order, on average.
+    """Computes the average gain in output when a feature joins those before it in a random order.
 
     No subset of the features goes through the model twice.
 
