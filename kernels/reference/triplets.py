@@ -166,16 +166,16 @@ def diagonalise(matrices: Tensor) -> tuple[Tensor, Tensor]:
     power of two.
     """
     width = matrices.shape[1]
-    own = torch.arange(width, device=matrices.device)
+    index = torch.arange(width, device=matrices.device)
     vectors = torch.eye(width, dtype=matrices.dtype, device=matrices.device).expand_as(matrices)
     for mask in [*range(1, width)] * SWEEPS:
-        partner = own ^ mask
+        partner = index ^ mask
         diagonal = matrices.diagonal(dim1=1, dim2=2)
-        across = 2 * matrices[:, own, partner]
+        across = 2 * matrices[:, index, partner]
         apart = diagonal[:, partner] - diagonal
         # tan of the angle that makes the pair's element zero (Golub and Van Loan, 8.5.2), the smaller of two; the
         # partner finds its negative.
-        turn = torch.where((apart > 0) | ((apart == 0) & (own < partner)), 1.0, -1.0)
+        turn = torch.where((apart > 0) | ((apart == 0) & (index < partner)), 1.0, -1.0)
         length = apart.abs() + torch.hypot(apart, across)
         tangent = turn * across / torch.where(length > 0, length, 1)
         cosine = (1 + tangent.square()).rsqrt()

@@ -102,11 +102,11 @@ class CRP(LRP):
         value = _last_convolution(tape) if self.layer is None else tape.find(self.layer)
         dim = self.channel_dim % len(value.shape) + 1  # behind the targets
         policy = self.rules.by(self.composite, tape, {path: module for module, path in modules_of(self.model).items()})
-        arrived = backward_pass(policy, tape, start, [value], retain=True)[0].movedim(dim, 2)
-        each = arrived.flatten(3).sum(3)  # [K, N, channels]
+        relevance = backward_pass(policy, tape, start, [value], retain=True)[0].movedim(dim, 2)
+        each = relevance.flatten(3).sum(3)  # [K, N, channels]
         conditions = self._conditions(each)
-        masks = conditions.view(*conditions.shape, *[1] * (arrived.dim() - 3))
-        below = (arrived[:, :, None] * masks).transpose(1, 2).flatten(0, 1).movedim(2, dim)
+        masks = conditions.view(*conditions.shape, *[1] * (relevance.dim() - 3))
+        below = (relevance[:, :, None] * masks).transpose(1, 2).flatten(0, 1).movedim(2, dim)
         attribution = targets_to_rows(backward_pass(policy, tape, {value: below}, [tape.inputs[0]])[0])
         count = conditions.shape[2]
         rows = targets_to_rows(conditions.transpose(1, 2).flatten(0, 1))
@@ -136,10 +136,10 @@ class CRP(LRP):
 
 
 def _last_convolution(tape: Tape) -> Value:
-    found = [node for node in tape if kind_of(node) == "convolution"]
-    if not found or found[-1].outputs[0] is None:
+    convolutions = [node for node in tape if kind_of(node) == "convolution"]
+    if not convolutions or convolutions[-1].outputs[0] is None:
         raise InputError("layer must be named where the model has no convolution, got None")
-    return found[-1].outputs[0]
+    return convolutions[-1].outputs[0]
 
 
 def _repeated(targets: Targets, count: int) -> Targets:
