@@ -102,10 +102,10 @@ class ExtremalPerturbation(Perturbation):
         with ProgressBar(self.progress, self.method, self.n_iterations * len(source)) as progress:
             for rows, targets in zip(source.split(self.batch_size), which.split(self.batch_size), strict=True):
                 region = self._optimised(bells, pyramid[rows], rows, targets, scores, progress)
-                kept = region if self.game == "preservation" else 1 - region
-                masks.append(kept)
-                perturbed.append(_interpolated(pyramid[rows], kept)[0])
-                complement.append(_interpolated(pyramid[rows], 1 - kept)[0])
+                visible = region if self.game == "preservation" else 1 - region
+                masks.append(visible)
+                perturbed.append(_interpolated(pyramid[rows], visible)[0])
+                complement.append(_interpolated(pyramid[rows], 1 - visible)[0])
                 if scores.function is None:
                     # A copy, as the model may write to what it is given.
                     after.append(of_target(scores(perturbed[-1].clone(), rows, "probability"), targets))
@@ -139,13 +139,13 @@ class ExtremalPerturbation(Perturbation):
                 leaf = grid.detach().requires_grad_()
                 region, whole = bells(leaf)
                 values = whole.flatten(1).sort(1)[0]
-                wanted = torch.ones_like(values[0])
-                wanted[: int(values.shape[1] * (1 - self.area_share))] = 0
-                penalty = PENALTY * GROWTH**t * (values - wanted).square().mean(1)
+                ideal = torch.ones_like(values[0])
+                ideal[: int(values.shape[1] * (1 - self.area_share))] = 0
+                penalty = PENALTY * GROWTH**t * (values - ideal).square().mean(1)
             changed, slope = _interpolated(pyramid, region.detach() if preserves else 1 - region.detach())
             flipped = self.flip and t % 2 == 0
-            seen = changed.flip(3) if flipped else changed.clone()
-            gradient = score_gradient(self, seen, rows, targets, scores)
+            inputs = changed.flip(3) if flipped else changed.clone()
+            gradient = score_gradient(self, inputs, rows, targets, scores)
             gradient = at_least_float32(gradient.flip(3) if flipped else gradient)
             # Deletion turns both the reward and the mask round.
             reward = (gradient * slope).sum(1, keepdim=True)
