@@ -14,8 +14,8 @@
 #include <string_view>
 #include <vector>
 
-// The words in which kernels/checks.py speaks of arguments, of which csrc/generate.py makes checks.h. The same words
-// for Python are in kernels/arguments.py.
+// The vocabulary of kernels/checks.py, from which csrc/generate.py makes checks.h; kernels/arguments.py has the same
+// functions for Python.
 namespace pyfast_xai {
 
 using torch::headeronly::ScalarType;
@@ -84,7 +84,7 @@ class Int {
   Wide value_;
 };
 
-// A list of integers that lives elsewhere.
+// A view of a list of integers that another object owns.
 class List {
  public:
   List(const std::vector<int64_t>& values) : values_(values.data()), length_(values.size()) {}
@@ -167,7 +167,7 @@ inline bool floating(const Tensor& tensor) {
 
 inline Text wide(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double ? "float64" : "float32"; }
 
-// Whether the elements fill their memory, in whichever order of the dimensions.
+// Returns whether the elements fill their memory, in any order of the dimensions.
 inline bool dense(const Tensor& tensor) {
   if (tensor.numel() == 0) return true;
   std::vector<std::pair<int64_t, int64_t>> dims;
@@ -183,7 +183,7 @@ inline bool dense(const Tensor& tensor) {
   return true;
 }
 
-// Whether the elements of a tensor that is not empty lie in memory with these strides.
+// Returns whether the elements of a tensor that is not empty lie in memory with these strides.
 inline bool lies(const Tensor& tensor, const List& expected) {
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     if (tensor.size(d) > 1 && expected[d] != tensor.stride(d)) return false;
@@ -195,21 +195,21 @@ inline bool same_strides(const Tensor& tensor, const Tensor& model) {
   return model.numel() == 0 || lies(tensor, strides(model));
 }
 
-// Whether the elements of [N, C, H, W] fill their memory plane by plane, the columns innermost.
+// Returns whether the elements of [N, C, H, W] fill their memory plane by plane, the columns innermost.
 inline bool planes_follow(const Tensor& tensor) {
   if (tensor.numel() == 0) return true;
   const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
   return lies(tensor, std::vector<int64_t>{channels * height * width, height * width, width, 1});
 }
 
-// Whether they fill it pixel by pixel, the channels innermost.
+// Returns whether the elements fill their memory pixel by pixel, the channels innermost.
 inline bool pixels_follow(const Tensor& tensor) {
   if (tensor.numel() == 0) return true;
   const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
   return lies(tensor, std::vector<int64_t>{channels * height * width, 1, width * channels, channels});
 }
 
-// The first of some points outside [lowest, size), if there is one.
+// Returns the first point outside [lowest, size), if there is one.
 inline std::optional<int64_t> first_outside(const Tensor& points, Int lowest, Int size) {
   const auto* values = static_cast<const int64_t*>(points.const_data_ptr());
   const int64_t count = points.size(0), step = points.stride(0), low = lowest.narrow(), high = size.narrow();
@@ -219,14 +219,14 @@ inline std::optional<int64_t> first_outside(const Tensor& points, Int lowest, In
   return std::nullopt;
 }
 
-// Whether all points lie in [lowest, size); on a device the kernels assert it, for reading would wait.
+// Returns whether all points lie in [lowest, size); on a device the kernels assert it, since reading would wait.
 inline bool inside(const Tensor& points, Int lowest, Int size) {
   return !points.is_cpu() || !first_outside(points, lowest, size);
 }
 
 inline Int outlier(const Tensor& points, Int lowest, Int size) { return *first_outside(points, lowest, size); }
 
-// Whether every window along a dimension of `size` elements holds one of them at least.
+// Returns whether every window along a dimension of `size` elements holds at least one of them.
 inline bool windows_reach(Int size, Int windows, Int kernel, Int stride, Int padding, Int dilation) {
   if (windows == 0) return true;
   if (size == 0 || (windows - 1) * stride - padding >= size || padding > (kernel - 1) * dilation) return false;
@@ -238,7 +238,7 @@ inline bool windows_reach(Int size, Int windows, Int kernel, Int stride, Int pad
   return true;
 }
 
-// The first of the offsets [N, C, H', W'] that is not the number of a tap of its window, or of one outside the map.
+// Returns the first of the offsets [N, C, H', W'] that numbers no tap of its window, or a tap outside the map.
 std::optional<int64_t> first_tap_outside(const Tensor& offsets, const Tensor& map, const List& kernel,
                                          const List& stride, const List& padding, const List& dilation);
 

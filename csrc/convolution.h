@@ -16,13 +16,13 @@ inline Strides strides_of(const Tensor& tensor) {
   return strides;
 }
 
-// The missing leading dimensions get the value that changes nothing.
+// Leading dimensions that are missing get the neutral value.
 inline void fill_spatial(int64_t* padded, const checks::List& values, int64_t missing_value) {
   std::fill_n(padded, kSpatial, missing_value);
   std::copy_backward(values.begin(), values.end(), padded + kSpatial);
 }
 
-// The arguments of `conv_trace` that were checked.
+// The checked arguments of `conv_trace`.
 inline Convolution convolution_of(const Tensor& input, const Tensor& weight, const std::vector<int64_t>& output_size,
                                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                                   const std::vector<int64_t>& dilation, int64_t groups) {

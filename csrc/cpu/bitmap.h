@@ -7,7 +7,7 @@
 
 namespace pyfast_xai {
 
-// A list of `found` entries, int64, to be written: with a capacity, that long and -1 behind them.
+// Returns an int64 list for `found` entries; with a capacity, the list has that length, filled with -1 behind them.
 torch::stable::Tensor list_of(int64_t found, std::optional<int64_t> capacity);
 
 // The set bits of a bit matrix [rows, words] as sorted flat indices into [rows, columns], int64; with a capacity, that

@@ -58,7 +58,7 @@ PYFAST_XAI_INLINE int64_t strongest_channel_on(const A* const* fields, const A* 
   if (has_nan) {
     while (sums[c] == sums[c]) ++c;
   } else {
-    // Block by block first: one at a time, the search would take longer than the sums.
+    // The search goes block by block first: channel by channel it would take longer than the sums.
     Lanes wanted = {};
     wanted += best;
     for (; c + kBlock <= channels; c += kBlock) {
@@ -98,7 +98,7 @@ struct Strided : Strides {
   }
 };
 
-// Copies the whole input to [N, *spatial, C]: cheaper than gathering windows once these overlap enough.
+// Copies the whole input to [N, *spatial, C], which is cheaper than gathering windows that overlap much.
 template <class T>
 std::vector<Accumulated<T>> channels_last(const Strided<T>& input, const Convolution& conv) {
   constexpr int64_t kTile = 16;  // cache lines written at once
@@ -125,7 +125,7 @@ std::vector<Accumulated<T>> channels_last(const Strided<T>& input, const Convolu
   return copy;
 }
 
-// Traces points one after the other; the points of a filter should follow each other, so that it is packed once.
+// Traces points one after the other; a filter is packed once if its points follow each other.
 template <class T>
 class Tracer {
  public:
@@ -240,7 +240,7 @@ class Tracer {
   Location location_;
   const Strided<T>& input_;
   const Strided<T>& weight_;
-  const std::optional<Strided<A>>& rows_;  // the input with its channels side by side, where there is one
+  const std::optional<Strided<A>>& rows_;  // a copy of the input with its channels side by side, if one was made
   std::vector<A> sums_, window_, filter_;
   std::vector<Tap> inside_;
   std::vector<const A*> fields_, filters_;

@@ -13,7 +13,7 @@ namespace {
 template <class Machine>
 using Doubles = typename Vector<double, Machine>::type;
 
-// Vector `from` widened to double, whatever it is stored as.
+// Loads the numbers at `from`, of any element type, as a vector of doubles.
 template <class Machine>
 PYFAST_XAI_INLINE void widen(const double* from, Doubles<Machine>& to) {
   to = lanes<Machine>(from)->all;
@@ -116,7 +116,7 @@ void fill_random(double* vector, int64_t n, std::mt19937_64& generator) {
 void rotate(std::vector<double>& matrix, std::vector<double>& vectors, int64_t n, int64_t p, int64_t q) {
   const double apart = matrix[q * n + q] - matrix[p * n + p];
   const double theta = apart / (2 * matrix[p * n + q]);
-  // No std::hypot: glibc made a new one for 2.35. Beyond 1e150, where the square overflows, the one adds nothing.
+  // std::hypot would need glibc 2.35. Beyond 1e150, where the square overflows, the summand 1 is below rounding.
   const double secant = std::abs(theta) < 1e150 ? std::sqrt(theta * theta + 1) : std::abs(theta);
   const double tangent = std::copysign(1.0, theta) / (std::abs(theta) + secant);
   const double cosine = 1 / std::sqrt(tangent * tangent + 1), sine = tangent * cosine;
@@ -137,7 +137,7 @@ void rotate(std::vector<double>& matrix, std::vector<double>& vectors, int64_t n
   }
 }
 
-// Whether element [p, q] still matters beside the two diagonal elements it couples.
+// Returns whether element [p, q] is above rounding beside the two diagonal elements that it couples.
 bool coupled(const std::vector<double>& matrix, int64_t n, int64_t p, int64_t q) {
   const double product = std::abs(matrix[p * n + p]) * std::abs(matrix[q * n + q]);
   return std::abs(matrix[p * n + q]) > 1e-16 * std::sqrt(product) && std::abs(matrix[p * n + q]) > 1e-300;

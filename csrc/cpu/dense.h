@@ -11,7 +11,7 @@ double dot(const double* x, const double* y, int64_t n);
 void add_scaled(double factor, const float* x, double* y, int64_t n);
 void add_scaled(double factor, const double* x, double* y, int64_t n);
 
-// product += sum over rows r of (r . x) r, each row read once while it is near. At most kRowsAtOnce rows of n numbers.
+// product += sum over rows r of (r . x) r. Each row is read once while it is in cache. Takes at most kRowsAtOnce rows.
 constexpr int64_t kRowsAtOnce = 4;
 void add_squared(const float* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product);
 void add_squared(const double* rows, int64_t count, int64_t stride, int64_t n, const double* x, double* product);
@@ -33,7 +33,7 @@ struct Basis {
   const double* operator[](int64_t i) const { return values.data() + i * length; }
 };
 
-// Random vectors, not yet orthogonal.
+// Returns random vectors, which are not orthogonal.
 Basis random_basis(int64_t count, int64_t length, uint64_t seed);
 
 // Gram-Schmidt, twice, of the vectors from `first` on; those before it are orthonormal already. A vector that depends

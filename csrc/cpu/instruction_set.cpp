@@ -11,7 +11,7 @@ PYFAST_XAI_INLINE int64_t vector_bytes_on() {
 }
 PYFAST_XAI_ON_EACH_MACHINE(int64_t, vector_bytes, (), ())
 
-// The op's result, of the copy that the loader picked.
+// Returns the instruction set of the copy that the loader picked.
 int64_t picked_vector_bytes() { return vector_bytes(); }
 
 }  // namespace

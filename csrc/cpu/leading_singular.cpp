@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kOversample = 8;
 constexpr int64_t kGramLimit = 1024;  // small side above which a Gram matrix, should it be needed, is too large
 constexpr int64_t kKrylovLimit = 64;  // vectors of a Krylov space, before the Gram matrix is diagonalised instead
-constexpr int64_t kEveryStep = 16;    // vectors up to which every step asks whether it was the last
+constexpr int64_t kEveryStep = 16;    // vectors up to which every step tests for convergence
 constexpr int kRefinements = 3;
 
 // A matrix inside a batch; the numbers of a row are next to each other.
@@ -60,7 +60,7 @@ struct Matrix {
 };
 
 struct Triplets {
-  Basis left, right;  // of a matrix [rows, columns]
+  Basis left, right;  // singular vectors of a matrix [rows, columns]
   std::vector<double> singular, residual;
 };
 
@@ -160,7 +160,7 @@ Matrix<T> matrix_of(const Tensor& matrices, int64_t b) {
           matrices.stride(1)};
 }
 
-// The leading `k` right singular vectors through the Gram matrix of the smaller side and LAPACK; slow and sure.
+// Computes the leading `k` right singular vectors by LAPACK from the Gram matrix of the smaller side: slow but safe.
 template <class T>
 Basis diagonalised(const Tensor& matrices, int64_t b, int64_t k) {
   const bool wide = matrices.size(1) < matrices.size(2);
@@ -254,7 +254,7 @@ std::vector<Triplets> subspace_route(const Tensor& matrices, int64_t k, int64_t 
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t v = 0; v < width; ++v) start[v][i] = columns[(b * n + i) * width + v];
       }
-      orthonormalise(start);  // rounding to T cost some of it
+      orthonormalise(start);  // rounding to T has lost some orthogonality
       all[b] = refine(matrix_of<T>(matrices, b), std::move(start), k, 0, 1);
     }
   });
@@ -295,7 +295,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack(const std::vector<Triplets>& all
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> solve(const Tensor& matrices, int64_t k, Solver solver, int64_t iterations,
                                                  int64_t seed) {
-  // Of a matrix and its transpose, the one whose rows lie in one piece.
+  // Takes the matrix or its transpose, whichever has contiguous rows.
   const bool transposed = matrices.stride(1) == 1 && matrices.stride(2) != 1;
   const Tensor view = transposed                ? torch::stable::transpose(matrices, 1, 2)
                       : matrices.stride(2) == 1 ? matrices

@@ -14,10 +14,10 @@ namespace pyfast_xai {
 namespace {
 
 constexpr int64_t kBlock = 32;  // words of a bit row handled at once: 4096 neurons of them fit a second-level cache
-constexpr int64_t kSweep = 16;  // neurons between two looks at whether every wanted bit is already found
+constexpr int64_t kSweep = 16;  // neurons between two checks whether every wanted bit is set
 
-// ORs into `found` the bits of the rows `neurons` of a bit matrix, and stops once all of `wanted` are there: with
-// random signs the first twenty neurons usually suffice, however many thousand there are.
+// ORs the rows `neurons` of a bit matrix into `found`, and stops when all of `wanted` are set. With random signs the
+// first twenty neurons usually suffice, of however many thousand.
 template <class Machine>
 PYFAST_XAI_INLINE void unite_block_on(const uint64_t* matrix, int64_t stride, const int64_t* neurons, int64_t count,
                                       const uint64_t* wanted, uint64_t* found) {
@@ -92,7 +92,7 @@ bool any_bit(const uint64_t* bits, int64_t words) {
 }
 
 // One block of words of one row. `wanted` are the inputs of one sign, `agreeing` the weights that excite with it and
-// `opposing` those that inhibit; a matrix nobody wants bits of is never read.
+// `opposing` those that inhibit; a matrix of which no bit is wanted is never read.
 void trace_block(const Selection& selection, int64_t row, const uint64_t* agreeing, const uint64_t* opposing,
                  int64_t stride, const uint64_t* wanted, uint64_t* found, int64_t words) {
   if (!any_bit(wanted, words)) return;

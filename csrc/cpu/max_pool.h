@@ -45,7 +45,8 @@ inline Pool pool_of(const Tensor& maps, const Tensor& input, const Tensor& outpu
   return pool;
 }
 
-// Whether three maps lie in memory pixel by pixel, or else plane by plane; the kernels take no other order.
+// Returns whether three maps lie in memory pixel by pixel; otherwise they lie plane by plane, the only other order that
+// the kernels take.
 inline bool pixels_follow(const Tensor& input, const Tensor& output, const Tensor& offsets) {
   const auto all = [&](auto follow) { return follow(input) && follow(output) && follow(offsets); };
   if (all([](const Tensor& map) { return checks::pixels_follow(map); })) return true;

@@ -11,9 +11,9 @@
 namespace pyfast_xai {
 namespace {
 
-constexpr int64_t kLanes = 64;  // channels looked at together
+constexpr int64_t kLanes = 64;  // channels of one pass
 
-// A window of up to 64 lanes. The first of equals wins and a NaN wins over all, as in ATen.
+// Reduces one window of up to 64 lanes. The first of equal numbers wins and a NaN wins over all, as in ATen.
 template <class T>
 PYFAST_XAI_INLINE void pool_window(const T* image, const Pool& pool, const Taps& rows, const Taps& columns,
                                    int64_t lanes, T* output, uint8_t* offsets) {
@@ -42,7 +42,7 @@ PYFAST_XAI_INLINE void pool_window(const T* image, const Pool& pool, const Taps&
   }
 }
 
-// One row of windows.
+// Reduces one row of windows.
 template <class Machine, class T>
 PYFAST_XAI_INLINE void pool_row_on(const T* image, const Pool& pool, int64_t row, T* output, uint8_t* offsets) {
   const Taps rows(pool, 0, row);

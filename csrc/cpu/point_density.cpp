@@ -12,7 +12,7 @@
 namespace pyfast_xai {
 namespace {
 
-// Of a Gaussian of height one. A product of two is no denormal number, which would be slow, and none could show.
+// The smallest value of a Gaussian of height one that counts. A product of two is not denormal, which would be slow.
 constexpr float kNegligible = 1e-18f;
 
 // out = sum of weights[i] * rows[i], each row `width` numbers.
@@ -79,7 +79,7 @@ void blur_row(const Image& image, const int64_t* columns, int64_t count, float* 
   blend_rows(shifted.data(), weights.data(), static_cast<int64_t>(weights.size()), image.width, out);
 }
 
-// Blurred rows spread over the others are a product of matrices, the larger part of the work: left to BLAS.
+// Spreading the blurred rows over the others is a product of matrices, the larger part of the work, which BLAS does.
 Tensor density_of_image(const Image& image, const Rows& points, int64_t first_row) {
   std::vector<int64_t> filled;
   for (int64_t y = 0; y < image.height; ++y) {

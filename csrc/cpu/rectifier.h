@@ -11,8 +11,8 @@
 
 namespace pyfast_xai {
 
-// Of two floats that are not negative the larger is the larger as an integer too, and what lies above infinity is NaN.
-// So rectifiers compare integers: one kernel serves both half types, and every type fills its vectors.
+// Floats that are not negative are ordered as their bits are as integers, and patterns above infinity are NaN. So
+// rectifiers compare integers: one kernel serves both half types, and every type fills its vectors.
 template <class T>
 struct Pattern {
   using Integer = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
@@ -26,15 +26,15 @@ PYFAST_XAI_INLINE bool is_nan(I pattern, I infinity) {
   return static_cast<I>(pattern & std::numeric_limits<I>::max()) > infinity;
 }
 
-// Elements whose mask is one word of bits. In between it is 64 bytes, which compilers vectorise.
+// Elements whose mask is one word of bits. Kernels handle it as 64 bytes, which compilers vectorise.
 constexpr int64_t kBlock = 64;
-// Blocks worth a thread: as many elements as ATen's.
+// Blocks that make a thread worth starting: as many elements as in ATen.
 constexpr int64_t kGrain = 32768 / kBlock;
 
 inline int64_t blocks_for(int64_t count) { return (count + kBlock - 1) / kBlock; }
 inline int64_t bytes_for(int64_t count) { return (count + 7) / 8; }
 
-// Eight bytes that are 0 or 1 become the bits of one by a multiplication.
+// Packs eight bytes that are 0 or 1 into the bits of one byte, by a multiplication.
 PYFAST_XAI_INLINE void pack_mask(const uint8_t* mask, int64_t bytes, uint8_t* bits) {
   for (int64_t i = 0; i < bytes; ++i) {
     uint64_t eight;
@@ -43,7 +43,7 @@ PYFAST_XAI_INLINE void pack_mask(const uint8_t* mask, int64_t bytes, uint8_t* bi
   }
 }
 
-// Bytes that are 0 where the bit is.
+// Unpacks bits into bytes that are 0 where the bit is 0.
 PYFAST_XAI_INLINE void unpack_mask(const uint8_t* bits, int64_t bytes, uint8_t* mask) {
   for (int64_t i = 0; i < bytes; ++i) {
     const uint64_t eight = (bits[i] * 0x0101010101010101ULL) & 0x8040201008040201ULL;

@@ -29,7 +29,7 @@ PYFAST_XAI_INLINE void rectify_block(const I* input, const I* bound, int64_t cou
     y = y > upper ? upper : y;
     y = nan ? x : y;
     if constexpr (kBounded) {
-      // Nothing lies within NaN, and zero has two patterns.
+      // No number is inside limits of NaN, and zero has two bit patterns.
       const I b = bound[j];
       const I most = b > infinity ? I(-1) : b == std::numeric_limits<I>::min() ? I(0) : b;
       passes &= y <= most;

@@ -12,10 +12,10 @@ namespace {
 
 constexpr int64_t kTile = 256;  // pixels whose sums stay in the first cache
 
-// Where the pixels of a tile lie in a plane: one after the other, or at offsets.
+// The places of the pixels of a tile in a plane: one after the other, or at offsets.
 struct Pixels {
   int64_t count;
-  const int64_t* offsets;  // null where the first lies at the plane and the others follow it
+  const int64_t* offsets;  // null if the pixels follow each other from the start of the plane
 };
 
 // sums[p] = the sum over the channels, in their order.

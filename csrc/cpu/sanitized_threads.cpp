@@ -4,8 +4,8 @@
 #include <thread>
 #include <vector>
 
-// In a library for ThreadSanitizer this stands in the place of torch's parallel_for, whose OpenMP runtime the sanitizer
-// cannot see through: threads that it does see start and join here, so that what is ordered counts as ordered.
+// Replaces torch's parallel_for in a library for ThreadSanitizer, which cannot follow torch's OpenMP runtime. Threads
+// that the sanitizer knows start and join here, so that it sees which accesses are ordered.
 extern "C" AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc body, void* context) {
   constexpr int64_t kThreads = 4;
   const int64_t share = (end - begin + kThreads - 1) / kThreads;

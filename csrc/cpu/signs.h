@@ -7,7 +7,7 @@
 
 namespace pyfast_xai {
 
-// Bit j of the words says values[j] > 0 (positive) and values[j] < 0 (negative); a NaN sets neither.
+// Bit j of `positive` is values[j] > 0 and bit j of `negative` is values[j] < 0; a NaN sets neither.
 void sign_words(const float* values, int64_t count, uint64_t* positive, uint64_t* negative);
 void sign_words(const double* values, int64_t count, uint64_t* positive, uint64_t* negative);
 void sign_words(const Half* values, int64_t count, uint64_t* positive, uint64_t* negative);

@@ -2,13 +2,14 @@
 
 #include <cstdint>
 
-// What the copies of a function share must be inlined into each of them.
+// Functions that the copies of a function share must be inlined into each of them.
 #define PYFAST_XAI_INLINE inline __attribute__((always_inline))
 
 // Defines the function `name parameters` once for each instruction set, as `name_on<Machine> arguments`, and takes the
 // best copy that this CPU can run. Wheels are built without -march, so this is where AVX2, AVX-512 and fused
 // multiply-adds come from. Where vectors are wider than the registers, compilers move them through the stack.
-// PYFAST_XAI_ONE_TARGET compiles for what -march says alone: no setting has the choice take less than the CPU can.
+// PYFAST_XAI_ONE_TARGET compiles for the target of -march alone, since the choice always takes the best that the CPU
+// runs.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(_MSC_VER) && !defined(PYFAST_XAI_ONE_TARGET)
 #define PYFAST_XAI_TARGETS
 #endif
@@ -19,7 +20,7 @@
   __attribute__((target("arch=x86-64-v3"))) result name parameters { return name##_on<pyfast_xai::Avx2> arguments; }   \
   __attribute__((target("default"))) result name parameters { return name##_on<pyfast_xai::Here> arguments; }
 #elif defined(PYFAST_XAI_TARGETS) && defined(__clang__)
-// Clang has no versions of a function by architecture, and not every system has a loader that picks: a branch does.
+// Clang has no function versions by architecture, and not every system has a loader that picks one; a branch picks.
 #define PYFAST_XAI_ON_EACH_MACHINE(result, name, parameters, arguments)                                              \
   namespace with_avx512 {                                                                                            \
   __attribute__((target("arch=x86-64-v4"), min_vector_width(512))) result name parameters {                          \
@@ -41,7 +42,7 @@
 
 namespace pyfast_xai {
 
-// How wide the vector registers of an instruction set are.
+// The width of the vector registers of an instruction set.
 struct Avx512 {
   static constexpr int kBytes = 64;
 };
@@ -56,14 +57,14 @@ struct Sse2 {
 };
 
 #if defined(PYFAST_XAI_TARGETS) && defined(__clang__)
-// Whether this CPU runs x86-64-v3: what Clang 14 can ask for, of instructions that came together.
+// Returns whether this CPU runs x86-64-v3, by those of its instructions that Clang 14 can query.
 inline bool has_avx2() {
   static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   return has;
 }
 
-// Whether it runs x86-64-v4.
+// Returns whether this CPU runs x86-64-v4.
 inline bool has_avx512() {
   static const bool has = has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
@@ -72,7 +73,7 @@ inline bool has_avx512() {
 }
 #endif
 
-// What the compiler was told to compile everything for.
+// The instruction set that the compiler targets everywhere.
 #if defined(__AVX512F__)
 using Here = Avx512;
 #elif defined(__AVX2__)

@@ -26,7 +26,7 @@ struct Inside {
                                    (columns.end - columns.begin - 1) << 24)) {}
 };
 
-// The width of a window, with what a tap is multiplied by to be divided by it.
+// The width of a window, and the factor that replaces the division of a tap by it.
 struct Width {
   uint32_t columns, reciprocal;
 
@@ -34,14 +34,14 @@ struct Width {
       : columns(static_cast<uint32_t>(pool.kernel[1])), reciprocal((65536 + columns - 1) / columns) {}
 };
 
-// One where a tap lies outside, else zero: no branch, so that many are looked at together.
+// Returns 1 for a tap outside the map, else 0, without a branch, so that the loop over taps vectorises.
 PYFAST_XAI_INLINE uint32_t lies_outside(uint8_t tap, const Width& width, uint32_t inside) {
   const uint32_t row = (tap * width.reciprocal) >> 16, column = tap - row * width.columns;
-  // As unsigned numbers, those before the first are larger than all.
+  // As unsigned numbers, negative differences are larger than all others.
   return uint32_t{row - (inside & 255) > (inside >> 16 & 255)} | uint32_t{column - (inside >> 8 & 255) > inside >> 24};
 }
 
-// Whether a number of taps of one window, or each of another, lie inside.
+// Returns whether `count` taps lie inside, all of one window or each of a window of its own.
 template <class Machine>
 PYFAST_XAI_INLINE bool all_of_window_on(const uint8_t* taps, int64_t count, const Width& width, Inside inside) {
   const Width w = width;
@@ -84,9 +84,9 @@ struct Windows {
   }
 };
 
-// Whether the taps of an image lie inside. Of windows that do with all of their taps, the largest number tells.
+// Returns whether the taps of an image lie inside. Windows that lie inside as a whole need the largest tap alone.
 bool image_inside(const uint8_t* offsets, const Pool& pool, const Windows& windows, const Width& width) {
-  constexpr int64_t kShort = 32;  // a row that is looked at faster together with the others
+  constexpr int64_t kShort = 32;  // a row up to this length is faster together with the others
   const int64_t lanes = pool.lanes, row_length = pool.output[1];
   if (lanes == 1 && row_length < kShort) {
     return all_of_windows(offsets, pool.output_size(), width, windows.inside.data());

@@ -20,7 +20,7 @@ constexpr int64_t kPanel = 16;  // filters next to each other in a transformed w
 // Tiles that a thread takes through all steps while they are in its own cache, and the largest weights for which that
 // is the way, since each round reads all of them.
 constexpr int64_t kTilesOfThread = 24, kLargestWeights = int64_t{10} << 20;
-// Otherwise the threads share the places of so many bytes of tiles.
+// With larger weights, the threads share the places of this many bytes of tiles.
 constexpr int64_t kSharedBytes = int64_t{8} << 20;
 constexpr int64_t kLeastShared = 48;
 
@@ -70,7 +70,7 @@ struct Tile {
         left(index % conv.columns * kTile) {}
 };
 
-// Where the transforms of some tiles lie, place by place: [kPlaces, tiles, channels] and [kPlaces, tiles, filters].
+// The transforms of some tiles, place by place: [kPlaces, tiles, channels] and [kPlaces, tiles, filters].
 // A few numbers between places keep them out of each other's cache lines.
 struct Scratch {
   int64_t window_step, product_step;
@@ -221,7 +221,7 @@ PYFAST_XAI_INLINE void multiply_rows(const Product& product, int64_t first, int6
   for (int64_t i = 0; i < count; ++i) multiply_block<Machine, kRows, kPanels>(product, row + i * kRows, first);
 }
 
-// All rows in blocks of nearly the same size: few rows leave little to compute with each number of the weights.
+// Multiplies all rows in blocks of nearly the same size, since small blocks use each loaded weight few times.
 template <class Machine, int kRows, int kPanels>
 PYFAST_XAI_INLINE void multiply_panels(const Product& product, int64_t first) {
   const int64_t blocks = (product.rows + kRows - 1) / kRows, rows = product.rows / blocks;
@@ -230,7 +230,7 @@ PYFAST_XAI_INLINE void multiply_panels(const Product& product, int64_t first) {
   multiply_rows<Machine, kRows, kPanels>(product, first, larger * (rows + 1), rows, blocks - larger);
 }
 
-// As many sums as fit the registers, beside the weights and a factor of theirs.
+// The number of sums that fit in the registers beside the weights and one factor.
 template <class Machine>
 struct Block;
 template <>
@@ -274,7 +274,7 @@ void multiply_place(const Convolution3x3& conv, const Scratch& scratch, int64_t 
   multiply(product, begin, end);
 }
 
-// Each thread its own tiles, a few at a time.
+// Each thread takes tiles of its own, a few at a time.
 void convolve_apart(const Convolution3x3& conv) {
   const int64_t rounds = (conv.tiles + kTilesOfThread - 1) / kTilesOfThread;
   torch::stable::parallel_for(0, rounds, 1, [&](int64_t begin, int64_t end) {
@@ -290,7 +290,7 @@ void convolve_apart(const Convolution3x3& conv) {
   });
 }
 
-// All threads the same tiles, so that each weight is read once for many of them.
+// All threads work on the same tiles, so that each weight is read once for many of them.
 void convolve_together(const Convolution3x3& conv) {
   const int64_t bytes_of_tile = kPlaces * (conv.in.channels + conv.out.channels) * sizeof(float);
   const int64_t at_once = std::min(conv.tiles, std::max(kLeastShared, kSharedBytes / bytes_of_tile));

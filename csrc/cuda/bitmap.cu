@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// counts[c] = the sum of those before it, in place by one block: a thousand times fewer than there are words. The sum
-// of all comes behind them.
+// counts[c] = the sum of the counts before it, computed in place by one block; the total follows the last count. There
+// are a thousand times fewer counts than words.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(int64_t* counts, int64_t chunks, int64_t capacity) {
   using Scan = cub::BlockScan<int64_t, kScanThreads>;
   __shared__ typename Scan::TempStorage storage;

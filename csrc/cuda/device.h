@@ -16,10 +16,10 @@ inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) fail(what, " failed: ", cudaGetErrorString(error));
 }
 
-// A launch reports a bad configuration here; what goes wrong while a kernel runs shows at the next synchronisation.
+// Reports a bad launch configuration; an error in a running kernel shows at the next synchronisation.
 inline void check_launch(const char* kernel) { check_cuda(cudaGetLastError(), kernel); }
 
-// Makes the device of a tensor current for as long as it lives, and knows torch's current stream there.
+// Makes the device of a tensor current for its lifetime, and holds torch's current stream of that device.
 class DeviceScope {
  public:
   explicit DeviceScope(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
       const uint64_t* agreeing = (flip ? weight_negative : weight_positive) + word;
       const uint64_t* opposing = (flip ? weight_positive : weight_negative) + word;
       for (int64_t s = 0; s < neuron_words; ++s) {
-        // With random signs the first twenty neurons find every input, however many thousand there are.
+        // With random signs the first twenty neurons reach every input, of however many thousand neurons.
         if (!((up & ~excites_up) | (down & ~excites_down))) break;
         for (uint64_t left = set[s]; left; left &= left - 1) {
           const int64_t neuron = s * kWordBits + lowest_bit(left);

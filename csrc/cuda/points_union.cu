@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Replaces places in a list by what stands there; -1 stays.
+// Replaces each index into a list by the entry at that index; -1 stays -1.
 __global__ void __launch_bounds__(kThreads) look_up_kernel(const int64_t* list, int64_t count, int64_t* places) {
   const int64_t step = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
@@ -53,7 +53,7 @@ Tensor sorted_values(const Tensor& points) {
   using torch::stable::detail::to;
   std::array<StableIValue, 3> stack{from(points), from(int64_t{0}), from(false)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "", stack.data(), TORCH_ABI_VERSION));
-  to<Tensor>(stack[1]);  // owned, so taken, and dropped
+  to<Tensor>(stack[1]);  // takes ownership of the indices and frees them
   return to<Tensor>(stack[0]);
 }
 

@@ -19,7 +19,7 @@ struct Ranked {
   int64_t index;
 };
 
-// Loses against every candidate, also against one of the same value.
+// A candidate that loses against every other, even one of the same value.
 template <class T>
 PYFAST_XAI_HD inline Ranked<T> lowest_rank() {
   return {static_cast<T>(-INFINITY), INT64_MAX};

@@ -5,7 +5,7 @@
 #include "enums.h"
 #include "pyfast_xai/portable.h"
 
-// The receptive-field geometry of a convolution. Knows neither torch nor Python.
+// The receptive-field geometry of a convolution, independent of torch and Python.
 namespace pyfast_xai {
 
 inline constexpr int kSpatial = 3;
@@ -113,7 +113,7 @@ PYFAST_XAI_HD inline int64_t first_channel(const Convolution& conv, int64_t filt
   return filter / conv.group_filters * conv.group_channels;
 }
 
-// Where the point lands if that does not depend on values; false if it does.
+// Computes the place of the point if it does not depend on values; returns false if it does.
 PYFAST_XAI_HD inline bool place_without_values(const Convolution& conv, const OutputPoint& point, const Window& window,
                                                Location location, int64_t* at) {
   const bool fixed = location == Location::CENTER || location == Location::SAME;
@@ -125,7 +125,7 @@ PYFAST_XAI_HD inline bool place_without_values(const Convolution& conv, const Ou
   return true;
 }
 
-// What competes for the place of a point.
+// The taps that compete for the place of a point.
 template <class T>
 PYFAST_XAI_HD inline T tap_value(Location location, T activation, T weight, T sign) {
   return location == Location::ACTIVATION ? activation : sign * (activation * weight);
