@@ -74,17 +74,17 @@ def serving(monkeypatch):
     return names
 
 
-def packed(finish=("none", []), **settings):
+def packed(activation=("none", []), **settings):
     weight, bias = torch.randn(32, 16, 3, 3), torch.randn(32)
     geometry = {"padding": (1, 1), "stride": (1, 1), "dilation": (1, 1), "groups": 1, **settings}
-    return _PackedConvolution(WeightCache(), weight, bias, finish=finish, **geometry)
+    return _PackedConvolution(WeightCache(), weight, bias, activation=activation, **geometry)
 
 
 def maps(channels=16):
     return torch.randn(2, channels, 20, 20).contiguous(memory_format=torch.channels_last)
 
 
-FINISHES = {
+ACTIVATIONS = {
     "none": ([], lambda result: result),
     "relu": ([], torch.relu),
     "hardtanh": ([0, 6], nn.functional.relu6),
@@ -94,16 +94,16 @@ FINISHES = {
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("finish", FINISHES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=case_id)
-def test_every_kernel_gives_the_convolution(speeds, kernel, finish, layout):
+def test_every_kernel_gives_the_convolution(speeds, kernel, activation, layout):
     speeds.seconds[kernel] = 0.1
-    numbers, function = FINISHES[finish]
-    convolution, input = packed((finish, numbers)), maps().contiguous(memory_format=layout)
+    numbers, function = ACTIVATIONS[activation]
+    convolution, input = packed((activation, numbers)), maps().contiguous(memory_format=layout)
     exact = nn.functional.conv2d(input.double(), convolution.weight.double(), convolution.bias.double(), padding=1)
     before = input.clone()
     results = [convolution(input) for _ in range(2)]
-    if kernel == "winograd" and finish in ("hardswish", "swish"):
+    if kernel == "winograd" and activation in ("hardswish", "swish"):
         assert "winograd" not in speeds.runs
     for result in results:
         torch.testing.assert_close(result.double(), function(exact), rtol=0, atol=1e-5 * float(exact.abs().max()))
@@ -193,7 +193,7 @@ def test_what_losers_made_of_a_weight_is_thrown_away(speeds):
     speeds.seconds["onednn"] = 0.1
     convolution = packed()
     convolution(maps())
-    made = {function for function, *_ in convolution.once._entries}
+    made = {function for function, *_ in convolution.cache._entries}
     assert made == {torch.ops.mkldnn._reorder_convolution_weight.default}
 
 
@@ -230,7 +230,7 @@ def limited(seconds):
 
 def test_contests_that_there_is_no_time_for_wait_for_the_next_call(speeds, serving):
     made, first = limited(0), maps()
-    expected = made._pytorch(first, made.once)
+    expected = made._pytorch(first, made.cache)
     del serving[:]
     torch.testing.assert_close(made(first), expected, rtol=1e-4, atol=1e-4)
     assert serving == ["onednn"]
