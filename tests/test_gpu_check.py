@@ -280,7 +280,7 @@ def test_every_job_names_tests_that_are_there(part):
     for job in (*part("agree").JOBS, *part("agree").REHEARSED):
         text = (BENCH.parent / job.path).read_text()
         names = [line.split("(")[0].removeprefix("def ") for line in text.splitlines() if line.startswith("def test_")]
-        for word in job.words.split(" or "):
+        for word in job.selection.split(" or "):
             assert any(word in name for name in names), f"{job.name}: {word}"
 
 

@@ -52,6 +52,13 @@ def photograph(model, *inputs):
         result["input", i] = digest(tensor)
     result["random numbers"] = torch.get_rng_state().tolist()
     result["fast path"] = torch.backends.mha.get_fastpath_enabled()
+    backends = torch.backends.cuda
+    result["attention"] = (
+        backends.flash_sdp_enabled(),
+        backends.mem_efficient_sdp_enabled(),
+        backends.math_sdp_enabled(),
+        backends.cudnn_sdp_enabled(),
+    )
     result["modes"] = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
     result["dispatch modes"] = torch._C._len_torch_dispatch_stack()
     result["default dtype"] = torch.get_default_dtype()

@@ -18,13 +18,13 @@ class Job:
     Attributes:
         name: of the job.
         path: of the file, in the repository.
-        words: parts of the names of the tests, with " or " between; empty for all.
+        selection: parts of the names of the tests, with " or " between; empty for all.
         needs: packages that the file imports besides torch and pytest.
     """
 
     name: str
     path: str
-    description: str = ""
+    selection: str = ""
     needs: tuple[str, ...] = ()
 
 
@@ -64,11 +64,11 @@ def command(job: Job, root: Path, script: Path) -> list[str]:
     """Of pytest where it is there, else of the plain runner."""
     path = root / job.path
     if importlib.util.find_spec("pytest") is None:
-        return [sys.executable, "-W", "ignore", str(script), "--plain-tests", str(path), job.description]
+        return [sys.executable, "-W", "ignore", str(script), "--plain-tests", str(path), job.selection]
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(root), "-c", str(root / "pyproject.toml"), "-m", ""]
     # A warning that only this machine gives is no failure of a kernel.
     options += ["-o", "filterwarnings=default", "--tb=short", "--durations=3"]
-    return [sys.executable, "-m", "pytest", *options, *(["-k", job.description] if job.description else []), str(path)]
+    return [sys.executable, "-m", "pytest", *options, *(["-k", job.selection] if job.selection else []), str(path)]
 
 
 def run_all(

@@ -106,7 +106,7 @@ def test_the_faster_serves_and_within_noise_the_recorded_call(images, recorded, 
 
 
 def test_a_verdict_is_looked_at_again(images, monkeypatch):
-    monkeypatch.setitem(ReplayTrial.__call__.__globals__, "_AGAIN", {"replayed": 20, "recorded": 20})
+    monkeypatch.setitem(ReplayTrial.__call__.__globals__, "_RETRY_AFTER", {"replayed": 20, "recorded": 20})
     call = Caller(2, 1)
     assert call.settled(images) == "replayed"
     call.clock.seconds = {"recorded": 1, "replayed": 2}

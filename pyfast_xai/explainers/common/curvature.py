@@ -1,15 +1,15 @@
 """The gradient and the curvature of scores at a layer, by autograd through what depends on it."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.tape import Tape, Value
-from pyfast_xai.tape.suffix import recorded_value, replay_suffix
+from pyfast_xai.tape import Tape, Value, key
+from pyfast_xai.tape.suffix import recorded_value, replay_suffix, suffix_nodes
 
 
 def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any], Tensor]) -> Tensor:
@@ -29,8 +29,7 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
     """
     activation = recorded_value(tape, value).detach().clone()
     results = []
-    # Fused attention has no second derivative, attention that is spelled out has.
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.inference_mode(False), torch.enable_grad(), _attention_spelled_out(tape, value):
         start = activation.clone().requires_grad_()
         totals = scores(replay_suffix(tape, value, start.clone())).sum(0)
         for k, total in enumerate(totals):
@@ -49,3 +48,23 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
                     ) from error
             results.append(slope.detach() if curvature is None else (slope - curvature / 2).detach())
     return torch.stack(results)
+
+
+@contextlib.contextmanager
+def _attention_spelled_out(tape: Tape, value: Value) -> Iterator[None]:
+    """Replays fused attention, which has no second derivative, as products of matrices, which have.
+
+    PyTorch's own switch for this is one of the process, which other threads would see.
+    """
+    fused = [node for node in suffix_nodes(tape, value) if key(node.op) == "aten::scaled_dot_product_attention"]
+    for node in fused:
+        node.kernel = _attention
+    try:
+        yield
+    finally:
+        for node in fused:
+            node.kernel = None
+
+
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
+    return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
