@@ -31,6 +31,8 @@ LAST = {
     "resnet18": lambda model: model.layer4[-1],
     "vgg16": lambda model: model.features[-2],
     "mobilenet_v2": lambda model: model.features[-1],
+    "densenet121": lambda model: model.features[-1],
+    "efficientnet_b0": lambda model: model.features[-1],
 }
 
 # The largest quotients at one image and at eight.
@@ -182,7 +184,7 @@ def shortfalls(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--networks", default=",".join(NETWORKS), help=f"of {', '.join(LAST)}")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -190,6 +192,9 @@ def main() -> None:
     parser.add_argument("--rows", action="store_true", help="append what was measured to bench/data/quick.csv")
     parser.add_argument("--library", help="a build of the kernels to measure in the place of the installed one")
     options = parser.parse_args()
+    unknown = set(options.networks.split(",")) - LAST.keys()
+    if unknown:
+        parser.error(f"--networks must be of {', '.join(LAST)}, got {', '.join(sorted(unknown))}")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # threads that wait count as well
         os.environ[name] = str(options.threads)
     load(options.library)
