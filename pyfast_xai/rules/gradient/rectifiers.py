@@ -229,9 +229,12 @@ def _smooth(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> Non
 @rule(*_SMOOTH, saves=["self"], unless=_is_not_rectifier, table=GUIDED)
 def _smooth_guided(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
     x = ctx.tensor("self")
-    slope = _derivative(ctx)(torch.ones_like(x), x, *args, **kwargs)
     grad = ctx.grad.clamp_min_(0) if ctx.owns_memory else ctx.grad.clamp_min(0)
-    ctx.propagate(self, grad.mul_(torch.where(x > 0, slope, 0)))
+    if len(grad) == 1:
+        ctx.propagate(self, aten.threshold_backward(_derivative(ctx)(grad[0], x, *args, **kwargs), x, 0)[None])
+    else:
+        slope = _derivative(ctx)(torch.ones_like(x), x, *args, **kwargs)
+        ctx.propagate(self, grad.mul_(aten.threshold_backward(slope, x, 0)))
 
 
 def _derivative(ctx: BackwardContext) -> Derivative:
