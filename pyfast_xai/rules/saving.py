@@ -13,6 +13,13 @@ from pyfast_xai.tape.record import SaveTensor
 Saves = Collection[str] | Callable[[Node], Collection[str]]
 
 
+def save_result(node: Node, keep: SaveTensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Runs an operation and saves its result as "result", for rules whose derivative follows from it."""
+    result = node(*args, **kwargs)
+    keep("result", result)
+    return result
+
+
 def keep_arguments(node: Node, saves: Saves, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Keeps the tensors among the named arguments; those of a list as `name.0`, `name.1` and so on."""
     names = saves(node) if callable(saves) else saves

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pyfast_xai.tape import Node, Tape, Value, key
-from pyfast_xai.tape.graph import argument
+from pyfast_xai.tape.graph import argument, parameters
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _merged(one: Dim, other: Dim) -> Dim:
 
 def _reduced(step: _Step) -> OutputDims:
     """Returns the sums, means and maxima over some dimensions."""
-    source, names = step.source, {declared.name for declared in step.node.op._schema.arguments}
+    source, names = step.source, parameters(step.node.op)
     dims = step["dim"] if "dim" in names else None
     dims = [dims] if isinstance(dims, int) else dims
     reduced = {dim % len(source) for dim in dims} if dims else set(range(len(source)))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.tape import Tape, Value, key
+from pyfast_xai.rules.kinds import kind_of
+from pyfast_xai.tape import Tape, Value
 from pyfast_xai.tape.suffix import recorded_value, replay_suffix, suffix_nodes
 
 
@@ -56,7 +57,7 @@ def _attention_spelled_out(tape: Tape, value: Value) -> Iterator[None]:
 
     PyTorch's own switch for this is one of the process, which other threads would see.
     """
-    fused = [node for node in suffix_nodes(tape, value) if key(node.op) == "aten::scaled_dot_product_attention"]
+    fused = [node for node in suffix_nodes(tape, value) if kind_of(node) == "attention"]
     for node in fused:
         node.kernel = _attention
     try:

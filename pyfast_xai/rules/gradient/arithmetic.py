@@ -62,12 +62,13 @@ def _same(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None:
     ctx.propagate(self, ctx.grad)
 
 
-def _is_complex(node: Node) -> bool:
+def is_complex(node: Node) -> bool:
+    """Returns whether an input of a node is complex."""
     return any(value.dtype.is_complex for value in node.inputs)
 
 
 @rule("detach", "round", "floor", "ceil", "trunc", "sign", "bernoulli", "poisson", blocks=True)
-@rule("sgn", unless=_is_complex, blocks=True)
+@rule("sgn", unless=is_complex, blocks=True)
 def _no_gradient(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
     """Sends nothing: the derivative is zero wherever there is one, or the model says that no gradient passes."""
 

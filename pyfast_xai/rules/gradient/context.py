@@ -1,6 +1,6 @@
 """The context of a gradient rule: one operation, the gradients of its results, and those still on their way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class BackwardContext:
             grad = grad.real
         if grad.dtype != argument.dtype or grad.device != argument.device:
             grad = grad.to(argument.device, argument.dtype)
-        self._pending.add(argument, channels_last_as(argument, grad))
+        self._pending.add(argument, _channels_last_as(argument, grad))
 
     def propagate_part(self, argument: Any, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
         """Adds to a part of the gradient of an argument: the view that `part` takes of it, `[K, *shape]`."""
@@ -76,7 +76,12 @@ class BackwardContext:
             self._pending.add_part(argument, part, grad)
 
 
-def channels_last_as(value: Value, grad: Tensor) -> Tensor:
+def stacked(grads: Sequence[Tensor]) -> Tensor:
+    """Returns the gradients of the targets as one tensor `[K, ...]`; that of a single target is not copied."""
+    return grads[0][None] if len(grads) == 1 else torch.stack(list(grads))
+
+
+def _channels_last_as(value: Value, grad: Tensor) -> Tensor:
     """Returns a gradient `[K, N, C, H, W]` with its channels last in memory where the value has them there.
 
     Kernels that read both are many times slower where one map is in one order and the other in another. In float64 it

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import UnsupportedOpError
-from pyfast_xai.rules.gradient.context import BackwardContext, has_gradient
+from pyfast_xai.rules.gradient.context import BackwardContext, has_gradient, stacked
 from pyfast_xai.rules.gradient.strides import canonical
 from pyfast_xai.rules.gradient.table import Rule
 from pyfast_xai.tape import Node, Value, key
@@ -21,7 +21,7 @@ LINEAR = {
     for name in (
         *("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"),
         *("_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-        *("channel_shuffle", "constant_pad_nd", "cumsum", "diagonal", "flip", "im2col"),
+        *("channel_shuffle", "cumsum", "diagonal", "flip", "im2col"),
         *("col2im", "pixel_shuffle", "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d"),
         *("repeat", "replication_pad1d", "replication_pad2d", "replication_pad3d", "roll", "rot90", "slice_scatter"),
         *("select_scatter", "tril", "triu", "unfold", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d"),
@@ -138,7 +138,7 @@ def _backward(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
             raise _unsupported(node, str(error)) from error
     for value, *grads in zip(differentiable, *by_target, strict=True):
         if grads[0] is not None:
-            ctx.propagate(value, grads[0][None] if targets == 1 else torch.stack(grads))
+            ctx.propagate(value, stacked(grads))
 
 
 def _unsupported(node: Node, reason: str) -> UnsupportedOpError:

@@ -35,7 +35,7 @@ from pyfast_xai.rules.gradient.strides import canonical
 from pyfast_xai.rules.gradient.table import NamedTable, Rule, rule
 from pyfast_xai.rules.precision import at_least_float32, outside_inference_mode
 from pyfast_xai.tape import Node, Tape, Value, key
-from pyfast_xai.tape.graph import argument, substitute
+from pyfast_xai.tape.graph import argument, parameters, substitute
 
 EXCITATION = NamedTable("EXCITATION", __name__)
 
@@ -156,7 +156,7 @@ def last_weighted(tape: Tape, ends: Collection[Value]) -> str | None:
 
 
 def _first(node: Node) -> list[str]:
-    return [node.op._schema.arguments[0].name]
+    return [next(iter(parameters(node.op)))]
 
 
 @rule(

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.rules.gradient.context import BackwardContext
+from pyfast_xai.rules.gradient.context import BackwardContext, stacked
 from pyfast_xai.rules.gradient.table import rule
+from pyfast_xai.rules.saving import save_result
 from pyfast_xai.tape import Node, Value
 from pyfast_xai.tape.record import SaveTensor
 
@@ -43,21 +44,15 @@ def _layer_norm(
     grads = [
         aten.native_layer_norm_backward(grad, *saved, *constants, [True, False, False])[0] for grad in ctx.grads[0]
     ]
-    ctx.propagate(input, grads[0][None] if len(grads) == 1 else torch.stack(grads))
+    ctx.propagate(input, stacked(grads))
 
 
 def _converts(node: Node) -> bool:
     return bool(node.args[2])
 
 
-def _saves_result(node: Node, keep: SaveTensor, *args: Any) -> Tensor:
-    result = node(*args)
-    keep("result", result)
-    return result
-
-
-@rule("_softmax", runs=_saves_result, unless=_converts)
+@rule("_softmax", runs=save_result, unless=_converts)
 def _softmax(ctx: BackwardContext, self: Value, dim: int, half_to_float: bool) -> None:
     result, dim = ctx.tensor("result"), dim % len(self.shape) if self.shape else 0
     grads = [aten._softmax_backward_data(grad, result, dim, self.dtype) for grad in ctx.grad]
-    ctx.propagate(self, grads[0][None] if len(grads) == 1 else torch.stack(grads))
+    ctx.propagate(self, stacked(grads))

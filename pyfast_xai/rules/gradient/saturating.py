@@ -3,29 +3,19 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from pyfast_xai.rules.gradient.arithmetic import is_complex
 from pyfast_xai.rules.gradient.context import BackwardContext
 from pyfast_xai.rules.gradient.table import rule
-from pyfast_xai.tape import Node, Value, key
-from pyfast_xai.tape.record import SaveTensor
+from pyfast_xai.rules.saving import save_result
+from pyfast_xai.tape import Value, key
 
 aten = torch.ops.aten
 
 _DERIVATIVES = {"aten::sigmoid": aten.sigmoid_backward.default, "aten::tanh": aten.tanh_backward.default}
 
 
-def _keeps_result(node: Node, keep: SaveTensor, self: Tensor) -> Tensor:
-    result = node(self)
-    keep("result", result)
-    return result
-
-
-def _is_complex(node: Node) -> bool:
-    return node.inputs[0].dtype.is_complex
-
-
-@rule("sigmoid", "tanh", runs=_keeps_result, unless=_is_complex)
+@rule("sigmoid", "tanh", runs=save_result, unless=is_complex)
 def _saturating(ctx: BackwardContext, self: Value, **kwargs: Any) -> None:
     ctx.propagate(self, _DERIVATIVES[key(ctx.node.op)](ctx.grad, ctx.tensor("result")))
 

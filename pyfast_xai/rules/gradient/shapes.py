@@ -12,6 +12,7 @@ from pyfast_xai.rules.gradient.context import BackwardContext
 from pyfast_xai.rules.gradient.table import rule
 from pyfast_xai.tape import Node, Value
 from pyfast_xai.tape.aliasing import Geometry
+from pyfast_xai.tape.graph import parameters
 
 
 def _shifted(dim: int) -> int:
@@ -87,7 +88,7 @@ def _split(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any) -> None
 
 def _split_views(op: Any, grad: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Tensor]:
     """Returns the parts of a gradient that the parts of its value belong to."""
-    arguments = dict(zip([a.name for a in op._schema.arguments[1:]], args, strict=False)) | kwargs
+    arguments = dict(zip(list(parameters(op))[1:], args, strict=False)) | kwargs
     arguments["dim"] = _shifted(arguments.get("dim", 0))
     return op(grad, **arguments)
 

@@ -18,6 +18,7 @@ from pyfast_xai.rules.relevance.layer_rules import Gradient, LayerRule, Pass
 from pyfast_xai.rules.relevance.maps import is_transposed, operation_map
 from pyfast_xai.rules.rerun import KeepsInputs
 from pyfast_xai.tape import Node, Tape, Value, key
+from pyfast_xai.tape.graph import argument
 
 
 class RelevanceRules(KeepsInputs):
@@ -125,10 +126,6 @@ def _takes_channels(layer: Node, kind: str) -> bool:
     """Returns whether the second dimension of a result belongs to the outputs of a layer's weight."""
     if kind == "linear":
         return key(layer.op) == "aten::linear" and len(layer.inputs[0].shape) == 2
-    return len(layer.inputs[0].shape) == layer.args[1].dim() and (not is_transposed(layer) or _groups(layer) == 1)
-
-
-def _groups(layer: Node) -> int:
-    names = [declared.name for declared in layer.op._schema.arguments]
-    place = names.index("groups")
-    return layer.args[place] if place < len(layer.args) else layer.kwargs.get("groups", 1)
+    return len(layer.inputs[0].shape) == layer.args[1].dim() and (
+        not is_transposed(layer) or argument(layer, "groups") == 1
+    )
