@@ -29,6 +29,7 @@ class Annotation:
         boxes: boxes of its objects, float32 `[B, 4]` as (x1, y1, x2, y2), inclusive pixels of the file.
         kinds: class of each object.
         shapes: outlines of its objects; empty where there are none.
+        shape_kinds: class of each outline; empty where it is not known.
     """
 
     path: Path
@@ -36,6 +37,18 @@ class Annotation:
     boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     kinds: Sequence[Label] = ()
     shapes: Sequence[Shape] = ()
+    shape_kinds: Sequence[Label] = ()
+
+    def of_class(self, kind: Label) -> "Annotation":
+        """Returns the annotation of the objects of one class.
+
+        Args:
+            kind: the class.
+        """
+        boxes = self.boxes[torch.tensor([known == kind for known in self.kinds], dtype=torch.bool)]
+        # The outlines of an object may be several.
+        shapes = [shape for shape, known in zip(self.shapes, self.shape_kinds, strict=True) if known == kind]
+        return Annotation(self.path, kind, boxes, [kind] * len(boxes), shapes, [kind] * len(shapes))
 
     def mask(self, size: tuple[int, int]) -> Any:
         """Returns all objects together, a PIL image of mode "L": 255 on an object, 0 elsewhere.
@@ -101,6 +114,7 @@ class _Entry:
     boxes: Any = ()
     kinds: Sequence[Label] = ()
     shapes: Sequence[Shape] = ()
+    shape_kinds: Sequence[Label] = ()
 
 
 def read_annotations(source: str | Path, images: Iterable[str | Path]) -> tuple[list[Annotation], list[Path]]:
@@ -162,7 +176,8 @@ def _matched(entries: Sequence[_Entry], pictures: Sequence[Path]) -> dict[Path, 
         for length in range(len(parts), 0, -1):
             paths = ends.get(parts[-length:], [])
             if len(paths) == 1:
-                annotations[paths[0]] = Annotation(paths[0], entry.label, _boxes(entry), entry.kinds, entry.shapes)
+                fields = (entry.kinds, entry.shapes, entry.shape_kinds)
+                annotations[paths[0]] = Annotation(paths[0], entry.label, _boxes(entry), *fields)
             if paths:
                 break
     return annotations
@@ -197,11 +212,14 @@ def _coco(table: Mapping[str, Any]) -> Iterator[_Entry]:
         rows = objects[image["id"]]
         kinds = [names.get(row["category_id"], row["category_id"]) for row in rows]
         shapes: list[Shape] = []
-        for row in rows:
+        shape_kinds: list[Label] = []
+        for row, kind in zip(rows, kinds, strict=True):
             shape = row.get("segmentation") or []
-            shapes += [shape] if isinstance(shape, dict) else shape
+            outlines = [shape] if isinstance(shape, dict) else shape
+            shapes += outlines
+            shape_kinds += [kind] * len(outlines)
         boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (row["bbox"] for row in rows)]
-        yield _Entry(image["file_name"], kinds[0] if len(set(kinds)) == 1 else None, boxes, kinds, shapes)
+        yield _Entry(image["file_name"], kinds[0] if len(set(kinds)) == 1 else None, boxes, kinds, shapes, shape_kinds)
 
 
 def _voc(source: Path) -> Iterator[_Entry]:

@@ -182,7 +182,8 @@ class Data:
             for picture in sorted(graz.rglob("*.image.png")):
                 stem = picture.name.removesuffix(".image.png")
                 masks = sorted(picture.parent.glob(f"{stem}.mask.*.png"))
-                annotations.append(Annotation(picture, picture.parent.name, shapes=masks))
+                kind = picture.parent.name
+                annotations.append(Annotation(picture, kind, shapes=masks, shape_kinds=[kind] * len(masks)))
             return self._some(annotations)
         return self.coco()
 
@@ -198,12 +199,14 @@ class Data:
             boxes = [(x, y, x + w - 1, y + h - 1) for x, y, w, h in (item["bbox_xywh"] for item in objects)]
             kinds = [item["category"] for item in objects]
             shapes: list[Any] = []
+            shape_kinds: list[str] = []
             for item in objects:
                 outline = item["segmentation"]
-                shapes += [outline] if isinstance(outline, dict) else outline
-            annotations.append(
-                Annotation(free / row["file"], None, torch.tensor(boxes).float().view(-1, 4), kinds, shapes)
-            )
+                outlines = [outline] if isinstance(outline, dict) else outline
+                shapes += outlines
+                shape_kinds += [item["category"]] * len(outlines)
+            corners = torch.tensor(boxes).float().view(-1, 4)
+            annotations.append(Annotation(free / row["file"], None, corners, kinds, shapes, shape_kinds))
         return self._some(annotations)
 
     def published_boxes(self) -> tuple[Any, Any]:

@@ -2,12 +2,13 @@
 
 from functools import partial
 
-from pyfast_xai import metrics, render
+from pyfast_xai import render
 from pyfast_xai.evaluation import Centre
 from pyfast_xai.explainers import CNNFixations, EigenCAM, GradCAM
+from pyfast_xai.reproduce import stability
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import Experiment, Outcome
-from pyfast_xai.reproduce.protocol import Make, fitting, like, measured, placed
+from pyfast_xai.reproduce.protocol import Make, like, measured, placed
 
 NETWORKS = ("alexnet", "vgg16", "densenet121", "googlenet", "resnet101")
 # Table I: localisation error by overlap alone, percent, in the order of NETWORKS.
@@ -50,35 +51,6 @@ def table_1(data: Data) -> Outcome:
     return Outcome("Eigen-CAM, Table I: localisation error by overlap, percent", heads, rows, deviations)
 
 
-def adversarial(data: Data) -> Outcome:
-    """Returns how well maps survive adversarial noise (fast gradient sign), against Grad-CAM."""
-    pictures = data.at_most(60).imagenet()
-    methods: dict[str, Make] = {name: METHODS[name] for name in ("Eigen-CAM", "Grad-CAM", "CNN-Fixations")}
-    rows, shown = [], {}
-    for loaded in data.networks(NETWORKS):
-        images = data.inputs(pictures, loaded.preprocess)
-        epsilon = 0.02 * float(images.amax() - images.amin())
-        moved = metrics.fgsm(loaded.model, images, epsilon=epsilon)
-        usable, _ = fitting(methods, loaded, images[:1])
-        lines = []
-        for name, make in usable.items():
-            explain = make(loaded.model)
-            before, after = explain(images), explain(moved)
-            lines.append([before[:4], after[:4]])
-            alike = metrics.cosine_similarity(before.heatmap, after.heatmap)
-            overlap = metrics.iou(before.boxes(), after.boxes())
-            data.advance(f"{loaded.name}, {name} under noise", len(images))
-            rows.append([loaded.name, name, f"{alike.mean():.3f}", f"{overlap.mean():.3f}"])
-        ground = data.shown(pictures[:4], loaded.preprocess)
-        shown[loaded.name] = render.montage(
-            [list(explanation.overlay(ground)) for pair in lines for explanation in pair],
-            labels=[f"{name}{suffix}" for name in usable for suffix in ("", ", attacked")],
-        )
-    heads = ["network", "method", "cosine of maps", "overlap of boxes"]
-    deviations = ["The paper shows examples (Fig. 5); the noise here is 2 % of the range of the input, in one step."]
-    return Outcome("Eigen-CAM under adversarial noise: likeness to the map before", heads, rows, deviations, shown)
-
-
 def components(data: Data) -> Outcome:
     """Draws Fig. 1: the first principal components."""
     pictures = data.at_most(6).imagenet()
@@ -91,4 +63,4 @@ def components(data: Data) -> Outcome:
     return Outcome("Eigen-CAM, Fig. 1: principal components", [], [], pictures=shown)
 
 
-EXPERIMENTS: dict[str, Experiment] = {"table-1": table_1, "adversarial": adversarial, "figure-1": components}
+EXPERIMENTS: dict[str, Experiment] = {"table-1": table_1, "adversarial": stability.adversarial, "figure-1": components}

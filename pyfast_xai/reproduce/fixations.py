@@ -8,23 +8,14 @@ import torch
 from pyfast_xai import metrics, render
 from pyfast_xai.errors import InputError
 from pyfast_xai.evaluation import Annotation, Centre
-from pyfast_xai.explainers import CAM, CNNFixations, ExcitationBackprop, GradCAM, Saliency
+from pyfast_xai.explainers import CNNFixations
 from pyfast_xai.images import find_images, load_image
+from pyfast_xai.reproduce import saliency, stability
 from pyfast_xai.reproduce.data import Data
-from pyfast_xai.reproduce.outcome import Experiment, Outcome, percent
-from pyfast_xai.reproduce.protocol import Make, fitting, like, measured, placed
+from pyfast_xai.reproduce.outcome import Experiment, Outcome
+from pyfast_xai.reproduce.protocol import METHODS, Make, fitting, like, measured, placed
 
 NETWORKS = ("alexnet", "vgg16", "googlenet", "resnet101", "densenet121")
-METHODS: dict[str, Make] = {
-    "centre": Centre,
-    "Backprop": Saliency,
-    "CAM": CAM,
-    "cMWP": partial(ExcitationBackprop, contrastive=True),
-    "Grad-CAM": GradCAM,
-    "CNN-Fixations": CNNFixations,
-}
-"""By the paper's names; the centre is ours."""
-
 # Table I: top-1 localisation error, percent; AlexNet, VGG-16, GoogLeNet, ResNet-101, DenseNet-121.
 TABLE_1 = {
     "Backprop": (65.17, 61.12, 61.31, 57.97, 67.49),
@@ -33,8 +24,6 @@ TABLE_1 = {
     "Grad-CAM": (71.16, 56.51, 74.26, 64.84, 75.29),
     "CNN-Fixations": (65.70, 55.22, 57.53, 54.31, 56.72),
 }
-# Table II: pixel precision at equal error rate on Graz-02, percent; bike, car, person. Some digits of others are lost.
-TABLE_2 = {"Backprop": "36.88", "cMWP": "50.89", "Grad-CAM": "60.09", "CNN-Fixations": "64.88"}
 # Table III: mean recall and precision of a single proposal on PASCAL VOC 2007.
 TABLE_3 = {
     "Backprop": ".32/.36",
@@ -84,25 +73,6 @@ def table_1_boxes(data: Data) -> Outcome:
         data.advance("Table I from published boxes", len(published))
     heads = ["network", "paper, top-1", "top-1", "class-agnostic"]
     return Outcome("CNN-Fixations, Table I from the authors' published boxes, percent", heads, rows)
-
-
-def table_2(data: Data) -> Outcome:
-    """Measures Table II: pixel precision at equal error rate, Graz-02."""
-    pictures = [entry for entry in data.masked() if entry.shapes]
-    graz = (data.root / "graz02").is_dir()
-    rows: list[list[str]] = []
-    deviations: list[str] = []
-    for loaded, result in measured(data, ("vgg16",), METHODS, ["eer-precision", "pxap"], pictures, deviations):
-        for method in result.cost:
-            values = [result.figure(method, metric).value for metric in ("eer-precision", "pxap")]
-            rows.append([loaded.name, method, TABLE_2.get(method, "-"), *map(percent, values)])
-    dataset = "Graz-02" if graz else "COCO"
-    deviations.append(
-        f"{len(pictures)} pictures of {dataset}, all their objects as one, the class predicted by networks trained on "
-        "ImageNet; the paper fine-tunes VGG-16 on the three classes of Graz-02 and takes the mean over them."
-    )
-    heads = ["network", "method", "paper, VGG-16, mean", "precision at EER", "PxAP"]
-    return Outcome("CNN-Fixations, Table II: objects as pixels, percent", heads, rows, deviations)
 
 
 def table_3(data: Data) -> Outcome:
@@ -182,36 +152,6 @@ def layers(data: Data) -> Outcome:
     return Outcome("CNN-Fixations, Fig. 5: from the last layer down to the image", [], [], pictures=shown)
 
 
-def adversarial(data: Data) -> Outcome:
-    """Draws adversarial examples: where the evidence of the new class lies."""
-    pictures = data.at_most(40).imagenet()
-    rows, shown = [], {}
-    for loaded in data.networks(NETWORKS):
-        images = data.inputs(pictures, loaded.preprocess)
-        moved = metrics.deepfool(loaded.model, images)
-        explainer = CNNFixations(loaded.model)
-        before, after = explainer(images), explainer(moved)
-        assert before.target is not None
-        assert after.target is not None
-        changed = before.target != after.target
-        data.advance(f"{loaded.name}, DeepFool", len(pictures))
-        count = f"{int(changed.sum())} of {len(images)}"
-        if not bool(changed.any()):
-            rows.append([loaded.name, count, "-", "-"])
-            continue
-        overlap = metrics.iou(before.boxes(), after.boxes())[changed]
-        alike = metrics.cosine_similarity(before.heatmap, after.heatmap)[changed]
-        rows.append([loaded.name, count, f"{overlap.mean():.2f}", f"{alike.mean():.2f}"])
-        chosen = changed.nonzero().flatten().tolist()[:4]
-        ground = data.shown([pictures[i] for i in chosen], loaded.preprocess)
-        pairs = [list(before[chosen].overlay(ground)), list(after[chosen].overlay(ground))]
-        captions = [before[chosen].captions(), after[chosen].captions()]
-        shown[loaded.name] = render.montage(pairs, titles=captions)
-    heads = ["network", "class changed", "overlap of boxes", "cosine of maps"]
-    deviations = ["The paper shows examples; these are means over pictures whose class DeepFool changes."]
-    return Outcome("CNN-Fixations under DeepFool: before and after the class changes", heads, rows, deviations, shown)
-
-
 def sketches(data: Data) -> Outcome:
     """Draws section IV-F: another modality, human sketches."""
     folder = data.folder_of("sketches", "the sketches of TU-Berlin, a folder a class,")
@@ -239,10 +179,10 @@ def captions(data: Data) -> Outcome:
 EXPERIMENTS: dict[str, Experiment] = {
     "table-1": table_1,
     "table-1-boxes": table_1_boxes,
-    "table-2": table_2,
+    "table-2": saliency.table_2,
     "table-3": table_3,
     "figure-5": layers,
-    "adversarial": adversarial,
+    "adversarial": stability.adversarial,
     "ablation": ablation,
     "sketches": sketches,
     "captions": captions,

@@ -1,17 +1,33 @@
 """One protocol for all tables: the same pictures, the same classes, each method with what it can explain."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.evaluation import Annotation, Evaluation, evaluate
-from pyfast_xai.explainers import Explainer
+from pyfast_xai.evaluation import Annotation, Centre, Evaluation, evaluate
+from pyfast_xai.evaluation.metrics import METRICS, Part
+from pyfast_xai.evaluation.result import interval
+from pyfast_xai.explainers import CAM, CNNFixations, ExcitationBackprop, Explainer, GradCAM, Saliency
+from pyfast_xai.explanation import Explanation
+from pyfast_xai.images import Preprocess, load_image
 from pyfast_xai.models import LoadedModel
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import percent
 
 Make = Callable[[nn.Module], Explainer]
+
+METHODS: dict[str, Make] = {
+    "centre": Centre,
+    "Backprop": Saliency,
+    "CAM": CAM,
+    "cMWP": partial(ExcitationBackprop, contrastive=True),
+    "Grad-CAM": GradCAM,
+    "CNN-Fixations": CNNFixations,
+}
+"""What CNN-Fixations and Eigen-CAM compare themselves with, by the papers' names; the centre is ours."""
 
 
 def measured(
@@ -31,7 +47,7 @@ def measured(
         methods: by the names that tables have; `Evaluation.cost` holds those that can explain the network.
         metrics: names of `evaluation.METRICS`.
         pictures: annotated.
-        differs: takes a sentence for each method that is left out.
+        deviations: takes a sentence for each method that is left out.
         resamples: for intervals.
     """
     for loaded in data.networks(networks):
@@ -61,6 +77,33 @@ def fitting(methods: Mapping[str, Make], loaded: LoadedModel, images: Tensor) ->
         else:
             usable[name] = make
     return usable, reasons
+
+
+def rows_of(
+    metric: str, explainer: Explainer, explanation: Explanation, truth: Sequence[Annotation], preprocess: Preprocess
+) -> Tensor:
+    """Returns the numbers of each picture by a metric of places, float64 `[N, ...]`.
+
+    Args:
+        metric: name of one of `evaluation.METRICS` that needs boxes or masks alone.
+        explainer: made the explanation.
+        explanation: a row a picture.
+        truth: annotations of the pictures.
+        preprocess: made the explained images.
+    """
+    images = explanation.images
+    assert images is not None
+    unknown = torch.full((len(truth),), -1)
+    sizes = [load_image(entry.path).size for entry in truth]
+    classes = (unknown, unknown, unknown)
+    part = Part(explainer.model, type(explainer), explainer, explanation, images, *classes, truth, sizes, preprocess)
+    return METRICS[metric].rows(part).cpu().double()
+
+
+def mean_of(values: Tensor, data: Data, scale: float = 1.0, digits: int = 2) -> str:
+    """Returns a mean over pictures and half of its 95 % interval, as tables have them."""
+    value, low, high = interval(values.cpu().double(), lambda total, count: total / count, seed=data.seed)
+    return f"{scale * value:.{digits}f} ± {scale * (high - low) / 2:.{digits}f}"
 
 
 def placed(metrics: Sequence[str], result: Evaluation, method: str) -> list[str]:

@@ -53,6 +53,10 @@ def test_coco(tmp_path, pictures):
     assert set(np.unique(mask)) == {0, 255}
     assert (mask[3:8, 2:6] == 255).all()
     assert (mask == 255).sum() == 5 * 4
+    cat, dog = first.of_class("cat"), first.of_class("dog")
+    assert (cat.label, cat.boxes.tolist(), list(cat.kinds)) == ("cat", [[2, 3, 5, 7]], ["cat"])
+    assert np.array_equal(np.array(cat.mask((40, 30))), mask)
+    assert (dog.boxes.tolist(), dog.shapes, first.of_class("cow").boxes.shape) == ([[10, 10, 10, 10]], [], (0, 4))
 
 
 def test_coco_run_lengths_go_down_the_columns(tmp_path, pictures):

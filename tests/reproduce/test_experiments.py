@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pyfast_xai import CLEAR, CNNFixations, Saliency, metrics
 from pyfast_xai.errors import InputError
-from pyfast_xai.reproduce import EXPERIMENTS, Data, backprop, clear, comparison, eigen_cam, fgvis, fixations
+from pyfast_xai.reproduce import EXPERIMENTS, Data, backprop, clear, comparison, eigen_cam, fgvis, fixations, saliency
 from pyfast_xai.reproduce.data import tuning_pictures
 from pyfast_xai.reproduce.outcome import Outcome, percent
 from pyfast_xai.reproduce.protocol import like
@@ -39,6 +39,7 @@ def _short(monkeypatch):
     monkeypatch.setattr(comparison, "SLOW", slow)
     monkeypatch.setattr(fgvis, "RISE", lambda model, n_masks: comparison.METHODS["rise"](model, n_masks=4))
     monkeypatch.setattr(backprop, "FILTERS", (4, 1024))
+    monkeypatch.setattr(saliency, "LEAST", 3)
 
 
 # Experiments that need special data have separate tests.
