@@ -57,7 +57,14 @@ def table_2(data: Data) -> Outcome:
         "it; the paper fine-tunes all of VGG-16 on 150 pictures of each of Graz-02's three classes and measures on "
         "150 others."
     )
-    heads = ["network", "method", "paper, VGG-16, Graz-02, mean", "mean of the classes", "95 % interval", *classes]
+    heads = [
+        "network",
+        "method",
+        "paper, VGG-16, Graz-02, mean",
+        "mean of the classes",
+        "95 % interval",
+        *map(str, classes),
+    ]
     return Outcome("CNN-Fixations, Table II: pixel precision at equal error rate, percent", heads, rows, deviations)
 
 

@@ -59,7 +59,7 @@ def with_classes(model: nn.Module, name: str, features: Tensor, present: Tensor,
         penalty: weight of the squared length of the weights, for features whose mean length is one.
     """
     length = features.norm(dim=1).mean()
-    scaled, wanted = (features / length).double(), present.double()
+    scaled, labels = (features / length).double(), present.double()
     with torch.enable_grad():
         weight = scaled.new_zeros(present.shape[1], features.shape[1], requires_grad=True)
         bias = scaled.new_zeros(present.shape[1], requires_grad=True)
@@ -68,7 +68,7 @@ def with_classes(model: nn.Module, name: str, features: Tensor, present: Tensor,
         def loss() -> Tensor:
             optimizer.zero_grad()
             logits = functional.linear(scaled, weight, bias)
-            total = functional.binary_cross_entropy_with_logits(logits, wanted) + penalty * weight.square().sum()
+            total = functional.binary_cross_entropy_with_logits(logits, labels) + penalty * weight.square().sum()
             total.backward()
             return total
 
