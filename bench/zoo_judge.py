@@ -4,7 +4,7 @@ import contextlib
 import copy
 import hashlib
 import logging
-import time
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +32,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     **{"blur-ig": {"n_steps": 2, "max_sigma": 2.0}, "guided-ig": {"n_steps": 2}, "d-rise": {"n_masks": 4, "cells": 4}},
     "meaningful-perturbation": {"n_iterations": 2, "initial_mask": "random", "progress": False},
+    "extremal-perturbation": {"n_iterations": 2, "progress": False},
+    "fem": {"k": 1.0},  # the last map of a small image has few positions
     "score-cam": {"progress": False},
-    "ss-cam": {"n_samples": 2, "progress": False},
-    "is-cam": {"n_steps": 2, "progress": False},
+    "ss-cam": {"n_samples": 1, "progress": False},
+    "is-cam": {"n_steps": 1, "progress": False},
     **{"smooth-grad-cam++": {"n_samples": 2}, "xrai": {"n_steps": 2}},
     "sess": {"n_scales": 2},
     "clear": {"candidates": 3},
@@ -65,25 +67,26 @@ class Specimen:
 
 @dataclass
 class Verdict:
-    """What became of an explainer: "served", "refused", "not applicable", "wrong" or "failed", and the reason."""
+    """What became of an explainer: "served", "refused", "not applicable", "not tried", "wrong" or "failed"; and why."""
 
     explainer: str
     verdict: str
     reason: str = ""
 
 
-def judge(
-    specimen: Specimen, explainers: tuple[str, ...] = EXPLAINERS, until: float = float("inf")
-) -> Iterator[Verdict]:
-    """Yields the verdicts on explainers, until a time of `time.monotonic`."""
+def judge(specimen: Specimen, explainers: tuple[str, ...] = EXPLAINERS, seconds: float = 0) -> Iterator[Verdict]:
+    """Yields the verdicts on explainers, each of which may take some seconds of CPU time; 0 for any."""
     model, images = specimen.model.double().eval(), specimen.images.double()
     before = _photograph(model)
     for name in explainers:
-        if time.monotonic() > until:
-            return
         if name == MODEL:
             continue
-        yield Verdict(name, *_explained(name, model, images, specimen.target))
+        try:
+            with _limited(seconds):
+                verdict = _explained(name, model, images, specimen.target)
+        except _OutOfTimeError:
+            verdict = "not tried", f"takes more than {seconds:g} s"
+        yield Verdict(name, *verdict)
     if MODEL in explainers:
         yield Verdict(MODEL, *_unchanged(model, images, before))
 
@@ -228,6 +231,26 @@ def liven(model: nn.Module, images: Tensor) -> None:
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
         model.eval()
+
+
+class _OutOfTimeError(BaseException):
+    """The CPU time of an explainer is over; no `except Exception` catches it."""
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Ends the block after some seconds of CPU time, which other processes do not shorten."""
+
+    def stop(*_: Any) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @contextlib.contextmanager

@@ -99,20 +99,88 @@ def count_timm() -> None:
     COUNTED.write_text(json.dumps(result, indent=0) + "\n")
 
 
+# What makes a family's smallest model smaller still; of the others it is small enough or cannot be changed.
+_TOKENS = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+_STAGES = {"depths": (1, 1, 1, 1)}
+_WIDTHS = (16, 32, 48, 64)
+_WINDOWS = {"embed_dim": 32, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+REDUCED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("beit", "deepseek_vit", "eva", "naflexvit", "qwen3_vit", "vision_transformer_hybrid"), _TOKENS),
+    "cait": {"embed_dim": 48, "depth": 2, "depth_token_only": 1},
+    "coat": {"serial_depths": (1, 1, 1, 1), "parallel_depth": 1},
+    "convit": {"depth": 3, "local_up_to_layer": 2},
+    "crossvit": {"depth": ((1, 1, 1),)},
+    "csatv2": {"depths": (1, 1, 2, 2), "transformer_depths": (0, 0, 1, 1)},
+    "davit": {"depths": (1, 1, 1, 1), "embed_dims": _WIDTHS, "num_heads": (1, 2, 3, 4)},
+    "densenet": {"growth_rate": 8, "block_config": (2, 2, 2, 2)},
+    "dpn": {"k_sec": (1, 1, 1, 1)},
+    "efficientformer": {"depths": (1, 1, 1, 2), "embed_dims": _WIDTHS},
+    "efficientformer_v2": {"depths": (1, 1, 1, 2), "embed_dims": _WIDTHS},
+    "efficientvim": {"depths": (1, 1, 1)},
+    "efficientvit_msra": {"depth": (1, 1, 1)},
+    "fastvit": {"layers": (1, 1, 1, 1)},
+    "gemma4_vit": {**_TOKENS, "head_dim": 16, "num_kv_heads": 3, "intermediate_size": 96},
+    "hiera": {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)},
+    "hieradet_sam2": {"embed_dim": 16, "num_heads": 1},
+    "lowformer": {"depth_list": (0, 1, 1, 1, 1)},
+    "nasnet": {"num_features": 192, "stem_size": 8},
+    "repvit": {"depth": (1, 1, 1, 1), "embed_dim": _WIDTHS},
+    "res2net": {"layers": (1, 1, 1, 1), "channels": (32, 64, 96, 128)},
+    "resnest": {"channels": _WIDTHS},
+    "resnetv2": {"layers": (1, 1, 1, 1), "channels": _WIDTHS},
+    "senet": {"layers": (1, 1, 1, 1)},
+    "sequencer": {"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 32, 32), "hidden_sizes": (8, 8, 8, 8)},
+    "shvit": {"depth": (1, 1, 1)},
+    "sknet": {"layers": (1, 1, 1, 1), "channels": (32, 64, 96, 128)},
+    **dict.fromkeys(("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr"), _WINDOWS),
+    "tiny_vit": {"depths": (1, 1, 1, 1), "embed_dims": _WIDTHS, "num_heads": (1, 2, 3, 4)},
+    "tnt": {"depth": 2, "embed_dim": 48, "inner_dim": 12, "num_heads_outer": 3, "num_heads_inner": 2},
+    "tresnet": {"layers": (1, 1, 1, 1), "width_factor": 0.25},
+    "twins": {"depths": (1, 1, 2, 1), "embed_dims": _WIDTHS, "num_heads": (1, 2, 3, 4)},
+    "vision_transformer_sam": {**_TOKENS, "global_attn_indexes": (1,)},
+    "visformer": {"embed_dim": 48, "depth": (1, 1, 1), "num_heads": 3},
+    "xcit": {"depth": 2},
+}
+
+# The families whose models take no such settings: the class and all of its settings, at 64 pixels.
+BUILT: dict[str, tuple[str, dict[str, Any]]] = {
+    "convmixer": ("ConvMixer", {"dim": 32, "depth": 3, "kernel_size": 7, "patch_size": 7}),
+    "focalnet": ("FocalNet", {"embed_dim": 16, **_STAGES}),
+    "gcvit": ("GlobalContextVit", {"img_size": 64, "embed_dim": 16, "num_heads": (1, 2, 4, 8), **_STAGES}),
+    "metaformer": ("MetaFormer", {"dims": _WIDTHS, **_STAGES}),
+    "mlp_mixer": ("MlpMixer", {"img_size": 64, "num_blocks": 2, "embed_dim": 48}),
+    "nest": ("Nest", {"img_size": 64, "depths": (1, 1, 2), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)}),
+    "volo": (
+        "VOLO",
+        {"img_size": 64, "layers": (1, 1, 1, 1), "embed_dims": (16, 32, 32, 32), "num_heads": (2, 4, 4, 4)},
+    ),
+}
+
+
 def _timm() -> Iterator[Entry]:
     if _has("timm"):
         for family, name in json.loads(COUNTED.read_text()).items():
-            yield Entry("timm", family, name, functools.partial(_of_timm, name))
+            if family in BUILT:
+                yield Entry("timm", family, BUILT[family][0], functools.partial(_class_of_timm, family))
+            else:
+                yield Entry("timm", family, name, functools.partial(_of_timm, name, REDUCED.get(family, {})))
 
 
-def _of_timm(name: str) -> Specimen:
+def _class_of_timm(family: str) -> Specimen:
+    name, settings = BUILT[family]
+    torch.manual_seed(0)
+    module = importlib.import_module(f"timm.models.{family}")
+    return specimen(getattr(module, name)(num_classes=CLASSES, **settings), drawn(3, 64, 64))
+
+
+def _of_timm(name: str, reduced: dict[str, Any]) -> Specimen:
     import timm
 
     for side in SIDES:
         for settings in ({"img_size": side, "depth": 3}, {"img_size": side}, {}):
             torch.manual_seed(0)
             try:
-                model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **settings).eval()
+                model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **{**settings, **reduced}).eval()
                 images = drawn(*model.default_cfg["input_size"][:1], side, side)
                 with torch.no_grad():
                     model(images)
