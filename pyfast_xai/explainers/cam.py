@@ -18,7 +18,7 @@ from pyfast_xai.explainers.common.explainer import Settings, one_of
 from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.layer_explainer import FUSES, Fuse, LayerExplainer, LayerName, LayerSettings
 from pyfast_xai.explainers.common.layer_recorder import LayerRecorder, Recorded
-from pyfast_xai.explainers.common.layer_search import Place, behind_norm, last_sensitive, pooled_place
+from pyfast_xai.explainers.common.layer_search import Place, behind_norm, pooled_place, sensitive_levels
 from pyfast_xai.explainers.common.output_gradients import OutputGradients
 from pyfast_xai.explainers.common.perturbation_explainer import positive
 from pyfast_xai.explainers.common.targets import Goal, logits_of
@@ -129,7 +129,8 @@ class GradCAM(LayerExplainer):
         model: in evaluation mode; any network, with a function as target for others than classifiers.
         layer: a module, its path or the name of an operation; several are read from the same walk; of a module
             that runs several times the last call is taken, "path@0" is the first; "auto" takes the last map of
-            features on which the target depends at every position, and the last below it where no gradient arrives.
+            features on which the target depends at every position, and the last below it where no gradient arrives;
+            of a detector all levels of its pyramid, the maps that enter its heads.
         fuse: what becomes of the heat maps of several layers, each scaled to a maximum of one: their "mean", the
             largest at every pixel ("max"), or their "product".
         **settings: those of `LayerExplainer`.
@@ -177,8 +178,8 @@ class GradCAM(LayerExplainer):
         """Returns the gradients that the walk starts from."""
         return seeds.grads
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
-        return last_sensitive(tape, ends)
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+        return sensitive_levels(tape, ends)
 
     def weights(self, gradient: Tensor, activation: Tensor) -> Tensor:
         """Returns the weight of each channel.
@@ -272,8 +273,8 @@ class HiResCAM(GradCAM):
     method = "hires-cam"
     paper = "Use HiResCAM instead of Grad-CAM for faithful explanations of CNNs (Draelos and Carin, 2020)"
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
-        return behind_norm(tape, super().automatic(tape, ends))
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+        return [behind_norm(tape, name) for name in super().automatic(tape, ends)]
 
 
 class LayerCAM(GradCAM):

@@ -25,11 +25,11 @@ _STRIDE = 8 * math.sqrt(2)
 class _Fine(LayerExplainer):
     """Base of maps of the last layer of stride 8 or less through which everything passes."""
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
         layers, strides = passed_layers(tape, ends, normalised=not self.accelerated)
         fine = [stride for stride in strides if stride <= _STRIDE]
         stride = max(fine) if fine else min(strides)
-        return layers[len(strides) - 1 - strides[::-1].index(stride)].name
+        return [layers[len(strides) - 1 - strides[::-1].index(stride)].name]
 
 
 class _FineExcitation(_Fine, ExcitationBackprop):

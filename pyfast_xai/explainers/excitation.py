@@ -97,7 +97,7 @@ class ExcitationBackprop(LayerExplainer):
             raise InputError("contrastive must be False for a model without a layer with weights, got True")
         return Contrastive(last, self.warned)
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
         """Returns the first of the coarsest maps of stride 16 or less through which everything passes.
 
         Raises:
@@ -106,7 +106,7 @@ class ExcitationBackprop(LayerExplainer):
         layers, strides = passed_layers(tape, ends, normalised=not self.accelerated)
         fine = [stride for stride in strides if stride <= _STRIDE]
         stride = max(fine) if fine else min(strides)
-        return layers[strides.index(stride)].name
+        return [layers[strides.index(stride)].name]
 
 
 def passed_layers(

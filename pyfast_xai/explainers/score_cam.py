@@ -86,8 +86,8 @@ class ScoreCAM(LayerExplainer, Perturbation):
 
     _in_batches = Explainer._in_batches
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
-        return last_sensitive(tape, ends)
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+        return [last_sensitive(tape, ends)]
 
     def _perturb(self, images: Tensor, scores: PerturbationScores) -> Explanation:
         args, kwargs = scores.arguments(torch.arange(len(images), device=images.device))

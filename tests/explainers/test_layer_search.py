@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pyfast_xai import CAM, CNNFixations, EigenCAM, ExcitationBackprop, GradCAM, GradCAMPlusPlus, GuidedGradCAM
+from pyfast_xai import (
+    CAM,
+    CNNFixations,
+    EigenCAM,
+    ExcitationBackprop,
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    LayerCAM,
+)
 from pyfast_xai.errors import InputError, UnsupportedOpError
 from pyfast_xai.explainers.common.axes import axes_of, layout_of
 from pyfast_xai.explainers.common.layer_search import LayerSearch, last_features, last_sensitive, token_grid
@@ -301,12 +310,83 @@ def test_detectors_are_explained_at_their_features(transposed):
     tape = record(model, images)
     assert last_features(tape) == "down.1.silu"
     assert EigenCAM(model)(images).signed_map.shape == (2, 4, 6)
-    result = GradCAM(model)(images, lambda out: out.flatten(1).amax(1))
-    assert (result.signed_map.abs().amax((1, 2)) > 0).any()
+    assert GradCAM(model).names(tape) == ["body.1.silu", "down.1.silu"]
     queries = Queries(None).eval()
     assert last_features(record(queries, images)) == "block.add_1"
     for target in (lambda out: out["logits"].flatten(1).amax(1), lambda out: out["boxes"][:, 0, 0]):
         assert GradCAM(queries)(images, target).signed_map.shape == (2, *GRID)
+
+
+class Pyramid(nn.Module):
+    """Two levels that exchange what they know, and heads of boxes and of classes with several layers each."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.SiLU())
+        self.down = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU())
+        self.fine, self.coarse = (nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.SiLU()) for _ in range(2))
+        self.boxes, self.classes = (
+            nn.ModuleList([nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.SiLU(), nn.Conv2d(8, n, 1)) for _ in range(2)])
+            for n in (4, 5)
+        )
+
+    def forward(self, x):
+        first = self.body(x)
+        second = self.down(first)
+        fine = self.fine(torch.cat([first, nn.functional.interpolate(second, first.shape[2:])], 1))
+        coarse = self.coarse(torch.cat([second, nn.functional.avg_pool2d(fine, 2)], 1))
+        heads = zip(self.boxes, self.classes, (fine, coarse), strict=True)
+        levels = [torch.cat([box(p), of_class(p).sigmoid()], 1).flatten(2) for box, of_class, p in heads]
+        return torch.cat(levels, 2)  # [N, 9, 8 * 12 + 4 * 6]
+
+
+def at_one_level_each(out):
+    """The score of a class at a cell of the fine level in one image, and of the coarse level in the other."""
+    return torch.stack([out[0, 4 + 2, 40], out[1, 4 + 2, 8 * 12 + 9]])
+
+
+def test_a_detector_is_explained_at_all_maps_that_enter_its_heads():
+    """Of images whose detections come from different levels, none has an empty map: LayerCAM by hand, in float64."""
+    torch.manual_seed(5)
+    model = Pyramid().double().eval()
+    images = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    explain = LayerCAM(model, gamma=None)
+    assert explain.names(record(model, images)) == ["fine.1.silu", "coarse.1.silu"]
+    result = explain(images, at_one_level_each)
+
+    entering = []
+    hooks = [part.register_forward_hook(lambda *call: entering.append(call[2])) for part in (model.fine, model.coarse)]
+    score = at_one_level_each(model(images))
+    for hook in hooks:
+        hook.remove()
+    gradients = torch.autograd.grad(score.sum(), entering)
+    assert not gradients[1][0].any()  # nothing of the detection on the fine level comes through the coarse one
+    assert gradients[1][1].any()
+    levels = []
+    for level, gradient in zip(entering, gradients, strict=True):
+        heat = (gradient.clamp_min(0) * level).sum(1, keepdim=True).clamp_min(0)
+        heat = nn.functional.interpolate(heat, size=(32, 48), mode="bilinear", align_corners=False)[:, 0]
+        levels.append(heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-300))
+    torch.testing.assert_close(result.heatmap, torch.stack(levels).amax(0), rtol=0, atol=1e-12)
+    assert (result.heatmap.amax((1, 2)) > 0.99).all()
+    assert result.signed_map is None
+
+
+def test_a_row_of_which_nothing_arrives_at_any_level_is_said(caplog):
+    model, images = Pyramid().eval(), torch.randn(2, 3, 32, 48)
+    LayerCAM(model)(images, lambda out: torch.stack([out[0, 5, 40], out[1, 5, 40] * 0]))
+    assert "the map of row 1 is zero" in caplog.text
+
+
+def test_scores_of_classes_that_read_several_maps_are_explained_at_the_last():
+    class TwoScales(Pyramid):
+        def forward(self, x):
+            first = self.body(x)
+            second = self.down(first)
+            return torch.cat([first.mean((2, 3)), second.mean((2, 3))], 1) @ torch.ones(16, 3)
+
+    model, images = TwoScales().eval(), torch.randn(2, 3, 32, 48)
+    assert GradCAM(model)(images, lambda out: out[:, 1]).signed_map.shape == (2, 4, 6)
 
 
 def test_what_is_another_input_does_not_count():

@@ -1,5 +1,6 @@
 """Base of explainers whose map belongs to a layer: how an activation is laid out, and how a map becomes a heat map."""
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -80,8 +81,8 @@ class LayerExplainer(Explainer):
             raise InputError("layer must name at least one layer, got none")
         self.tokens, self.layout = tokens, one_of("layout", layout, LAYOUTS)
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
-        """Returns the name that "auto" stands for.
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+        """Returns the names that "auto" stands for.
 
         Args:
             tape: tape of a whole forward pass.
@@ -90,7 +91,7 @@ class LayerExplainer(Explainer):
         Raises:
             InputError: no layer is there.
         """
-        return last_features(tape)
+        return [last_features(tape)]
 
     def grid(self, activation: Tensor, size: Sequence[int], name: str, layout: Layout | None = None) -> Tensor:
         """Returns an activation, or its gradient, with a cell for each position, `[N, h, w, C]`.
@@ -156,9 +157,9 @@ class LayerExplainer(Explainer):
         Raises:
             InputError: no layer is there.
         """
-        names = [self.automatic(tape, ends) if name == "auto" else name for name in self.layers]
+        names = [self.automatic(tape, ends) if name == "auto" else [name] for name in self.layers]
         axes = axes_of(tape)
-        return [place_of(tape, axes, name) for name in names]
+        return [place_of(tape, axes, name) for name in itertools.chain(*names)]
 
     def heat(self, maps: Sequence[Tensor], size: Sequence[int], mode: str = "bilinear") -> Tensor:
         """Returns the positive part of the maps of each layer, at the resolution of the images.
@@ -191,12 +192,11 @@ class LayerExplainer(Explainer):
             self.warn(
                 "the maps are nowhere positive, so that the heat maps are zero; `signed_map` has the negative evidence"
             )
-        if heatmap.device.type == "cpu" and len(maps) == 1:
-            filled = maps[0].flatten(1).any(1)
+        if heatmap.device.type == "cpu":
+            filled = torch.stack([layer_map.flatten(1).any(1) for layer_map in maps]).any(0)
             if bool(filled.any()) and not bool(filled.all()):
                 self.warn(
-                    "the map of row %d is zero, for nothing of its target arrives at the layer, where others arrive: a "
-                    "detection may come from another level of a pyramid, whose layer can be named",
+                    "the map of row %d is zero, for nothing of its target arrives at the layer, where others arrive",
                     int(filled.logical_not().nonzero()[0]),
                 )
         return Explanation(

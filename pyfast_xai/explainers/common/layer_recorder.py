@@ -251,6 +251,8 @@ class LayerRecorder:
         if images.device.type != "cpu" and ends in known.checked:
             return recorded, seeds, gradients  # another look would wait for the device
         empty = [place for place, gradient in zip(places, gradients, strict=True) if not _arrives(place, gradient)]
+        if self._explainer.layers == ["auto"] and len(empty) < len(places):
+            empty = []  # a level of a pyramid from which no detection is explained
         if empty and self._steps_back(known, empty[0], ends, images, target, args, kwargs, policy):
             return self._gradients(known, images, target, args, kwargs, policy=policy, key=key, starts=starts)
         known.checked.add(ends)

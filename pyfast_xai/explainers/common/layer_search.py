@@ -74,7 +74,7 @@ class LayerSearch:
             if value is None or value not in self._axes or value not in self._live or value in self._scores:
                 continue
             layout = layout_of(self._axes[value], self._space)
-            if layout is None or sum(side > 1 for side in layout.grid) < min(2, len(layout.grid)):
+            if layout is None or not _is_map(layout):
                 continue
             channels = self._axes[value][layout.channels]
             if channels.size == 1 or not channels.unknown:  # not the masks of queries
@@ -118,6 +118,40 @@ class LayerSearch:
                 last = layer if alike and self._weighted_between(layer.value, last.value) <= 2 else last
                 break
         return self._computed(last, layers)
+
+    def ends_in_vectors(self) -> bool:
+        """Returns whether all ends are one vector an image, such as scores of classes."""
+        dims = [self._axes[end] for end in self._ends if end in self._axes]
+        return all(len(end) == 2 and [axis.kind for axis in end[0].axes] == ["n"] for end in dims)
+
+    def levels(self) -> list[Layer]:
+        """Returns the maps of several resolutions that the ends are computed from, as a detector's pyramid; or none.
+
+        Behind its maps a detector has one list of detections of all levels. The last maps in front of that list are
+        those of heads, several a level; a level is the last map through which all of one resolution must pass.
+        """
+        visited, last_maps = set(), dict[tuple[int, ...], list[Value]]()
+        stack = [end for end in self._ends if end in self._axes]
+        while stack:
+            value = stack.pop()
+            if value in visited:
+                continue
+            visited.add(value)
+            layout = layout_of(self._axes[value], self._space)
+            if layout is not None and _is_map(layout):
+                last_maps.setdefault(layout.grid, []).append(value)
+            elif (node := self._tape.producer(value)) is not None:
+                stack += [source for source in node.inputs if source in self._axes]
+        levels: dict[Value, Layer] = {}
+        for grid, values in sorted(last_maps.items(), reverse=True) if len(last_maps) > 1 else ():
+            passed = [
+                self._layers[value] for value in LayerSearch(self._tape, values).passed() if value in self._layers
+            ]
+            passed = [layer for layer in passed if layer.layout.grid == grid] or passed
+            if passed:
+                level = self._computed(passed[-1], passed)
+                levels[level.value] = level
+        return list(levels.values()) if len(levels) > 1 else []
 
     def _weighted_between(self, below: Value, above: Value) -> float:
         """Returns the most layers with weights on a way from one value to another that keeps positions apart."""
@@ -229,6 +263,11 @@ class LayerSearch:
                     visited.add(source)
                     queue.append(source)
         return False
+
+
+def _is_map(layout: Layout) -> bool:
+    """Returns whether a grid has positions along two axes or more, of signals along the one that there is."""
+    return sum(side > 1 for side in layout.grid) >= min(2, len(layout.grid))
 
 
 def _operation(node: Node) -> str:
@@ -343,6 +382,23 @@ def last_sensitive(tape: Tape, ends: Collection[Value] | None = None) -> str:
         InputError: the model has none.
     """
     return LayerSearch(tape, ends).last(read=True).name
+
+
+def sensitive_levels(tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+    """Returns the names of the levels of a pyramid that the explained outputs are computed from.
+
+    Where there are none, and where scores of classes are explained, it is the last layer that they depend on.
+
+    Args:
+        tape: tape of a whole forward pass.
+        ends: the outputs that are explained; None for all of them.
+
+    Raises:
+        InputError: the model has none.
+    """
+    search = LayerSearch(tape, ends)
+    levels = [] if search.ends_in_vectors() else search.levels()
+    return [layer.name for layer in levels] or [search.last(read=True).name]
 
 
 def behind_norm(tape: Tape, name: str) -> str:

@@ -49,8 +49,8 @@ class SuffixCAM(LayerExplainer):
         super().__init__(model, layer=layer, **settings)
         self._read = ActivationReader(self)
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> str:
-        return last_sensitive(tape, ends)
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+        return [last_sensitive(tape, ends)]
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         maps = []
