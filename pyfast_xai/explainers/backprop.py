@@ -48,11 +48,21 @@ class GradientShaped(Explainer):
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         attribution, seeds = self._attribute(images, target, args, kwargs)
         attribution = targets_to_rows(attribution)
-        return Explanation(
-            **self._fields(images, seeds),
-            heatmap=REDUCTIONS[self.reduction](attribution.float()),
-            attribution=attribution,
-        )
+        heatmap = REDUCTIONS[self.reduction](attribution.float())
+        if heatmap.device.type == "cpu":
+            self._say_zeros(attribution, heatmap)
+        return Explanation(**self._fields(images, seeds), heatmap=heatmap, attribution=attribution)
+
+    def _say_zeros(self, attribution: Tensor, heatmap: Tensor) -> None:
+        """Logs the first row whose attribution is zero everywhere; the heat maps, which are smaller, are read first."""
+        empty = heatmap.flatten(1).any(1).logical_not().nonzero().flatten()
+        zero = [int(row) for row in empty if not bool(attribution[row].any())]
+        if zero:
+            self.warn(
+                "the attribution of row %d is zero: its target does not depend on the image, or not measurably, as a "
+                "probability that has reached 0 or 1",
+                zero[0],
+            )
 
     def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
         """Returns the attributions `[K, N, C, H, W]` and what they started from."""

@@ -358,6 +358,21 @@ def test_a_row_does_not_depend_on_the_others(net, images, method):
         torch.testing.assert_close(method(net)(images[n : n + 1]).attribution[0], together[n], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("method", [Saliency, SmoothGrad, InputXGradient, IntegratedGradients])
+def test_a_row_without_a_gradient_is_said(method, caplog):
+    """The probability of the second image has reached 1, where its gradient is zero to the last bit."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 1, bias=False), nn.Sigmoid()).eval()
+    nn.init.constant_(model[1].weight, 50.0)
+    images = torch.stack([torch.linspace(-0.01, 0.01, 12).view(3, 2, 2), torch.linspace(0.9, 1.0, 12).view(3, 2, 2)])
+    more = {} if method is not IntegratedGradients else {"baseline": images * 0.99}
+    attribution = method(model, **more)(images, 0).attribution
+    assert attribution[0].any() and not attribution[1].any()
+    assert caplog.text.count("the attribution of row 1 is zero") == 1
+    caplog.clear()
+    method(model, **({} if not more else {"baseline": images[:1] * 0.99}))(images[:1], 0)
+    assert not caplog.text
+
+
 def test_pictures(net, images):
     result = GuidedBackprop(net)(images)
     rgb = result.rgb()
