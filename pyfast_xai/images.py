@@ -237,9 +237,15 @@ def find_images(paths: Iterable[str | Path], without: str | Path | None = None) 
     return list(files)
 
 
-def matching_files(pattern: str) -> list[Path]:
-    """Returns the files that match a pattern, sorted."""
-    return sorted(Path(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+def matching_files(pattern: str, folder: str = "") -> list[Path]:
+    """Returns the files that match a pattern, sorted.
+
+    Args:
+        pattern: absolute, or relative to a folder.
+        folder: where it begins; no part of the pattern. Empty for the working folder.
+    """
+    matches = glob.glob(pattern, root_dir=folder or None, recursive=True)
+    return sorted(Path(path) for path in matches if os.path.isfile(os.path.join(folder, path)))
 
 
 def no_pictures(name: str | Path) -> ImageError:

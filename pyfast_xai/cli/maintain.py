@@ -120,7 +120,8 @@ def retry(
     human = Console(stderr=True, highlight=False)
     with running.resumable(human, running.command_line(context)), one_sentence():
         datasets = running.imported()
-        made = datasets.open(folder).manifest.made
+        results = datasets.open(folder)
+        made = results.manifest.made
         request = running.RunRequest.stored(made.get("request"))
         # A folder that somebody sent imports and fetches nothing by itself.
         if model is None and ":" in request.model:
@@ -134,7 +135,6 @@ def retry(
             )
         if source is None and any(name.startswith("hf:") or "://" in name for name in request.source):
             refuse("source must be named again for what is fetched, got hf: or a URL from _run.parquet alone")
-        sources = made.get("source")
         request = replace(
             request,
             model=model or request.model,
@@ -144,7 +144,7 @@ def retry(
         loaded = request.network(trust_model)
         run_options = request.run_options(folder, loaded, device=arguments.device(request.device))
         job = datasets.prepare(
-            source or (sources if isinstance(sources, list) else request.source),
+            source or results.source(),
             loaded,
             run_options,
             made={"request": made.get("request")},

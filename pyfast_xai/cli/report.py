@@ -18,7 +18,7 @@ _PICTURES = "Pictures"  # a group of options
 
 def report(
     folders: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="FOLDER", help="The folders of runs over the same source, one for each method.", show_default=False
         ),

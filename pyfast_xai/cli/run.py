@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import threading
@@ -29,7 +30,7 @@ _RAY, _WATCHING = "Ray", "Watching"  # groups of options
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """The arguments of a run as they were written; stored with it, so that `retry` can repeat them."""
+    """The arguments of a run as they were written, files by their whole paths; stored with it for `retry`."""
 
     source: list[str]
     model: str
@@ -274,8 +275,8 @@ def run(
         name = arguments.only("method", method or ["eigen-cam"])
     request = RunRequest(
         source=source,
-        model=network.model,
-        weights=network.weights,
+        model=_absolute(network.model),
+        weights=None if network.weights is None else _absolute(network.weights),
         method=name,
         set=list(set_ or []),
         target=target,
@@ -325,6 +326,11 @@ def run(
         if not summary.complete:
             human.print(Text(f"resume  {command}"), soft_wrap=True)
         raise typer.Exit(SOME_FAILED)
+
+
+def _absolute(name: str) -> str:
+    """Returns a name that is one of a file as a path that serves in every working folder."""
+    return str(Path(name).absolute()) if os.path.isfile(name) else name
 
 
 def _advance(counter: Counter) -> Callable[[int], None]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pyfast_xai.datasets.atomic_files import folder_lock, remove_unfinished, sync_folder, write_all
-from pyfast_xai.datasets.sources.filesystems import is_remote, store_of
+from pyfast_xai.datasets.sources.filesystems import absolute, is_remote, store_of
 from pyfast_xai.errors import InputError
 
 
@@ -74,7 +74,7 @@ class LocalFolder:
     """A folder of a file system with atomic renames."""
 
     def __init__(self, path: str | Path, system: Any = os) -> None:
-        self._path, self._system = Path(path), system
+        self._path, self._system = absolute(path), system
 
     def __reduce__(self) -> Any:
         return LocalFolder, (self._path,)

@@ -216,15 +216,25 @@ class Results:
         size = settings.pop("size")
         return Preprocess(size if isinstance(size, int) else (size[0], size[1]), **settings)
 
+    def source(self) -> Source:
+        """Returns the source of the run, opened by the names that were used then, from the working folder of then.
+
+        Raises:
+            InputError: it is not there any more, or was an object without a name.
+        """
+        folder = self.manifest.made.get("folder")
+        names = self.manifest.made.get("source")
+        return open_source(names, without=self.folder, folder=folder if isinstance(folder, str) else None)
+
     def _opened(self) -> "_Items | None":
         if not self._is_opened:
             self._is_opened = True
             if self._other_source is not None:
                 self._source = self._items_of(open_source(self._other_source, without=self.folder))
-            elif (names := self._names()) is not None:
+            elif _is_here(self.manifest.made.get("source")):
                 # Pictures may have gone elsewhere since; rows can be read without them.
                 with contextlib.suppress(InputError):
-                    self._source = self._items_of(open_source(names, without=self.folder))
+                    self._source = self._items_of(self.source())
         return self._source
 
     def _items_of(self, source: Source) -> "_Items":
@@ -243,20 +253,19 @@ class Results:
             raise InputError("source must be the one of the run, got one with other items")
         return _Items(source, None)
 
-    def _names(self) -> list[str] | None:
-        names = self.manifest.made.get("source")
-        # A file from an untrusted source must not trigger downloads.
-        is_here = isinstance(names, list) and all(
-            isinstance(name, str) and not name.startswith("hf:") and "://" not in name for name in names
-        )
-        return names if is_here else None
-
     def _part(self, shard: int) -> pa.Table:
         if shard not in self._cached:
             while len(self._cached) >= _PARTS_HELD:
                 del self._cached[next(iter(self._cached))]
             self._cached[shard] = self.store.read(shard)
         return self._cached[shard]
+
+
+def _is_here(names: Any) -> bool:
+    """Returns whether all names are of this machine: a file from an untrusted source must not trigger downloads."""
+    return isinstance(names, list) and all(
+        isinstance(name, str) and not name.startswith("hf:") and "://" not in name for name in names
+    )
 
 
 class _Items:

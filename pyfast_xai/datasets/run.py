@@ -201,7 +201,7 @@ def prepare(
         labels=None if labels is None else list(map(str, labels)),
     )
     store = PartStore(options.out)
-    opened = open_source(source, without=options.out)
+    opened = open_source(source, without=store.folder.path)
     listing, source_facts, anchor = _listing(opened, store.folder, listed)
     if len(listing) == 0:
         raise InputError("source must have at least one item, got none")
@@ -231,7 +231,13 @@ def prepare(
         facts["rows"]["reduced_jpeg"] = True
     if explainer.accelerated:
         facts["method"]["accelerated"] = True
-    provenance = {"source": opened.spec, "labels": stored.labels, "anchor": anchor, **(made or {})}
+    provenance = {
+        "source": opened.spec,
+        "folder": opened.folder,
+        "labels": stored.labels,
+        "anchor": anchor,
+        **(made or {}),
+    }
     device = None if options.device is None else str(options.device)
     return Job(
         source=opened,
@@ -432,7 +438,7 @@ def _with_stored_listing(job: Job, present: Manifest | None) -> Job:
     folder, columns = job.store.folder, job.settings.stored.schema
     made = job.manifest.made
     if present is not None:
-        made = {**present.made, "source": made["source"], "anchor": made["anchor"]}
+        made = {**present.made, **{name: made[name] for name in ("source", "folder", "anchor")}}
     manifest = Manifest(job.manifest.described, made)
     listing = job.listing.copy_to(folder, _listing_name(manifest), columns)
     if present != manifest:

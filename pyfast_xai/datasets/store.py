@@ -84,7 +84,7 @@ class PartStore:
         from pyarrow import dataset
 
         system = None if isinstance(self.folder, LocalFolder) else self.folder.store  # type: ignore[attr-defined]
-        paths = [os.path.abspath(self.path(shard)) if system is None else self.path(shard) for shard in shards]
+        paths = [os.fspath(self.path(shard)) for shard in shards]
         with self.folder.open(name_of(shards[0])) as source:
             schema = pq.read_schema(source).remove_metadata()
         return dataset.dataset(paths, schema, format="parquet", filesystem=system, partitioning=None)

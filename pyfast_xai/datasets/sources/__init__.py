@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pyfast_xai.datasets.sources.entries import Listing
-from pyfast_xai.datasets.sources.files import Files, csv_list, files
-from pyfast_xai.datasets.sources.filesystems import file_system, is_remote
+from pyfast_xai.datasets.sources.files import Files, FoldersOfFiles, csv_list
+from pyfast_xai.datasets.sources.filesystems import FileSystem, LocalFiles, absolute, file_system, is_remote
 from pyfast_xai.datasets.sources.huggingface import HuggingFace, load
 from pyfast_xai.datasets.sources.item import Item, Labelled, Source, StreamedSource
 from pyfast_xai.datasets.sources.parquet import ParquetImages, parquet
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def open_source(source: Any, without: str | Path | None = None) -> Source:
+def open_source(source: Any, without: str | Path | None = None, folder: str | None = None) -> Source:
     """Returns the source for a name, a list of names, or a data set.
 
     Args:
@@ -39,6 +39,7 @@ def open_source(source: Any, without: str | Path | None = None) -> Source:
             files (also as patterns), each on this machine or as `s3://…`, `gs://…` or `az://…`; or
             `hf:NAME[:SPLIT][@REVISION]`.
         without: a folder that is skipped if it lies below one of these.
+        folder: where relative names begin; None for the working folder.
 
     Raises:
         InputError: nothing of the sort, or several kinds at once.
@@ -56,8 +57,8 @@ def open_source(source: Any, without: str | Path | None = None) -> Source:
         source = [source]
     if isinstance(source, Sequence) and source and all(isinstance(entry, (str, os.PathLike)) for entry in source):
         names = [os.fspath(entry) for entry in source]
-        opened = _source_of_names(names, without)
-        opened.spec = [name if _is_fetched(name) else os.path.abspath(name) for name in names]
+        opened = _source_of_names(names, without, folder)
+        opened.spec, opened.folder = names, LocalFiles(folder).folder
         return opened
     if type(source).__module__.split(".")[0] == "datasets":
         return HuggingFace(source)
@@ -66,10 +67,10 @@ def open_source(source: Any, without: str | Path | None = None) -> Source:
     raise InputError(f"source must be paths, a data set or a Source, got {type(source).__name__}")
 
 
-def _source_of_names(names: Sequence[str], without: str | Path | None) -> Source:
+def _source_of_names(names: Sequence[str], without: str | Path | None, folder: str | None) -> Source:
     if not all(names):
         raise InputError("source must be paths or names of data sets, got an empty text; `.` is the working folder")
-    kinds = {_kind(name) for name in names}
+    kinds = {_kind(name, folder) for name in names}
     if len(kinds) > 1:
         raise InputError(f"source must be of one kind, got {' and '.join(sorted(kinds))}")
     (kind,) = kinds
@@ -77,11 +78,13 @@ def _source_of_names(names: Sequence[str], without: str | Path | None) -> Source
         return load(_only(names, kind).removeprefix("hf:"))
     if len({name.partition("://")[0] if is_remote(name) else "" for name in names}) > 1:
         raise InputError("source must lie in one place, got names on this machine and URLs, or URLs of several stores")
+    system = file_system(names[0], folder)
     if kind == "pictures":
-        return files(names, without)
+        if isinstance(without, Path) or (without is not None and not is_remote(without)):
+            without = str(absolute(without))
+        return FoldersOfFiles(names, without, system)
     if kind == "csv":
-        return csv_list(_only(names, kind))
-    system = file_system(names[0])
+        return csv_list(_only(names, kind), system)
     paths = list(dict.fromkeys(path for name in names for path in _expanded(system, name)))
     return Tars(paths, system) if kind == "tar" else parquet(paths, system)
 
@@ -92,20 +95,15 @@ def _only(names: Sequence[str], kind: str) -> str:
     return names[0]
 
 
-def _is_fetched(name: str) -> bool:
-    """Returns whether a name refers to another machine."""
-    return name.startswith("hf:") or is_remote(name)
-
-
-def _kind(name: str) -> str:
+def _kind(name: str, folder: str | None) -> str:
     if name.startswith("hf:"):
         return "hf"
     suffix = os.path.splitext(name)[1].lower()
-    is_file = suffix in (".csv", ".tar", ".parquet") and not file_system(name).is_folder(name)
+    is_file = suffix in (".csv", ".tar", ".parquet") and not file_system(name, folder).is_folder(name)
     return suffix[1:] if is_file else "pictures"
 
 
-def _expanded(system: Any, name: str) -> list[str]:
+def _expanded(system: FileSystem, name: str) -> list[str]:
     paths = system.matching(name)
     if not paths:
         raise InputError(f"source must name at least one file, got none for {name!r}")

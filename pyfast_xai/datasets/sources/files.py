@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pyfast_xai.datasets.sources.entries import entries
-from pyfast_xai.datasets.sources.filesystems import FileSystem, LocalFiles, file_system, shown
+from pyfast_xai.datasets.sources.filesystems import FileSystem, LocalFiles, shown
 from pyfast_xai.datasets.sources.item import Item, StreamedSource, text, valid
 from pyfast_xai.datasets.sources.labels import label_columns, read_label
 from pyfast_xai.errors import InputError
@@ -105,7 +105,7 @@ class Files(StreamedSource):
         # Of a million files in a few folders, one of each is looked up.
         folders: dict[str, str] = {}
         for root, name in zip(listed["file"].to_pylist(), listed["name"].to_pylist(), strict=True):
-            path = os.path.join(self._roots[root], os.fsdecode(name))
+            path = self._system.place(self._system.join(self._roots[root], os.fsdecode(name)))
             folders.setdefault(os.path.dirname(path), path)
         for parent, path in folders.items():
             if folder in (os.path.realpath(parent), os.path.dirname(os.path.realpath(path))):
@@ -120,7 +120,7 @@ class Files(StreamedSource):
         )
 
     def _is_unchanged(self, folder: dict[str, Any]) -> bool:
-        root, path = self._roots[folder["file"]], os.fsdecode(folder["path"])
+        root, path = self._system.place(self._roots[folder["file"]]), os.fsdecode(folder["path"])
         try:
             if folder["changed"] and os.stat(os.path.join(root, path)).st_mtime_ns == folder["changed"]:
                 return True
@@ -142,7 +142,7 @@ class FoldersOfFiles(Files):
 
     Args:
         names: what the user calls them. With a single folder the ids are paths within it.
-        without: a folder that is passed over.
+        without: a folder that is passed over, absolute.
         system: where they lie.
 
     Raises:
@@ -200,7 +200,10 @@ class FoldersOfFiles(Files):
         is_local = isinstance(self._system, LocalFiles)
         names = zip(self._arguments, self._roots, strict=True)
         fixed = all(is_local if root else not glob.has_magic(name) for name, root in names)
-        return [self._arguments, [self._system.place(name) for name in self._arguments]] if fixed else None
+        places = [self._system.place(name) for name in self._arguments]
+        # The ids in a single folder are the same however it is called.
+        called = [] if len(places) == 1 and self._roots[0] else self._arguments
+        return [called, places] if fixed else None
 
     def folders(self) -> pa.Table:
         columns = list(zip(*self._folders, strict=True)) or [()] * len(FOLDERS)
@@ -250,7 +253,7 @@ class ListOfFiles(Files):
             yield self._block(0, paths, list(map(valid, names)), **columns)
 
     def anchor(self) -> Any:
-        return [self._path, self._system.place(self._path), self._system.stamp(self._path)]
+        return [self._system.place(self._path), self._system.stamp(self._path)]
 
 
 def _path_text(path: str, value: Any) -> str:
@@ -266,22 +269,16 @@ def _id_text(value: Any) -> str:
     return str(value.as_py() if isinstance(value, pa.Scalar) else value)
 
 
-def files(names: Sequence[str], without: str | Path | None = None) -> FoldersOfFiles:
-    """Returns the source of files, folders and patterns, see `FoldersOfFiles`."""
-    passed_over = None if without is None else os.fspath(without)
-    return FoldersOfFiles(names, passed_over, file_system(names[0]))
-
-
-def csv_list(path: str) -> ListOfFiles:
+def csv_list(path: str, system: FileSystem) -> ListOfFiles:
     """Returns the source of a CSV file with a column of paths (`path`, `file`, `filename`, `file_name` or `image`).
 
     Args:
         path: of the list.
+        system: where list and files lie.
 
     Raises:
         InputError: no such file, or no such column.
     """
-    system = file_system(path)
 
     def rows(columns: list[str]) -> Iterator[dict[str, Any]]:
         with _csv_reader(system, path) as reader:

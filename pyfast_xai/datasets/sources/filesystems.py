@@ -5,6 +5,7 @@ import glob
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from pyfast_xai.errors import InputError
@@ -70,7 +71,7 @@ class FileSystem(Protocol):
 
         Args:
             roots: the folders.
-            without: a folder that is passed over.
+            without: a folder that is passed over, absolute.
             on_folder: called with each folder whose changes can be noticed.
         """
 
@@ -92,9 +93,25 @@ def is_remote(name: str) -> bool:
     return True
 
 
-def file_system(name: str) -> FileSystem:
-    """Returns where the file of a name lies."""
-    return RemoteFiles(name) if is_remote(name) else LocalFiles()
+def file_system(name: str, folder: str | None = None) -> FileSystem:
+    """Returns where the file of a name lies.
+
+    Args:
+        name: of the file.
+        folder: where relative names begin; None for the working folder.
+    """
+    return RemoteFiles(name) if is_remote(name) else LocalFiles(folder)
+
+
+def absolute(path: str | Path) -> Path:
+    """Returns a path that stays right when the working folder changes.
+
+    `..` stays as it is: behind a link it leads elsewhere than text shows.
+    """
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError:  # the working folder is gone, and a relative path leads nowhere
+        return Path(path)
 
 
 def store_of(url: str) -> Any:
@@ -116,18 +133,26 @@ def store_of(url: str) -> Any:
 
 
 class LocalFiles:
-    """Files on this machine."""
+    """Files on this machine.
+
+    Args:
+        folder: where relative paths begin; None for the working folder, which may change later.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = str(absolute(folder or ""))
 
     def read(self, path: str, stamp: str | None = None) -> bytes:
         # A pipe or a device might never end.
         name = repr(shown(path))
+        full_path = self.join(self.folder, path)
         try:
-            status = os.stat(path)
+            status = os.stat(full_path)
             if not stat.S_ISREG(status.st_mode):
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device"
                 raise ImageError(f"image {name} must be a file, got {kind}")
             _check(name, status.st_size, stamp, _stamp_of(status))
-            with open(path, "rb") as file:
+            with open(full_path, "rb") as file:
                 return file.read(MAX_BYTES)
         except PermissionError as error:
             raise ImageError(f"image {name} must be readable, got {error.strerror}") from None
@@ -137,19 +162,19 @@ class LocalFiles:
             raise ImageError(f"image {name} must be a file, got no such file") from None
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        with open(path, "rb") as file:
+        with self.open(path) as file:
             file.seek(offset)
             return file.read(size)
 
     def open(self, path: str) -> BinaryIO:
-        return open(path, "rb")
+        return open(self.join(self.folder, path), "rb")
 
     def stamp(self, path: str) -> str:
         return self.stamps("", [path])[0]
 
     def stamps(self, folder: str, names: Sequence[str]) -> list[str]:
         # Millions of files go through here: a system call each, and little else.
-        prefix = f"{folder}{os.sep}" if folder and not folder.endswith(os.sep) else folder
+        prefix = self.join(self.join(self.folder, folder), "")
         stamps, stat_of = [], os.stat
         for name in names:
             try:
@@ -162,16 +187,16 @@ class LocalFiles:
         return stamps
 
     def is_folder(self, path: str) -> bool:
-        return os.path.isdir(path)
+        return os.path.isdir(self.join(self.folder, path))
 
     def matching(self, name: str) -> list[str]:
         # A file may have brackets in its name.
-        if os.path.lexists(name) or not glob.has_magic(name):
+        if os.path.lexists(self.join(self.folder, name)) or not glob.has_magic(name):
             return [name]
-        return list(map(str, matching_files(name)))
+        return list(map(str, matching_files(name, self.folder)))
 
     def place(self, path: str) -> str:
-        return os.path.abspath(path)
+        return str(Path(self.folder, path))
 
     def join(self, folder: str, name: str) -> str:
         return os.path.join(folder, name)
@@ -180,7 +205,8 @@ class LocalFiles:
         return os.path.dirname(path)
 
     def walker(self, roots: Sequence[str], without: str | None, on_folder: Callable[[FolderState], None]) -> Walk:
-        return functools.partial(PictureFolders(roots, without).walk, on_folder=on_folder)
+        folders = PictureFolders([self.place(root) for root in roots], without)
+        return lambda root: folders.walk(self.place(root), on_folder)
 
 
 class RemoteFiles:

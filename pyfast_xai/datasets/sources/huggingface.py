@@ -50,6 +50,7 @@ class HuggingFace(StreamedSource):
         self._column = column or images[0]
         self._data = dataset.cast_column(self._column, datasets.Image(decode=False))
         self._fingerprint = str(dataset._fingerprint)
+        self._files = LocalFiles()
         names = dataset.column_names
         self._ids = ids or ("id" if "id" in names else None)
         self._label = label or ("label" if "label" in names else None)
@@ -76,7 +77,7 @@ class HuggingFace(StreamedSource):
         pictures = self._data.select_columns([self._column])
         rows = listed.select(["id", "label", "label_error"]).to_pylist()
         for index, entry in zip(indices, rows, strict=True):
-            read = partial(_bytes_of, pictures[index][self._column], entry["id"])
+            read = partial(_bytes_of, pictures[index][self._column], entry["id"], self._files)
             yield Item(entry["id"], index, f"#{index}", read, entry["label"], entry["label_error"])
 
     def stamps(self) -> Iterator[str]:
@@ -105,10 +106,10 @@ def load(spec: str) -> HuggingFace:
     return HuggingFace(dataset)
 
 
-def _bytes_of(value: Any, name: str) -> bytes:
+def _bytes_of(value: Any, name: str, files: LocalFiles) -> bytes:
     value = value or {}
     if value.get("bytes"):
         return value["bytes"]
     if value.get("path"):
-        return LocalFiles().read(value["path"])
+        return files.read(value["path"])
     raise ImageError(f"image {name!r} must have bytes or a path, got neither")

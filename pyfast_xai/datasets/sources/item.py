@@ -59,6 +59,7 @@ class Source:
         ids: of the items, in order.
         kind: what a person calls it.
         spec: what `open_source` makes it from; None for an object of the user's.
+        folder: where relative names in `spec` begin.
 
     Example:
         >>> from PIL import Image
@@ -71,6 +72,7 @@ class Source:
     kind: str
     ids: Sequence[str]
     spec: list[str] | None = None
+    folder: str | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

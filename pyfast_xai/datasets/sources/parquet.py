@@ -289,7 +289,7 @@ def _below(system: FileSystem, path: str, relative_path: Any) -> bytes:
         if ".." in relative_path.split("/") or relative_path.startswith("/") or "://" in relative_path:
             raise error
         return system.read(system.join(system.parent(path), relative_path))
-    root = os.path.realpath(os.path.dirname(path))
+    root = os.path.realpath(system.place(system.parent(path)))
     full_path = os.path.realpath(os.path.join(root, relative_path))
     if os.path.commonpath([root, full_path]) != root:
         raise error
