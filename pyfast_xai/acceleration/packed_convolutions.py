@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pyfast_xai import onednn, ops, tuning
 from pyfast_xai.acceleration.weight_cache import WeightCache
+from pyfast_xai.ops import registry
 from pyfast_xai.tape.graph import Node, Tape, Value, argument, key
 from pyfast_xai.tuning import Candidate, Site
 
@@ -150,75 +151,82 @@ class _PackedConvolution:
     groups: int
     activation: tuple[str, list[float]] = ("none", [])
     contests: Allowance = dataclasses.field(default_factory=Allowance)
-    # Keyed by the operation and its arguments: the names of the kernels that won, and the strides of the first results,
-    # which views on the tape may depend on.
-    _winners: dict[Any, str] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    # Keyed by the operation and its maps: the kernel that won its contest, and the strides of the first result, which
+    # views on the tape may depend on.
+    _winners: dict[Any, "_Kernel"] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
     _strides: dict[Any, tuple[int, ...]] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        kernels: dict[str, _Kernel] = {
-            "pytorch": self._pytorch,
-            "pytorch, other format": functools.partial(_in_other_format, self._pytorch),
-            "onednn": self._onednn,
-        }
-        if self._limits is not None and self._winograd_pays(input, self.padding):
-            kernels["winograd"] = self._winograd
-        name, numbers = self.activation
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
-        return self._fastest("conv2d", kernels, input, *geometry, self.bias is not None, name, *numbers)
+        return self._fastest("conv2d", input, ())
 
     def adjoint(self, grad: Tensor, output_padding: list[int]) -> Tensor:
-        rest = tuple(output_padding)
-        pytorch = functools.partial(self._pytorch_adjoint, output_padding=rest)
-        kernels: dict[str, _Kernel] = {
-            "pytorch": pytorch,
-            "pytorch, other format": functools.partial(_in_other_format, pytorch),
-            "onednn": functools.partial(self._onednn_adjoint, output_padding=rest),
-        }
-        if self._winograd_pays(grad, self._around):
-            kernels["winograd"] = self._winograd_adjoint
-        geometry = (self.stride, self.padding, rest, self.groups, self.dilation)
-        return self._fastest("conv_transpose2d", kernels, grad, *geometry)
+        return self._fastest("conv_transpose2d", grad, tuple(output_padding))
 
-    def _fastest(self, op: str, kernels: dict[str, "_Kernel"], maps: Tensor, *settings: Any) -> Tensor:
-        """Have the maps done by the winner of a contest; where contests are off, by the last of the kernels.
+    def _fastest(self, op: str, maps: Tensor, output_padding: tuple[int, ...]) -> Tensor:
+        """Runs the kernel that won the contest for such maps; where contests are off, the last of the kernels.
 
         While there is no time for its contest oneDNN's serves.
         """
-        job = (op, maps.shape, maps.stride(), torch.get_num_threads(), *settings, *kernels)
-        if job not in self._winners:
+        job = (op, output_padding, maps.shape, maps.stride(), torch.get_num_threads(), registry.current_backend())
+        kernel = self._winners.get(job)
+        if kernel is None:
+            kernels = self._forward_kernels(maps) if op == "conv2d" else self._adjoint_kernels(maps, output_padding)
             if tuning.enabled() and not self.contests.grants():
-                return self._recorded_strides(job, kernels["onednn"](maps, cache=self.cache))
-            with self.contests.spending():
-                self._winners[job] = self._winner(op, kernels, maps, *settings)
-        return self._recorded_strides(job, kernels[self._winners[job]](maps, cache=self.cache))
+                kernel = kernels["onednn"]
+            else:
+                with self.contests.spending():
+                    kernel = self._winners[job] = kernels[self._winner(op, kernels, maps, output_padding)]
+        result = kernel(self, maps, cache=self.cache)
+        # In the memory format that the first of their kind had.
+        stride = self._strides.setdefault(job, result.stride())
+        if result.stride() == stride:
+            return result
+        return torch.empty_strided(result.shape, stride, dtype=result.dtype, device=result.device).copy_(result)
 
-    def _winner(self, op: str, kernels: dict[str, "_Kernel"], maps: Tensor, *settings: Any) -> str:
+    def _forward_kernels(self, input: Tensor) -> dict[str, "_Kernel"]:
+        kind = _PackedConvolution
+        kernels: dict[str, _Kernel] = {
+            "pytorch": kind._pytorch,
+            "pytorch, other format": functools.partial(_in_other_format, kind._pytorch),
+            "onednn": kind._onednn,
+        }
+        if self._limits is not None and self._winograd_pays(input, self.padding):
+            kernels["winograd"] = kind._winograd
+        return kernels
+
+    def _adjoint_kernels(self, grad: Tensor, output_padding: tuple[int, ...]) -> dict[str, "_Kernel"]:
+        kind = _PackedConvolution
+        pytorch = functools.partial(kind._pytorch_adjoint, output_padding=output_padding)
+        kernels: dict[str, _Kernel] = {
+            "pytorch": pytorch,
+            "pytorch, other format": functools.partial(_in_other_format, pytorch),
+            "onednn": functools.partial(kind._onednn_adjoint, output_padding=output_padding),
+        }
+        if self._winograd_pays(grad, self._around):
+            kernels["winograd"] = kind._winograd_adjoint
+        return kernels
+
+    def _winner(self, op: str, kernels: dict[str, "_Kernel"], maps: Tensor, output_padding: tuple[int, ...]) -> str:
         # Each with a cache of its own: what the losers made of the weight is thrown away.
         caches = {name: WeightCache(parent=self.cache) for name in kernels}
         field = [
             Candidate(
                 name,
-                functools.partial(run, cache=caches[name]),
+                functools.partial(run, self, cache=caches[name]),
                 depends_on_data=name == "winograd",
                 prepares=name in ("onednn", "winograd"),
             )
             for name, run in kernels.items()
         ]
-        site = Site.of(op, maps, tuple(self.weight.shape), *settings)
+        name, numbers = self.activation
+        geometry = (self.stride, self.padding, self.dilation, self.groups, output_padding)
+        site = Site.of(op, maps, tuple(self.weight.shape), *geometry, self.bias is not None, name, *numbers)
         rounds, last = self.contests.rounds, field[-1].name
         winner = tuning.choose(site, field, (maps,), tolerance=_TOLERANCE, untuned=last, seconds=rounds)
         self.cache.merge(caches[winner.name])
         return winner.name
-
-    def _recorded_strides(self, job: Any, maps: Tensor) -> Tensor:
-        """Returns results in the memory format that the first of their kind had."""
-        stride = self._strides.setdefault(job, maps.stride())
-        if maps.stride() == stride:
-            return maps
-        return torch.empty_strided(maps.shape, stride, dtype=maps.dtype, device=maps.device).copy_(maps)
 
     def _pytorch(self, input: Tensor, cache: WeightCache) -> Tensor:
         maps = F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -274,17 +282,17 @@ class _PackedConvolution:
         return unit and min(padding) >= 0 and ops.winograd_pays(maps, self.weight, padding)
 
 
-# A kernel takes maps, and a cache for its packed weight.
+# A kernel takes the convolution, maps, and a cache for its packed weight.
 _Kernel = Callable[..., Tensor]
 
 
-def _in_other_format(kernel: _Kernel, maps: Tensor, cache: WeightCache) -> Tensor:
+def _in_other_format(kernel: _Kernel, convolution: _PackedConvolution, maps: Tensor, cache: WeightCache) -> Tensor:
     """Runs a kernel on the maps in the other memory format, and returns the result in that of the maps."""
     formats = [torch.contiguous_format, torch.channels_last]
     if maps.is_contiguous(memory_format=torch.channels_last):
         formats.reverse()
     current, other = formats
-    return kernel(maps.contiguous(memory_format=other), cache).contiguous(memory_format=current)
+    return kernel(convolution, maps.contiguous(memory_format=other), cache).contiguous(memory_format=current)
 
 
 def _winograd_adjoint_weight(weight: Tensor) -> Tensor:

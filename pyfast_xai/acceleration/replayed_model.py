@@ -26,7 +26,7 @@ from pyfast_xai.memory import trim_freed_memory
 from pyfast_xai.tape import aliasing, module_hooks
 from pyfast_xai.tape.graph import Node, Tape, Value, find, key
 from pyfast_xai.tape.record import RecordingPolicy, SaveTensor, record, tensors_in
-from pyfast_xai.tape.replay import replay_recording
+from pyfast_xai.tape.replay import Replay
 from pyfast_xai.tuning import stopwatch
 
 logger = logging.getLogger("pyfast_xai")
@@ -69,6 +69,12 @@ class _Template:
     rounding: float = 0.0
     nbytes: int = _NODE_BYTES
     calls: int = 0
+
+    @functools.cached_property
+    def replay(self) -> Replay:
+        """Returns what replays the tape, which no longer changes."""
+        assert self.tape is not None
+        return Replay(self.tape, self.until)
 
     def serves(self, policy: RecordingPolicy | None) -> bool:
         if policy is not None and not self.observed:
@@ -162,7 +168,7 @@ class ReplayedModel:
         if recorded is not None and not getattr(policy, "compares", False):
             return recorded
         if template is not None and template.tape is not None:
-            tape = replay_recording(template.tape, *tensors_in((args, kwargs)), policy=policy, until=template.until)
+            tape = template.replay(*tensors_in((args, kwargs)), policy=policy)
             if all(self._passes(audit, template, tape, args, kwargs, until) for audit in audits):
                 self.replays += 1
                 return tape
@@ -170,6 +176,8 @@ class ReplayedModel:
 
     def run(self, function: Callable[..., T], *arguments: Any, key: Hashable) -> T:
         """Returns `function(*arguments)`; the function records this model and may run as a CUDA graph."""
+        if cuda_graphs.device_of(arguments) is None:  # nothing to capture; recording the model checks the snapshot
+            return function(*arguments)
         return self._graphs()(function, *arguments, key=key)
 
     def repeating(
@@ -242,8 +250,7 @@ class ReplayedModel:
         self, audit: "_Audit", template: _Template, replayed: Tape | None, args: Any, kwargs: Any, until: str | None
     ) -> str | None:
         """Compares the replay with the model on inputs derived from these; returns the reason if they differ."""
-        tape = template.tape
-        if tape is None:  # another thread has found a difference
+        if template.tape is None:  # another thread has found a difference
             return None
         other_args, other_kwargs = pytree.tree_map_only(Tensor, audit, (args, kwargs))
         try:
@@ -259,7 +266,7 @@ class ReplayedModel:
         if replayed is not None and _difference(_outputs(replayed), expected) <= allowed:
             return None
         # The policy of the call may change results, so none is used here.
-        replayed = replay_recording(tape, *tensors_in((other_args, other_kwargs)), until=template.until)
+        replayed = template.replay(*tensors_in((other_args, other_kwargs)))
         difference = _difference(_outputs(replayed), expected)
         if audit is _unchanged:
             return None if difference <= allowed else "an audit found that its replay no longer gives its results"
@@ -383,7 +390,7 @@ class ReplayedModel:
             policy = _LayoutRecorder(tape)
         # Otherwise the memory of views depends on the layout of their base, and the tape is replayed unchanged.
         try:
-            first = replay_recording(tape, *tensors_in((args, kwargs)), policy=policy, until=template.until)
+            first = template.replay(*tensors_in((args, kwargs)), policy=policy)
         except RuntimeError as error:
             return f"its replay failed ({error})", None
         outputs = _outputs(first)

@@ -9,11 +9,10 @@ from torch import Tensor
 from pyfast_xai.rules.gradient import derivative
 from pyfast_xai.rules.gradient.backward import GradientRules
 from pyfast_xai.rules.gradient.context import has_gradient
-from pyfast_xai.rules.gradient.derivative import writes
 from pyfast_xai.rules.precision import at_least_float32, outside_inference_mode
 from pyfast_xai.tape import Node, Value
 from pyfast_xai.tape.graph import substitute
-from pyfast_xai.tape.record import SaveTensor
+from pyfast_xai.tape.record import SaveTensor, writes
 
 
 class KeepsInputs(GradientRules, abc.ABC):
@@ -61,7 +60,7 @@ def with_numbers(node: Node, numbers: Sequence[Tensor]) -> tuple[tuple[Any, ...]
         if not has_gradient(value):
             return outside_inference_mode(node.saved[str(value.index)].tensor)
         tensor = next(following)
-        return tensor.clone() if writes(node) else tensor
+        return tensor.clone() if writes(node.op) else tensor
 
     args, kwargs = substitute(Tensor, usable, node.args, node.kwargs)
     return substitute(Value, number, args, kwargs)

@@ -66,7 +66,7 @@ class Node:
         kernel: computes the same as `op`, faster; None for `op` itself.
         adjoint: backward of a convolution with respect to its input, `adjoint(gradient, output_padding)`; it returns
             None to leave a call to PyTorch's own kernel. None for operations without a prepared one.
-        rule: the last policy that looked up a rule for this node, and the rule.
+        rule: the rules that the last policy had for such operations, and that which it chose for this one.
     """
 
     index: int
@@ -95,7 +95,7 @@ class Node:
         copy = object.__new__(Node)
         copy.index, copy.op, copy.args, copy.kwargs = self.index, self.op, self.args, self.kwargs
         copy.outputs, copy.path, copy.name, copy.inputs = self.outputs, self.path, self.name, self.inputs
-        copy.saved, copy.kernel, copy.adjoint, copy.rule = {}, self.kernel, self.adjoint, None
+        copy.saved, copy.kernel, copy.adjoint, copy.rule = {}, self.kernel, self.adjoint, self.rule
         return copy
 
     def __repr__(self) -> str:

@@ -181,8 +181,15 @@ def _facts(op: OpOverload) -> _Facts:
     )
 
 
+def writes(op: Any) -> bool:
+    """Returns whether an op may write to its arguments."""
+    return isinstance(op, OpOverload) and bool(_facts(op).written)
+
+
 def written_by(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Returns the arguments that an op writes to."""
+    """Returns the arguments that an op writes to; in-place dropout writes in training only."""
+    if _facts(op).name.endswith("dropout") and not _trains(op, args, kwargs):
+        return []
     written = (args[i] if i < len(args) else kwargs.get(name) for i, name in _facts(op).written)
     return [tensor for tensor in written if isinstance(tensor, Tensor)]
 

@@ -1,6 +1,7 @@
 """Replays of a tape on other inputs of the same shapes, without the model's Python code."""
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 from pyfast_xai.errors import InputError
 from pyfast_xai.tape import aliasing
 from pyfast_xai.tape.graph import Node, Saved, Tape, Value, substitute
-from pyfast_xai.tape.record import RecordingPolicy, address, written_by
+from pyfast_xai.tape.record import RecordingPolicy, address, writes, written_by
 
 
 def replay(tape: Tape, *inputs: Tensor) -> Any:
@@ -37,51 +38,82 @@ def replay(tape: Tape, *inputs: Tensor) -> Any:
     """
     if tape.reached is not None:
         raise InputError("tape must be of a whole forward to be replayed, got one that was stopped early")
-    return replay_recording(tape, *inputs).result
+    return Replay(tape)(*inputs).result
 
 
-def replay_recording(
-    tape: Tape, *inputs: Tensor, policy: RecordingPolicy | None = None, until: Value | None = None
-) -> Tape:
-    """Records the operations of `tape` on other inputs, without running the model's Python.
+@dataclass(slots=True)
+class _Step:
+    """A node of the recording, and the facts about it that are the same in every replay.
+
+    Attributes:
+        node: the recorded node.
+        places: the positional arguments that are values; None if there are values inside lists or among the keyword
+            arguments.
+        writes: whether the operation may write to its arguments.
+        unused: the values that no later node needs.
+    """
+
+    node: Node
+    places: list[tuple[int, Value]] | None
+    writes: bool
+    unused: list[Value]
+
+
+class Replay:
+    """Records the operations of a tape on other inputs, without running the model's Python.
 
     Args:
-        tape: a recording whose policy handled the same composite operations as `policy`.
-        *inputs: one tensor for each of `tape.inputs`, of the same shape, dtype and device. None is written to.
-        policy: saves the tensors that later rules need; None runs the operations only.
+        tape: a recording; its nodes keep their arguments.
         until: the value that `tape` was stopped at, None for a whole forward.
-
-    Returns:
-        A tape of the same values, with its own results and saved tensors.
-
-    Raises:
-        InputError: as `replay`.
     """
-    _check(tape, inputs)
-    replayed = dataclasses.replace(tape, nodes=[], result=None, reached=None)
-    environment: dict[Value, Tensor] = {}
-    for value, tensor in zip(tape.inputs, inputs, strict=True):
-        # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
-        environment[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
-        environment[value].copy_(tensor.detach())
-    unused = _unused_after(tape, tape.end_values(until))
-    saved_by_address: dict[int, list[Saved]] = {}
-    with torch.inference_mode():
-        for recorded in tape.nodes:
-            node = recorded.without_saved()
-            replayed.nodes.append(node)
-            results = _run(node, environment, policy, saved_by_address)
-            for output, result in zip(node.outputs, results, strict=True):
-                if output is not None:
-                    environment[output] = result
-            for value in unused[node.index]:
-                environment.pop(value, None)
-    if until is not None:
-        replayed.reached = environment[until]
+
+    def __init__(self, tape: Tape, until: Value | None = None) -> None:
+        self._tape, self._until = tape, until
+        unused = _unused_after(tape, tape.end_values(until))
+        self._steps = [_Step(node, _places(node), writes(node.op), unused[node.index]) for node in tape.nodes]
+
+    def __call__(self, *inputs: Tensor, policy: RecordingPolicy | None = None) -> Tape:
+        """Runs the operations.
+
+        Args:
+            *inputs: one tensor for each of `tape.inputs`, of the same shape, dtype and device. None is written to.
+            policy: saves the tensors that later rules need, and handles the same composite operations as the policy of
+                the recording; None runs the operations only.
+
+        Returns:
+            A tape of the same values, with its own results and saved tensors.
+
+        Raises:
+            InputError: as `replay`.
+        """
+        tape, until = self._tape, self._until
+        _check(tape, inputs)
+        replayed = dataclasses.replace(tape, nodes=[], result=None, reached=None)
+        environment: dict[Value, Tensor] = {}
+        for value, tensor in zip(tape.inputs, inputs, strict=True):
+            # The recorded memory layout decides which views exist; a copy also shields the caller's tensor from writes.
+            environment[value] = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
+            environment[value].copy_(tensor.detach())
+        saved_by_address: dict[int, list[Saved]] = {}
+        with torch.inference_mode():
+            for step in self._steps:
+                node = step.node.without_saved()
+                replayed.nodes.append(node)
+                result = _run(node, step, environment, policy, saved_by_address)
+                step.node.rule = node.rule  # for the next replay
+                if isinstance(result, (list, tuple)):
+                    pairs = zip(node.outputs, result, strict=True)
+                    environment.update((output, part) for output, part in pairs if output is not None)
+                elif node.outputs[0] is not None:
+                    environment[node.outputs[0]] = result
+                for value in step.unused:
+                    environment.pop(value, None)
+        if until is not None:
+            replayed.reached = environment[until]
+            return replayed
+        with torch.inference_mode(False):
+            replayed.result = pytree.tree_map_only(Value, lambda value: environment[value].clone(), tape.outputs)
         return replayed
-    with torch.inference_mode(False):
-        replayed.result = pytree.tree_map_only(Value, lambda value: environment[value].clone(), tape.outputs)
-    return replayed
 
 
 def _check(tape: Tape, inputs: tuple[Tensor, ...]) -> None:
@@ -108,28 +140,40 @@ def _unused_after(tape: Tape, end_values: set[Value]) -> list[list[Value]]:
     return unused
 
 
+def _places(node: Node) -> list[tuple[int, Value]] | None:
+    places = [(position, value) for position, value in enumerate(node.args) if isinstance(value, Value)]
+    return places if len(places) == len(node.inputs) else None
+
+
 def _run(
     node: Node,
+    step: _Step,
     environment: dict[Value, Tensor],
     policy: RecordingPolicy | None,
     saved_by_address: dict[int, list[Saved]],
-) -> list[Any]:
-    """Runs a node and returns its results; saves what the policy needs of it."""
+) -> Any:
+    """Runs a node and returns its result; saves what the policy needs of it."""
     if node.op is aliasing.scatter_view:
         # The write has already happened in the shared memory.
-        return [environment[node.args[0]]]
-    args, kwargs = substitute(Value, environment.__getitem__, node.args, node.kwargs)
-    if node.op is aliasing.regenerate_view:
-        return [node.op(*args, **kwargs)]
+        return environment[node.args[0]]
+    args: Any = node.args
+    kwargs = node.kwargs
+    if step.places is None:
+        args, kwargs = substitute(Value, environment.__getitem__, args, kwargs)
+    else:
+        args = list(args)
+        for position, value in step.places:
+            args[position] = environment[value]
+    if policy is None or node.op is aliasing.regenerate_view:
+        return node(*args, **kwargs)
 
     def keep(name: str, tensor: Tensor) -> None:
         node.saved[name] = saved = Saved(tensor)
         saved_by_address.setdefault(address(tensor), []).append(saved)
 
-    if policy is not None:
-        policy.save(node, keep, args, kwargs)
-    for tensor in written_by(node.op, args, kwargs):
-        for saved in saved_by_address.pop(address(tensor), ()):
-            saved.tensor = saved.tensor.clone()
-    result = node(*args, **kwargs) if policy is None else policy.run(node, keep, args, kwargs)
-    return list(result) if isinstance(result, (list, tuple)) else [result]
+    policy.save(node, keep, args, kwargs)
+    if step.writes:
+        for tensor in written_by(node.op, args, kwargs):
+            for saved in saved_by_address.pop(address(tensor), ()):
+                saved.tensor = saved.tensor.clone()
+    return policy.run(node, keep, args, kwargs)

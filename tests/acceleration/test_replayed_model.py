@@ -15,10 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyfast_xai
 from pyfast_xai import onednn, ops
 from pyfast_xai.acceleration.replayed_model import ReplayedModel
+from pyfast_xai.acceleration.weight_samples import WeightSamples
 from pyfast_xai.errors import InputError
 from pyfast_xai.rules import evidence
 from pyfast_xai.rules.gradient import GradientRules
 from pyfast_xai.rules.gradient.bounds import Bounding, bounds_of
+from pyfast_xai.rules.gradient.table import GRADIENT, Rule
 from pyfast_xai.tape import record
 from pyfast_xai.tape.graph import key
 
@@ -100,6 +102,38 @@ def test_batch_norm_is_folded_where_nothing_else_reads_the_convolution(model, im
     assert not {"stem.conv2d", "wide.conv2d"} & ops.keys()
     plain = {node.name: key(node.op) for node in ReplayedModel(model, fold=False).record(images)}
     assert plain["norm.batch_norm"] == "aten::batch_norm"
+
+
+@pytest.mark.parametrize("policy", [None, evidence.policy, GradientRules()], ids=["none", "evidence", "response"])
+def test_dropout_in_place_on_a_flattened_map_keeps_no_batch_norm_from_folding(images, policy):
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = settled(nn.Sequential(*layers, nn.Dropout(0.5, inplace=True), nn.Linear(4, 3))).to(images.dtype)
+    accelerated = ReplayedModel(model)
+    for batch in (images, images.flip(0)):
+        tape = accelerated.record(batch, policy=policy)
+        close(tape.result, model(batch))
+    assert "aten::batch_norm" not in [key(node.op) for node in tape]
+
+
+def test_the_weights_are_looked_at_once_an_explanation(images, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval().to(images.dtype)
+    explainer = pyfast_xai.EigenCAM(model).accelerate()
+    for _ in range(5):
+        explainer(images)
+    looks = []
+    unchanged = WeightSamples.unchanged
+    watches = lambda samples: looks.append(len(samples._tensors)) or unchanged(samples)  # noqa: E731
+    monkeypatch.setattr(WeightSamples, "unchanged", watches)
+    explainer(images)
+    assert sum(map(bool, looks)) == 1
+
+
+def test_a_gradient_rule_that_is_registered_later_takes_effect(model, images, monkeypatch):
+    explainer = pyfast_xai.Saliency(model).accelerate()
+    for _ in range(4):
+        explainer(images)
+    monkeypatch.setitem(GRADIENT, "aten::relu", Rule(lambda ctx, self: ctx.propagate(self, ctx.grad * 0)))
+    assert not explainer(images).attribution.any()
 
 
 def test_folded_weights_carry_no_graph(model, images):

@@ -306,6 +306,15 @@ def test_dropout_outside_training_is_not_random(images):
     same_as_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)).eval(), images)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_in_place_writes_in_training_only(images, training):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5, inplace=True), nn.ReLU()).train(training)
+    tape = record(model, images)
+    assert any(node.op is aliasing.scatter_view for node in tape) == training
+    if not training:
+        same_as_model(model, images)
+
+
 def test_replay_leaves_its_input_alone(images):
     model = Call(lambda self, x: x.mul_(2).relu_())
     tape = record(model, images)

@@ -37,19 +37,12 @@ class GradientRules:
 
     def rule_of(self, node: Node) -> Rule:
         """Returns the rule for a node: of the overlay, else of the gradient, else autograd's."""
-        if node.rule is not None and node.rule[0] is self:
-            return node.rule[1]
-        rule = self._look_up(node)
-        node.rule = (self, rule)
-        return rule
-
-    def _look_up(self, node: Node) -> Rule:
         name = key(node.op)
-        for table in (self.overlay, GRADIENT):
-            rule = table.get(name)
-            if rule is not None and rule.is_for(node):
-                return rule
-        return derivative.RULE
+        rules = self.overlay.get(name), GRADIENT.get(name)
+        if node.rule is None or node.rule[0] != rules:
+            chosen = next((rule for rule in rules if rule is not None and rule.is_for(node)), derivative.RULE)
+            node.rule = rules, chosen
+        return node.rule[1]
 
     def handles(self, op: OpOverload) -> bool:
         name = key(op)
@@ -107,13 +100,13 @@ def backward_pass(
             if node.index < first:
                 break
             grads = [pending.pop(value) for value in node.outputs]
-            for output, grad in zip(node.outputs, grads, strict=True):
-                if output is not None and output in to and grad is not None:
-                    # A copy, where what comes after could write to it.
-                    gradients[output] = grad.clone() if node.index > first else grad
-            if node.index > first and any(grad is not None for grad in grads):
+            if any(grad is not None for grad in grads):
+                for output, grad in zip(node.outputs, grads, strict=True):
+                    if output is not None and grad is not None and output in to:
+                        # A copy, where what comes after could write to it.
+                        gradients[output] = grad.clone() if node.index > first else grad
                 rule = policy.rule_of(node)
-                if not rule.stops_at(node):
+                if node.index > first and not rule.stops_at(node):
                     rule.backward(BackwardContext(pending, node, grads), *node.args, **node.kwargs)
             if not retain:
                 node.saved.clear()
@@ -129,22 +122,28 @@ def backward_pass(
 
 def _between(policy: GradientRules, tape: Tape, ends: Collection[Value], to: Collection[Value]) -> set[Value]:
     """Returns the values that a gradient on its way to `to` can arrive at, `to` themselves among them."""
-    reached, depends = set(to), set(to)
+    reached = set(to)
     blocking: list[Node] = []
     for node in tape.nodes:
-        if depends.isdisjoint(node.inputs):
-            continue
-        outputs = [value for value in node.outputs if value is not None]
-        depends.update(outputs)
         if reached.isdisjoint(node.inputs):
             continue
+        outputs = [value for value in node.outputs if value is not None]
         passed = [] if policy.rule_of(node).stops_at(node) else [value for value in outputs if has_gradient(value)]
         reached.update(passed)
         if len(passed) < len(outputs):
             blocking.append(node)
-    if blocking and reached.isdisjoint(ends) and not depends.isdisjoint(ends):
+    if blocking and reached.isdisjoint(ends) and not _dependent(tape, to).isdisjoint(ends):
         _report(policy, tape, blocking, ends)
     return reached
+
+
+def _dependent(tape: Tape, on: Collection[Value]) -> set[Value]:
+    """Returns the values that depend on others, these among them."""
+    dependent = set(on)
+    for node in tape.nodes:
+        if not dependent.isdisjoint(node.inputs):
+            dependent.update(value for value in node.outputs if value is not None)
+    return dependent
 
 
 def _report(policy: GradientRules, tape: Tape, blocking: Sequence[Node], ends: Collection[Value]) -> None:

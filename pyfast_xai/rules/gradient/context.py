@@ -115,24 +115,24 @@ class Pending:
 
     def __init__(self, needed: set[Value]) -> None:
         self.needed = needed
-        self._grads: dict[Value, Tensor] = {}
+        self._grads: dict[Value, tuple[Tensor, int]] = {}  # with the address of the memory
         self._holders: dict[int, int] = {}
         self._borrowed: list[Tensor] = []
 
     def add_borrowed(self, value: Value, grad: Tensor) -> None:
         """Adds a gradient of the caller, which is never overwritten."""
         self._borrowed.append(grad)
-        self._hold(grad)
+        self._hold(address(grad))
         self.add(value, grad)
 
     def add(self, value: Value, grad: Tensor) -> None:
-        before = self._grads.get(value)
+        before = self.pop(value)
         if before is not None:
             # In the order of arrival, as autograd sums them.
-            self._drop(before)
             grad = before.add_(grad) if self._may_add(before, grad) else before + grad
-        self._grads[value] = grad
-        self._hold(grad)
+        storage = address(grad)
+        self._grads[value] = grad, storage
+        self._hold(storage)
 
     def add_part(self, value: Value, part: Callable[[Tensor], Tensor], grad: Tensor) -> None:
         whole = self.pop(value)
@@ -148,20 +148,17 @@ class Pending:
         return self.owns_memory(before) and address(before) != address(grad)
 
     def pop(self, value: Value | None) -> Tensor | None:
-        grad = None if value is None else self._grads.pop(value, None)
-        if grad is not None:
-            self._drop(grad)
+        entry = None if value is None else self._grads.pop(value, None)
+        if entry is None:
+            return None
+        grad, storage = entry
+        holders = self._holders.pop(storage) - 1
+        if holders:  # otherwise the address may be used for another tensor
+            self._holders[storage] = holders
         return grad
 
     def owns_memory(self, grad: Tensor) -> bool:
         return address(grad) not in self._holders and not _overlaps(grad) and not grad.is_inference()
 
-    def _hold(self, grad: Tensor) -> None:
-        storage = address(grad)
+    def _hold(self, storage: int) -> None:
         self._holders[storage] = self._holders.get(storage, 0) + 1
-
-    def _drop(self, grad: Tensor) -> None:
-        storage = address(grad)
-        holders = self._holders.pop(storage) - 1
-        if holders:  # otherwise the address may be used for another tensor
-            self._holders[storage] = holders

@@ -13,7 +13,7 @@ from pyfast_xai.rules.gradient.strides import canonical
 from pyfast_xai.rules.gradient.table import Rule
 from pyfast_xai.tape import Node, Value, key
 from pyfast_xai.tape.graph import find, substitute
-from pyfast_xai.tape.record import SaveTensor
+from pyfast_xai.tape.record import SaveTensor, writes
 
 # Linear in their tensors: the derivative needs shapes only, and no input is kept.
 LINEAR = {
@@ -101,7 +101,7 @@ def _backward(ctx: BackwardContext, *args: Any, **kwargs: Any) -> None:
             if ctx.wants(value):
                 leaves[value].requires_grad_()
         # In-place operations write to what they are given.
-        return leaves[value].clone() if leaves[value].requires_grad and writes(node) else leaves[value]
+        return leaves[value].clone() if leaves[value].requires_grad and writes(node.op) else leaves[value]
 
     def constant(tensor: Tensor) -> Tensor:
         return tensor.clone() if tensor.is_inference() else tensor.detach()
@@ -166,11 +166,6 @@ def _has_no_derivative(result: Tensor) -> bool:
 def node_device(node: Node) -> str:
     """Returns the type of the device a node ran on."""
     return next(value.device.type for value in (*node.outputs, *node.inputs) if value is not None)
-
-
-def writes(node: Node) -> bool:
-    schema = getattr(node.op, "_schema", None)
-    return schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
 
 
 RULE = Rule(_backward)

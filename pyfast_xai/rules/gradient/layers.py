@@ -97,8 +97,8 @@ def _convolution(
     if result is None and not transposed and onednn.is_passed_over(grad, weight, stride):
         result = onednn.transposed_convolution(grad, weight, padding, rest, stride, dilation, groups)
     if result is None:
-        result = aten.convolution(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
-    ctx.propagate(input, result.unflatten(0, (len(ctx.grad), input.shape[0])))
+        result = aten.convolution.default(grad, weight, None, stride, padding, dilation, not transposed, rest, groups)
+    ctx.propagate(input, result.view(len(ctx.grad), *input.shape))
 
 
 @rule("linear", unless=_not_only_input)

@@ -16,6 +16,7 @@ backprop drops what is negative above or below, on which f' >= 0 holds for every
 their kind do not rectify and keep their gradient in every table.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,7 @@ from pyfast_xai.rules.gradient.context import BackwardContext
 from pyfast_xai.rules.gradient.table import NamedTable, rule
 from pyfast_xai.tape import Node, Value, key
 from pyfast_xai.tape.graph import argument
-from pyfast_xai.tape.record import SaveTensor
+from pyfast_xai.tape.record import SaveTensor, writes
 
 aten = torch.ops.aten
 
@@ -43,20 +44,28 @@ LINEAR = NamedTable("LINEAR", __name__)
 
 def memory_order(value: Value) -> list[int]:
     """Returns the dimensions of a value from the outermost in memory to the innermost; unchanged if it has gaps."""
-    order = sorted(range(len(value.shape)), key=lambda d: -value.stride[d])
+    return list(_memory_order(value.shape, value.stride)[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _memory_order(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[list[int], bool]:
+    """Returns `memory_order` for such a value, and whether it is dense."""
+    order = sorted(range(len(shape)), key=lambda d: -stride[d])
     expected = 1
     for d in reversed(order):
-        if value.shape[d] != 1 and value.stride[d] != expected:
-            return list(range(len(order)))
-        expected *= value.shape[d]
-    return order
+        if shape[d] != 1 and stride[d] != expected:
+            return list(range(len(order))), False
+        expected *= shape[d]
+    return order, True
 
 
 def _aligned(ctx: BackwardContext) -> tuple[Tensor, bool]:
     """Returns the gradient in the memory order of its value, in which its bits were written, and whether it is ours."""
     value = ctx.node.outputs[0]
     assert value is not None
-    order = memory_order(value)
+    order, dense = _memory_order(value.shape, value.stride)
+    if dense and ctx.grad.stride() == (value.numel, *value.stride):
+        return ctx.grad, ctx.owns_memory
     back = sorted(range(len(order)), key=order.__getitem__)
     aligned = ctx.grad.permute(0, *[d + 1 for d in order]).contiguous().permute(0, *[d + 1 for d in back])
     return aligned, ctx.owns_memory or aligned.data_ptr() != ctx.grad.data_ptr()
@@ -70,13 +79,9 @@ def _rectified(ctx: BackwardContext, mode: Rectify, negative_slope: float = 0.0)
     return ops.relu_backward(grad, bits, mode, negative_slope=negative_slope, out=grad if owned else None)
 
 
-def _writes(node: Node) -> bool:
-    return node.op._schema.name.endswith("_")
-
-
 def relu(node: Node, keep: SaveTensor, input: Tensor, **settings: Any) -> Tensor:
     """Rectify, in place where the op does, and keep the mask."""
-    if _writes(node):
+    if writes(node.op):
         output, bits = ops.relu_forward(input, out=input if _dense(input) else None, **settings)
         result = input if output is input else input.copy_(output)
     else:
@@ -86,13 +91,7 @@ def relu(node: Node, keep: SaveTensor, input: Tensor, **settings: Any) -> Tensor
 
 
 def _dense(tensor: Tensor) -> bool:
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
+    return _memory_order(tensor.shape, tensor.stride())[1]
 
 
 def upper_of(node: Node) -> float | None:
@@ -160,15 +159,15 @@ Derivative = Callable[..., Tensor]
 
 
 def _elu(grad: Tensor, x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    return aten.elu_backward(grad, alpha, scale, input_scale, False, x)
+    return aten.elu_backward.default(grad, alpha, scale, input_scale, False, x)
 
 
 _SMOOTH: dict[str, Derivative] = {
-    "silu": aten.silu_backward,
-    "mish": aten.mish_backward,
-    "hardswish": aten.hardswish_backward,
-    "gelu": lambda grad, x, *, approximate="none": aten.gelu_backward(grad, x, approximate=approximate),
-    "softplus": lambda grad, x, beta=1, threshold=20: aten.softplus_backward(grad, x, beta, threshold),
+    "silu": aten.silu_backward.default,
+    "mish": aten.mish_backward.default,
+    "hardswish": aten.hardswish_backward.default,
+    "gelu": lambda grad, x, *, approximate="none": aten.gelu_backward.default(grad, x, approximate=approximate),
+    "softplus": lambda grad, x, beta=1, threshold=20: aten.softplus_backward.default(grad, x, beta, threshold),
     "elu": _elu,
     "celu": lambda grad, x, alpha=1.0: _elu(grad, x, alpha, 1, 1 / alpha),
     "selu": lambda grad, x: _elu(grad, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946),
@@ -231,10 +230,10 @@ def _smooth_guided(ctx: BackwardContext, self: Value, *args: Any, **kwargs: Any)
     x = ctx.tensor("self")
     grad = ctx.grad.clamp_min_(0) if ctx.owns_memory else ctx.grad.clamp_min(0)
     if len(grad) == 1:
-        ctx.propagate(self, aten.threshold_backward(_derivative(ctx)(grad[0], x, *args, **kwargs), x, 0)[None])
+        ctx.propagate(self, aten.threshold_backward.default(_derivative(ctx)(grad[0], x, *args, **kwargs), x, 0)[None])
     else:
         slope = _derivative(ctx)(torch.ones_like(x), x, *args, **kwargs)
-        ctx.propagate(self, grad.mul_(aten.threshold_backward(slope, x, 0)))
+        ctx.propagate(self, grad.mul_(aten.threshold_backward.default(slope, x, 0)))
 
 
 def _derivative(ctx: BackwardContext) -> Derivative:
