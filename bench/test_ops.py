@@ -60,7 +60,7 @@ def test_op(benchmark, op_rows, rates, call):
     backends = [name for name in ("reference", "numba", "cpp") if OPS[call.op].missing(name, "cpu") is None]
     expected = outcome(call, "reference", arguments)
     for backend in backends[1:]:  # Numba compiles here
-        assert call.same(outcome(call, backend, arguments), expected), backend
+        assert call.agree(outcome(call, backend, arguments), expected), backend
 
     def again():
         if call.reset is not None:

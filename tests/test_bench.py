@@ -23,6 +23,15 @@ def part():
     sys.path.remove(str(BENCH))
 
 
+class Turns:
+    """Stands in for the fixture of pytest-benchmark."""
+
+    def pedantic(self, target, setup, rounds, warmup_rounds):
+        for _ in range(rounds):
+            setup()
+            target()
+
+
 def small_calls():
     return [*calls("cpu", torch.float32, SMALL), *single_dtype_calls("cpu", SMALL)]
 
@@ -38,6 +47,25 @@ def test_every_backend_is_right_on_the_calls():
         for backend in ("numba", "cpp"):
             if OPS[call.op].missing(backend, "cpu") is None:
                 assert call.agree(outcome(call, backend, arguments), expected), (call.op, backend)
+
+
+def test_listed_calls_have_the_shapes_they_name():
+    listed = {call.op: call for call in single_dtype_calls("cpu", Sizes(images=1, matrices=1))}
+    points, size, _ = listed["points_union"].arguments()
+    assert listed["points_union"].shape == f"{len(points)} points of {size}"
+    points, *map_shape, _ = listed["point_density"].arguments()
+    assert listed["point_density"].shape == f"{len(points)} points, {'x'.join(map(str, map_shape))}"
+
+
+def test_ops_are_measured_beside_plain_pytorch(part, monkeypatch):
+    measured = part("test_ops")
+    monkeypatch.setattr(measured, "BUDGET", 0.0)
+    call = next(item for item in small_calls() if item.op == "points_union")
+    rows = []
+    measured.test_op(Turns(), rows, {"copy": 1e9, "float32": 1e9}, call)
+    served = {name for name in ("numba", "cpp") if OPS[call.op].missing(name, "cpu") is None}
+    assert {row["backend"] for row in rows} == served
+    assert all(row["times"] > 0 for row in rows)
 
 
 def test_traced_windows_lie_on_the_map():
@@ -71,15 +99,9 @@ def test_figures_are_of_the_same_rounds(part):
 
 
 def test_calls_take_turns(part):
-    class Benchmark:
-        def pedantic(self, target, setup, rounds, warmup_rounds):
-            for _ in range(rounds):
-                setup()
-                target()
-
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    seconds = part("turns").take_turns(Benchmark(), calls, 3, settled=1, before=lambda: order.append("-"))
+    seconds = part("turns").take_turns(Turns(), calls, 3, settled=1, before=lambda: order.append("-"))
     assert "".join(order) == "-a-b" * 4
     assert {name: len(item) for name, item in seconds.items()} == {"a": 3, "b": 3}
 

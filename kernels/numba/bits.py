@@ -22,16 +22,7 @@ def _count(word: np.uint64) -> np.int64:
 
 
 @njit(nogil=True)
-def _count_all(words: np.ndarray) -> int:
-    total = 0
-    for row in range(words.shape[0]):
-        for word in words[row]:
-            total += _count(word)
-    return total
-
-
-@njit(nogil=True)
-def _write(words: np.ndarray, columns: int, out: np.ndarray) -> None:
+def _write(words: np.ndarray, columns: int, out: np.ndarray) -> int:
     filled = 0
     for row in range(words.shape[0]):
         for column in range(words.shape[1]):
@@ -42,6 +33,16 @@ def _write(words: np.ndarray, columns: int, out: np.ndarray) -> None:
                 out[filled] = base + _count((word ^ remaining) + _ALL)
                 filled += 1
                 word = remaining
+    return filled
+
+
+@njit(nogil=True)
+def _count_all(words: np.ndarray) -> int:
+    total = 0
+    for row in range(words.shape[0]):
+        for word in words[row]:
+            total += _count(word)
+    return total
 
 
 def positions(words: np.ndarray, columns: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""Reference of `max_pool_forward`."""
+"""Reference of `max_pool_forward`: PyTorch's pool of the padded input, and its indices as numbers of taps."""
 
 import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pyfast_xai.kernels import checks
 
@@ -21,26 +22,17 @@ def max_pool_forward(
     checks.max_pool_forward(input, kernel, stride, padding, dilation, output, offsets)
     if not output.numel():
         return
-    (rows, row_inside), (columns, column_inside) = (
-        _taps(input.shape[2 + d], output.shape[2 + d], kernel[d], stride[d], padding[d], dilation[d], input.device)
-        for d in range(2)
-    )
-    inside = (row_inside[:, None, :, None] & column_inside[None, :, None, :]).flatten(2)  # [H', W', taps]
-    values = input.detach()[:, :, rows[:, None, :, None], columns[None, :, None, :]].flatten(4)
-    largest = values.masked_fill(~inside, -math.inf).amax(-1, keepdim=True)
-    # The first of equals wins, and the last of several NaNs, as in PyTorch.
-    first = (inside & (values == largest)).int().argmax(-1)
-    nan = (inside & values.isnan()).int()
-    last = math.prod(kernel) - 1 - nan.flip(-1).argmax(-1)
-    tap = torch.where(nan.any(-1), last, first)
-    output.copy_(values.take_along_dim(tap[..., None], -1)[..., 0])
+    extents = [(output.shape[2 + d] - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 1 for d in range(2)]
+    after = [extents[d] - padding[d] - input.shape[2 + d] for d in range(2)]
+    padded = functional.pad(input.detach(), (padding[1], after[1], padding[0], after[0]), value=-math.inf)
+    largest, index = functional.max_pool2d(padded, kernel, stride, 0, dilation, return_indices=True)
+    output.copy_(largest)
+    tap = torch.zeros_like(index)
+    for d, place in enumerate((index // extents[1], index % extents[1])):
+        window = torch.arange(output.shape[2 + d], device=index.device) * stride[d]
+        # Where all are -inf it is the first tap inside the input.
+        first = -((window - padding[d]).clamp_max(0) // dilation[d])
+        shape = (-1, 1) if d == 0 else (-1,)
+        number = torch.where(largest == -math.inf, first.view(shape), (place - window.view(shape)) // dilation[d])
+        tap = tap * kernel[d] + number
     offsets.copy_(tap)
-
-
-def _taps(
-    size: int, windows: int, kernel: int, stride: int, padding: int, dilation: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return places `[windows, kernel]` of the taps along a dimension, and which of them lie inside."""
-    start = torch.arange(windows, device=device)[:, None] * stride - padding
-    coordinate = start + torch.arange(kernel, device=device) * dilation
-    return coordinate.clamp(0, size - 1), (coordinate >= 0) & (coordinate < size)

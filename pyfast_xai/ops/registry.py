@@ -34,9 +34,6 @@ COMPILED = {"cpp": LIBRARY, "cuda": torch.library.Library("pyfast_xai_cuda", "DE
 PREFERENCE = {"cpu": ("cpp", "numba", "reference"), "cuda": ("cuda", "triton", "reference")}
 # Each device proves these before they are chosen automatically.
 TO_PROVE = ("cuda", "triton")
-# Kernels that take longer than the reference, which is plain PyTorch, serve only where they are named: on one thread
-# they have 0.3 to 0.6, 1.0 and 0.6 of its speed.
-SLOWER = {("numba", "max_pool_forward"), ("numba", "point_density"), ("numba", "points_union")}
 BACKENDS = ("auto", "reference", "numba", "cpp", "triton", "cuda")
 # The CUDA library needs symbols that only a CUDA build of torch has.
 BINARIES = {"cpp": library.load("_C"), "cuda": torch.backends.cuda.is_built() and library.load("_C_cuda")}
@@ -169,8 +166,6 @@ class Op:
             missing, note = self.missing(name, device.type), ""
             if missing is None and name in TO_PROVE:
                 missing, note = proofs.machine_proofs().judge(proof, self.name, name, device)
-            if missing is None and (name, self.name) in SLOWER:
-                missing = "plain PyTorch is faster"
             if missing is None:
                 return name, "; ".join(filter(None, [note, *rejected])) or "first choice"
             rejected.append(f"{name}: {missing}")

@@ -226,19 +226,21 @@ def single_dtype_calls(kind: str, sizes: Sizes) -> Iterator[Call]:
     """
     n, small = sizes.images, sizes.small
     count, universe = (40, 300) if small else (15_625 * n, n * 64 * 224 * 224)
+    # On a device the result has as many entries as there are points, as in a trace.
+    capacity = count if kind == "cuda" else None
     yield Call(
         *("points_union", f"{count} points of {universe}", torch.int64),
-        # On a device the result has as many entries as there are points, as in a trace.
-        lambda: (torch.randint(0, universe, (count,), device=kind), universe, count if kind == "cuda" else None),
+        lambda: (torch.randint(0, universe, (count,), device=kind), universe, capacity),
         *(16 * count + universe // 8, count, equal),
     )
-    count, extent, sigma = (40, 7, 1.5) if small else (2000 * n, 224, 12.7)
+    fixations, side, sigma = (40, 7, 1.5) if small else (2000 * n, 224, 12.7)
+    pixels = n * side * side
     # Along rows for each point, along columns for each pixel; farther weights are below rounding in float32.
-    taps = min(extent, 2 * math.ceil(5.8 * sigma) + 1)
+    taps = min(side, 2 * math.ceil(5.8 * sigma) + 1)
     yield Call(
-        *("point_density", f"{count} points, {n}x{extent}x{extent}", torch.float32),
-        lambda: (torch.randint(0, n * extent * extent, (count,), device=kind), n, extent, extent, sigma),
-        *(8 * count + 4 * n * extent * extent, 2 * taps * (count + n * extent * extent), close(1e-4)),
+        *("point_density", f"{fixations} points, {n}x{side}x{side}", torch.float32),
+        lambda: (torch.randint(0, pixels, (fixations,), device=kind), n, side, side, sigma),
+        *(8 * fixations + 4 * pixels, 2 * taps * (fixations + pixels), close(1e-4)),
     )
     rows, columns = (5, 70) if small else (4096, 25088)
     yield Call(

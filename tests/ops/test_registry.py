@@ -191,13 +191,6 @@ def test_a_fallback_is_a_warning_once_for_all_ops(monkeypatch, caplog):
     ]
 
 
-@pytest.mark.parametrize("name", sorted(op for _, op in registry.SLOWER))
-def test_a_kernel_slower_than_plain_pytorch_is_not_chosen(monkeypatch, name):
-    monkeypatch.setattr(registry.Op, "missing", lambda op, backend, device: "away" if backend == "cpp" else None)
-    assert OPS[name].served("cpu") == ("reference", "cpp: away; numba: plain PyTorch is faster")
-    assert OPS["conv_trace"].served("cpu") == ("numba", "cpp: away")
-
-
 def test_a_named_backend_is_not_logged(caplog):
     with caplog.at_level(logging.DEBUG, logger="pyfast_xai"), ops.backend("reference"):
         ops.points_union(POINTS, 5)
