@@ -44,7 +44,7 @@ class Recording:
     """
 
     tape: Tape
-    policy: GradientRules
+    policy: "_Above"
     rules: GradientRules
     inputs: list[Value | None]
     layers: list[list[Value]] = field(default_factory=list)
@@ -109,6 +109,12 @@ class _Above(GradientRules):
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.rules.run(node, keep, args, kwargs) if self._reached else node(*args, **kwargs)
+
+    def with_rules(self, rules: GradientRules) -> "_Above":
+        """Returns a policy of other rules, for a walk that ends where this one does."""
+        other = _Above(rules, self._reached)
+        other._below = self._below
+        return other
 
 
 _STOP = Rule(lambda ctx, *args, **kwargs: None)

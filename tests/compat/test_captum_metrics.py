@@ -137,3 +137,25 @@ def test_a_batch_that_holds_no_row_is_warned_of():
 def test_what_does_not_fit_is_told(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["infidelity", "sensitivity_max"])
+def test_rows_that_are_plain_numbers(name):
+    """A function of numbers `[N]`, not of `[N, ...]`."""
+    one, other = (torch.rand(4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(2))
+
+    def product(one, other):
+        return one.sin() * other
+
+    def halved(inputs):
+        return tuple(0.5 * tensor for tensor in inputs), tuple(0.5 * tensor for tensor in inputs)
+
+    results = []
+    for library in (metrics, theirs):
+        if name == "infidelity":
+            results.append(library.infidelity(product, halved, (one, other), (other, one)))
+        else:
+            explain = IntegratedGradients(product).attribute
+            results.append(library.sensitivity_max(explain, (one, other), lambda inputs, radius: halved(inputs)[1]))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+    assert results[0].shape == (4,)

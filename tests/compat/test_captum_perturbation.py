@@ -145,6 +145,33 @@ def test_whole_numbers_stay_so():
     assert result.dtype == torch.int64
 
 
+@pytest.mark.parametrize("name", ["FeatureAblation", "ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap"])
+def test_truths_stay_so(name, exact_lasso):
+    x = torch.tensor([[True, False, True], [False, True, True]])
+
+    def count(x):
+        assert x.dtype == torch.bool
+        return x.sum(1).double()
+
+    agree(name, [count], x, atol=1e-6, **settings_of(name, feature_mask=torch.tensor([[0, 1, 1]])))
+
+
+@pytest.mark.parametrize("name", ["FeatureAblation", "FeaturePermutation", "ShapleyValueSampling"])
+def test_futures(net, name):
+    def later(x):
+        future = torch.futures.Future()
+        future.set_result(net(x))
+        return future
+
+    settings = settings_of(name, target=1, feature_mask=GRID)
+    torch.manual_seed(0)
+    result = getattr(ours, name)(later).attribute_future(images(), **settings).wait()
+    torch.manual_seed(0)
+    assert torch.equal(result, getattr(ours, name)(net).attribute(images(), **settings))
+    with pytest.raises(InputError, match=r"forward_func must return a torch.futures.Future, got Tensor"):
+        getattr(ours, name)(net).attribute_future(images(), **settings)
+
+
 def test_a_permutation_of_the_callers_own(net):
     def reversed_rows(x, mask):
         return torch.where(mask, x.flip(0), x)

@@ -291,7 +291,10 @@ def test_nothing_of_the_model_is_changed(net):
             lambda net: ours.GradientShap(net).attribute(images(), 0.0, target=1),
             "baselines must be a tensor for each of 1",
         ),
-        (lambda net: ours.NeuronGradient(net, net.conv2).attribute(images(), 3), "neuron_selector must index all 3"),
+        (
+            lambda net: ours.NeuronGradient(net, net.conv2).attribute(images(), 3),
+            "neuron_selector must choose one number",
+        ),
         (lambda net: ours.LayerActivation(net, "conv2"), "layer must be a torch.nn.Module, got str"),
         (
             lambda net: ours.LayerActivation(net, nn.ReLU()).attribute(images()),
@@ -308,5 +311,89 @@ def test_what_does_not_fit_is_said_so(call, message, net):
 
 def test_a_rule_that_is_none_is_said_so(net):
     net.conv1.rule = 3
-    with pytest.raises(InputError, match=r"rule of a module must be one of EpsilonRule, .* got int"):
-        ours.LRP(net).attribute(images(), target=1)
+    for error in (InputError, TypeError):  # the latter is Captum's
+        with pytest.raises(error, match=r"rule of a module must be one of EpsilonRule, .* got int"):
+            ours.LRP(net)
+    with pytest.raises(TypeError, match="got int"):
+        ours.LayerLRP(net, net.conv2)
+
+
+class Branches(nn.Module):
+    """A layer of two tensors, which the output reads unevenly, and two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.pair = nn.Linear(4, 3), nn.Linear(6, 3), Pair()
+
+    def forward(self, x, y):
+        one, other = self.pair(self.first(x), self.second(y))
+        return one * 2 + other
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, one, other):
+        return self.relu1(one), self.relu2(other)
+
+
+@pytest.fixture
+def branches():
+    torch.manual_seed(4)
+    draw = torch.Generator().manual_seed(5)
+    x, y = (torch.randn(3, size, dtype=DOUBLE, generator=draw) for size in (4, 6))
+    return Branches().to(DOUBLE).eval(), (x, y)
+
+
+@pytest.mark.parametrize("layer", ["first", "pair"], ids=["one tensor", "two tensors"])
+@pytest.mark.parametrize("name", ["LayerConductance", "LayerDeepLift", "LayerGradientShap", "LayerIntegratedGradients"])
+def test_deltas_of_a_layer_of_any_number_of_tensors(name, layer, branches):
+    """Of two inputs. What passes `first` alone is not all of the change, so that its delta is not zero."""
+    net, inputs = branches
+    starts = tuple(torch.zeros_like(tensor) for tensor in inputs)
+    results = []
+    for library in (ours, theirs):
+        np.random.seed(0)
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            explainer = getattr(library, name)(net, getattr(net, layer))
+            results.append(explainer.attribute(inputs, starts, target=1, return_convergence_delta=True))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
+    if layer == "pair" and name == "LayerDeepLift":
+        torch.testing.assert_close(results[0][1], torch.zeros(3, dtype=DOUBLE), rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Multiple layers provided")  # Captum's
+def test_the_way_of_several_layers(branches):
+    net, inputs = branches
+    results = []
+    for library in (ours, theirs):
+        explainer = library.LayerIntegratedGradients(net, [net.first, net.second])
+        results.append(explainer.attribute(inputs, target=1, n_steps=6, return_convergence_delta=True))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
+    assert isinstance(results[0][0], list)
+
+
+def test_a_selector_may_leave_out_dimensions_of_length_one():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.MaxPool1d(6), nn.Flatten(), nn.Linear(1, 2)).to(DOUBLE)
+    rows = torch.randn(2, 6, dtype=DOUBLE)
+    result = ours.NeuronGradient(net, net[1]).attribute(rows, 0)
+    torch.testing.assert_close(result, theirs.NeuronGradient(net, net[1]).attribute(rows.requires_grad_(), 0))
+    assert (result.detach().sum(1) == 1).all()
+
+
+NO_METHODS = ("LayerAttribution", "LimeBase", "NoiseTunnel", "metrics", "visualization")
+
+
+@pytest.mark.parametrize("name", sorted(set(ours.__all__).difference(NO_METHODS)))
+def test_what_attributions_are_units_of_is_captums(name, net):
+    """Whether they multiply by inputs, and can tell their delta."""
+    layered = name.startswith(("Layer", "Neuron", "Internal", "GuidedGrad"))
+    arguments = [net, net.conv2] if layered else [net]
+    result, expected = (getattr(library, name)(*arguments) for library in (ours, theirs))
+    assert result.multiplies_by_inputs == expected.multiplies_by_inputs
+    assert result.has_convergence_delta() == expected.has_convergence_delta()

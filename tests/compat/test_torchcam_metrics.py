@@ -162,6 +162,39 @@ def test_maps_with_nan_are_left_out(model, their_metrics):
                 measured.summary()
 
 
+def test_baselines_of_images_whose_maps_have_nan_are_left_out(model):
+    images = torch.randn(2, 3, 24, 24, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))
+    baselines = torch.randn(2, 3, 24, 24, dtype=DOUBLE, generator=torch.Generator().manual_seed(4))
+
+    class Extractor(ours.GradCAM):
+        def __call__(self, *args, **kwargs):
+            (maps,) = super().__call__(*args, **kwargs)
+            if len(maps) == 2:
+                maps[0] = float("nan")
+            return [maps]
+
+    summaries = []
+    for part in (slice(None), slice(1, 2)):
+        with Extractor(model, "0") as extractor:
+            metric = our_metrics.DeletionInsertionMetric(extractor, steps=3, baseline=baselines[part])
+            metric.update(images[part], class_idx=1)
+            summaries.append(metric.summary())
+    assert summaries[0] == pytest.approx(summaries[1], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "error", "words"),
+    [
+        ((2, 3, 24, 24), [1], ValueError, "class_idx must have one class for each of 2 images"),
+        ((2, 3, 24, 24), [1, 0.5], TypeError, "class_idx must hold ints"),
+        ((2, 3), 1, ValueError, "1D, 2D or 3D maps"),
+    ],
+)
+def test_images_and_classes_that_do_not_fit_metrics(shape, classes, error, words, model):
+    with ours.GradCAM(model, "0") as extractor, pytest.raises(error, match=words):
+        our_metrics.ClassificationMetric(extractor).update(torch.rand(shape, dtype=DOUBLE), classes)
+
+
 def test_bad_settings_of_metrics(model):
     with ours.LayerCAM(model, "1") as extractor:
         with pytest.raises(InputError, match="steps must be at least 1, got 0"):

@@ -17,14 +17,16 @@ from pyfast_xai.compat.captum.arguments import (
     repeated_further,
     select,
 )
-from pyfast_xai.compat.captum.attribution import Attribution
+from pyfast_xai.compat.captum.attribution import AwaitedAttribution
 from pyfast_xai.tape import record
 
 T = TypeVar("T")
 
 
-class Ablation(Attribution):
+class Ablation(AwaitedAttribution):
     """Base of methods that say how far the output drops where parts of the inputs have other values."""
+
+    _multiply_by_inputs = True
 
     def _drops(
         self,
@@ -119,8 +121,14 @@ def repeatable(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Cal
 def _tensor(baseline: Tensor | float, tensor: Tensor) -> Tensor:
     if isinstance(baseline, Tensor):
         return baseline.to(tensor.device)
-    # A number takes the dtype of the input, but for a fraction among integers.
-    return torch.full((), baseline, dtype=torch.result_type(tensor, baseline), device=tensor.device)
+    return torch.full((), baseline, dtype=common_dtype(tensor, baseline), device=tensor.device)
+
+
+def common_dtype(tensor: Tensor, baseline: Tensor | float) -> torch.dtype:
+    """Returns the dtype of an input with a baseline in it: its own, but for a fraction among integers."""
+    if tensor.dtype == torch.bool and not isinstance(baseline, Tensor) and baseline in (0, 1):
+        return torch.bool
+    return torch.result_type(tensor, baseline)
 
 
 def reporter(title: str, total: int) -> Callable[[int], None]:

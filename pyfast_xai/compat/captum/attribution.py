@@ -1,10 +1,12 @@
 """The base of Captum's classes."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.futures import Future
 
 from pyfast_xai.compat.acceleration import Replaying
 from pyfast_xai.compat.called import Forward
@@ -62,6 +64,25 @@ class Attribution(Replaying):
         return "".join(c if c.islower() or not i else f" {c}" for i, c in enumerate(cls.__name__))
 
 
+class AwaitedAttribution(Attribution):
+    """Base of methods whose forward function may return futures."""
+
+    def attribute_future(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Returns a completed future of `attribute`, for a forward function that returns `torch.futures.Future`."""
+
+        def awaited(*forward_args: Any) -> Any:
+            answer = self.forward_func(*forward_args)
+            if not isinstance(answer, Future):
+                refuse(f"forward_func must return a torch.futures.Future, got {type(answer).__name__}")
+            return answer.wait()
+
+        explainer = copy.copy(self)
+        explainer.forward_func = awaited
+        result: Future[Any] = Future()
+        result.set_result(explainer.attribute(*args, **kwargs))
+        return result
+
+
 class GradientAttribution(Attribution):
     """Base of methods that walk back from the output."""
 
@@ -115,9 +136,9 @@ class GradientAttribution(Attribution):
             for start, end in zip(baselines_for(start_point, ends), ends, strict=True)
         ]
         parts = as_tuple(attributions)
-        for part, end in zip(parts, ends, strict=True):
-            if len(part) != len(end):
-                refuse(f"attributions must have one row for each of {len(end)} inputs, got {len(part)}")
+        for part in parts:  # of a layer there may be more, or fewer, than of inputs
+            if len(part) != len(ends[0]):
+                refuse(f"attributions must have one row for each of {len(ends[0])} inputs, got {len(part)}")
         if isinstance(target, list) and len(target) != len(ends[0]):
             refuse(f"target must have one entry for each of {len(ends[0])} rows, got {len(target)}")
         more = further(additional_forward_args)

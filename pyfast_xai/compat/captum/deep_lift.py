@@ -344,7 +344,7 @@ class LayerDeepLift(LayerOf):
         settings = {"layers": [self.layer], "at_input": at_input, "to_inputs": False}
         recording = self._record(inputs, additional_forward_args, rules=rules, **settings)
         reference = self._record(starts, additional_forward_args, rules=rules, **settings)
-        policy = rules.against(recording.tape, reference.tape)
+        policy = recording.policy.with_rules(rules.against(recording.tape, reference.tape))
         factors = recording.gradients(one_number_a_row(target), recording.layers[0], policy)
         ends, begins = (tuple(tensor.contiguous() for tensor in one.activations[0]) for one in (recording, reference))
         return attributions(factors, ends, begins, self._multiply_by_inputs, custom)

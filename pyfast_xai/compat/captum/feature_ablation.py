@@ -11,7 +11,7 @@ from pyfast_xai.compat.called import Forward
 from pyfast_xai.compat.captum.ablation import Ablation, hidden_values
 from pyfast_xai.compat.captum.arguments import Baselines, Inputs, Target, as_tuple, like, refuse
 from pyfast_xai.compat.captum.feature_masks import FeatureMask, masks_for
-from pyfast_xai.compat.captum.layer_methods import LayerActivation, WithLayer
+from pyfast_xai.compat.captum.layer_methods import LayerActivation, WithLayers
 from pyfast_xai.compat.captum.layers import LayerAttribution, checked_layer, of_layer
 from pyfast_xai.compat.captum.neurons import Neuron, Selector
 
@@ -321,9 +321,9 @@ def _above(
     inputs: Inputs,
     additional_forward_args: Any,
     at_input: bool,
-) -> tuple[WithLayer, tuple[Tensor, ...]]:
+) -> tuple[WithLayers, tuple[Tensor, ...]]:
     """Returns the forward function from the results of a layer on, and these results."""
     activation = LayerActivation(explainer.forward_func, explainer.layer)
     activations = as_tuple(activation.attribute(inputs, additional_forward_args, at_input))
     tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
-    return WithLayer(explainer.forward_func, explainer.layer, tensors, len(activations), at_input), activations
+    return WithLayers(explainer.forward_func, [explainer.layer], tensors, [len(activations)], at_input), activations

@@ -1,5 +1,7 @@
 """Attributions to a layer: activations, gradients, and sums of them on the way from a baseline."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from pyfast_xai.compat.captum.arguments import (
 )
 from pyfast_xai.compat.captum.deep_lift import attributions, between, distribution, full_baselines
 from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients, path_points, places_and_weights
-from pyfast_xai.compat.captum.layers import LayerOf, of_layer
+from pyfast_xai.compat.captum.layers import LayerOf, of_layer, split
 from pyfast_xai.compat.captum.noise_tunnel import NoiseTunnel
 from pyfast_xai.compat.recording import Recording
 from pyfast_xai.tape.module_hooks import following, unwrap
@@ -41,6 +43,8 @@ class LayerActivation(LayerOf):
         >>> LayerActivation(model, model.block).attribute(torch.rand(2, 3, 96, 96)).shape
         torch.Size([2, 80, 12, 12])
     """
+
+    _multiply_by_inputs = True
 
     def attribute(
         self, inputs: Inputs, additional_forward_args: Any = None, attribute_to_layer_input: bool = False
@@ -390,7 +394,7 @@ class LayerIntegratedGradients(LayerOf):
 
     Args:
         forward_func: a module or a function.
-        layer: a module that it runs.
+        layer: a module that it runs, or several in a list, of which all go their ways together.
         device_ids: accepted for data-parallel models, which are looked through.
         multiply_by_inputs: by the difference of the activations.
 
@@ -407,7 +411,7 @@ class LayerIntegratedGradients(LayerOf):
     def __init__(
         self,
         forward_func: Forward,
-        layer: nn.Module,
+        layer: Any,
         device_ids: list[int] | None = None,
         multiply_by_inputs: bool = True,
     ) -> None:
@@ -430,27 +434,30 @@ class LayerIntegratedGradients(LayerOf):
         """Attributes the output to the layer; see `IntegratedGradients.attribute`.
 
         Returns:
-            Of the shape of the layer, a tuple for several tensors; with a delta `[N]`, a pair.
+            Of the shape of the layer, a tuple for several tensors; of several layers a list. With a delta `[N]`, a
+            pair.
         """
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         starts = full_baselines(baselines, tensors)
-        activation = LayerActivation(self.forward_func, self.layer)
+        activation = LayerActivation(self.forward_func, self.layers)
         ends, begins = (
-            as_tuple(activation.attribute(points, additional_forward_args, attribute_to_layer_input))
+            [as_tuple(one) for one in activation.attribute(points, additional_forward_args, attribute_to_layer_input)]
             for points in (tensors, starts)
         )
-        above = WithLayer(self.forward_func, self.layers[0], tensors, len(ends), attribute_to_layer_input)
+        counts = [len(one) for one in ends]
+        above = WithLayers(self.forward_func, self.layers, tensors, counts, attribute_to_layer_input)
         result = IntegratedGradients(above, self._multiply_by_inputs).attribute(
-            ends,
-            begins,
+            tuple(itertools.chain(*ends)),
+            tuple(itertools.chain(*begins)),
             target,
             additional_forward_args,
             n_steps,
             method,
             internal_batch_size,
         )
+        results = [of_layer(part) for part in split(result, counts)]
         return self._with_delta(
-            of_layer(result),
+            results if isinstance(self.layer, (list, tuple)) else results[0],
             result,
             starts,
             tensors,
@@ -463,35 +470,42 @@ class LayerIntegratedGradients(LayerOf):
         return True
 
 
-class WithLayer:
-    """The forward function with other numbers for what a layer returns or is given, of any number of copies of rows.
+class WithLayers:
+    """The forward function with other numbers for what layers return or are given, of any number of copies of rows.
 
     Args:
         function: a module or a function.
-        layer: a module that it runs.
+        layers: modules that it runs.
         inputs: `[N, ...]` each.
-        count: tensors of the layer, which are the first arguments of a call.
-        at_input: replace what the layer is given.
+        counts: numbers of tensors of the layers, which are the first arguments of a call, layer by layer.
+        at_input: replace what the layers are given.
     """
 
     def __init__(
-        self, function: Forward, layer: nn.Module, inputs: tuple[Tensor, ...], count: int, at_input: bool
+        self,
+        function: Forward,
+        layers: Sequence[nn.Module],
+        inputs: tuple[Tensor, ...],
+        counts: Sequence[int],
+        at_input: bool,
     ) -> None:
-        self._function, self._layer, self._inputs = function, unwrap(layer), inputs
-        self._count, self._at_input = count, at_input
+        self._function, self._layers, self._inputs = function, [unwrap(layer) for layer in layers], inputs
+        self._counts, self._at_input = counts, at_input
 
     def __call__(self, *args: Any) -> Any:
-        activations, more = args[: self._count], args[self._count :]
-        copies = len(activations[0]) // max(1, len(self._inputs[0]))
+        count = sum(self._counts)
+        by_layer = dict(zip(self._layers, split(args[:count], self._counts), strict=True))
+        copies = len(args[0]) // max(1, len(self._inputs[0]))
         inputs = tuple(torch.cat([tensor] * copies) for tensor in self._inputs)
 
         def replace(module: nn.Module, _: Any) -> Any:
-            if module is not self._layer:
+            activations = by_layer.get(module)
+            if activations is None:
                 return None
-            return activations if self._at_input or self._count > 1 else activations[0]
+            return activations if self._at_input or len(activations) > 1 else activations[0]
 
         def ignore(module: nn.Module, _: Any) -> None:
             pass
 
         with following(replace, ignore) if self._at_input else following(ignore, replace):
-            return self._function(*inputs, *more)
+            return self._function(*inputs, *args[count:])

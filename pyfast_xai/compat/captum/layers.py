@@ -1,5 +1,6 @@
 """Grad-CAM at a layer, and guided Grad-CAM."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -68,6 +69,12 @@ class LayerOf(LayerAttribution, GradientAttribution):
 def of_layer(tensors: Sequence[Tensor]) -> Any:
     """Returns the tensors of a layer as a user gets them: one by itself, several as a tuple."""
     return tuple(tensors) if len(tensors) > 1 else tensors[0]
+
+
+def split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """Returns the tensors of each layer, of which there are so many."""
+    remaining = iter(tensors)
+    return [tuple(itertools.islice(remaining, count)) for count in counts]
 
 
 # What `torch.autograd.grad` would do otherwise and a walk does anyway, or does not know.

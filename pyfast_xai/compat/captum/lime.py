@@ -12,7 +12,14 @@ from torch.distributions import Categorical
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyfast_xai.compat.called import Forward
-from pyfast_xai.compat.captum.ablation import check_at_once, number, repeatable, reporter, select_or_number
+from pyfast_xai.compat.captum.ablation import (
+    check_at_once,
+    common_dtype,
+    number,
+    repeatable,
+    reporter,
+    select_or_number,
+)
 from pyfast_xai.compat.captum.arguments import (
     Baselines,
     Inputs,
@@ -208,7 +215,7 @@ def _with_features(form: Tensor, inputs: Inputs, **kwargs: Any) -> Any:
     hidden = baselines if isinstance(baselines, tuple) else (baselines,)
     results = []
     for tensor, mask, baseline in zip(as_tuple(inputs), masks, hidden, strict=True):
-        kind = torch.result_type(tensor, baseline)
+        kind = common_dtype(tensor, baseline)
         filled = torch.as_tensor(baseline, dtype=kind, device=tensor.device)
         results.append(torch.where(form[0][mask].bool(), tensor.to(kind), filled))
     return like(inputs, results)

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_xai.compat.called import FUNCTION
-from pyfast_xai.compat.captum.arguments import Inputs, Target, as_tuple, like, one_number_a_row, refuse
+from pyfast_xai.compat.captum.arguments import (
+    CaptumInputError,
+    Inputs,
+    Target,
+    as_tuple,
+    like,
+    one_number_a_row,
+)
 from pyfast_xai.compat.captum.attribution import GradientAttribution
 from pyfast_xai.compat.captum.deep_lift import checked_module, input_values
-from pyfast_xai.compat.captum.layers import LayerOf, of_layer
+from pyfast_xai.compat.captum.layers import LayerOf, of_layer, split
 from pyfast_xai.compat.captum.lrp_rules import (
     STABILIZER,
     Alpha1_Beta0_Rule,
@@ -30,6 +37,10 @@ logger = logging.getLogger("pyfast_xai")
 _RULES = {rule.__name__: rule for rule in (EpsilonRule, GammaRule, Alpha1_Beta0_Rule, IdentityRule)}
 
 
+class RuleTypeError(CaptumInputError, TypeError):
+    """A rule of a module that is none; also a `TypeError`, as there."""
+
+
 def _rule_of(module: nn.Module) -> LayerRule | None:
     """Returns the layer rule that a user attached to a module as `rule`."""
     rule: Any = getattr(module, "rule", None)
@@ -37,7 +48,7 @@ def _rule_of(module: nn.Module) -> LayerRule | None:
         return rule
     name = type(rule).__name__
     if name not in _RULES:
-        refuse(f"rule of a module must be one of {', '.join(_RULES)} or a LayerRule, got {name}")
+        raise RuleTypeError(f"rule of a module must be one of {', '.join(_RULES)} or a LayerRule, got {name}")
     settings = {"epsilon": "STABILITY_FACTOR", "gamma": "gamma", "set_bias_to_zero": "set_bias_to_zero"}
     known = _RULES[name].__init__.__code__.co_varnames if name != "IdentityRule" else ()
     return _RULES[name](**{name: getattr(rule, at) for name, at in settings.items() if name in known}).layer_rule()
@@ -77,9 +88,12 @@ class LRP(GradientAttribution):
         torch.Size([2, 3, 96, 96])
     """
 
+    _multiply_by_inputs = True
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(checked_module(model))
         self.model = model
+        _composite(model)  # refuses rules that are none
 
     def attribute(
         self,
@@ -133,9 +147,12 @@ class LayerLRP(LayerOf):
         torch.Size([2, 80, 12, 12])
     """
 
+    _multiply_by_inputs = True
+
     def __init__(self, model: nn.Module, layer: Any) -> None:
         super().__init__(checked_module(model), layer)
         self.model = model
+        _composite(model)
 
     def attribute(
         self,
@@ -161,7 +178,7 @@ class LayerLRP(LayerOf):
         values = [value for layer_values in recording.layers for value in layer_values]
         relevance = shared(self.model, recording, target, values, verbose)
         counts = [len(layer_values) for layer_values in recording.layers]
-        by_layer = [list(part) for part in _split(relevance, counts)]
+        by_layer = [list(part) for part in split(relevance, counts)]
         results = [of_layer(part) for part in by_layer]
         if not isinstance(self.layer, (list, tuple)):
             return _with_delta(recording, target, results[0], by_layer[0], return_convergence_delta)
@@ -203,11 +220,3 @@ def _with_delta(
 def _missing(attributions: Sequence[Tensor], output: Tensor) -> Tensor:
     """Returns the output less the sum of the attributions, `[N]`."""
     return output.flatten() - sum(attribution.flatten(1).sum(1) for attribution in attributions)
-
-
-def _split(relevance: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
-    parts, first = [], 0
-    for count in counts:
-        parts.append(relevance[first : first + count])
-        first += count
-    return parts

@@ -131,7 +131,7 @@ def infidelity(
             after = select(forward_func(*changed, *copies), repeated(target, count, each=True))
             done = (before.repeat_interleave(count, 0) - after).view(rows, -1)
             pairs = zip(moves, maps, strict=True)
-            predicted = sum((move * tensor.repeat_interleave(count, 0)).flatten(1).sum(1) for move, tensor in pairs)
+            predicted = sum(_rows(move * tensor.repeat_interleave(count, 0)).sum(1) for move, tensor in pairs)
             assert isinstance(predicted, Tensor)
             predicted = predicted.view(rows, -1)
             sums = ((predicted - done).square(), predicted * done, predicted.square(), done.square())
@@ -241,7 +241,12 @@ def _check_perturbed(tensors: tuple[Tensor, ...], moves: tuple[Tensor, ...], cha
 
 
 def _flat(explanation: Any) -> Tensor:
-    return torch.cat([tensor.flatten(1) for tensor in as_tuple(explanation)], 1)
+    return torch.cat([_rows(tensor) for tensor in as_tuple(explanation)], 1)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Returns `[N, D]` of a tensor whose rows may also be plain numbers, `[N]`."""
+    return tensor.reshape(len(tensor), -1)
 
 
 def _repeated_settings(kwargs: dict[str, Any], tensors: tuple[Tensor, ...], count: int) -> dict[str, Any]:

@@ -96,11 +96,17 @@ def selected(output: Any, selector: Selector) -> Tensor:
     if callable(selector):
         return selector(tensors[0] if len(tensors) == 1 else tuple(tensors))
     index = selector if isinstance(selector, tuple) else (selector,)
-    if len(index) != tensors[0].dim() - 1:
-        refuse(f"neuron_selector must index all {tensors[0].dim() - 1} dimensions of a row, got {selector!r}")
+    if len(index) >= tensors[0].dim():
+        refuse(f"neuron_selector must index {tensors[0].dim() - 1} dimensions of a row or fewer, got {selector!r}")
     place: Any = (slice(None), *index)
     neuron = tensors[0][place]
-    return neuron.flatten(1).sum(1) if neuron.dim() > 1 else neuron
+    neuron = neuron.reshape(len(neuron), -1)
+    if neuron.shape[1] != 1 and not any(isinstance(one, slice) for one in index):
+        refuse(
+            f"neuron_selector must choose one number of each row of {list(tensors[0].shape)}, or have slices, whose "
+            f"numbers are added up, got {selector!r}"
+        )
+    return neuron.sum(1)
 
 
 class NeuronAttribution(GradientAttribution):

@@ -30,7 +30,7 @@ from pyfast_xai.compat.captum.arguments import (
     repeated,
     repeated_further,
 )
-from pyfast_xai.compat.captum.attribution import Attribution
+from pyfast_xai.compat.captum.attribution import Attribution, AwaitedAttribution
 from pyfast_xai.compat.captum.feature_masks import FeatureMask, features_in, masks_for
 
 
@@ -43,7 +43,7 @@ def _all_perm_generator(num_features: int, num_samples: int) -> Iterable[Sequenc
     yield from itertools.permutations(range(num_features))
 
 
-class ShapleyValueSampling(Attribution):
+class ShapleyValueSampling(AwaitedAttribution):
     """Computes the average gain in output when a feature joins those before it in a random order.
 
     No subset of the features goes through the model twice.
@@ -60,6 +60,8 @@ class ShapleyValueSampling(Attribution):
         >>> explain.attribute(torch.rand(1, 3, 96, 96), target=3, feature_mask=mask, n_samples=2).shape
         torch.Size([1, 3, 96, 96])
     """
+
+    _multiply_by_inputs = True
 
     def __init__(self, forward_func: Forward) -> None:
         super().__init__(forward_func)

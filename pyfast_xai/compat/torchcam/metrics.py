@@ -36,6 +36,8 @@ class _Batch:
     scores: Tensor
     classes: list[int] | None
     targets: list[OutputTarget] | None
+    rows: Tensor  # their places among all images of the call
+    count: int  # of all images of the call
 
 
 class _Metric:
@@ -73,6 +75,15 @@ class _Metric:
         """
         if targets is not None and class_idx is not None:
             raise InputError("class_idx or targets must be given, not both")
+        if input_tensor.dim() not in (3, 4, 5):
+            raise InputError(f"input_tensor must be [N, C, ...] with 1D, 2D or 3D maps, got {list(input_tensor.shape)}")
+        if isinstance(class_idx, list):
+            if not all(isinstance(index, int) for index in class_idx):
+                raise InputTypeError(f"class_idx must hold ints, got {class_idx!r}")
+            if len(class_idx) != len(input_tensor):
+                raise InputError(
+                    f"class_idx must have one class for each of {len(input_tensor)} images, got {class_idx}"
+                )
         with evaluating(self.cam_extractor.model):
             batch = self._batch(input_tensor, class_idx, targets)
             if batch is not None:
@@ -104,6 +115,8 @@ class _Metric:
             scores[valid],
             None if classes is None else [classes[row] for row in rows],
             None if functions is None else [functions[row] for row in rows],
+            valid,
+            len(images),
         )
 
     def _answers(self, images: Tensor) -> Any:
@@ -217,7 +230,7 @@ class DeletionInsertionMetric(_Metric):
         self.deletion = self.insertion = 0.0
 
     def _measure(self, batch: _Batch) -> None:
-        images, baseline = batch.images.flatten(2), self._baseline(batch.images).flatten(2)
+        images, baseline = batch.images.flatten(2), self._baseline(batch).flatten(2)
         positions = images.shape[2]
         step = -(-positions // self.steps)
         counts = torch.tensor([*range(0, positions, step), positions], device=images.device)
@@ -237,13 +250,16 @@ class DeletionInsertionMetric(_Metric):
         self.deletion += float(areas[0])
         self.insertion += float(areas[1])
 
-    def _baseline(self, images: Tensor) -> Tensor:
+    def _baseline(self, batch: _Batch) -> Tensor:
+        images = batch.images
         if self.baseline is None:
             return torch.zeros_like(images)
         with torch.no_grad():
             baseline = self.baseline if isinstance(self.baseline, Tensor) else self.baseline(images)
         if not isinstance(baseline, Tensor):
             raise InputTypeError(f"baseline must return a tensor, got {type(baseline).__name__}")
+        if isinstance(self.baseline, Tensor) and baseline.dim() == images.dim() and len(baseline) == batch.count:
+            baseline = baseline[batch.rows.to(baseline.device)]
         return broadcast(baseline, images)
 
     def summary(self) -> dict[str, float]:
