@@ -6,6 +6,7 @@ A folder holds any of these:
     VOC2007/Annotations, JPEGImages, ImageSets/Main/test.txt                PASCAL VOC 2007
     graz02/<class>/*.image.png and *.mask.*.png                             Graz-02 (INRIA's masks)
     coco/annotations.json and *.jpg                                         COCO or a part of it
+    fundus_codras/retinal.names, *.jpg and *.txt                            IDRiD fundus pictures, boxes of lesions
     wsol/cnn_fixations_boxes.npz, ilsvrc_val_ground_truth.npz               published boxes and ground truth
     mnist/*-ubyte[.gz] or mnist.npz                                         MNIST
     svhn/train_32x32.mat, test_32x32.mat                                    SVHN, cropped digits
@@ -207,6 +208,20 @@ class Data:
                 shape_kinds += [item["category"]] * len(outlines)
             corners = torch.tensor(boxes).float().view(-1, 4)
             annotations.append(Annotation(free / row["file"], None, corners, kinds, shapes, shape_kinds))
+        return self._some(annotations)
+
+    def fundus(self) -> list[Annotation]:
+        """Returns fundus pictures with boxes around their lesions."""
+        names = self._file("fundus_codras/retinal.names", "IDRiD's fundus pictures with boxes")
+        kinds = names.read_text().split()
+        annotations = []
+        for picture in sorted(names.parent.glob("*.jpg")):
+            width, height = load_image(picture).size
+            lines = [line.split() for line in picture.with_suffix(".txt").read_text().splitlines() if line]
+            sides = torch.tensor([[float(share) for share in line[1:]] for line in lines]).view(-1, 4)
+            sides *= torch.tensor([width, height] * 2)
+            boxes = torch.cat([sides[:, :2] - sides[:, 2:] / 2, sides[:, :2] + sides[:, 2:] / 2 - 1], 1)
+            annotations.append(Annotation(picture, None, boxes, [kinds[int(line[0])] for line in lines]))
         return self._some(annotations)
 
     def published_boxes(self) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from pyfast_xai.explainers.fgvis import GAMES
 from pyfast_xai.images import load_image
 from pyfast_xai.metrics.faithfulness import SWAPS
 from pyfast_xai.models import LoadedModel
+from pyfast_xai.reproduce import lesions
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import Experiment, Outcome, percent
 from pyfast_xai.reproduce.protocol import Make, measured
@@ -110,14 +111,6 @@ def table_2(data: Data) -> Outcome:
     return Outcome("FGVis, Table 2: area under the deletion curve", heads, rows, deviations)
 
 
-def table_3(data: Data) -> Outcome:
-    """Measures Table 3, lesions of diabetic retinopathy; needs a classifier of fundus pictures."""
-    raise InputError(
-        "experiment table-3 needs a network trained on fundus pictures (the paper's: EyePACS), got none; with one, "
-        "metrics.LesionSensitivity() scores FGVis(model, game='deletion')(images).heatmap > threshold"
-    )
-
-
 def color_swap(data: Data) -> Outcome:
     """Measures section 4.3: the classes that the model knows by their colour."""
     pictures = data.imagenet()
@@ -181,7 +174,7 @@ def games(data: Data) -> Outcome:
 EXPERIMENTS: dict[str, Experiment] = {
     "table-1": table_1,
     "table-2": table_2,
-    "table-3": table_3,
+    "table-3": lesions.table_3,
     "color-swap": color_swap,
     "games": games,
 }

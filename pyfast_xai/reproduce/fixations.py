@@ -6,11 +6,10 @@ from typing import Any
 import torch
 
 from pyfast_xai import metrics, render
-from pyfast_xai.errors import InputError
 from pyfast_xai.evaluation import Annotation, Centre
 from pyfast_xai.explainers import CNNFixations
 from pyfast_xai.images import find_images, load_image
-from pyfast_xai.reproduce import saliency, stability
+from pyfast_xai.reproduce import captions, saliency, stability
 from pyfast_xai.reproduce.data import Data
 from pyfast_xai.reproduce.outcome import Experiment, Outcome
 from pyfast_xai.reproduce.protocol import METHODS, Make, fitting, like, measured, placed
@@ -168,14 +167,6 @@ def sketches(data: Data) -> Outcome:
     return Outcome("CNN-Fixations on sketches", [], [], deviations, shown)
 
 
-def captions(data: Data) -> Outcome:
-    """Draws section IV-E, the words of a caption; needs a trained captioner."""
-    raise InputError(
-        "experiment captions needs a captioner trained on COCO (the paper's: Show and Tell), got none; with one, "
-        "CNNFixations(captioner, neuron=(word layer, index))(images) grounds a word"
-    )
-
-
 EXPERIMENTS: dict[str, Experiment] = {
     "table-1": table_1,
     "table-1-boxes": table_1_boxes,
@@ -185,5 +176,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "adversarial": stability.adversarial,
     "ablation": ablation,
     "sketches": sketches,
-    "captions": captions,
+    "captions": captions.captions,
 }
