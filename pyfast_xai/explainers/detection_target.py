@@ -1,6 +1,6 @@
 """The score of a box and its class as a target, for detectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from pyfast_xai.explainers.common.detections import (
     Detections,
     check_boxes,
     detections_in,
+    largest,
     overlaps,
 )
-from pyfast_xai.explainers.common.explainer import one_of
+from pyfast_xai.explainers.common.explainer import at_least, one_of
 from pyfast_xai.explainers.common.targets import TargetByImage
 
 
@@ -27,13 +28,14 @@ class DetectionTarget(TargetByImage):
     class c is `max_j IoU(b, b_j) p_j(c)`. Where nothing overlaps the box, or nothing has the class, it is zero. The
     gradient is that of the probability: the overlap of a box with itself has its maximum there, and no direction.
 
-    It is the `target` of every explainer that takes functions: gradients, class activation maps, perturbations.
+    It is the `target` of every explainer that takes functions: gradients, class activation maps, perturbations. K boxes
+    an image are K rows of the explanation, image by image, from one forward and one walk.
 
     Args:
-        boxes: corners (x0, y0, x1, y1) in pixels of the images: `[N, 4]`, or `[4]` for all images.
-        classes: `[N]` indices, or one for all images, as the detector counts them.
-        probabilities: probabilities of the classes in each box, `[N, C]`, which D-RISE compares; None where each is
-            certain.
+        boxes: corners (x0, y0, x1, y1) in pixels of the images: `[N, 4]`, `[N, K, 4]`, or `[4]` for all images.
+        classes: `[N]` or `[N, K]` indices, or one for all boxes, as the detector counts them.
+        probabilities: probabilities of the classes in each box, `[N, C]` or `[N, K, C]`, which D-RISE compares; None
+            where each is certain.
         size: height and width of the images in pixels; needed for detectors whose boxes are shares of them (DETR).
         activation: what makes probabilities of "logits" beside "pred_boxes": a "softmax" with "no object" as the last
             class (DETR, YOLOS), or a "sigmoid" (Deformable DETR, RT-DETR).
@@ -87,6 +89,7 @@ class DetectionTarget(TargetByImage):
         cls,
         output: Any,
         *,
+        count: int | None = None,
         size: tuple[int, int] | None = None,
         activation: Activation = "softmax",
         n_classes: int | None = None,
@@ -95,23 +98,32 @@ class DetectionTarget(TargetByImage):
 
         Args:
             output: what a detector returned for images.
+            count: K for the K such detections of each image, as boxes `[N, K, 4]`; None for one, `[N, 4]`.
             size: height and width of the images in pixels, see the class.
             activation: what makes probabilities of "logits", see the class.
             n_classes: classes of the detector, see the class.
 
         Raises:
-            InputError: an image without a detection, or an output of another kind.
+            InputError: an image with fewer detections, or an output of another kind.
         """
         images = detections_in(output, size, activation, n_classes)
-        empty = [place for place, detections in enumerate(images) if not len(detections.boxes)]
-        if empty:
-            raise InputError(f"output must have a detection for every image, got none for image {empty[0]}")
-        best = [int(detections.probabilities.amax(1).argmax()) for detections in images]
-        boxes = torch.stack([detections.boxes[place].detach() for detections, place in zip(images, best, strict=True)])
-        rows = [detections.probabilities[place].detach() for detections, place in zip(images, best, strict=True)]
-        width = max(len(row) for row in rows)
-        vectors = torch.stack([functional.pad(row, (0, width - len(row))) for row in rows])
-        return cls(boxes, vectors.argmax(1), vectors, size=size, activation=activation, n_classes=n_classes)
+        needed = at_least(1, "count", 1 if count is None else count)
+        for place, detections in enumerate(images):
+            if len(detections.boxes) < needed:
+                raise InputError(
+                    f"output must have {'a detection' if needed == 1 else f'{needed} detections'} for every image, "
+                    f"got {len(detections.boxes) or 'none'} for image {place}"
+                )
+        best = [detections.probabilities.amax(1).topk(needed).indices for detections in images]
+        boxes = torch.stack(
+            [detections.boxes[places].detach() for detections, places in zip(images, best, strict=True)]
+        )
+        rows = [detections.probabilities[places].detach() for detections, places in zip(images, best, strict=True)]
+        width = max(row.shape[1] for row in rows)
+        vectors = torch.stack([functional.pad(row, (0, width - row.shape[1])) for row in rows])
+        if count is None:
+            boxes, vectors = boxes[:, 0], vectors[:, 0]
+        return cls(boxes, vectors.argmax(-1), vectors, size=size, activation=activation, n_classes=n_classes)
 
     def rows(self, rows: Tensor) -> "DetectionTarget":
         """Returns the target of some of the images, int64 `[M]`."""
@@ -134,24 +146,26 @@ class DetectionTarget(TargetByImage):
             InputError: there are more or fewer images than boxes.
         """
         images = detections_in(output, self.size, self.activation, self.n_classes)
-        if self.boxes.dim() == 2 and len(self.boxes) != len(images):
+        if self.boxes.dim() > 1 and len(self.boxes) != len(images):
             raise InputError(f"boxes must be one for each of {len(images)} images, got {len(self.boxes)}")
         return images
 
-    def vectors(self, count: int) -> Tensor:
-        """Returns the probabilities of the classes in the boxes of so many images, `[count, C]`."""
+    def of_each_image(self, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields the boxes `[K, 4]`, their classes `[K]` and probabilities `[K, C]` of each of so many images."""
         vectors = functional.one_hot(self.classes) if self.probabilities is None else self.probabilities
-        return vectors.expand(count, vectors.shape[-1])
+        lead = (*self.boxes.shape[:-1], 1, 1)[:2]
+        parts = (part.view(*lead, *part.shape[self.boxes.dim() - 1 :]) for part in (self.boxes, self.classes, vectors))
+        return zip(*(part.expand(count, *part.shape[1:]) for part in parts), strict=True)
 
     def __call__(self, output: Any) -> Tensor:
-        """Returns the score of the box of each image, `[N]`, in what the detector returned."""
+        """Returns the score of the box of each image, `[N]`, or of its K, `[N, K]`, in what the detector returned."""
         images = self.detections(output)
-        boxes, classes = self.boxes.expand(len(images), 4), self.classes.expand(len(images))
         scores = []
-        for detections, box, of_class in zip(images, boxes, classes, strict=True):
-            if not len(detections.boxes):
-                scores.append(detections.probabilities.sum())
-                continue
-            at = overlaps(detections.boxes.detach(), box[None].to(detections.boxes))[:, 0]
-            scores.append((at * detections.of_classes(of_class[None])[:, 0]).amax())
-        return torch.stack(scores)
+        for detections, (boxes, classes, _) in zip(images, self.of_each_image(len(images)), strict=True):
+            at = overlaps(detections.boxes.detach(), boxes.to(detections.boxes))
+            scores.append(largest(at * detections.of_classes(classes), detections))
+        return self.as_given(torch.stack(scores))
+
+    def as_given(self, numbers: Tensor) -> Tensor:
+        """Returns numbers `[N, K]` of boxes `[N, K, 4]` as they are, and those of one box an image as `[N]`."""
+        return numbers if self.boxes.dim() == 3 else numbers[:, 0]

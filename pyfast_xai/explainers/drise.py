@@ -8,7 +8,7 @@ from torch.nn import functional
 from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.common.detections import Detections, overlaps
+from pyfast_xai.explainers.common.detections import Detections, largest, overlaps
 from pyfast_xai.explainers.common.perturbation_explainer import PerturbationSettings
 from pyfast_xai.explainers.common.targets import Goal, TargetByImage
 from pyfast_xai.explainers.detection_target import DetectionTarget
@@ -90,20 +90,22 @@ class _Similarity(TargetByImage):
         return _Similarity(self.target.rows(rows))
 
     def __call__(self, output: Any) -> Tensor:
-        """Returns the similarities `[N]`, 0 where nothing is detected."""
+        """Returns the similarities `[N]`, or of K boxes `[N, K]`; 0 where nothing is detected."""
         images = self.target.detections(output)
-        boxes = self.target.boxes.expand(len(images), 4)
-        vectors = self.target.vectors(len(images))
-        return torch.stack([_similarity(*each) for each in zip(images, boxes, vectors, strict=True)])
+        each = zip(images, self.target.of_each_image(len(images)), strict=True)
+        return self.target.as_given(
+            torch.stack([_similarities(detections, boxes, vectors) for detections, (boxes, _, vectors) in each])
+        )
 
 
-def _similarity(detections: Detections, box: Tensor, vector: Tensor) -> Tensor:
-    if not len(detections.boxes):
-        return detections.objectness.sum()
-    width = max(len(vector), detections.probabilities.shape[1])
-    vector, vectors = (
-        functional.pad(one.to(detections.probabilities), (0, width - one.shape[-1]))
-        for one in (vector, detections.probabilities)
+def _similarities(detections: Detections, boxes: Tensor, vectors: Tensor) -> Tensor:
+    """Returns the similarity of the most similar detection to each of K boxes, `[K]`."""
+    width = max(vectors.shape[1], detections.probabilities.shape[1])
+    vectors, of_detections = (
+        functional.pad(part.to(detections.probabilities), (0, width - part.shape[1]))
+        for part in (vectors, detections.probabilities)
     )
-    alike = functional.cosine_similarity(vectors, vector[None], eps=torch.finfo(vectors.dtype).tiny)
-    return (overlaps(detections.boxes, box[None].to(detections.boxes))[:, 0] * alike * detections.objectness).amax()
+    tiny = torch.finfo(vectors.dtype).tiny
+    alike = functional.cosine_similarity(of_detections[:, None], vectors[None], dim=-1, eps=tiny)
+    at = overlaps(detections.boxes, boxes.to(detections.boxes))
+    return largest(at * alike * detections.objectness[:, None], detections)

@@ -5,10 +5,16 @@ import torch
 from small_detector import CLASSES, FORMS, SIZE, case, corners, overlap, slow_score
 
 from pyfast_xai import (
+    DRISE,
+    RISE,
+    AblationCAM,
     DeepLift,
     DetectionTarget,
     GradCAM,
     InputError,
+    IntegratedGradients,
+    KernelShap,
+    LayerCAM,
     MeaningfulPerturbation,
     Occlusion,
     Saliency,
@@ -79,6 +85,114 @@ def test_one_box_for_all_images_and_one_that_nothing_meets():
     assert box(nothing).tolist() == [0]
 
 
+SEVERAL = {
+    "Saliency": Saliency,
+    "SmoothGrad": lambda model: SmoothGrad(model, n_samples=2),
+    "IntegratedGradients": lambda model: IntegratedGradients(model, n_steps=2),
+    "DeepLift": DeepLift,
+    "GradCAM": lambda model: GradCAM(model, layer="features.3"),
+    "LayerCAM": lambda model: LayerCAM(model, layer=["features.1", "features.3"]),
+    "ScoreCAM": lambda model: ScoreCAM(model, layer="features.3"),
+    "AblationCAM": lambda model: AblationCAM(model, layer="features.3"),
+    "Occlusion": lambda model: Occlusion(model, window=8, stride=8),
+    "RISE": lambda model: RISE(model, n_masks=8, cells=4),
+    "DRISE": lambda model: DRISE(model, n_masks=8, cells=4),
+    "KernelShap": lambda model: KernelShap(model, feature_mask=2, n_samples=12),
+    "MeaningfulPerturbation": lambda model: MeaningfulPerturbation(model, n_iterations=2, progress=False),
+}
+
+
+@pytest.mark.parametrize("explain", SEVERAL.values(), ids=SEVERAL)
+@pytest.mark.parametrize("form", FORMS)
+def test_several_boxes_an_image_are_rows_of_one_explanation(form, explain):
+    """K boxes an image, in one pass, are the explanations of each box by itself; the gradient is that written out."""
+    model, images, first = case(form)
+    boxes = torch.stack([first.boxes, first.boxes.flip(0), torch.tensor([[0.0, 0, 32, 24]] * 3).double()], 1)
+    classes = torch.stack([first.classes, first.classes.flip(0), first.classes], 1)
+    settings = {"size": first.size, "n_classes": first.n_classes}
+    target = DetectionTarget(boxes, classes, **settings)
+    assert target(model(images)).shape == (3, 3)
+    if form == "dicts" and explain is SEVERAL["AblationCAM"]:
+        with pytest.raises(InputError, match="must be replayable above the layer"):
+            explain(model)(images, target)
+        return
+    whole = explain(model)(images, target)
+    assert whole.heatmap.shape == (9, *SIZE)
+    for k in range(3):
+        alone = explain(model)(images, DetectionTarget(boxes[:, k], classes[:, k], **settings))
+        torch.testing.assert_close(whole.heatmap[k::3], alone.heatmap, rtol=1e-5, atol=1e-6)
+    if explain is Saliency:
+        leaf = images[1].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(slow_score(model, leaf, boxes[1, 2], int(classes[1, 2])), leaf)
+        torch.testing.assert_close(whole.attribution[1 * 3 + 2], gradient, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_strongest_detections_of_each_image(form):
+    model, images, first = case(form)
+    output = model(images)
+    settings = {"size": first.size, "n_classes": first.n_classes}
+    one, three = (DetectionTarget.strongest(output, count=count, **settings) for count in (None, 3))
+    assert three.boxes.shape == (3, 3, 4)
+    torch.testing.assert_close(three.boxes[:, 0], one.boxes)
+    assert torch.equal(three.classes[:, 0], one.classes)
+    scores = three(output)
+    assert scores.shape == (3, 3)
+    assert bool((scores >= three.probabilities.amax(-1) - 1e-12).all())  # a box overlaps itself wholly
+    assert DRISE(model, n_masks=4, cells=4)(images, three).heatmap.shape == (9, *SIZE)
+    with pytest.raises(InputError, match=r"output must have 99 detections for every image, got .* for image 0"):
+        DetectionTarget.strongest(output, count=99, **settings)
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_detr_and_rt_detr_of_transformers(count):
+    """Saliency of the strongest detections, against autograd of the formula; both kinds of probabilities."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    stages = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "layer_type": "basic"}
+    small = {"d_model": 16, "num_labels": CLASSES, "use_timm_backbone": False, "use_pretrained_backbone": False}
+    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    detr = transformers.DetrForObjectDetection(
+        transformers.DetrConfig(
+            **{**small, **heads, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "num_queries": 6},
+            backbone_config=transformers.ResNetConfig(**stages, out_features=["stage4"]),
+            decoder_ffn_dim=16,
+        )
+    )
+    rt_detr = transformers.RTDetrForObjectDetection(
+        transformers.RTDetrConfig(
+            **{**small, **heads, "encoder_hidden_dim": 16, "encoder_layers": 1, "decoder_layers": 1},
+            backbone_config=transformers.RTDetrResNetConfig(**stages, out_features=["stage2", "stage3", "stage4"]),
+            encoder_in_channels=[8, 8, 8],
+            decoder_in_channels=[16, 16, 16],
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            num_queries=6,
+        )
+    )
+    images = torch.randn(2, 3, 64, 96)
+    for model, activation in ((detr.eval(), "softmax"), (rt_detr.eval(), "sigmoid")):
+        with torch.no_grad():
+            target = DetectionTarget.strongest(model(images), count=count, size=(64, 96), activation=activation)
+        leaf = images.clone().requires_grad_()
+        output = model(leaf)
+        probabilities = output.logits.softmax(-1) if activation == "softmax" else output.logits.sigmoid()
+        each = count or 1
+        for k in range(each):
+            rows = []
+            for n in range(2):
+                box, number = (part.view(2, each, -1)[n, k] for part in (target.boxes, target.classes))
+                found = corners(output.pred_boxes[n].detach()) * torch.tensor([96, 64, 96, 64])
+                at = torch.tensor([overlap(box, item) for item in found])
+                rows.append((at * probabilities[n, :, int(number)]).max())
+            (gradient,) = torch.autograd.grad(torch.stack(rows).sum(), leaf, retain_graph=True)
+            result = Saliency(model)(images, target).attribution[k::each]
+            torch.testing.assert_close(result, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+        heat = LayerCAM(model)(images, target).heatmap
+        assert heat.shape == (2 * each, 64, 96)
+        assert (heat.flatten(1).amax(1) > 0).all()
+
+
 def test_queries_of_transformers():
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -102,7 +216,7 @@ def test_queries_of_transformers():
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match=r"boxes must be \[4\] or \[N, 4\], got \[3\]"):
+    with pytest.raises(InputError, match=r"boxes must be \[4\], \[N, 4\] or \[N, K, 4\], got \[3\]"):
         DetectionTarget([1, 2, 3], 0)
     with pytest.raises(InputError, match="boxes must be corners"):
         DetectionTarget([5, 5, 3, 9], 0)

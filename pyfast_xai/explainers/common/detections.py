@@ -133,16 +133,21 @@ def overlaps(first: Tensor, second: Tensor) -> Tensor:
     return shared / union.clamp_min(torch.finfo(union.dtype).tiny)
 
 
+def largest(numbers: Tensor, detections: Detections) -> Tensor:
+    """Returns the largest of numbers `[M, K]` over M detections, `[K]`; zeros, which depend on them, where M is 0."""
+    return numbers.amax(0) if len(numbers) else detections.probabilities.sum().expand(numbers.shape[1])
+
+
 def check_boxes(boxes: Tensor | Sequence[Any]) -> Tensor:
     """Returns boxes as a floating-point tensor.
 
     Raises:
-        InputError: not `[4]` or `[N, 4]`, or a corner that is not below and right of the other.
+        InputError: not `[4]`, `[N, 4]` or `[N, K, 4]`, or a corner that is not below and right of the other.
     """
     made = torch.as_tensor(boxes)
     made = made if made.is_floating_point() else made.float()
-    if made.dim() not in (1, 2) or made.shape[-1] != 4 or not made.numel():
-        raise InputError(f"boxes must be [4] or [N, 4], got {list(made.shape)}")
+    if made.dim() not in (1, 2, 3) or made.shape[-1] != 4 or not made.numel():
+        raise InputError(f"boxes must be [4], [N, 4] or [N, K, 4], got {list(made.shape)}")
     if not bool((made[..., 2:] > made[..., :2]).all()):
         raise InputError("boxes must be corners (x0, y0, x1, y1) with x0 < x1 and y0 < y1, got another order")
     return made

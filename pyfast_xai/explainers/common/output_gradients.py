@@ -15,6 +15,7 @@ from pyfast_xai.explainers.common.targets import (
     Targets,
     class_columns,
     logits_of,
+    numbers_of,
     rows_returned,
     targets_of,
 )
@@ -47,7 +48,7 @@ def output_gradients(
         tape: tape of the model on N images.
         target: None for the largest output, classes as an int, N ints or `[N, K]` ints; a floating-point tensor of
             the shape of the output, which is the start itself; or a function of what the model returned that gives
-            one number an image (or one in all), whose gradient is the start.
+            one number an image (or one in all), or K, whose gradients are the start.
         outputs: the kind of the outputs, see `outputs.kinds_of`.
         labels: names of the classes, one for each output.
 
@@ -102,11 +103,14 @@ def _of_function(tape: Tape, function: Callable[[Any], Tensor]) -> dict[Value, T
         return leaves[-1][1]
 
     with torch.inference_mode(False), torch.enable_grad():
-        answer = function(pytree.tree_map(leaf, tape.outputs, tape.result))
-        if not isinstance(answer, Tensor) or answer.dim() > 1:
-            received = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise InputError(f"target must return a tensor of one number an image, [N], got {received}")
+        answer = numbers_of(function, pytree.tree_map(leaf, tape.outputs, tape.result))
         if not answer.requires_grad:
             raise InputError("target must return something that depends on the model's output, got a constant")
-        grads = torch.autograd.grad(answer.sum(), [tensor for _, tensor in leaves], allow_unused=True)
-    return {value: grad[None] for (value, _), grad in zip(leaves, grads, strict=True) if grad is not None}
+        totals = answer.sum(0).view(-1) if answer.dim() == 2 else answer.sum()[None]
+        tensors = [tensor for _, tensor in leaves]
+        by_number = [torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True) for total in totals]
+    grads: dict[Value, Tensor] = {}
+    for (value, tensor), parts in zip(leaves, zip(*by_number, strict=True), strict=True):
+        if any(part is not None for part in parts):
+            grads[value] = torch.stack([torch.zeros_like(tensor) if part is None else part for part in parts])
+    return grads

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.outputs import Outputs, is_probability
 from pyfast_xai.explainers.common.targets import (
     Goal,
     Targets,
     class_columns,
     logits_of,
+    numbers_of,
     rows_returned,
     take_targets,
     targets_among,
@@ -49,7 +49,7 @@ class PerturbationScores:
         runs: runs the model.
         images: `[N, C, H, W]`, checked.
         target: None for the largest output, classes as an int, N ints or `[N, K]` ints; or a function of what the
-            model returned that gives one number an image, which is then the score.
+            model returned that gives one number an image, or K, which are then the scores.
         score: "probability" of the class (or its value, where outputs are no probabilities), or its "logit".
         batch_size: images that go through the model at once.
         args: further arguments of the model, see `tensors.take_rows`.
@@ -94,6 +94,7 @@ class PerturbationScores:
             made = is_probability(tapes[0], value)
             self.targets = targets_among(logits, target, outputs, labels, made=made)
         self.before = self._on_images()
+        self.targets.count = self.before.shape[1]
 
     def _on_images(self) -> Tensor:
         """Returns the scores on the images, by a pass like those that are compared with them."""
@@ -127,11 +128,8 @@ class PerturbationScores:
         """Returns the scores in what the model returned for changed images; see a call."""
         if self.function is None:
             return outside_inference_mode(self.scores(self.logits(result), rows, score))
-        answer = take_targets(self.function, len(self._images), rows)(result)
-        if not isinstance(answer, Tensor) or answer.shape != rows.shape:
-            received = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise InputError(f"target must return a tensor of one number an image, [{len(rows)}], got {received}")
-        return outside_inference_mode(at_least_float32(answer))[:, None]
+        answer = numbers_of(take_targets(self.function, len(self._images), rows), result, len(rows))
+        return outside_inference_mode(at_least_float32(answer)).view(len(rows), -1)
 
     def outputs(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Returns the outputs for changed images, `[M, classes]`, at least float32.

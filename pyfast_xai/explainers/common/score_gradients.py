@@ -1,12 +1,14 @@
 """The gradients of scores with respect to changed images, for methods that optimise a mask."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyfast_xai.explainers.common.explainer import Explainer
 from pyfast_xai.explainers.common.output_gradients import output_gradients
 from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores
-from pyfast_xai.explainers.common.targets import class_columns, logits_of, take_targets
+from pyfast_xai.explainers.common.targets import class_columns, logits_of, numbers_of, take_targets
 from pyfast_xai.rules.gradient import GradientRules, backward_pass
 
 
@@ -26,7 +28,12 @@ def score_gradient(
     args, kwargs = scores.arguments(rows)
     tape = explainer.record(changed, *args, policy=policy, **kwargs)
     if scores.function is not None:
-        seeds = output_gradients(tape, take_targets(scores.function, len(scores.before), rows)).grads
+        function = take_targets(scores.function, len(scores.before), rows)
+
+        def one_each(result: Any) -> Tensor:
+            return of_target(numbers_of(function, result, len(rows)).view(len(rows), -1), targets)
+
+        seeds = output_gradients(tape, one_each).grads
     else:
         value, logits = logits_of(tape)
         with torch.enable_grad():

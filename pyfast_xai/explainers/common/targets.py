@@ -28,7 +28,7 @@ class TargetByImage(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, output: Any) -> Tensor:
-        """Returns one number an image, of what the model returned for the images."""
+        """Returns one number an image, `[N]`, or K, `[N, K]`, of what the model returned for the images."""
 
 
 @dataclass
@@ -41,17 +41,39 @@ class Targets:
         score: score of each, float32 `[N, K]`: a probability, or a value as the model returned it; None without
             classes.
         kinds: kinds of the outputs; None without classes.
+        count: numbers that a function as target gives for an image.
     """
 
     logits: Tensor | None = None
     target: Tensor | None = None
     score: Tensor | None = None
     kinds: OutputKinds | None = None
+    count: int = 1
 
     @property
     def each(self) -> int:
         """Returns the targets of an image."""
-        return 1 if self.target is None else self.target.shape[1]
+        return self.count if self.target is None else self.target.shape[1]
+
+
+def numbers_of(function: Callable[[Any], Tensor], result: Any, images: int | None = None) -> Tensor:
+    """Returns what a function as target gives for what a model returned: `[N]`, or `[N, K]` of a `TargetByImage`.
+
+    Args:
+        function: the target.
+        result: of the model.
+        images: number of images; None where it may also give one number for all of them.
+
+    Raises:
+        InputError: something else.
+    """
+    answer = function(result)
+    fits = isinstance(answer, Tensor) and answer.dim() <= (2 if isinstance(function, TargetByImage) else 1)
+    if not fits or (images is not None and (not answer.dim() or len(answer) != images)):
+        received = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        expected = "N" if images is None else images
+        raise InputError(f"target must return a tensor of one number an image, [{expected}], got {received}")
+    return answer
 
 
 def targets_of(
