@@ -27,6 +27,8 @@ from pyfast_xai.explainers.common.tensors import outside_inference_mode, repeat_
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
 from pyfast_xai.rules.gradient import GradientRules, backward_pass
+from pyfast_xai.rules.kinds import KINDS
+from pyfast_xai.rules.relevance import Balance, Bilinear, Composite, Gradient, Norm, Pass, Positive, RelevanceRules
 from pyfast_xai.tape import Node, Tape, Value
 from pyfast_xai.tape.record import SaveTensor
 from pyfast_xai.tape.suffix import KeepSuffix, replay_suffix
@@ -178,19 +180,28 @@ class AttentionRollout(_AttentionExplainer):
 
 
 class AttentionRelevance(_AttentionExplainer):
-    """Relevance of tokens for a class, by attention and its gradient (Chefer, Gur and Wolf, 2021).
+    """Relevance of tokens for a class, by attention and its gradient (Chefer, Gur and Wolf, 2021, in two forms).
 
     With `A_l` the attention of layer l and y the score of the class, `R = I` at first and then, layer by layer,
-    `R += mean_heads max(dy/dA_l * A_l, 0) R` (Eq. 5 and 6, self-attention). Attention and its gradient are read from
-    one recorded forward and one backward walk, also where attention is fused. For networks that attend over the whole
-    image; windows (Swin) are refused.
+    `R += mean_heads max(dy/dA_l * A_l, 0) R` (Eq. 5 and 6, self-attention). That is the second, generic form. The first
+    ("Transformer interpretability beyond attention visualization", CVPR 2021, Eq. 13 and 14) has the relevance of
+    attention by layer-wise relevance propagation in place of `A_l`: linear layers share among positive contributions
+    without their bias, attention gets half of its product with the values, the terms of a sum share in proportion to
+    their totals, and activations, norms and softmax leave relevance where it is.
+
+    Attention and its gradient are read from one recorded forward and one backward walk, or two for the first form, also
+    where attention is fused. For networks that attend over the whole image; windows (Swin) are refused.
 
     An explanation has `signed_map`, at the resolution of the tokens, never negative here, and `heatmap`.
 
     Args:
         model: in evaluation mode.
+        form: "generic", the second, or "lrp", the first.
         tokens: grid `(h, w)` of the tokens; None for what the network made them of.
         **settings: those of `Explainer`.
+
+    Raises:
+        InputError: a setting that does not exist.
 
     Example:
         >>> import torch
@@ -211,13 +222,32 @@ class AttentionRelevance(_AttentionExplainer):
     method = "attention-relevance"
     paper = "Generic attention-model explainability for bi-modal and encoder-decoder transformers (Chefer et al., 2021)"
 
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        form: Literal["generic", "lrp"] = "generic",
+        tokens: tuple[int, int] | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        super().__init__(model, tokens=tokens, **settings)
+        self.form = one_of("form", form, ("generic", "lrp"))
+
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
-        rules = GradientRules(warned=self.warned)
+        rules = GradientRules(warned=self.warned) if self.form == "generic" else RelevanceRules(self.warned)
         tape = self.record(images, *args, policy=KeepAttention(rules), **kwargs)
         layers, tokens = self._read(tape, images, args, kwargs)
         seeds = output_gradients(tape, target, self.outputs, self.labels)
-        gradients = backward_pass(rules, tape, seeds.grads, [layer.value for layer in layers])
-        maps = targets_to_rows(_maps(_relevance(layers, gradients), tokens))
+        values = [layer.value for layer in layers]
+        if isinstance(rules, RelevanceRules):
+            gradients = backward_pass(rules.by(_GRADIENT, tape, {}), tape, seeds.grads, values, retain=True)
+            shares = backward_pass(rules.by(_SHARES, tape, {}), tape, seeds.grads, values)
+            weights = [layer.relevance(share, _STABILIZER) for layer, share in zip(layers, shares, strict=True)]
+        else:
+            gradients = backward_pass(rules, tape, seeds.grads, values)
+            weights = [layer.weights[None] for layer in layers]
+        slopes = [layer.gradient(gradient) for layer, gradient in zip(layers, gradients, strict=True)]
+        maps = targets_to_rows(_maps(_relevance(weights, slopes), tokens))
         return Explanation(
             **self._fields(images, seeds),
             heatmap=resized(maps[:, None], images.shape[2:])[:, 0].float(),
@@ -225,13 +255,31 @@ class AttentionRelevance(_AttentionExplainer):
         )
 
 
-def _relevance(layers: list[Attention], gradients: list[Tensor]) -> Tensor:
-    """Returns the relevance of every token for every other, `[K, N, T, T]`, without that of a token for itself."""
-    identity = torch.eye(layers[0].weights.shape[-1], dtype=layers[0].weights.dtype, device=layers[0].weights.device)
-    relevance = identity.expand(len(gradients[0]), len(layers[0].weights), *identity.shape)
-    for layer, gradient in zip(layers, gradients, strict=True):
-        mean = (layer.gradient(gradient) * layer.weights).clamp_min(0).mean(2)
-        relevance = relevance + mean @ relevance
+# The rules of the first form of attention relevance, and its denominators (Chefer et al., CVPR 2021, section 3).
+_STABILIZER = 1e-9
+_SHARES = Composite(
+    {
+        "layer": Positive(_STABILIZER),
+        ("normalization", "softmax"): Pass(),
+        "sum": Balance(_STABILIZER),
+        "pool": Norm(_STABILIZER),
+        ("attention", "matmul"): Bilinear(stabilizer=_STABILIZER, softmax=Pass()),
+    }
+)
+_GRADIENT = Composite({KINDS: Gradient()})
+
+
+def _relevance(weights: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """Returns the relevance of every token for every other, `[K, N, T, T]`, without that of a token for itself.
+
+    Args:
+        weights: what weighs each layer, `[K or 1, N, heads, T, T]`.
+        gradients: those of its probabilities, `[K, N, heads, T, T]`.
+    """
+    identity = torch.eye(gradients[0].shape[-1], dtype=gradients[0].dtype, device=gradients[0].device)
+    relevance = identity.expand(*gradients[0].shape[:2], *identity.shape)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        relevance = relevance + (gradient * weight).clamp_min(0).mean(2) @ relevance
     return relevance - identity
 
 

@@ -132,6 +132,91 @@ def test_relevance_weighs_attention_by_its_gradient(way, class_token):
     assert explanation.heatmap.any()
 
 
+def quotient(numerator, denominator):
+    return numerator / torch.where(denominator < 0, denominator - 1e-9, denominator + 1e-9)
+
+
+def among_positive(layer, x, above):
+    """Relevance of the inputs of a linear layer, among positive contributions, without its bias."""
+    contributions = (x[:, None] * layer.weight.detach()).clamp_min(0)  # [tokens, out, in]
+    return (contributions * quotient(above, contributions.sum(2))[..., None]).sum(1)
+
+
+def among_terms(first, second, above):
+    shares = [term * quotient(above, first + second) for term in (first, second)]
+    totals = [abs(float(share.sum())) for share in shares]
+    return [
+        share * (total / sum(totals) * above.sum() / share.sum()) for share, total in zip(shares, totals, strict=True)
+    ]
+
+
+def among_factors(left, right, above):
+    """Halves of the relevance of a product of matrices, by contributions."""
+    share = quotient(above, left @ right)
+    return left * (share @ right.mT) / 2, right * (left.mT @ share) / 2
+
+
+def slow_relevance_of_attention(plain, image, target):
+    """The relevance of the attention of each block, `[heads, T, T]`, of one image, written out layer by layer."""
+    with torch.no_grad():
+        x = plain.patches(image[None]).flatten(2).transpose(1, 2)
+        if plain.token is not None:
+            x = torch.cat([plain.token, x], 1)
+        x = (x + plain.place)[0]
+        passed = []
+        for block in plain.blocks:
+            normed = block.norm(x)
+            q, k, v = block.qkv(normed).view(len(x), 3, HEADS, -1).permute(1, 2, 0, 3)
+            attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+            mixed = (attention @ v).transpose(0, 1).flatten(1)
+            made = block.out(mixed)
+            middle = x + made
+            grown = torch.tanh(block.mlp(middle))
+            passed.append((block, x, normed, q, k, v, attention, mixed, made, middle, grown))
+            x = middle + grown
+        read = plain.norm(x)
+        first = functional.one_hot(torch.tensor([target]), CLASSES).to(DOUBLE)
+        relevance = torch.zeros_like(x)
+        if plain.token is not None:
+            relevance[:1] = among_positive(plain.head, read[:1], first)
+        else:
+            mean = read.mean(0, keepdim=True)
+            relevance = read / len(read) * quotient(among_positive(plain.head, mean, first), mean)
+        of_attention = []
+        for block, x, normed, q, k, v, attention, mixed, made, middle, grown in reversed(passed):
+            kept, above = among_terms(middle, grown, relevance)
+            kept, above = among_terms(x, made, kept + among_positive(block.mlp, middle, above))
+            above = among_positive(block.out, mixed, above).unflatten(1, (HEADS, -1)).transpose(0, 1)
+            at_attention, at_values = among_factors(attention, v, above)
+            of_attention.append(at_attention)
+            at_queries, at_keys = among_factors(q, k.mT, at_attention)
+            at_all = torch.stack([at_queries, at_keys.mT, at_values]).permute(2, 0, 1, 3).flatten(1)
+            relevance = kept + among_positive(block.qkv, normed, at_all)
+        return of_attention[::-1]
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["class token", "mean"])
+@pytest.mark.parametrize("way", WAYS)
+def test_relevance_of_attention_by_lrp(way, class_token):
+    """The first form, against every rule of the paper written out for one image after the other."""
+    model, plain, images = case(way, class_token)
+    explanation = AttentionRelevance(model, form="lrp")(images, [[2, 0]] * 3)
+    for k, target in enumerate((2, 0)):
+        plain(images)[:, target].sum().backward()
+        for n in range(len(images)):
+            relevance = torch.eye(plain.blocks[0].attention.shape[-1], dtype=DOUBLE)
+            of_attention = slow_relevance_of_attention(plain, images[n], target)
+            for block, share in zip(plain.blocks, of_attention, strict=True):
+                relevance = relevance + (block.attention.grad[n] * share).clamp_min(0).mean(0) @ relevance
+            relevance -= torch.eye(len(relevance), dtype=DOUBLE)
+            expected = grid_of(relevance, class_token)
+            assert expected.max() > 0
+            result = explanation.signed_map[2 * n + k]
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9 * float(expected.max()))
+    other = AttentionRelevance(model)(images, [[2, 0]] * 3).signed_map
+    assert not torch.allclose(explanation.signed_map, other, rtol=1e-2)
+
+
 def slow_legrad(plain, images, target):
     """The map of each image before it is laid out, `[N, T]`, from the head on the tokens behind each block."""
     behind = []

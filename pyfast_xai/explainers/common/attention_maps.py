@@ -14,6 +14,7 @@ from pyfast_xai.explainers.common.tensors import at_least_float32
 from pyfast_xai.rules.fused_attention import fused_attention, recorded_number
 from pyfast_xai.rules.gradient import GradientRules, derivative
 from pyfast_xai.rules.kinds import PRODUCTS
+from pyfast_xai.rules.relevance.layer_rules import stabilized
 from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.graph import argument
 from pyfast_xai.tape.record import SaveTensor
@@ -75,6 +76,18 @@ class Attention:
         heads = self.weights.shape[:2]
         gradient = at_least_float32(gradient).reshape(len(gradient), *heads, *gradient.shape[-2:])
         return gradient if self.values is None else gradient @ self.values.mT
+
+    def relevance(self, relevance: Tensor, stabilizer: float) -> Tensor:
+        """Returns the relevance of the probabilities, `[K, N, heads, T, T]`, from that of `value`, `[K, *shape]`.
+
+        Of fused attention the probabilities get half of it, by contributions to the product with the values.
+        """
+        heads = self.weights.shape[:2]
+        relevance = at_least_float32(relevance).reshape(len(relevance), *heads, *relevance.shape[-2:])
+        if self.values is None:
+            return relevance
+        share = relevance / stabilized(self.weights @ self.values, stabilizer)
+        return self.weights * (share @ self.values.mT) / 2
 
 
 def attention_of(tape: Tape, images: int) -> list[Attention]:

@@ -15,6 +15,7 @@ from pyfast_xai.rules.relevance.composite import (
 )
 from pyfast_xai.rules.relevance.layer_rules import (
     AlphaBeta,
+    Balance,
     Bilinear,
     Epsilon,
     Flat,
@@ -24,6 +25,7 @@ from pyfast_xai.rules.relevance.layer_rules import (
     LayerRule,
     Norm,
     Pass,
+    Positive,
     Taylor,
     WSquare,
     ZBox,
@@ -34,6 +36,7 @@ from pyfast_xai.rules.relevance.policy import RelevanceRules
 __all__ = [
     "COMPOSITES",
     "AlphaBeta",
+    "Balance",
     "Bilinear",
     "Composite",
     "Epsilon",
@@ -50,6 +53,7 @@ __all__ = [
     "LayerRule",
     "Norm",
     "Pass",
+    "Positive",
     "RelevanceRules",
     "Taylor",
     "WSquare",

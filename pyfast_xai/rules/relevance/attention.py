@@ -1,5 +1,7 @@
 """Fused attention: its two products and its softmax, by the rule of its kind (Achtibat et al., AttnLRP, 2024)."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from pyfast_xai.rules.fused_attention import fused_attention, recorded_number
@@ -15,7 +17,7 @@ def attention_relevance(ctx: BackwardContext, rule: LayerRule) -> None:
 
     Args:
         ctx: context of a `scaled_dot_product_attention`.
-        rule: for the product with the values; that of queries and keys is shared evenly.
+        rule: for the product with the values, and for the softmax; that of queries and keys is shared evenly.
     """
     node = ctx.node
     query, key, value = (recorded_number(node, name) for name in ("query", "key", "value"))
@@ -38,7 +40,9 @@ def attention_relevance(ctx: BackwardContext, rule: LayerRule) -> None:
     at_weights, at_value = rule.relevance(mapped([weights, value], mixed), ctx.grad)
     ctx.propagate(argument(node, "value"), at_value)
     if ctx.wants(argument(node, "query")) or ctx.wants(argument(node, "key")):
-        (at_scores,) = Taylor().relevance(mapped([raw], softmax), at_weights)
-        at_query, at_key = Bilinear().relevance(mapped([query, key], scores), at_scores)
+        bilinear = rule if isinstance(rule, Bilinear) else Bilinear()
+        (at_scores,) = (bilinear.softmax or Taylor()).relevance(mapped([raw], softmax), at_weights)
+        evenly = replace(bilinear, first=0.5)
+        at_query, at_key = evenly.relevance(mapped([query, key], scores), at_scores)
         ctx.propagate(argument(node, "query"), at_query)
         ctx.propagate(argument(node, "key"), at_key)

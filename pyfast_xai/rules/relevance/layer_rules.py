@@ -17,6 +17,8 @@ Pass            all of it stays where it is                                     
 Gradient        what the gradient would be                                           for all else
 Bilinear        a share to each of two factors, epsilon among their elements         Achtibat et al., 2024, Eq. 14
 Taylor          `x_i (R_i - s_i sum_j R_j)` of a softmax s                           Achtibat et al., 2024, Eq. 12
+Positive        `x+ w+` and `x- w-`, no bias                                         Chefer et al., 2021, Eq. 5
+Balance         `x_i w_ij`, and each term in proportion to its total                 Chefer et al., 2021, Eq. 9 and 10
 Gate            all to the larger factor of a product; half each between equals      Achtibat et al., 2024, Eq. 13
 ==============  ===================================================================  ==================================
 """
@@ -117,6 +119,57 @@ class Norm(Epsilon):
         >>> Norm()
         Norm(epsilon=1e-06)
     """
+
+
+@dataclass(frozen=True)
+class Balance(LayerRule):
+    """Shares by the contributions, and gives each term of a sum a part in proportion to its own total.
+
+    With `R_u` and `R_v` the shares of two terms by `Epsilon`, which need not conserve R, each is brought to the total
+    `sum R |sum R_u| / (|sum R_u| + |sum R_v|)`, of each image by itself. The bias takes nothing.
+
+    Args:
+        stabilizer: added to the denominator.
+
+    Example:
+        >>> from pyfast_xai.rules.relevance import Balance
+        >>> Balance()
+        Balance(stabilizer=1e-06)
+    """
+
+    stabilizer: Stabilizer = 1e-6
+
+    def relevance(self, layer: OperationMap, above: Tensor) -> list[Tensor]:
+        """See `LayerRule.relevance`."""
+        result, adjoint = layer.run(layer.inputs, bias=False)
+        shares = times(layer.inputs, adjoint(above / stabilized(result, self.stabilizer)))
+        if len(shares) == 1 or any(share.shape != above.shape for share in shares):
+            return shares
+        totals = torch.stack([share.flatten(2).sum(2) for share in shares])  # [terms, K, N]
+        parts = totals.abs() / totals.abs().sum(0) * above.flatten(2).sum(2)
+        factors = torch.where(totals == 0, 0, parts / totals).view(*totals.shape, *[1] * (above.dim() - 2))
+        return times(shares, list(factors))
+
+
+@dataclass(frozen=True)
+class Positive(LayerRule):
+    """Shares relevance among positive contributions only, as `ZPlus`, of which the bias is none.
+
+    Args:
+        stabilizer: added to the denominator.
+
+    Example:
+        >>> from pyfast_xai.rules.relevance import Positive
+        >>> Positive()
+        Positive(stabilizer=1e-06)
+    """
+
+    stabilizer: Stabilizer = 1e-6
+
+    def relevance(self, layer: OperationMap, above: Tensor) -> list[Tensor]:
+        """See `LayerRule.relevance`."""
+        total, back = layer.signed(positive_part, negative_part, bias=False)
+        return back(above / stabilized(total, self.stabilizer))
 
 
 @dataclass(frozen=True)
@@ -306,8 +359,8 @@ class Pass(LayerRule):
 
     def relevance(self, layer: OperationMap, above: Tensor) -> list[Tensor]:
         """See `LayerRule.relevance`."""
-        first, *others = layer.values
-        if above[0].numel() < first.numel:
+        first, *others = layer.inputs
+        if above[0].numel() < first.numel():
             raise InputError(
                 f"composite must give {layer.name!r} another rule than Pass: it makes {list(above.shape[1:])} of "
                 f"{list(first.shape)}"
@@ -348,15 +401,17 @@ class Bilinear(LayerRule):
     Args:
         first: the share of the first factor.
         stabilizer: added to the denominator.
+        softmax: the rule of the softmax inside fused attention; None for `Taylor`.
 
     Example:
         >>> from pyfast_xai.rules.relevance import Bilinear
         >>> Bilinear(first=0)
-        Bilinear(first=0, stabilizer=1e-06)
+        Bilinear(first=0, stabilizer=1e-06, softmax=None)
     """
 
     first: float = 0.5
     stabilizer: Stabilizer = 1e-6
+    softmax: LayerRule | None = None
 
     def relevance(self, layer: OperationMap, above: Tensor) -> list[Tensor]:
         """See `LayerRule.relevance`."""

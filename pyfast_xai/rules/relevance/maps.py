@@ -80,18 +80,19 @@ class OperationMap:
 
         return result.detach(), adjoint
 
-    def signed(self, same: Modify, opposite: Modify) -> tuple[Tensor, Adjoint]:
+    def signed(self, same: Modify, opposite: Modify, *, bias: bool = True) -> tuple[Tensor, Adjoint]:
         """Returns the sum of what contributes with one sign, and how shares of it become relevance of the inputs.
 
         Args:
             same: makes the weights and the bias that positive inputs meet.
             opposite: makes the weights that negative inputs meet.
+            bias: False to leave the bias out.
         """
         if self.not_negative:
-            total, back = self.run(self.inputs, same)
+            total, back = self.run(self.inputs, same, bias=bias)
             return total, lambda share: times(self.inputs, back(share))
         above = [tensor.clamp_min(0) for tensor in self.inputs]
-        total, back = self.run(above, same)
+        total, back = self.run(above, same, bias=bias)
         below = [tensor.clamp_max(0) for tensor in self.inputs]
         rest, back_below = self.run(below, opposite, bias=False)
         return total + rest, lambda share: added(times(above, back(share)), times(below, back_below(share)))
