@@ -87,7 +87,10 @@ SETTINGS = [
     f"{EXPLAINERS}.common.feature_explainer.FeatureSettings",
 ]
 # Files outside docs/ to which pages link.
-LINKED = ("examples/serve_fastapi.py", "examples/huggingface_pipeline.py", "pyfast_xai/reproduce/tuning_pictures.txt")
+LINKED = (
+    *("examples/detections.py", "examples/serve_fastapi.py", "examples/huggingface_pipeline.py"),
+    "pyfast_xai/reproduce/tuning_pictures.txt",
+)
 
 
 def on_config(config):

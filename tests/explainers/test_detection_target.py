@@ -1,7 +1,11 @@
 """Detections as targets, against the formula written out for every detection in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from import_file import import_file
+from PIL import Image
 from small_detector import CLASSES, FORMS, SIZE, case, corners, overlap, slow_score
 
 from pyfast_xai import (
@@ -191,6 +195,38 @@ def test_detr_and_rt_detr_of_transformers(count):
         heat = LayerCAM(model)(images, target).heatmap
         assert heat.shape == (2 * each, 64, 96)
         assert (heat.flatten(1).amax(1) > 0).all()
+
+
+@pytest.fixture
+def example():
+    return import_file(Path(__file__).parents[2] / "examples" / "detections.py")
+
+
+def test_the_example_finds_its_digits_and_explains_each_in_its_cell(example):
+    model, cells = example.DigitsOnAPage().eval(), example.make_scenes(6, seed=12)
+    page = torch.cat([torch.cat(list(cells.images[row : row + 3]), 2) for row in (0, 3)], 1)[None]
+    target = DetectionTarget.strongest(model(page), count=6)
+    heat = LayerCAM(model, layer="features")(page, target).heatmap
+    found = {}
+    for box, number, row in zip(target.boxes[0].int().tolist(), target.classes[0].tolist(), heat, strict=True):
+        x0, y0, x1, y1 = box
+        assert float(row[y0 : y1 + 1, x0 : x1 + 1].sum() / row.sum()) > 0.9
+        found[y0 // 96 * 3 + x0 // 96] = number
+    correct = sum(found[place] == label for place, label in enumerate(cells.labels.tolist()))
+    assert correct >= 5
+    assert example.of_digits(6).size[0] > 3 * 288
+
+
+def test_the_example_takes_a_detector_of_transformers(example, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.YolosConfig(
+        **sizes, image_size=[32, 48], patch_size=8, num_detection_tokens=5, num_labels=CLASSES
+    )
+    transformers.YolosForObjectDetection(config).save_pretrained(tmp_path)
+    transformers.YolosImageProcessor(size={"height": 32, "width": 48}).save_pretrained(tmp_path)
+    Image.new("RGB", (60, 40), "green").save(tmp_path / "street.jpg")
+    assert example.of_transformers(str(tmp_path / "street.jpg"), str(tmp_path), 2, "softmax").size[0] > 2 * 288
 
 
 def test_queries_of_transformers():
