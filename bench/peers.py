@@ -31,7 +31,7 @@ def features(library: Any, name: str, model: Any, images: Any) -> Run:
         settings["n_samples"] = samples[name]
     target = list(range(len(images)))
     if library.__name__ == "pyfast_xai":
-        method = getattr(library, name)(model, score="logit", **settings)
+        method = getattr(library, name)(model, score="logit", accelerate=False, **settings)
         return lambda: method(images.clone(), target)
     method = getattr(library, name)(model)
     return lambda: method.attribute(images.clone(), target=target, **settings)
@@ -119,6 +119,7 @@ def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run
     model = models.resnet50(weights=None).eval()
     images = torch.randn(batch, 3, 224, 224)
     uses_compat = who == "pyfast_xai"
+    importlib.import_module("pyfast_xai.compat").accelerate(False)
     if peer == "captum" and uses_compat and name.startswith("pyfast_xai."):
         return features(importlib.import_module("pyfast_xai"), name.removeprefix("pyfast_xai."), model, images)
     if peer == "captum":

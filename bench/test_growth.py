@@ -61,7 +61,7 @@ def common(axis, value, name, images, method, backend=None):
 def test_growth(benchmark, growth_rows, request, axis, value, name, built, method):
     model, images = built
     rounds = request.config.getoption("--rounds")
-    cost = beside_forward(benchmark, model, images, METHODS[method](model), rounds)
+    cost = beside_forward(benchmark, model, images, METHODS[method](model, accelerate=False), rounds)
     growth_rows.append(common(axis, value, name, images, method) | cost)
 
 

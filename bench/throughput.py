@@ -85,7 +85,7 @@ def peer(model: torch.nn.Module, method: str) -> Callable[[torch.Tensor], Any]:
     from pytorch_grad_cam import EigenCAM, GradCAM, GuidedBackpropReLUModel
 
     if method == "fixations":
-        return METHODS[method](model)
+        return METHODS[method](model, accelerate=False)
     if method == "guided-backprop":
         guided = GuidedBackpropReLUModel(model, "cpu")
         return lambda images: [guided(image[None]) for image in images]
@@ -99,9 +99,7 @@ def measure(
 ) -> dict[str, Any]:
     """Returns images a second of the four sides."""
     model, preprocess, batch = network.model, network.preprocess, arguments.batch
-    explainer = METHODS[method](model)
-    if arguments.accelerate:
-        explainer.accelerate()
+    explainer = METHODS[method](model, accelerate=arguments.accelerate)
     parts = [paths[start : start + batch] for start in range(0, len(paths), batch)]
     ready = [torch.stack([preprocess(load_image(path))[0] for path in part]) for part in parts]
     # The peer's hooks stay on its model: replays serve none that has hooks.

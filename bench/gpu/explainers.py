@@ -23,12 +23,14 @@ ITERATIONS = 10  # of FGVis; what comes before and behind them is shared among t
 ROUNDS = 9
 BUDGET = 2.5  # seconds for the rounds of one method
 
-METHODS: dict[str, Callable[[nn.Module], Any]] = {
+METHODS: dict[str, Callable[..., Any]] = {
     "fixations": CNNFixations,
     "eigen-cam": EigenCAM,
     "saliency": Saliency,
     "guided-backprop": GuidedBackprop,
-    "fgvis": lambda model: FGVis(model, n_iterations=ITERATIONS, patience=ITERATIONS, progress=False),
+    "fgvis": lambda model, **settings: FGVis(
+        model, n_iterations=ITERATIONS, patience=ITERATIONS, progress=False, **settings
+    ),
     "clear": CLEAR,
 }
 SHARES = {"fgvis": ITERATIONS}
@@ -83,7 +85,7 @@ def measure(rows: Rows, kind: str, small: bool, name: str) -> None:
                 torch.cuda.empty_cache()
 
     for method, build in methods.items():
-        explainer = build(model)
+        explainer = build(model, accelerate=False)
         row(method, "best", dtype, model, images, lambda explain=explainer: explain(images))
     if not small:
         try:
@@ -92,7 +94,7 @@ def measure(rows: Rows, kind: str, small: bool, name: str) -> None:
             rows.add(kind="peer", name="peers", network=name, error=f"{type(error).__name__}: {str(error)[:300]}")
     for method, build in methods.items():
         with ops.backend("reference"):
-            explainer = build(model)
+            explainer = build(model, accelerate=False)
             row(method, "reference", dtype, model, images, lambda explain=explainer: explain(images))
 
 
@@ -111,7 +113,7 @@ def _peers(row: Callable[..., None], name: str, kind: str, batch: int, size: int
         for method, (peer, settings) in theirs.items():
             if method == "guided-backprop" and name == "densenet121":
                 continue  # Captum does not see the functional rectifiers of this network
-            item = METHODS[method](model)
+            item = METHODS[method](model, accelerate=False)
             row(method, "best", dtype, model, images, lambda explain=item: explain(images, target))
             explain = getattr(attr, peer)(model)
             row(
@@ -121,7 +123,7 @@ def _peers(row: Callable[..., None], name: str, kind: str, batch: int, size: int
                 ),
             )
     if present["pytorch_grad_cam"]:
-        item = EigenCAM(model)
+        item = EigenCAM(model, accelerate=False)
         row("eigen-cam", "best", dtype, model, images, lambda: item(images))
         peer = importlib.import_module("pytorch_grad_cam").EigenCAM
         with peer(model, [LAST[name](model)]) as explain:

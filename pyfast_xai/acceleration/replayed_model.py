@@ -44,6 +44,7 @@ _TAPES_SHARE = 4  # tapes may take the memory limit divided by this
 _NODE_BYTES = 2048  # Python objects of one operation of a tape
 _CALLS_OF_ONE_EXPLANATION = 2  # at most, with one signature: to find a layer, and to explain
 _CONTESTS = 1.5  # time that contests of kernels may take in a call, in recordings of the model
+_CONTESTS_BESIDE = 0.25  # of that, in a call in which the model runs, too
 _MANY_SIGNATURES = 8  # beyond this number, contests are held only for signatures that are called repeatedly
 _MAX_CHANGES = 4  # successive changes of the model, without a replay in between
 
@@ -101,12 +102,12 @@ class ReplayedModel:
         model: any module.
         fold: fold batch norm into convolutions.
         memory_limit: bytes that replays, packed weights and CUDA graphs may take; the least recently used are evicted.
-        tentative: replays are a default that the user did not request. Once the model has changed it is not replayed
-            until `forget`, and reasons not to replay are logged at level INFO.
+        tentative: replays are a default that the user did not request. Until they have passed the audits of the first
+            three calls, the model's own results are returned; once the model has changed it is not replayed until
+            `forget`; and reasons not to replay are logged at level INFO.
 
     Attributes:
         outdated: whether the model has changed since its replays were built, and no new ones are built.
-        replays: number of recordings that were replays.
     """
 
     def __init__(
@@ -116,7 +117,8 @@ class ReplayedModel:
         self._fold = fold
         self._memory_limit = memory_limit
         self._tentative = tentative
-        self._prepared = self.replays = 0
+        self._prepared = 0
+        self._replays = threading.local()
         self._weights, self._contests = WeightCache(), Allowance()
         self._lock = ForkSafeLock()
         self._warned = False
@@ -148,6 +150,11 @@ class ReplayedModel:
         return module_hooks.any_forward_hooks(modules)
 
     @property
+    def replays(self) -> int:
+        """Returns the number of recordings of this thread that were replays."""
+        return getattr(self._replays, "count", 0)
+
+    @property
     def preparations(self) -> int:
         """Returns the number of preparations: replays built or compared, contests held, weights packed."""
         with self._lock:
@@ -165,13 +172,18 @@ class ReplayedModel:
     ) -> Tape:
         """Records a forward pass of the model, as `tape.record` does."""
         template, audits, recorded = self._template_for(args, kwargs, policy, until)
-        if recorded is not None and not getattr(policy, "compares", False):
+        compares = getattr(policy, "compares", False)
+        if recorded is not None and not compares:
             return recorded
         if template is not None and template.tape is not None:
-            tape = template.replay(*tensors_in((args, kwargs)), policy=policy)
-            if all(self._passes(audit, template, tape, args, kwargs, until) for audit in audits):
-                self.replays += 1
-                return tape
+            derived = [audit for audit in audits if audit is not _unchanged]
+            if derived and self._tentative and not compares:
+                all(self._passes(audit, template, None, args, kwargs, until) for audit in derived)
+            else:
+                tape = template.replay(*tensors_in((args, kwargs)), policy=policy)
+                if all(self._passes(audit, template, tape, args, kwargs, until) for audit in audits):
+                    self._replays.count = self.replays + 1
+                    return tape
         return record(self._model, *args, policy=policy, until=until, **kwargs)
 
     def run(self, function: Callable[..., T], *arguments: Any, key: Hashable) -> T:
@@ -235,7 +247,7 @@ class ReplayedModel:
             logger.log(level, "accelerate: the model runs without replays: %s", reason)
 
     def _passes(
-        self, audit: "_Audit", template: _Template, tape: Tape, args: Any, kwargs: Any, until: str | None
+        self, audit: "_Audit", template: _Template, tape: Tape | None, args: Any, kwargs: Any, until: str | None
     ) -> bool:
         """Returns whether a replay agrees with the model; if not, the model is no longer replayed."""
         reason = self._find_difference(audit, template, tape if audit is _unchanged else None, args, kwargs, until)
@@ -297,7 +309,8 @@ class ReplayedModel:
             repeated = template is not None and template.calls >= _CALLS_OF_ONE_EXPLANATION
             contested = repeated or len(self._templates) <= _MANY_SIGNATURES
             self._evict(lay_out=repeated)
-            self._contests.next_call(share=1.0 if contested else 0.0)
+            audits = () if is_capturing() else _audits_at(1 if template is None else template.calls + 1)
+            self._contests.next_call(share=(_CONTESTS_BESIDE if audits else 1.0) if contested else 0.0)
             recorded = None
             if template is None:
                 self._prepared += 1
@@ -307,7 +320,6 @@ class ReplayedModel:
             elif template.tape is not None:
                 self._changes = 0
             template.calls += 1
-            audits = () if is_capturing() else _audits_at(template.calls)
             self._prepared += len(audits)
             return None if self._disabled else template, audits, recorded
 
@@ -325,13 +337,13 @@ class ReplayedModel:
     ) -> tuple[_Template, Tape]:
         """Records the model, builds a replay from the recording, and returns its template.
 
-        The second result is the recording, or that of the first replay where no policy reads it.
+        The second result is the recording, or that of the first replay if no policy reads it and replays are requested.
         """
         recording_policy = _PolicyProbe(policy)
         elapsed = stopwatch("cpu", torch.get_num_threads())
         recorded = record(self._model, *args, policy=recording_policy, until=until, **kwargs)
         self._contests.seconds = min(self._contests.seconds, _CONTESTS * elapsed())
-        self._contests.next_call(share=0.5 if contested else 0.0)  # building the replay takes time, too
+        self._contests.next_call(share=_CONTESTS_BESIDE if contested else 0.0)
         self._refresh_snapshot()
         tape = recorded.copy()
         template = _Template(
@@ -350,7 +362,8 @@ class ReplayedModel:
             reason = next(filter(None, reasons), None)
         if reason is None:
             template.nbytes = self._tape_nbytes(tape)
-            return template, recorded if template.observed or replayed is None else replayed
+            requested = not template.observed and not self._tentative
+            return template, replayed if requested and replayed is not None else recorded
         self._warn(reason)
         self._captured.stop()  # a graph is a replay, too
         return _Template(None, None, recording_policy.handled, observed=True), recorded

@@ -46,7 +46,7 @@ class RunRequest:
     pictures: bool
     color_swap: bool
     reduced_jpeg: bool
-    accelerate: bool
+    accelerate: bool | None
     batch_size: str
     shard_size: int
     workers: int | None
@@ -112,7 +112,7 @@ class RunRequest:
             pictures=self.pictures,
             color_swap=self.color_swap,
             reduced_jpeg=self.reduced_jpeg,
-            accelerate=self.accelerate,
+            accelerate="auto" if self.accelerate is None else self.accelerate,
             box_rule=self.box_rule,
             batch_size=_batch(self.batch_size),
             shard_size=self.shard_size,
@@ -198,13 +198,13 @@ def run(
         ),
     ] = False,
     accelerate: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--accelerate",
-            help="Replay the network, batch norm folded: sooner, the same up to rounding.",
+            help="Replay the network, batch norm folded, from the first batch on, the same up to rounding; or never. "
+            "Without either, once that has proven faster.",
             rich_help_panel=options.SPEED,
         ),
-    ] = False,
+    ] = None,
     batch_size: Annotated[
         str,
         typer.Option(

@@ -5,8 +5,8 @@ from pyfast_xai.compat.grad_cam import GradCAM           # was: from pytorch_gra
 from pyfast_xai.compat.torchcam import GradCAM           # was: from torchcam.methods import GradCAM
 from pyfast_xai.compat.zennit.composites import EpsilonPlus  # was: from zennit.composites import EpsilonPlus
 
-Where a result differs from the peer's, docs/migration says why. `accelerate("auto")` has models replayed where that is
-faster.
+Where a result differs from the peer's, docs/migration says why. Models are replayed where that is faster;
+`accelerate(False)` has every call recorded.
 """
 
 from pyfast_xai.compat.acceleration import accelerate

@@ -29,14 +29,14 @@ _MOST_KINDS = 4  # of calls of one object, each with a replay of its own
 class accelerate:  # noqa: N801 reads as a verb: `with compat.accelerate("auto"):`
     """Sets whether the drop-in classes replay the models that they are given; in a `with` block until its end.
 
-    They record a model in every call unless this, or the environment variable `PYFAST_XAI_COMPAT_ACCELERATE`, says
-    otherwise. Functions that are no modules, and models with forward hooks, are recorded always. Replays belong to the
-    object that made them: keep it for the next images. The classes of `compat.torchcam` leave the forward to the user,
-    so that there is nothing to replay.
+    The default is "auto", unless the environment variable `PYFAST_XAI_COMPAT_ACCELERATE` is set to "on" or "off".
+    Functions that are no modules, and models with forward hooks, are recorded always. Replays belong to the object that
+    made them: keep it for the next images. The classes of `compat.torchcam` leave the forward to the user: there is
+    nothing to replay.
 
     Args:
-        mode: "auto" to replay from the third call on images of one shape on, where that was seen to be faster; True
-            to replay from the first call on (`Explainer.accelerate`); False to record.
+        mode: "auto" to replay once that has proven faster for tensors of one shape; True to replay from the first call
+            on; False to record in every call. See the setting `accelerate` of `Explainer`.
 
     Raises:
         InputError: another mode.
@@ -76,7 +76,7 @@ def mode() -> Mode:
     """
     if accelerate._mode is not None:
         return accelerate._mode
-    setting = os.environ.get("PYFAST_XAI_COMPAT_ACCELERATE", "off")
+    setting = os.environ.get("PYFAST_XAI_COMPAT_ACCELERATE", "auto")
     if setting not in _IN_WORDS:
         raise InputError(f"PYFAST_XAI_COMPAT_ACCELERATE must be auto, on or off, got {setting!r}")
     return _IN_WORDS[setting]

@@ -9,7 +9,7 @@ import torch
 
 from pyfast_xai.datasets.columns import DTYPES, Maps
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.common.explainer import Explainer
+from pyfast_xai.explainers.common.explainer import Accelerate, Explainer, one_of
 from pyfast_xai.images import MAX_PIXELS, Preprocess
 from pyfast_xai.localize import BoxRule
 
@@ -40,7 +40,8 @@ class RunOptions:
         reduced_jpeg: decode JPEG files at a half, a quarter or an eighth of their size, where that divides their sides
             and leaves twice those that the network sees: several times sooner for files of a camera, and the input
             differs by a few grey levels.
-        accelerate: replay the model instead of running it, see `Explainer.accelerate`.
+        accelerate: "auto" to replay the model once that has proven faster, True to do so from the first batch on, False
+            to run it for every batch, see the setting of `Explainer`. "auto" leaves an explainer as it was made.
         box_rule: how boxes are made, a rule of `localize` or its text; None for the method's default.
         batch_size: images at a time; "auto" starts with 16 on a CPU and 128 on a GPU, and a run that goes on with
             what it had. Halved where memory runs out.
@@ -67,7 +68,7 @@ class RunOptions:
     pictures: bool = False
     color_swap: bool = False
     reduced_jpeg: bool = False
-    accelerate: bool = False
+    accelerate: Accelerate = "auto"
     box_rule: BoxRule | str | None = None
     batch_size: int | Literal["auto"] = "auto"
     shard_size: int = 512
@@ -90,6 +91,11 @@ class RunOptions:
             raise InputError(f"workers must be at least 1, got {self.workers!r}")
         if not _is_integer(self.top_k, 0):
             raise InputError(f"top_k must be at least 0, got {self.top_k!r}")
+        one_of("accelerate", self.accelerate, (True, False, "auto"))
+        if not self.accelerate and isinstance(self.method, Explainer):
+            raise InputError(
+                "accelerate must be 'auto' or True where method is an explainer, which has its own setting, got False"
+            )
         if self.color_swap and not self.top_k:
             raise InputError("top_k must be at least 1 for color_swap, which follows the model's answer, got 0")
         if self.maps not in ("native", "heatmap", "none"):

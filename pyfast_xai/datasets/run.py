@@ -188,9 +188,7 @@ def prepare(
         )
     if options.color_swap and len(preprocess.mean) != 3:
         raise InputError("color_swap must be left out for a model of grey pictures, which sees no colours")
-    explainer, method_settings = _explainer(model, options.method, options.method_settings, labels)
-    if options.accelerate:
-        explainer.accelerate()
+    explainer, method_settings = _explainer(model, options, labels)
     stored = StoredColumns(
         maps=options.maps,
         dtype=options.map_dtype,
@@ -348,16 +346,19 @@ def _check_folder(source: Source, listing: StoredListing, folder: Folder) -> Non
 
 
 def _explainer(
-    model: nn.Module, method: str | Explainer, settings: Mapping[str, Any], labels: Sequence[str] | None
+    model: nn.Module, options: RunOptions, labels: Sequence[str] | None
 ) -> tuple[Explainer, Mapping[str, Any]]:
+    method, settings = options.method, options.method_settings
     if isinstance(method, Explainer):
         if settings:
             raise InputError("method_settings must be left out where method is an explainer, which has its settings")
+        if options.accelerate is True:
+            method.accelerate()
         public = {k: v for k, v in vars(method).items() if k[0] != "_" and k not in ("model", "labels", "progress")}
         return method, public
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    arguments = dict(settings)
+    arguments = {"accelerate": options.accelerate, **settings}
     if "progress" in inspect.signature(METHODS[method]).parameters:
         arguments.setdefault("progress", False)  # a bar for each batch would be one for each second
     try:

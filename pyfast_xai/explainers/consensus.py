@@ -74,10 +74,11 @@ class Consensus(Explainer):
     takes_functions = takes_gradients = False
 
     def __init__(self, model: nn.Module, *, layer: LayerName = "auto", **settings: Unpack[Settings]) -> None:
-        shared: Any = {name: value for name, value in settings.items() if name in ("outputs", "labels")}
+        shared: Any = {name: value for name, value in settings.items() if name in ("outputs", "labels", "accelerate")}
         self.fixations = CNNFixations(model, **shared)
         self.maps = [kind(model, layer=layer, **shared) for kind in (_FineExcitation, _FineLayerCAM)]
         super().__init__(model, **settings)
+        self._trial = None  # the parts have their own
 
     def accelerate(self, **settings: Any) -> "Consensus":
         """Replays the model from now on, see `Explainer.accelerate`."""

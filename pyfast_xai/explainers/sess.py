@@ -31,6 +31,7 @@ _BASES: dict[str, type[GradCAM]] = {
     kind.method: kind
     for kind in (GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM, GradCAMElementWise, EigenGradCAM)
 }
+_OF_BASE = ("tokens", "layout", "outputs", "accelerate")  # settings that the base shares
 
 
 class SESS(LayerExplainer):
@@ -89,9 +90,10 @@ class SESS(LayerExplainer):
         smooth: bool = True,
         **settings: Unpack[LayerSettings],
     ) -> None:
-        shared: Any = {name: value for name, value in settings.items() if name in ("tokens", "layout", "outputs")}
+        shared: Any = {name: value for name, value in settings.items() if name in _OF_BASE}
         self.base = _BASES[one_of("base", base, _BASES)](model, layer=layer, **shared)
         super().__init__(model, layer=layer, **settings)
+        self._trial = None  # the base has its own
         self.n_scales, self.scale_step = at_least(1, "n_scales", n_scales), positive("scale_step", scale_step)
         self.step = None if step is None else at_least(1, "step", step)
         if not 0 <= drop_share < 1:

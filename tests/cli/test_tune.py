@@ -27,6 +27,11 @@ def test_tune_prints_what_serves_and_keeps_the_verdicts(run, verdicts):
     assert "grad-cam" in shown
 
 
+@pytest.mark.usefixtures("verdicts")
+def test_parts_of_an_explainer_decide_for_it(run):
+    assert "its parts decide" in run("tune", "digits", "--method", "consensus", "--batch", "1").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -66,13 +66,14 @@ def replays(monkeypatch):
 
     class Timed(ReplayTrial):
         def __init__(self, *args, **settings):
-            super().__init__(*args, **{**settings, "stopwatch": lambda device, threads: lambda: 1.0 + self.recorded})
+            clock = {"stopwatch": lambda device, threads: lambda: 1.0 + self.recorded, "share": 1e9}
+            super().__init__(*args, **{**settings, **clock})
 
         recorded = True
 
-        def _timed(self, run, device):
+        def _timed(self, run, device, **waits):
             self.recorded = True
-            return super()._timed(run, device)
+            return super()._timed(run, device, **waits)
 
         def _replay(self, actual, run):
             before = self._replayed.replays
@@ -114,7 +115,8 @@ def test_captums_classes_return_what_they_do_of_a_recorded_model(model, images, 
     for call in range(CALLS):
         options = images * (1 + call / 8)
         torch.manual_seed(call)
-        expected = plain.attribute(options, target=[1, 3], **settings)
+        with compat.accelerate(False):
+            expected = plain.attribute(options, target=[1, 3], **settings)
         torch.manual_seed(call)
         with compat.accelerate("auto"):
             close(tried.attribute(options, target=[1, 3], **settings), expected)
@@ -127,7 +129,8 @@ def test_inputs_in_tuples_and_further_arguments(model, images, replays):
     for _ in range(CALLS):
         for more in ((0.5,), (2.0,)):
             settings = {"target": 1, "additional_forward_args": more}
-            expected = plain.attribute((images, other), **settings)
+            with compat.accelerate(False):
+                expected = plain.attribute((images, other), **settings)
             with compat.accelerate("auto"):
                 result = tried.attribute((images, other), **settings)
             close(result, expected)
@@ -161,7 +164,8 @@ def test_classes_of_pytorch_grad_cam_return_what_they_do_of_a_recorded_model(mod
     plain, tried = CAMS[name](model), CAMS[name](copy.deepcopy(model))
     for call in range(CALLS):
         options = images * (1 + call / 8)
-        expected = plain(options)
+        with compat.accelerate(False):
+            expected = plain(options)
         with compat.accelerate("auto"):
             np.testing.assert_allclose(tried(options), expected, rtol=1e-3, atol=1e-3)
     assert any(replays)
@@ -169,7 +173,8 @@ def test_classes_of_pytorch_grad_cam_return_what_they_do_of_a_recorded_model(mod
 
 def test_on_replays_from_the_first_call(model, images):
     method = Saliency(model)
-    expected = method.attribute(images, target=1)
+    with compat.accelerate(False):
+        expected = method.attribute(images, target=1)
     with compat.accelerate(True):
         for _ in range(3):
             close(method.attribute(images, target=1), expected)
@@ -225,9 +230,12 @@ def test_copies_begin_anew(model, images, copied):
 
 def test_the_environment_says_what_nobody_has_set(monkeypatch):
     monkeypatch.setattr(acceleration.accelerate, "_mode", None)
-    assert acceleration.mode() is False
-    monkeypatch.setenv("PYFAST_XAI_COMPAT_ACCELERATE", "auto")
+    monkeypatch.delenv("PYFAST_XAI_COMPAT_ACCELERATE", raising=False)
     assert acceleration.mode() == "auto"
+    monkeypatch.setenv("PYFAST_XAI_COMPAT_ACCELERATE", "off")
+    assert acceleration.mode() is False
+    monkeypatch.setenv("PYFAST_XAI_COMPAT_ACCELERATE", "on")
+    assert acceleration.mode() is True
     with compat.accelerate(False):
         assert acceleration.mode() is False
     monkeypatch.setenv("PYFAST_XAI_COMPAT_ACCELERATE", "yes")

@@ -81,6 +81,20 @@ def test_an_accelerated_run_says_the_same_and_that_it_is_one(folder, loaded, tmp
         run(str(folder), loaded, tmp_path / "plain", accelerate=True)
 
 
+def test_a_run_tries_replays_unless_told_otherwise(folder, loaded, tmp_path):
+    def explainer(**settings):
+        return datasets.prepare(str(folder), loaded, out=tmp_path / "run", **settings).explainer
+
+    assert explainer(method="saliency")._trial is not None
+    assert explainer(method="saliency", accelerate=False)._trial is None
+    assert explainer(method="saliency", accelerate=True).accelerated
+    assert explainer(method=Saliency(loaded.model, accelerate=False))._trial is None
+    with pytest.raises(InputError, match=r"^accelerate must be 'auto' or True where method is an explainer"):
+        explainer(method=Saliency(loaded.model), accelerate=False)
+    with pytest.raises(InputError, match=r"^accelerate must be one of True, False, 'auto', got 'on'"):
+        explainer(method="saliency", accelerate="on")
+
+
 @pytest.mark.parametrize("method", ["fixations", "eigen-cam", "saliency", "clear"])
 def test_rows_say_what_the_explainer_says(folder, loaded, tmp_path, method):
     done = run(str(folder), loaded, tmp_path / "out", method=method)

@@ -18,6 +18,7 @@ from pyfast_xai.tape import record
 from pyfast_xai.tuning import Verdict, Verdicts
 
 SETTLED = 16  # calls after which replays have nothing left to prepare, and times were taken
+ANYTHING = 1e9  # a share of recorded calls that allows preparing in every call
 
 
 class Small(nn.Module):
@@ -45,10 +46,10 @@ class Clock:
 class Caller:
     """A trial on a model, and how each call was done."""
 
-    def __init__(self, recorded=2.0, replayed=1.0, model=None, **settings):
+    def __init__(self, recorded=2.0, replayed=1.0, model=None, share=ANYTHING, **settings):
         self.model = model or Small().eval()
         self.clock = Clock(recorded, replayed)
-        self.trial = ReplayTrial(self.model, stopwatch=self.clock, **settings)
+        self.trial = ReplayTrial(self.model, stopwatch=self.clock, share=share, **settings)
         self.ways = []
         self.raises = self.draws = False
         self.agree = None
@@ -276,7 +277,7 @@ def clock(monkeypatch):
     class Timed(ReplayTrial):
         def __init__(self, *args, **settings):
             self.recent = Clock(2.0, 1.0)
-            super().__init__(*args, **{**settings, "stopwatch": self.took})
+            super().__init__(*args, **{**settings, "stopwatch": self.took, "share": ANYTHING})
 
         def took(self, device, threads):
             def seconds():
@@ -289,9 +290,9 @@ def clock(monkeypatch):
             self.was_replayed = True
             return result
 
-        def _timed(self, run, device):
+        def _timed(self, run, device, **waits):
             self.was_replayed = False
-            return super()._timed(run, device)
+            return super()._timed(run, device, **waits)
 
     monkeypatch.setattr(explainers, "ReplayTrial", Timed)
 
@@ -331,7 +332,7 @@ def test_noise_is_the_same_noise(images):
 @pytest.mark.usefixtures("clock")
 def test_a_copy_tries_by_itself(images, copied, monkeypatch):
     explain = Saliency(Small().eval(), accelerate="auto")
-    explain._trial = ReplayTrial(explain.model)
+    explain._trial = ReplayTrial(explain.model, share=ANYTHING)
     for _ in range(4):
         explain(images, 1)
     other = copied(explain)

@@ -69,9 +69,12 @@ class Explainer(abc.ABC):
             "hull"; None for the one that was measured to serve the method best, `default_box_rule`.
         batch_size: images that go through the model at once; None for all of them, or for `default_batch_size`.
             Results do not depend on it but for rounding.
-        accelerate: True to replay the model instead of running it, see `Explainer.accelerate`; "auto" to do so from the
-            third call of images of one shape on, where that was seen to be faster on this machine
-            (`common.replay_trial`); False to record the model in every call.
+        accelerate: "auto" to replay the model instead of running it once that has proven faster for images of one
+            shape: the first calls, and a short run altogether, record the model, preparing a replay takes at most a
+            quarter of the time of the calls so far, and replays of all explainers together keep at most 1 GiB. What is
+            recorded and what is replayed differ by rounding, 1e-5 of the largest number. False, or
+            `torch.use_deterministic_algorithms(True)`, to record the model in every call: the same numbers to the last
+            bit. True to replay it from the first call on, see `Explainer.accelerate`.
 
     Raises:
         InputError: the model is no module, or a setting does not exist.
@@ -131,7 +134,7 @@ class Explainer(abc.ABC):
         labels: Sequence[str] | None = None,
         box_rule: BoxRule | str | None = None,
         batch_size: int | None = None,
-        accelerate: Accelerate = False,
+        accelerate: Accelerate = "auto",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")

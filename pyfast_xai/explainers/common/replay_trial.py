@@ -1,12 +1,14 @@
 """Trials of replays: a model is replayed where that was seen to be faster than recording it.
 
-The first calls of a signature are recorded. Then the replay is tried, and once nothing is left to prepare it is timed
-beside the recorded call; the faster serves from then on, within noise the recorded one, and is looked at again rarely.
+The first calls of a signature are recorded. Then a replay is prepared as far as the budget allows, and once nothing is
+left to prepare it is timed beside the recorded call; the faster serves from then on, within noise the recorded one, and
+is looked at again rarely.
 """
 
 import functools
 import hashlib
 import logging
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from pyfast_xai import tuning
 from pyfast_xai.acceleration.replayed_model import MEMORY_LIMIT, ReplayedModel
+from pyfast_xai.explainers.common.preparation_budget import FIRST_STEP, FIRST_STEP_OF_KNOWN, SHARE, PreparationBudget
 from pyfast_xai.forks import ForkSafeLock
 from pyfast_xai.tape import module_hooks
 from pyfast_xai.tuning import Site, Stopwatch, Verdict
@@ -29,7 +32,7 @@ logger = logging.getLogger("pyfast_xai")
 
 T = TypeVar("T")
 
-_FIRST = 3  # the call of a signature that is replayed for the first time
+_FIRST = 3  # the first call of a signature that may be replayed
 _MOST_WARM = 16  # replayed calls, after which they are timed although they prepare something in every call
 _ROUNDS = 3
 _CLEAR = 0.8  # one round is enough where one takes at most so much of the other's time
@@ -52,9 +55,11 @@ class _Signature:
     """Calls that are alike.
 
     Attributes:
+        budget: decides which calls prepare a replay.
         calls: how many there were.
         next_trial: the call at which the next trial begins.
         state: what the next call is.
+        preparing: the process in which a call prepares the replay, None where none does; other calls are recorded.
         warm: replayed calls of this trial.
         disturbed: calls of this trial whose time did not count.
         compared: whether the result of a replay was compared with that of the recording.
@@ -63,9 +68,11 @@ class _Signature:
         verdict: verdict of the last one; None where it ended without times.
     """
 
+    budget: PreparationBudget
     calls: int = 0
     next_trial: float = _FIRST
     state: _State = _State.RECORDED
+    preparing: int | None = None
     warm: int = 0
     disturbed: int = 0
     compared: bool = False
@@ -78,13 +85,21 @@ class _Signature:
         self.state, self.warm, self.disturbed = state, 0, 0
         self.seconds = {"recorded": [], "replayed": []}
 
+    @property
+    def due(self) -> bool:
+        """Returns whether the trial needs a replayed call next."""
+        if self.state is _State.TIMED:
+            return len(self.seconds["replayed"]) < len(self.seconds["recorded"])
+        return self.state is _State.WARMING
+
 
 class ReplayTrial:
     """Calls functions that record a model, and has the model replayed in them where that is faster.
 
     A replay serves under the conditions of `ReplayedModel`: what cannot be proven to be as it was is recorded. Beyond
     that, a model with forward hooks is recorded, so that they run; so is one after it has changed, until there were as
-    many calls as before a first trial, and twice as many after every further change.
+    many calls as before a first trial, and twice as many after every further change. Under
+    `torch.use_deterministic_algorithms(True)` every call is recorded: its numbers never change within a process.
 
     Args:
         model: the model that is recorded.
@@ -93,6 +108,7 @@ class ReplayTrial:
             most, and let go what was used longest ago.
         job: names the work, for verdicts on disk; None to keep none.
         stopwatch: takes the times, as `tuning.stopwatch` does.
+        share: what preparing replays may cost, as a share of recorded calls (`PreparationBudget`).
     """
 
     def __init__(
@@ -103,10 +119,12 @@ class ReplayTrial:
         memory_limit: int = MEMORY_LIMIT,
         job: str | None = None,
         stopwatch: Callable[[str, int], Stopwatch] = tuning.stopwatch,
+        share: float = SHARE,
     ) -> None:
         self.model = module_hooks.unwrap(model)
         self._settings: dict[str, Any] = {"fold": fold, "memory_limit": memory_limit, "job": job}
         self._stopwatch = stopwatch
+        self._share = share
         self._replayed = ReplayedModel(self.model, fold=fold, memory_limit=memory_limit, tentative=True)
         self._lock = ForkSafeLock()
         self._thread = threading.local()
@@ -116,7 +134,8 @@ class ReplayTrial:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy belongs to another model, whose calls are counted from zero.
-        return functools.partial(ReplayTrial, **self._settings, stopwatch=self._stopwatch), (self.model,)
+        settings = self._settings | {"stopwatch": self._stopwatch, "share": self._share}
+        return functools.partial(ReplayTrial, **settings), (self.model,)
 
     @property
     def current(self) -> ReplayedModel | None:
@@ -170,9 +189,11 @@ class ReplayTrial:
             described: the same in words, for the verdicts on disk.
             device: that the work is done on, None for the CPU.
             agree: returns whether a replay and the recording gave the same, up to rounding. It decides once a
-                signature; None where a call must not be made twice.
+                signature, before the result of a replay is returned; None where a call must not be made twice.
         """
-        if signature is None or self.current is not None or self._replayed.has_forward_hooks:
+        if signature is None or self.current is not None or torch.are_deterministic_algorithms_enabled():
+            return run()
+        if self._replayed.has_forward_hooks:
             return run()
         with _calls:
             return self._call(run, signature, described, device, agree)
@@ -190,14 +211,28 @@ class ReplayTrial:
         with self._lock:
             entry = self._next((signature, site.threads), site)
             state = entry.state
-        if state is _State.RECORDED:
-            return run()
+            prepares = self._may_prepare(entry)
+        if state is _State.REPLAYED:
+            try:
+                return self._replay(entry, run)[0]
+            finally:
+                _make_room_for(self)
+        if not prepares:
+            return self._record(entry, run, site, place)
         try:
-            if state is _State.TIMED:
-                return self._time(entry, run, site, place, agree)
-            return self._replay(entry, run)[0]
+            return self._prepare(entry, run, site, place, agree)
         finally:
+            entry.preparing = None
             _make_room_for(self)
+
+    def _may_prepare(self, entry: _Signature) -> bool:
+        """Returns whether this call prepares a replay, or takes the time of one; others are recorded meanwhile."""
+        if entry.state is _State.REPLAYED:
+            entry.budget.count_served()
+        elif entry.due and entry.preparing != os.getpid() and entry.budget.allows():
+            entry.preparing = os.getpid()
+            return True
+        return False
 
     def _next(self, key: Hashable, site: Site) -> _Signature:
         """Returns the signature of a call, which is counted."""
@@ -205,8 +240,9 @@ class ReplayTrial:
         if entry is None:
             if len(self._signatures) >= _MOST_SIGNATURES:
                 self._signatures.popitem(last=False)
-            entry = self._signatures[key] = _Signature(next_trial=self._first)
             verdict = tuning.known_verdict(site) if self._remembers else None
+            budget = PreparationBudget(self._share, FIRST_STEP if verdict is None else FIRST_STEP_OF_KNOWN)
+            entry = self._signatures[key] = _Signature(budget, next_trial=self._first)
             if verdict is not None and verdict.fastest() == "recorded":
                 entry.verdicts, entry.next_trial, entry.verdict = 1, _RETRY_AFTER["recorded"], verdict
         self._signatures.move_to_end(key)
@@ -274,7 +310,17 @@ class ReplayTrial:
         if self._replayed.outdated:
             self._signatures.clear()
 
-    def _time(
+    def _record(self, entry: _Signature, run: Callable[[], T], site: Site, device: torch.device) -> T:
+        """Returns the result of a recorded call, whose time counts."""
+        timed = entry.state is _State.TIMED
+        result, seconds, alone = self._timed(run, device, waits=timed)
+        with self._lock:
+            entry.budget.count_recorded(seconds)
+            if timed and not entry.due:
+                self._keep(entry, site, recorded=seconds if alone else None)
+        return result
+
+    def _prepare(
         self,
         entry: _Signature,
         run: Callable[[], T],
@@ -282,47 +328,46 @@ class ReplayTrial:
         device: torch.device,
         agree: Callable[[T, T], bool] | None,
     ) -> T:
-        """Returns the result of a call, and measures its time; that of both ways where their results are compared."""
-        if agree is not None and not entry.compared and device.type == "cpu":
+        """Returns the result of a call that is replayed as a trial; that of the recording if they are compared."""
+        timed, replays, random_state = entry.state is _State.TIMED, self._replayed.replays, torch.get_rng_state()
+        (result, settled), seconds, alone = self._timed(lambda: self._replay(entry, run), device)
+        counted = seconds if settled and alone else None
+        if agree is not None and not entry.compared and device.type == "cpu" and self._replayed.replays > replays:
             entry.compared = True
-            before = torch.get_rng_state()
-            expected, recorded = self._timed(run, device)
-            after = torch.get_rng_state()
-            torch.set_rng_state(before)
-            (actual, settled), replayed = self._timed(lambda: self._replay(entry, run), device)
-            torch.set_rng_state(after)
-            same = agree(actual, expected)
-            with self._lock:
-                if entry.state is _State.TIMED and not same:
-                    logger.info("a replay gives other results: such calls are recorded")
+            replayed = result
+            torch.set_rng_state(random_state)
+            result, more, _ = self._timed(run, device)
+            seconds += more
+            if not agree(replayed, result):
+                logger.info("a replay gives other results: such calls are recorded")
+                with self._lock:
                     self._refuse(entry)
-                elif settled:
-                    self._keep(entry, site, recorded=recorded, replayed=replayed)
-            return expected
-        if len(entry.seconds["replayed"]) < len(entry.seconds["recorded"]):
-            (result, settled), seconds = self._timed(lambda: self._replay(entry, run), device)
-            with self._lock:
-                self._keep(entry, site, replayed=seconds if settled else None)
-            return result
-        result, seconds = self._timed(run, device)
         with self._lock:
-            self._keep(entry, site, recorded=seconds)
+            entry.budget.count_preparing(seconds)
+            if timed:
+                self._keep(entry, site, replayed=counted)
         return result
 
-    def _timed(self, run: Callable[[], T], device: torch.device) -> tuple[T, float | None]:
-        """Returns the result of a function, and the seconds; None if another call ran at the same time."""
-        if device.type == "cuda":
+    def _timed(self, run: Callable[[], T], device: torch.device, *, waits: bool = True) -> tuple[T, float, bool]:
+        """Returns the result of a function, its seconds, and whether no other call ran at the same time.
+
+        Args:
+            run: the function.
+            device: that it uses.
+            waits: wait for a device, so that its time counts.
+        """
+        if waits and device.type == "cuda":
             torch.cuda.synchronize(device)
         before = _calls.alone()
         past = self._stopwatch(device.type, torch.get_num_threads())
         result = run()
-        if device.type == "cuda":
+        if waits and device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = max(past(), 1e-9)
-        return result, None if before is None or before != _calls.alone() else seconds
+        return result, seconds, before is not None and before == _calls.alone()
 
     def _keep(self, entry: _Signature, site: Site, **seconds: float | None) -> None:
-        """Keeps times, and gives the verdict if they are enough."""
+        """Keeps a time, and gives the verdict if there are enough."""
         if entry.state is not _State.TIMED:
             return
         if None in seconds.values():

@@ -70,6 +70,8 @@ class Clipped(GradientRules):
         warned: see `GradientRules`.
     """
 
+    compares = True
+
     def __init__(
         self, bounds: Bounds, defence: Literal["gradient", "forward"] = "gradient", warned: set[str] | None = None
     ) -> None:
