@@ -58,11 +58,13 @@ class Specimen:
         model: with random weights, in evaluation mode.
         images: `[2, C, H, W]` that it takes.
         target: of the explanations; None for the largest output.
+        mixes_rows: the network attends over the images of a batch, so that a row alone differs.
     """
 
     model: nn.Module
     images: Tensor
     target: Any = None
+    mixes_rows: bool = False
 
 
 @dataclass
@@ -83,7 +85,7 @@ def judge(specimen: Specimen, explainers: tuple[str, ...] = EXPLAINERS, seconds:
             continue
         try:
             with _limited(seconds):
-                verdict = _explained(name, model, images, specimen.target)
+                verdict = _explained(name, model, images, specimen.target, specimen.mixes_rows)
         except _OutOfTimeError:
             verdict = "not tried", f"takes more than {seconds:g} s"
         yield Verdict(name, *verdict)
@@ -91,7 +93,7 @@ def judge(specimen: Specimen, explainers: tuple[str, ...] = EXPLAINERS, seconds:
         yield Verdict(MODEL, *_unchanged(model, images, before))
 
 
-def _explained(name: str, model: nn.Module, images: Tensor, target: Any) -> tuple[str, str]:
+def _explained(name: str, model: nn.Module, images: Tensor, target: Any, mixes_rows: bool) -> tuple[str, str]:
     settings = {"window": images.shape[2] // 2, "stride": images.shape[2] // 2, "progress": False}
     settings = settings if name == "occlusion" else SETTINGS.get(name, {})
     if callable(target) and not METHODS[name].takes_functions:
@@ -114,14 +116,17 @@ def _explained(name: str, model: nn.Module, images: Tensor, target: Any) -> tupl
         return "wrong", f"{list(heat.shape)} for {len(images)} images"
     if not bool(heat.isfinite().all()):
         return "wrong", "not finite"
-    signed = heat if whole.signed_map is None else whole.signed_map  # a heat map shows the positive part alone
-    if bool((signed.flatten(1).amax(1) == signed.flatten(1).amin(1)).any()):
+    # A heat map shows the positive part alone.
+    signed = next(part for part in (whole.signed_map, whole.attribution, heat) if part is not None)
+    if _is_constant(signed) or (_is_constant(heat) and not messages):
         return ("refused", _line(messages[0])) if messages else ("wrong", "constant without a word")
     if name == "feature-permutation":  # what it compares with are the other images
         return "served", ""
     try:
-        alone = explain(images[1:], take_targets(target, len(images), torch.tensor([1])))
-        reason = _differs(alone, whole, slice(1, 2), "the row alone")
+        reason = ""
+        if not mixes_rows:
+            alone = explain(images[1:], take_targets(target, len(images), torch.tensor([1])))
+            reason = _differs(alone, whole, slice(1, 2), "the row alone")
         if not reason and name in ACCELERATED:
             repeated = explain(images, target, accelerate=True)
             reason = _differs(repeated, whole, slice(None), "accelerated")
@@ -130,6 +135,11 @@ def _explained(name: str, model: nn.Module, images: Tensor, target: Any) -> tupl
     if not reason and name == "saliency":
         reason = _off_autograd(whole, model, images, target)
     return ("wrong", reason) if reason else ("served", "")
+
+
+def _is_constant(maps: Tensor) -> bool:
+    """Returns whether one of the maps has one number everywhere."""
+    return bool((maps.flatten(1).amax(1) == maps.flatten(1).amin(1)).any())
 
 
 def _refusal(name: str, message: str) -> tuple[str, str]:

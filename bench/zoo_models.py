@@ -63,6 +63,11 @@ def middle_of_class(output: Any) -> Tensor:
     return scores[:, 1, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None].mean((1, 2))
 
 
+def middle_feature(output: Tensor) -> Tensor:
+    """Returns one channel of tokens `[N, T, C]`, averaged over them, `[N]`."""
+    return output[:, :, output.shape[2] // 2].mean(1)
+
+
 def strongest(model: nn.Module, images: Tensor, **settings: Any) -> DetectionTarget:
     """Returns the strongest detection of each of the first two images as a target."""
     with torch.no_grad():
@@ -183,10 +188,12 @@ def _of_timm(name: str, reduced: dict[str, Any]) -> Specimen:
                 model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **{**settings, **reduced}).eval()
                 images = drawn(*model.default_cfg["input_size"][:1], side, side)
                 with torch.no_grad():
-                    model(images)
+                    output = model(images)
             except Exception:  # whatever a network says to a size that it does not take
                 continue
-            return specimen(model, images)
+            made = specimen(model, images, middle_feature if output.dim() == 3 else None)  # an encoder has no classes
+            made.mixes_rows = name == "csatv2"  # its spatial attention multiplies queries and keys of all images
+            return made
     raise ValueError(f"{name} takes images of none of the sides {SIDES}")
 
 

@@ -33,6 +33,9 @@ class GradientShaped(Explainer):
     ranks: ClassVar[tuple[int, ...]] = (3, 4, 5)
     overlay: ClassVar[Table] = {}
     default_reduction: ClassVar[Reduction] = "max"
+    zero_reason: ClassVar[str] = (
+        "its target does not depend on the image, or not measurably, as a probability that has reached 0 or 1"
+    )
 
     def __init__(
         self,
@@ -48,21 +51,23 @@ class GradientShaped(Explainer):
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         attribution, seeds = self._attribute(images, target, args, kwargs)
         attribution = targets_to_rows(attribution)
-        heatmap = REDUCTIONS[self.reduction](attribution.float())
-        if heatmap.device.type == "cpu":
-            self._say_zeros(attribution, heatmap)
+        heatmap = self.heatmap(attribution)
         return Explanation(**self._fields(images, seeds), heatmap=heatmap, attribution=attribution)
 
-    def _say_zeros(self, attribution: Tensor, heatmap: Tensor) -> None:
-        """Logs the first row whose attribution is zero everywhere; the heat maps, which are smaller, are read first."""
-        empty = heatmap.flatten(1).any(1).logical_not().nonzero().flatten()
-        zero = [int(row) for row in empty if not bool(attribution[row].any())]
-        if zero:
-            self.warn(
-                "the attribution of row %d is zero: its target does not depend on the image, or not measurably, as a "
-                "probability that has reached 0 or 1",
-                zero[0],
-            )
+    def heatmap(self, attribution: Tensor) -> Tensor:
+        """Returns the heat maps `[R, H, W]` of attributions `[R, C, H, W]`, and logs which is zero, and why."""
+        heatmap = REDUCTIONS[self.reduction](attribution.float())
+        if heatmap.device.type == "cpu":
+            for row in heatmap.flatten(1).any(1).logical_not().nonzero().flatten().tolist():
+                if bool(attribution[row].any()):
+                    self.warn(
+                        "the attribution of row %d is nowhere positive, so that its heat map is zero; `attribution` "
+                        "has what is negative",
+                        row,
+                    )
+                else:
+                    self.warn(f"the attribution of row %d is zero: {self.zero_reason}", row)
+        return heatmap
 
     def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:
         """Returns the attributions `[K, N, C, H, W]` and what they started from."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.backprop import REDUCTIONS, Reduction
+from pyfast_xai.explainers.backprop import Reduction
 from pyfast_xai.explainers.common.explainer import Settings, at_least
+from pyfast_xai.explainers.common.layer_search import LayerSearch, class_scores
 from pyfast_xai.explainers.common.output_gradients import output_gradients
 from pyfast_xai.explainers.common.targets import Goal, Targets
 from pyfast_xai.explainers.common.tensors import targets_to_rows
@@ -47,11 +48,11 @@ class CRP(LRP):
     Args:
         model: in evaluation mode.
         layer: the path of a module, or the name of an operation; of several calls the last counts. None for the last
-            convolution.
+            convolution at which relevance arrives, or, without convolutions, the last layer that holds a map.
         channels: conditions, each a channel or a sequence of channels; None for those with the most relevance, which
             may differ from target to target.
         n_channels: how many of these.
-        channel_dim: the dimension of the layer's channels, 1 in maps and -1 in tokens.
+        channel_dim: the dimension of a named layer's channels, 1 in maps and -1 in tokens.
         composite: see `LRP`.
         reduction: how the heat map is made of the channels of the image, see `Saliency`.
         **settings: those of `Explainer`; see `LRP` for targets. Rows are image by image, target by target, condition by
@@ -71,6 +72,7 @@ class CRP(LRP):
         (torch.Size([4, 3, 96, 96]), torch.Size([4]))
     """
 
+    zero_reason = "nothing that flows through its condition arrives at the image; name other channels or another layer"
     method = "crp"
     paper = "From attribution maps to human-understandable explanations through concept relevance propagation (2023)"
 
@@ -99,10 +101,13 @@ class CRP(LRP):
         seeds = output_gradients(tape, target, self.outputs, self.labels)
         is_start = isinstance(target, Tensor) and target.is_floating_point()
         start = seeds.grads if is_start else relevance_of_outputs(tape, seeds.grads)
-        value = _last_convolution(tape) if self.layer is None else tape.find(self.layer)
-        dim = self.channel_dim % len(value.shape) + 1  # behind the targets
         policy = self.rules.by(self.composite, tape, {path: module for module, path in modules_of(self.model).items()})
-        relevance = backward_pass(policy, tape, start, [value], retain=True)[0].movedim(dim, 2)
+        layers = _layers(tape) if self.layer is None else [(tape.find(self.layer), self.channel_dim)]
+        for value, channels in layers:
+            dim = channels % len(value.shape) + 1  # behind the targets
+            relevance = backward_pass(policy, tape, start, [value], retain=True)[0].movedim(dim, 2)
+            if bool(relevance.any()):  # none arrives at convolutions that make a gate
+                break
         each = relevance.flatten(3).sum(3)  # [K, N, channels]
         conditions = self._conditions(each)
         masks = conditions.view(*conditions.shape, *[1] * (relevance.dim() - 3))
@@ -112,7 +117,7 @@ class CRP(LRP):
         rows = targets_to_rows(conditions.transpose(1, 2).flatten(0, 1))
         return ConditionalExplanation(
             **self._fields(images, _repeated(seeds, count), len(each) * count),
-            heatmap=REDUCTIONS[self.reduction](attribution.float()),
+            heatmap=self.heatmap(attribution),
             attribution=attribution,
             conditions=rows,
             relevance=(rows * targets_to_rows(each).repeat_interleave(count, 0)).sum(1),
@@ -135,11 +140,18 @@ class CRP(LRP):
         return masks.expand(*relevance.shape[:2], -1, -1)
 
 
-def _last_convolution(tape: Tape) -> Value:
-    convolutions = [node for node in tape if kind_of(node) == "convolution"]
-    if not convolutions or convolutions[-1].outputs[0] is None:
-        raise InputError("layer must be named where the model has no convolution, got None")
-    return convolutions[-1].outputs[0]
+def _layers(tape: Tape) -> list[tuple[Value, int]]:
+    """Returns all convolutions, the last first, or the last map where there are none; and the dimension of channels.
+
+    Raises:
+        InputError: the model has neither.
+    """
+    results = [node.outputs[0] for node in tape if kind_of(node) == "convolution"]
+    values = [(value, 1) for value in reversed(results) if value is not None]
+    if not values:
+        layer = LayerSearch(tape, class_scores(tape)).last()
+        values = [(layer.value, layer.layout.channels)]
+    return values
 
 
 def _repeated(targets: Targets, count: int) -> Targets:

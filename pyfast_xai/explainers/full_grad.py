@@ -21,6 +21,10 @@ _LAYERS = {f"aten::conv{rank}d" for rank in (1, 2, 3)} | {"aten::convolution", "
 _LAYERS |= {f"aten::conv_transpose{rank}d" for rank in (1, 2, 3)}
 _NORMS = {"aten::batch_norm", "aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training"}
 
+# Below so many units of rounding of the largest magnitude of any layer, a map is rounding alone: as that of a layer
+# whose length is divided out, or of the keys of attention to one token.
+ROUNDING = 64
+
 
 class FullGrad(Explainer):
     """FullGrad: the input times its gradient, and every bias times its own, in one map (Srinivas and Fleuret, 2019).
@@ -31,8 +35,8 @@ class FullGrad(Explainer):
         psi(x * df/dx) + sum_l psi(b_l * df/dz_l)
 
     over the layers that hold a map of the image, with psi the magnitude, scaled to [0, 1] over a layer as a whole,
-    summed over channels and brought to the size of the image with aligned corners, as in the authors' code. All
-    gradients come from one walk.
+    summed over channels and brought to the size of the image with aligned corners, as in the authors' code. A layer
+    whose map is rounding alone is left out, where theirs scales it to [0, 1]. All gradients come from one walk.
 
     Args:
         model: in evaluation mode.
@@ -64,13 +68,17 @@ class FullGrad(Explainer):
         values = [tape.inputs[0], *(value for value, _, _ in shown)]
         gradients = backward_pass(self.policy, tape, seeds.grads, values)
         size = images.shape[2:]
-        total = _scaled(at_least_float32(gradients[0] * images).abs().flatten(0, 1)).sum(1)
-        heat = total.unflatten(0, gradients[0].shape[:2])
+        maps = [at_least_float32(gradients[0] * images).abs().flatten(0, 1)]
         for (_, bias, layout), gradient in zip(shown, gradients[1:], strict=True):
             cells = at_least_float32(layout.cells(gradient.flatten(0, 1)))  # [K * N, h, w, C]
-            maps = _scaled((cells * at_least_float32(bias)).abs().permute(0, 3, 1, 2)).sum(1)
-            whole = functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
-            heat = heat + whole.unflatten(0, gradient.shape[:2])
+            maps.append((cells * at_least_float32(bias)).abs().permute(0, 3, 1, 2))
+        largest = torch.stack([layer_maps.amax((1, 2, 3)) for layer_maps in maps]).amax(0)
+        flat = ROUNDING * torch.finfo(maps[0].dtype).eps * largest
+        heat: Any = 0
+        for layer_maps in maps:
+            one = _scaled(layer_maps, flat).sum(1, keepdim=True)
+            heat = heat + functional.interpolate(one, size=size, mode="bilinear", align_corners=True)[:, 0]
+        heat = heat.unflatten(0, gradients[0].shape[:2])
         return Explanation(**self._fields(images, seeds), heatmap=targets_to_rows(heat).float())
 
 
@@ -101,8 +109,8 @@ def _bias(node: Node) -> Tensor | None:
     return shift if bias is None else shift + bias
 
 
-def _scaled(maps: Tensor) -> Tensor:
-    """Returns maps `[R, C, h, w]`, each row from 0 to 1 over all of its numbers; a flat row is zero."""
+def _scaled(maps: Tensor, flat: Tensor) -> Tensor:
+    """Returns maps `[R, C, h, w]`, each row from 0 to 1 over its numbers; a row that spans `flat [R]` is zero."""
     low = maps.amin((1, 2, 3), keepdim=True)
     span = maps.amax((1, 2, 3), keepdim=True) - low
-    return torch.where(span > 0, (maps - low) / span, 0)
+    return torch.where(span > flat.view(-1, 1, 1, 1), (maps - low) / span, 0)

@@ -112,3 +112,51 @@ def test_the_composites_are_those_of_lrp(images):
     box = relevance.EpsilonGammaBox(-3.0, 3.0)
     summed = CRP(net, layer="layer4", channels=[range(512)], composite=box)(images, 1).attribution
     torch.testing.assert_close(summed, LRP(net, composite=box)(images, 1).attribution, rtol=1e-7, atol=1e-10)
+
+
+class Gated(nn.Module):
+    """Its last convolutions make a gate, at which no relevance arrives."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.squeeze, self.excite = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.body(x).relu()
+        gate = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.fc((x * gate).mean((2, 3)))
+
+
+def test_the_layer_is_the_last_convolution_at_which_relevance_arrives(images, caplog):
+    torch.manual_seed(0)
+    net = Gated().to(DOUBLE).eval()
+    automatic, named = CRP(net)(images, 2), CRP(net, layer="body")(images, 2)
+    assert automatic.attribution.flatten(1).any(1).all()
+    assert torch.equal(automatic.attribution, named.attribution)
+    assert not caplog.records
+    assert not CRP(net, layer="excite")(images, 2).attribution.any()
+    (record,) = caplog.records
+    assert "nothing that flows through its condition arrives at the image; name other channels" in record.getMessage()
+
+
+class Tokens(nn.Module):
+    """Patches without a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.fc = nn.Linear(48, 8), nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = x.unflatten(3, (4, 4)).unflatten(2, (4, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        return self.fc(self.mix(self.embed(x).relu()).relu().mean(1))
+
+
+def test_without_convolutions_the_layer_is_the_last_map(images):
+    torch.manual_seed(0)
+    net = Tokens().to(DOUBLE).eval()
+    net.fc.weight.data.abs_()
+    named = CRP(net, layer="relu_1", channel_dim=-1)(images, 2)
+    assert named.conditions.shape == (2, 6)
+    assert named.attribution.flatten(1).any(1).all()
+    assert torch.equal(CRP(net)(images, 2).attribution, named.attribution)

@@ -105,3 +105,27 @@ def test_rows_do_not_depend_on_each_other(net, images):
     together = FullGrad(net)(images, 2).heatmap
     for n in range(3):
         torch.testing.assert_close(FullGrad(net)(images[n : n + 1], 2).heatmap[0], together[n])
+
+
+class Signed(nn.Module):
+    """The length of a vector of one number is divided out, so that all gradient below is rounding."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.stem, self.one, self.fc = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 1, 1), nn.Linear(8, 5)
+        self.sign = sign
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc((x * self.sign(self.one(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=["float32", "float64"])
+def test_a_layer_of_rounding_is_left_out(images, dtype, monkeypatch):
+    torch.manual_seed(0)
+    net, images = Signed(lambda x: functional.normalize(x, dim=1)).to(dtype).eval(), images.to(dtype)
+    result = FullGrad(net)(images, 2).heatmap
+    monkeypatch.setattr("pyfast_xai.explainers.full_grad.ROUNDING", 0)
+    assert not torch.allclose(FullGrad(net)(images, 2).heatmap, result, rtol=0.01)
+    net.sign = torch.sign
+    torch.testing.assert_close(FullGrad(net)(images, 2).heatmap, result, rtol=1e-4, atol=1e-4)

@@ -390,3 +390,25 @@ def test_half_precision_is_shared_in_single(images):
     cosine = functional.cosine_similarity(result.flatten(1), expected.flatten(1))
     assert result.isfinite().all()
     assert (cosine > 0.9).all()
+
+
+def test_a_heat_map_of_negative_relevance_alone_is_said_to_be_zero(images, caplog):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2, bias=False)).double()
+    net(images)
+    with torch.no_grad():
+        net[0].weight.abs_()
+        net[0].bias.zero_()
+        net[3].weight[0] = net[3].weight[0].abs()
+        net[3].weight[1] = -net[3].weight[0]
+    bright = images.abs()
+    for target, negative in ((0, False), (1, True)):
+        caplog.clear()
+        explain = LRP(net.eval(), composite=Composite())
+        result = explain(bright, target)
+        explain(bright, target)
+        assert result.attribution.any()
+        assert bool(result.heatmap.any()) is not negative
+        message = (
+            "lrp: the attribution of row 0 is nowhere positive, so that its heat map is zero; `attribution` has what "
+        )
+        assert [record.getMessage() for record in caplog.records] == [f"{message}is negative"] * negative

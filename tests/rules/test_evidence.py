@@ -368,3 +368,40 @@ def test_the_side_of_other_inputs_is_left_alone():
     result = evidence.walk(tape, {tape.outputs: Points(torch.tensor([4]))}, tape.inputs[0], Options())
     text = nn.functional.embedding(words, table).cumsum(1).mean(1)
     assert {i - 6 for i in result.index.tolist()} == {k for k in range(6) if images[1, k] * text[1, k] > 0}
+
+
+@every_mode
+def test_a_sum_of_a_product_is_traced_as_its_two_operations_are(mode):
+    """`addcmul`, as in global response normalisation, with each combination of constants."""
+    x = torch.randn(2, 3, 4)
+    weight, bias = torch.randn(3, 1), torch.randn(4)
+    pairs = [
+        (lambda x: torch.addcmul(bias, weight, x), lambda x: bias + weight * x),
+        (lambda x: torch.addcmul(bias, weight, x, value=-2.0), lambda x: bias - weight * (x * 2)),
+        (lambda x: torch.addcmul(x, weight, bias), lambda x: x + weight * bias),
+        (lambda x: torch.addcmul(x, weight, x.flip(2)), lambda x: x + weight * x.flip(2)),
+        (lambda x: torch.addcmul(x, x.flip(2), x.roll(1, 1)), lambda x: x + x.flip(2) * x.roll(1, 1)),
+        (lambda x: torch.addcmul(x, weight, x.flip(2), value=-0.5), lambda x: x - weight * (x.flip(2) * 0.5)),
+    ]
+
+    def signed(function):
+        tape = record(Call(function), x, policy=evidence.policy)
+        return members(evidence.walk(tape, {tape.outputs: Points(torch.arange(24))}, tape.inputs[0], Options()))
+
+    with mode():
+        for fused, plain in pairs:
+            torch.testing.assert_close(fused(x), plain(x))
+            assert signed(fused) == signed(plain)
+        assert signed(pairs[0][0]) == {(i, bool(weight[i // 4 % 3] < 0)) for i in range(24)}
+
+
+def test_a_length_is_traced_to_the_largest_magnitude():
+    x = torch.randn(2, 3, 4, 5)
+    points = [(n, c, 0, w) for n in range(2) for c in range(3) for w in range(5)]
+    rows = x.abs().argmax(2)
+    expected = [{(n, c, int(rows[n, c, w]), w)} for n, c, _, w in points]
+    everywhere = [{(n, c, h, w) for h in range(4)} for n, c, _, w in points]  # all contribute to what is explained
+    one = torch.eye(3)[:, :, None, None]
+    for length in (lambda x: x.norm(p=2, dim=2, keepdim=True), lambda x: torch.linalg.vector_norm(x, 1, 2, True)):
+        assert traced(lambda x, f=length: F.conv2d(f(x), one), x, points) == expected
+        assert traced(length, x, points) == everywhere

@@ -51,12 +51,12 @@ def _send(ctx: TraceContext, value: Any, points: Points) -> None:
         ctx.propagate(value, points.to(broadcast(points.index, ctx.shape, value.shape)))
 
 
-def _constant(ctx: TraceContext, operand: Any) -> Tensor | float:
-    """Returns a constant operand of the points, broadcast to them."""
+def _constant(ctx: TraceContext, operand: Any, points: Points) -> Tensor | float:
+    """Returns a constant operand of points, broadcast to them."""
     # A number that the model keeps on the host, beside activations on a device.
-    if not isinstance(operand, Tensor) or operand.device != ctx.points.index.device:
+    if not isinstance(operand, Tensor) or operand.device != points.index.device:
         return float(operand)
-    return gather(operand, broadcast(ctx.points.index, ctx.shape, operand.shape))
+    return gather(operand, broadcast(points.index, ctx.shape, operand.shape))
 
 
 def _sum(ctx: TraceContext, first: Any, second: Any, scale: float) -> None:
@@ -68,13 +68,20 @@ def _sum(ctx: TraceContext, first: Any, second: Any, scale: float) -> None:
         _send(ctx, second, turned)
         return
     a, b = ctx.tensor("self"), ctx.tensor("other")
-    a = gather(a, broadcast(points.index, ctx.shape, a.shape))
-    b = gather(b, broadcast(points.index, ctx.shape, b.shape)) * scale
-    lead = points.signed(a) - points.signed(b)
-    # The skip path is the one with fewer layers on it; of equals, the first operand.
-    takes_first = lead > 0 if ctx.depth(second) < ctx.depth(first) else lead >= 0
+    b = _number(ctx, b, points) * scale
+    takes_first = _leads(ctx, _number(ctx, a, points), b, deeper=ctx.depth(second) < ctx.depth(first))
     _send(ctx, first, points.to(points.index, takes_first))
     _send(ctx, second, turned.to(turned.index, ~takes_first))
+
+
+def _number(ctx: TraceContext, operand: Tensor, points: Points) -> Tensor:
+    return gather(operand, broadcast(points.index, ctx.shape, operand.shape))
+
+
+def _leads(ctx: TraceContext, first: Tensor, second: Tensor, *, deeper: bool) -> Tensor:
+    """Returns where the first of two terms is the larger contributor; of equals it is the one with fewer layers."""
+    lead = ctx.points.signed(first) - ctx.points.signed(second)
+    return lead > 0 if deeper else lead >= 0
 
 
 @rule("add", saves=_both)
@@ -85,6 +92,36 @@ def add(ctx: TraceContext, self: Any, other: Any, *, alpha: float = 1) -> None:
 @rule("sub", saves=_both)
 def sub(ctx: TraceContext, self: Any, other: Any, *, alpha: float = 1) -> None:
     _sum(ctx, self, other, -alpha)
+
+
+def _terms(node: Node) -> list[str]:
+    """Returns the operands of `self + tensor1 * tensor2` that depend on the input, if both terms do."""
+    names = [n for n, part in zip(_TERMS, node.args, strict=False) if isinstance(part, Value)]
+    return names if names[:1] == ["self"] and len(names) > 1 else []
+
+
+_TERMS = ("self", "tensor1", "tensor2")
+
+
+@rule("addcmul", saves=_terms)
+def addcmul(ctx: TraceContext, self: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> None:
+    """Traces `self + value * tensor1 * tensor2` as a sum of a product, whose feature is traced as `mul` traces it."""
+    points, factors = ctx.points, (tensor1, tensor2)
+    if _terms(ctx.node):
+        one, two = (
+            _number(ctx, ctx.tensor(name), points) if isinstance(part, Value) else _constant(ctx, part, points)
+            for name, part in zip(_TERMS[1:], factors, strict=True)
+        )
+        deeper = max(ctx.depth(part) for part in factors if isinstance(part, Value)) < ctx.depth(self)
+        takes_self = _leads(
+            ctx, _number(ctx, ctx.tensor("self"), points), torch.as_tensor(one * two * value), deeper=deeper
+        )
+        _send(ctx, self, points.to(points.index, takes_self))
+        points = points.to(points.index, ~takes_self)
+    else:
+        _send(ctx, self, points)
+    if any(isinstance(part, Value) for part in factors):
+        _gated(ctx, tensor1, tensor2, points.flip() if value < 0 else points)
 
 
 @rule("rsub", saves=_both)
@@ -102,17 +139,21 @@ def _is_gate(ctx: TraceContext, value: Value) -> bool:
 @rule("mul")
 def mul(ctx: TraceContext, self: Any, other: Any) -> None:
     """Traces a product to the gated feature, not to its gate; a negative constant turns the sign."""
+    _gated(ctx, self, other, ctx.points)
+
+
+def _gated(ctx: TraceContext, self: Any, other: Any, points: Points) -> None:
     for feature, factor in ((self, other), (other, self)):
         if isinstance(feature, Value) and not isinstance(factor, Value):
-            factor = _constant(ctx, factor)
+            factor = _constant(ctx, factor, points)
             negative = factor < 0
             if isinstance(negative, Tensor):
-                _send(ctx, feature, ctx.points.flip(negative))
+                _send(ctx, feature, points.flip(negative))
             else:
-                _send(ctx, feature, ctx.points.flip() if negative else ctx.points)
+                _send(ctx, feature, points.flip() if negative else points)
             return
     smaller = other.numel < self.numel or (other.numel == self.numel and not _is_gate(ctx, self))
-    _send(ctx, self if smaller else other, ctx.points)
+    _send(ctx, self if smaller else other, points)
 
 
 @rule("div", "true_divide")

@@ -202,7 +202,16 @@ def largest(ctx: TraceContext, self: Any, dim: Any = None, keepdim: bool = False
 @rule("mean", "sum", "amax", "amin", "logsumexp", saves=["self"])
 def reduction(ctx: TraceContext, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
     """Traces a pool over whole dimensions."""
-    activation = ctx.tensor("self")
+    _reduced(ctx, self, ctx.tensor("self"), dim, keepdim)
+
+
+@rule("linalg_vector_norm", saves=["self"])
+def norm(ctx: TraceContext, self: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
+    """Traces a length, as in global response normalisation, as a pool of magnitudes."""
+    _reduced(ctx, self, ctx.tensor("self").abs(), dim, keepdim)
+
+
+def _reduced(ctx: TraceContext, self: Value, activation: Tensor, dim: Any, keepdim: bool) -> None:
     rank = activation.dim()
     if not rank:
         ctx.propagate(self, ctx.points)
