@@ -126,7 +126,10 @@ def table() -> None:
         served = len(sorts["served"])
         untried = len(explainers) - len(rows) + len(sorts["not tried"])
         alike[library, foreign, shown].append((family, served, untried))
+    counted = Counter(row["verdict"] for rows in by_model.values() for row in rows.values())
     lines = [
+        f"{len(by_model)} families: {', '.join(f'{count} cells {name}' for name, count in counted.most_common())}.",
+        "",
         "| library | families | served | not tried | not applicable | refused, wrong or failed |",
         "|---|---|---|---|---|---|",
     ]

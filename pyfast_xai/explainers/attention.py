@@ -396,7 +396,10 @@ def _blocks_of(tape: Tape, layers: list[Attention], ends: Collection[Value]) -> 
     stops = [*starts[1:], len(tape.nodes)]
     behind = [[node.name for node in passed if a <= node.index < b] for a, b in zip(starts, stops, strict=True)]
     if not all(behind):
-        raise InputError("model must hand all tokens on from block to block, got one that goes past its blocks")
+        raise InputError(
+            "model must hand all tokens on from block to block, got one that goes past its blocks; AttentionRelevance "
+            "and AttentionRollout read the attention alone"
+        )
     if len(behind) > 1:
         behind[-1] = behind[-1][: len(behind[-2])]
     return [names[-1] for names in behind]
