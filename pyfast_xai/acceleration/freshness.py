@@ -144,11 +144,13 @@ class Snapshot:
         keys, values = self._read()
         if any(self._empty) or keys != self._keys or len(values) != len(self._values):
             return False
-        changed = [current for current, previous in zip(values, self._values, strict=True) if current is not previous]
-        if any(map(operator.ne, self._sets, self._frozen)) or not all(
-            isinstance(current, Tensor) or is_immutable(current) for current in changed
-        ):
+        if any(map(operator.ne, self._sets, self._frozen)):
             return False
+        if not all(map(operator.is_, values, self._values)):
+            pairs = zip(values, self._values, strict=True)
+            changed = [current for current, previous in pairs if current is not previous]
+            if not all(isinstance(current, Tensor) or is_immutable(current) for current in changed):
+                return False
         self._values = values
         self._arrays = [(array, array.tobytes()) for array, _ in self._arrays]
         return True
