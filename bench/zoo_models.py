@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from zoo_judge import Specimen, liven
 
-from pyfast_xai import DetectionTarget
+from pyfast_xai import DetectionTarget, ZeroShotClassifier
 from pyfast_xai.explainers.common.detections import detections_in
 
 CLASSES = 10
@@ -33,7 +33,15 @@ class Entry:
 
 def entries() -> list[Entry]:
     """Returns all models of the libraries that are installed."""
-    return [*_timm(), *_segmentation_models(), *_ultralytics(), *_torchvision(), *_transformers(), *_monai()]
+    return [
+        *_timm(),
+        *_segmentation_models(),
+        *_ultralytics(),
+        *_torchvision(),
+        *_transformers(),
+        *_open_clip(),
+        *_monai(),
+    ]
 
 
 def _has(library: str) -> bool:
@@ -271,7 +279,7 @@ OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Siglip": {"vision_config": _VIT},
     "ConvNext": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
     "ConvNextV2": {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1]},
-    "Cvt": {"depth": [1, 1, 2]},
+    "Cvt": {"depth": [1, 2, 3]},
     "DonutSwin": _SWIN,
     "EfficientNet": {"image_size": 96, "width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "FocalNet": {
@@ -283,7 +291,6 @@ OF_TRANSFORMERS: dict[str, dict[str, Any]] = {
     },
     "HGNetV2": {},
     "Hiera": {"image_size": [96, 96], "embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
-    "ImageGPT": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "Levit": {"image_size": 96, "hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1]},
     "MobileNetV1": {"depth_multiplier": 0.25, "min_depth": 4},
     "MobileNetV2": {"depth_multiplier": 0.25, "min_depth": 4},
@@ -322,7 +329,8 @@ def _transformers() -> Iterator[Entry]:
                 f"{name}ForImageClassification",
                 functools.partial(_of_transformers, name, settings),
             )
-        yield Entry("Transformers detection", "Yolos", "YolosForObjectDetection", _yolos)
+        for name, build in (("Detr", _detr), ("RTDetr", _rt_detr), ("Yolos", _yolos)):
+            yield Entry("Transformers detection", name, f"{name}ForObjectDetection", build)
 
 
 def _of_transformers(name: str, settings: dict[str, Any]) -> Specimen:
@@ -344,6 +352,62 @@ def _yolos() -> Specimen:
     made = specimen(transformers.YolosForObjectDetection(config), drawn(3, 64, 96))
     made.target = strongest(made.model.double(), made.images.double(), size=(64, 96))
     return made
+
+
+_SMALL_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+_SMALL_DETR: dict[str, Any] = {
+    **{"num_labels": CLASSES, "d_model": 32, "num_queries": 8, "encoder_layers": 1, "decoder_layers": 2},
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32),
+    **dict.fromkeys(("use_timm_backbone", "use_pretrained_backbone"), False),
+}
+
+
+def _detr() -> Specimen:
+    import transformers
+
+    torch.manual_seed(0)
+    backbone = transformers.ResNetConfig(**_SMALL_RESNET, out_features=["stage4"])
+    config = transformers.DetrConfig(**_SMALL_DETR, backbone_config=backbone)
+    made = specimen(transformers.DetrForObjectDetection(config), drawn(3, 64, 96))
+    made.target = strongest(made.model.double(), made.images.double(), size=(64, 96))
+    return made
+
+
+def _rt_detr() -> Specimen:
+    import transformers
+
+    torch.manual_seed(0)
+    backbone = transformers.RTDetrResNetConfig(**_SMALL_RESNET, out_features=["stage2", "stage3", "stage4"])
+    config = transformers.RTDetrConfig(
+        **_SMALL_DETR,
+        backbone_config=backbone,
+        encoder_hidden_dim=32,
+        encoder_in_channels=[16, 24, 32],
+        decoder_in_channels=[32, 32, 32],
+    )
+    made = specimen(transformers.RTDetrForObjectDetection(config), drawn(3, 64, 96))
+    made.target = strongest(made.model.double(), made.images.double(), size=(64, 96), activation="sigmoid")
+    return made
+
+
+# open_clip
+
+
+def _open_clip() -> Iterator[Entry]:
+    if _has("open_clip"):
+        yield Entry("open_clip", "ViT", "CLIP", _of_open_clip)
+
+
+def _of_open_clip() -> Specimen:
+    model = importlib.import_module("open_clip.model")
+    torch.manual_seed(0)
+    vision = {"image_size": 64, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2}
+    clip = model.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
+    tokens = torch.randint(1, 49, (CLASSES, 8), generator=torch.Generator().manual_seed(3))
+    liven(clip.visual, drawn(3, 64, 64))
+    return Specimen(ZeroShotClassifier(clip, tokens).eval(), drawn(3, 64, 64)[:2], None)
 
 
 # Segmenters
@@ -406,7 +470,17 @@ def _of_monai(name: str, settings: dict[str, Any]) -> Specimen:
 
 def _ultralytics() -> Iterator[Entry]:
     if _has("ultralytics"):
-        for name in ("yolov3-tiny", "yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"):
+        for name in (
+            "yolov3-tiny",
+            "yolov5n",
+            "yolov6n",
+            "yolov8n",
+            "yolov9t",
+            "yolov10n",
+            "yolo11n",
+            "yolo12n",
+            "yolo26n",
+        ):
             yield Entry("Ultralytics", name, name, functools.partial(_of_ultralytics, name))
         yield Entry(
             "Ultralytics", "yolo11n-cls", "yolo11n-cls", functools.partial(_classifier_of_ultralytics, "yolo11n-cls")
