@@ -6,49 +6,60 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from typing_extensions import Unpack
 
-from pyfast_xai.explainers.cam import LayerCAM
-from pyfast_xai.explainers.common.explainer import Explainer, Settings
+from pyfast_xai.explainers.common.cam_rules import RULES
+from pyfast_xai.explainers.common.explainer import Settings
+from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, fused
-from pyfast_xai.explainers.common.targets import Target
-from pyfast_xai.explainers.excitation import ExcitationBackprop, passed_layers
+from pyfast_xai.explainers.common.layer_recorder import Above, LayerRecorder
+from pyfast_xai.explainers.common.receptive_fields import offset_of_cells
+from pyfast_xai.explainers.common.targets import Target, logits_of
+from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
+from pyfast_xai.explainers.excitation import passed_layers
 from pyfast_xai.explainers.fixations import CNNFixations
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
-from pyfast_xai.tape import Tape, Value
+from pyfast_xai.rules import evidence
+from pyfast_xai.rules.gradient import EXCITATION, GradientRules
+from pyfast_xai.rules.gradient.table import Table
+from pyfast_xai.tape import Node, Tape, Value
+from pyfast_xai.tape.record import SaveTensor
 
 # Strides up to this are rounded to 8: maps that lost a row to missing padding are a little coarser.
 _STRIDE = 8 * math.sqrt(2)
 
 
-class _Fine(LayerExplainer):
-    """Base of maps of the last layer of stride 8 or less through which everything passes."""
+class _ThreeReadings(Above):
+    """Keeps the evidence of all operations, and what the gradient and excitation backprop read above a layer."""
 
-    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
-        layers, strides = passed_layers(tape, ends, normalised=not self.accelerated)
-        fine = [stride for stride in strides if stride <= _STRIDE]
-        stride = max(fine) if fine else min(strides)
-        return [layers[len(strides) - 1 - strides[::-1].index(stride)].name]
+    def __init__(self, overlay: Table, layers: Collection[str], warned: set[str]) -> None:
+        super().__init__(overlay, layers, warned)
+        self._excitation = GradientRules(EXCITATION, warned)
+
+    def handles(self, op: OpOverload) -> bool:
+        # Gradients have autograd to fall back on, evidence has nothing.
+        return evidence.policy.handles(op)
+
+    def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        evidence.policy.save(node, keep, args, kwargs)
+        super().save(node, keep, args, kwargs)
+        if self._reached:
+            self._excitation.save(node, keep, args, kwargs)
 
 
-class _FineExcitation(_Fine, ExcitationBackprop):
-    pass
-
-
-class _FineLayerCAM(_Fine, LayerCAM):
-    pass
-
-
-class Consensus(Explainer):
+class Consensus(LayerExplainer):
     """Explains by the places where three methods agree: excitation backprop, LayerCAM and CNN-Fixations.
 
     The heat map is the geometric mean of the three heat maps, each scaled to a maximum of one before: of excitation
     backprop and of LayerCAM at a layer of stride 8, and of the density of CNN-Fixations. Each is blurred or scattered
     in a way of its own, and a pixel that one of them leaves out is left out. It was chosen on one half of the pictures
-    of `docs/localization.md` among products and means of the maps of this library. Three forward passes are recorded.
+    of `docs/localization.md` among products and means of the maps of this library. All three read one forward pass.
 
-    An explanation has the `points` of CNN-Fixations.
+    The points of CNN-Fixations follow the centres of receptive fields, which strides and padding put off the middle of
+    the image: by 15.5 pixels in a ResNet. The density is moved back by as many whole pixels, so that it lies where the
+    other two maps do. An explanation has the `points` where CNN-Fixations has them.
 
     Args:
         model: in evaluation mode; one that CNN-Fixations can trace.
@@ -74,23 +85,44 @@ class Consensus(Explainer):
     takes_functions = takes_gradients = False
 
     def __init__(self, model: nn.Module, *, layer: LayerName = "auto", **settings: Unpack[Settings]) -> None:
-        shared: Any = {name: value for name, value in settings.items() if name in ("outputs", "labels", "accelerate")}
-        self.fixations = CNNFixations(model, **shared)
-        self.maps = [kind(model, layer=layer, **shared) for kind in (_FineExcitation, _FineLayerCAM)]
-        super().__init__(model, **settings)
-        self._trial = None  # the parts have their own
+        super().__init__(model, layer=layer, **settings)
+        self.fixations = CNNFixations(model, outputs=self.outputs, labels=self.labels, accelerate=False)
+        self._record = LayerRecorder(self, {}, self.places, reading=_ThreeReadings)
 
-    def accelerate(self, **settings: Any) -> "Consensus":
-        """Replays the model from now on, see `Explainer.accelerate`."""
-        super().accelerate(**settings)
-        for explainer in (self.fixations, *self.maps):
-            explainer.accelerate(**settings)
-        return self
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+        """Returns the last of the coarsest maps of stride 8 or less through which everything passes, by its name.
+
+        Raises:
+            InputError: there is no such map.
+        """
+        layers, strides = passed_layers(tape, ends, normalised=not self.accelerated)
+        fine = [stride for stride in strides if stride <= _STRIDE]
+        stride = max(fine) if fine else min(strides)
+        return [layers[len(strides) - 1 - strides[::-1].index(stride)].name]
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
-        traced = self.fixations(images, target, *args, **kwargs)
-        assert traced.target is not None
-        classes = traced.target.view(len(images), -1)
-        heatmaps = [explainer(images, classes, *args, **kwargs).heatmap for explainer in self.maps]
-        heatmap = fused([traced.heatmap, *heatmaps], "product").pow(1 / 3)
-        return replace(traced, method=self.method, heatmap=heatmap, box_rule=self.box_rule)
+        key = (Consensus._step, tuple(self.layers))
+        tape, targets, (maps, traced) = run_step(self, self._step, images, target, args, kwargs, key=key)
+        down, right = offset_of_cells(tape)
+        explanation = self.fixations.explanation(traced, images, targets, (int(down), int(right)))
+        heatmaps = [self.heat([layer_map], images.shape[2:]) for layer_map in maps]
+        heatmap = fused([explanation.heatmap, *heatmaps], "product").pow(1 / 3)
+        return replace(explanation, method=self.method, heatmap=heatmap, box_rule=self.box_rule)
+
+    def _step(
+        self, start: Start, images: Tensor, args: Any, kwargs: Any
+    ) -> tuple[Tape, tuple[list[Tensor], list[Tensor]]]:
+        """Returns the tape, the maps `[N * K, h, w]` of excitation backprop and LayerCAM, and the traced pixels."""
+        recorded = self._record(images, args, kwargs)
+        tape, seeds = recorded.tape, start(recorded.tape)
+        traced = self.fixations.traced(tape, logits_of(tape)[0], seeds, images)
+        (wins,) = recorded.gradients(seeds.grads, GradientRules(EXCITATION, self.warned))
+        (gradient,) = recorded.gradients(seeds.grads)
+        (activation,), (place,) = recorded.activations, recorded.places
+
+        def cells(tensor: Tensor) -> Tensor:
+            return at_least_float32(self.grid(tensor, images.shape[2:], place.name, place.layout))
+
+        shares, slopes = (cells(each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in (wins, gradient))
+        maps = shares.sum(-1), RULES["layer-cam"].map(slopes, cells(activation))
+        return tape, ([targets_to_rows(layer_map) for layer_map in maps], traced)

@@ -178,22 +178,35 @@ class CNNFixations(Explainer):
             _, targets, traced = run_step(self, self._step, images, target, args, kwargs, key=key)
         else:
             tape, value, targets = self._at_neuron(self.neuron, images, target, args, kwargs)
-            traced = self._traced(tape, value, targets, images)
-        pixels = _by_image(traced, images.shape)
-        # Image by image, not target by target.
-        points = [pixels[k][n] for n in range(len(images)) for k in range(targets.each)]
-        return self._explanation(points, images, targets)
+            traced = self.traced(tape, value, targets, images)
+        return self.explanation(traced, images, targets)
 
     def _step(self, start: Start, images: Tensor, args: Any, kwargs: Any) -> tuple[Tape, list[Tensor]]:
-        """Returns the tape, and the pixels of each target, see `_traced`."""
+        """Returns the tape, and the pixels of each target, see `traced`."""
         tape = self.record(images, *args, policy=evidence.policy, **kwargs)
-        return tape, self._traced(tape, logits_of(tape)[0], start(tape), images)
+        return tape, self.traced(tape, logits_of(tape)[0], start(tape), images)
 
-    def _traced(self, tape: Tape, value: Value, targets: Targets, images: Tensor) -> list[Tensor]:
+    def traced(self, tape: Tape, value: Value, targets: Targets, images: Tensor) -> list[Tensor]:
         """Returns the pixels of each target of an image, see `_pixels`."""
         assert targets.target is not None
         first = torch.arange(len(images), device=images.device) * (value.numel // len(images))
         return [self._pixels(tape, {value: Points(first + chosen)}, images.shape) for chosen in targets.target.T]
+
+    def explanation(
+        self, traced: Sequence[Tensor], images: Tensor, targets: Targets, shift: tuple[int, int] = (0, 0)
+    ) -> Explanation:
+        """Builds the explanation of the targets.
+
+        Args:
+            traced: pixels of each target of an image, as `traced` returns them.
+            images: `[N, C, H, W]`.
+            targets: K an image.
+            shift: moves the heat map against the points, (y, x) in pixels.
+        """
+        pixels = _by_image(traced, images.shape)
+        # Image by image, not target by target.
+        points = [pixels[k][n] for n in range(len(images)) for k in range(targets.each)]
+        return self._explanation(points, images, targets, shift)
 
     def _at_neuron(
         self, neuron: Neuron, images: Tensor, target: Target, args: Any, kwargs: Any
@@ -252,7 +265,9 @@ class CNNFixations(Explainer):
         index = pixels.index.masked_fill(pixels.index < 0, size)
         return index.sort().values if self.duplicates else index
 
-    def _explanation(self, points: list[Tensor], images: Tensor, targets: Targets) -> Explanation:
+    def _explanation(
+        self, points: list[Tensor], images: Tensor, targets: Targets, shift: tuple[int, int] = (0, 0)
+    ) -> Explanation:
         height, width = images.shape[2:]
         lost = [n for n, points_of_row in enumerate(points) if len(points_of_row) == 0]
         if lost:
@@ -267,7 +282,11 @@ class CNNFixations(Explainer):
             dense = localize.remove_outliers(points, (height, width), self.radius_share, self.min_neighbour_share)
             # Evenly spread points are no outliers of each other.
             points = [merged if len(merged) else every for merged, every in zip(dense, points, strict=True)]
-        offset = [n * height * width + p[:, 0] * width + p[:, 1] for n, p in enumerate(points)]
+        down, right = shift
+        offset = [
+            (n * height + (p[:, 0] + down).clamp(0, height - 1)) * width + (p[:, 1] + right).clamp(0, width - 1)
+            for n, p in enumerate(points)
+        ]
         sigma = max(self.sigma_share * math.hypot(height, width), 1e-3)
         heatmap = ops.point_density(torch.cat(offset), len(points), height, width, sigma)
         return Explanation(

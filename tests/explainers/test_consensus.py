@@ -1,6 +1,7 @@
 """Consensus: the geometric mean of three heat maps, two of them written out here."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from oracles import excitation as slow
 from torch import nn
 from torch.nn import functional
 
-from pyfast_xai import CNNFixations, Consensus, ExcitationBackprop
+from pyfast_xai import CNNFixations, Consensus, ExcitationBackprop, LayerCAM
 from pyfast_xai.errors import InputError
 
 TARGETS = [[0, 3], [2, 2]]
@@ -70,12 +71,24 @@ def written_out(model, image, target):
     return wins, cam
 
 
+def moved_density(points, size, down, right):
+    """Returns the density of points that are moved within the image, `[H, W]`, Gaussian by Gaussian."""
+    sigma = 0.08 * math.hypot(*size)
+    rows, columns = (torch.arange(side, dtype=torch.float64) for side in size)
+    density = torch.zeros(size, dtype=torch.float64)
+    for y, x in points.tolist():
+        y, x = min(max(y + down, 0), size[0] - 1), min(max(x + right, 0), size[1] - 1)
+        density += torch.exp(-((rows[:, None] - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2))
+    return density
+
+
 def test_heat_map_is_the_geometric_mean_of_three(model, images):
     explanation = Consensus(model)(images, TARGETS)
     density = CNNFixations(model)(images, TARGETS)
     assert explanation.target.tolist() == [0, 3, 2, 2]
     for row, target in enumerate(explanation.target.tolist()):
-        maps = [density.heatmap[row].double()]
+        # Four strides of 2 put the centres of the cells at 0, 16, ...: 7.5 pixels off the middle of either axis.
+        maps = [moved_density(density.points[row], images.shape[2:], 7, 7)]
         for own in written_out(model, images[row // 2], target):
             map_ = torch.from_numpy(own)[None, None]
             maps.append(functional.interpolate(map_, images.shape[2:], mode="bilinear")[0, 0])
@@ -110,3 +123,43 @@ def test_a_replayed_model_gives_the_same(model, images):
     explain = Consensus(model).accelerate()
     for _ in range(2):
         torch.testing.assert_close(explain(images, TARGETS).heatmap, expected, rtol=1e-3, atol=1e-4)
+
+
+class Mixed(nn.Module):
+    """A batch norm, branches that are added and concatenated, a max-pool, dropout and composite operations."""
+
+    def __init__(self, forwards):
+        super().__init__()
+        self.ran = forwards.append
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
+        self.left, self.right = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.down, self.fc = nn.Conv2d(12, 8, 3, 2, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        self.ran(len(x))
+        x = self.stem(x)
+        x = torch.concat([x + self.left(x).relu(), self.right(x).relu()], 1)
+        x = self.down(x / 2).relu().mean((2, 3))
+        return torch.matmul(functional.dropout(x, training=False), self.fc.weight.T) + self.fc.bias
+
+
+def test_one_recording_says_what_three_say(images):
+    torch.manual_seed(0)
+    forwards = []
+    model, images = Mixed(forwards).eval(), images.float()
+    layer = "left"
+    explain = Consensus(model, layer=layer, accelerate=False)
+    explain(images, TARGETS)  # the first call also looks for the layer
+    forwards.clear()
+    explanation = explain(images, TARGETS)
+    assert forwards == [2]
+    density = CNNFixations(model)(images, TARGETS)
+    maps = [kind(model, layer=layer)(images, TARGETS).heatmap for kind in (ExcitationBackprop, LayerCAM)]
+    # Strides of 4 and 2 put the centres of the cells at 1, 9, ...: 2.5 pixels off the middle.
+    moved = torch.stack([moved_density(points, images.shape[2:], 2, 2).float() for points in density.points])
+    scaled = [each / each.amax((1, 2), keepdim=True) for each in (moved, *maps)]
+    expected = torch.stack(scaled).prod(0)
+    assert expected.any()
+    torch.testing.assert_close(explanation.heatmap**3, expected, rtol=1e-4, atol=1e-6)
+    for points, alone in zip(explanation.points, density.points, strict=True):
+        assert torch.equal(points, alone)

@@ -128,6 +128,7 @@ class LayerRecorder:
         overlay: rules that replace those of the gradient.
         places: finds the layers on a tape, for the outputs that are explained.
         to_inputs: keep what lies below, too, and walk on to the images.
+        reading: the policy of recordings; a subclass of `Above` may keep more, for further readings.
     """
 
     def __init__(
@@ -137,8 +138,10 @@ class LayerRecorder:
         places: Callable[[Tape, Collection[Value] | None], list[Place]],
         *,
         to_inputs: bool = False,
+        reading: type[Above] = Above,
     ) -> None:
         self._explainer, self._overlay, self._find = explainer, overlay, places
+        self._reading = reading
         self._to_inputs = to_inputs
         self._always = {INPUT} if to_inputs else set()
         self._known: ModelCache[_Known] = ModelCache(explainer, _Known)
@@ -159,7 +162,7 @@ class LayerRecorder:
 
     def _recorded(self, known: "_Known", images: Tensor, args: Any, kwargs: Any) -> Recorded:
         if not known.places:
-            empty = Above(self._overlay, (), self._explainer.warned)
+            empty = self._reading(self._overlay, (), self._explainer.warned)
             first_tape = self._explainer.record_unaccelerated(
                 one_of_batch(images, args, kwargs), *args, policy=empty, **kwargs
             )
@@ -267,7 +270,7 @@ class LayerRecorder:
             return False
         if ends not in known.for_ends:
             tape = self._explainer.record_unaccelerated(
-                images, *args, policy=Above(self._overlay, (), self._explainer.warned), **kwargs
+                images, *args, policy=self._reading(self._overlay, (), self._explainer.warned), **kwargs
             )
             outputs = pytree.tree_leaves(tape.outputs)
             known.for_ends[ends] = self._find(tape, [outputs[i] for i in ends])
@@ -292,7 +295,7 @@ class LayerRecorder:
         if explainer.layers != ["auto"] or ends in known.checked:
             explainer.warn("nothing of the target arrives at layer %r: the map of an image may be zero", empty.name)
             return False
-        keeps = Above(self._overlay, {INPUT}, self._explainer.warned)
+        keeps = self._reading(self._overlay, {INPUT}, self._explainer.warned)
         tape = explainer.record_unaccelerated(images, *args, policy=keeps, **kwargs)
         seeds = output_gradients(tape, target)
         search = LayerSearch(tape, seeds.grads)
@@ -323,7 +326,7 @@ class LayerRecorder:
         return True
 
     def _record(self, images: Tensor, begin: Collection[str], args: Any, kwargs: Any) -> tuple[GradientRules, Tape]:
-        policy = Above(self._overlay, begin, self._explainer.warned)
+        policy = self._reading(self._overlay, begin, self._explainer.warned)
         return policy, self._explainer.record(images, *args, policy=policy, **kwargs)
 
     def _values(self, tape: Tape, places: Sequence[Place]) -> list[Value]:
