@@ -46,6 +46,10 @@ def captum(library: Any, name: str, model: Any, images: Any) -> Run:
     settings: dict[str, Any] = {"target": target}
     if name == "Occlusion":
         settings |= {"sliding_window_shapes": (3, 112, 112), "strides": (3, 112, 112), "perturbations_per_eval": 4}
+    if name in ("DeepLiftShap", "GradientShap"):
+        settings["baselines"] = images[:2].flip(3)
+    if name == "GradientShap":
+        settings["n_samples"] = 2
     if name == "IntegratedGradients":
         settings |= {"n_steps": 4, "internal_batch_size": 8}
     return lambda: method.attribute(images.clone(), **settings)
@@ -93,7 +97,7 @@ FEATURES = ("FeatureAblation", "KernelShap", "ShapleyValueSampling")
 CASES = {
     "captum": (
         *("Saliency", "GuidedBackprop", "Deconvolution", "LayerGradCam", "GuidedGradCam"),
-        *("IntegratedGradients", "Occlusion", "DeepLift", *FEATURES),
+        *("IntegratedGradients", "Occlusion", "DeepLift", "DeepLiftShap", "GradientShap", *FEATURES),
         *(f"pyfast_xai.{name}" for name in FEATURES),
     ),
     "grad_cam": (
@@ -116,7 +120,8 @@ def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
-    model = models.resnet50(weights=None).eval()
+    # Captum's DeepLift takes no module twice, as torchvision's ResNets use their rectifiers.
+    model = getattr(models, "vgg11" if name.startswith("DeepLift") else "resnet50")(weights=None).eval()
     images = torch.randn(batch, 3, 224, 224)
     uses_compat = who == "pyfast_xai"
     importlib.import_module("pyfast_xai.compat").accelerate(False)
@@ -190,7 +195,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(increment(*options.one, options.batch)))
         return
-    print(f"ResNet-50, batch of {options.batch}, 224 x 224, threads: {options.threads}")
+    print(f"ResNet-50 (DeepLift: VGG-11), batch of {options.batch}, 224 x 224, threads: {options.threads}")
     if not options.csv:
         print("| | seconds here | there | times faster | MiB here | there |\n|---|---|---|---|---|---|")
     for peer, names in CASES.items():

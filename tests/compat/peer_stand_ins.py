@@ -3,61 +3,57 @@
 `PEER_STAND_INS` names the peer. The peer is installed: what is not replaced is its own.
 """
 
+import contextlib
 import importlib
 import os
+import pkgutil
 import sys
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 importlib.import_module("conftest")  # torchvision beside a CPU build of torch
 
 
-def replace(package, ours, places):
-    """Our classes under the names and in the modules of a package, and at its top where they are there, too."""
-    top = importlib.import_module(package)
-    for name, module in places.items():
-        actual = getattr(ours, name)
-        setattr(importlib.import_module(module), name, actual)
-        if hasattr(top, name):
-            setattr(top, name, actual)
+def replace(package, *ours):
+    """Puts our classes and functions in the place of those of a package, wherever a module of it holds them."""
+    names = {
+        name: value
+        for part in ours
+        for name, value in vars(part).items()
+        if not name.startswith("_")
+        and name != "LayerAttribution"  # a base of classes of Captum's own tests
+        and getattr(value, "__module__", "").startswith("pyfast_xai.compat.")
+    }
+    for part in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        with contextlib.suppress(ImportError):  # needs what is not installed
+            importlib.import_module(part.name)
+    modules = [module for name, module in sys.modules.items() if f"{name}.".startswith(f"{package}.")]
+    replaced = {
+        id(value): names[name]
+        for module in modules
+        for name, value in vars(module).items()
+        if name in names and getattr(value, "__module__", "") == module.__name__
+    }
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if id(value) in replaced:
+                setattr(module, name, replaced[id(value)])
 
 
 def captum():
     from pyfast_xai.compat import captum as ours
 
-    core = "captum.attr._core"
-    places = {
-        "Saliency": f"{core}.saliency",
-        "GuidedBackprop": f"{core}.guided_backprop_deconvnet",
-        "Deconvolution": f"{core}.guided_backprop_deconvnet",
-        "GuidedGradCam": f"{core}.guided_grad_cam",
-        "LayerGradCam": f"{core}.layer.grad_cam",
-        "Occlusion": f"{core}.occlusion",
-        "InputXGradient": f"{core}.input_x_gradient",
-        "IntegratedGradients": f"{core}.integrated_gradients",
-        "NoiseTunnel": f"{core}.noise_tunnel",
-    }
-    replace("captum.attr", ours, places)
+    parts = ("lrp_rules", "metrics", "visualization")
+    replace("captum", ours, *(importlib.import_module(f"{ours.__name__}.{name}") for name in parts))
 
 
 def grad_cam():
     from pyfast_xai.compat import grad_cam as ours
 
-    utils = "pytorch_grad_cam.utils"
-    places = {
-        "GradCAM": "pytorch_grad_cam.grad_cam",
-        "GradCAMPlusPlus": "pytorch_grad_cam.grad_cam_plusplus",
-        "EigenCAM": "pytorch_grad_cam.eigen_cam",
-        "GuidedBackpropReLUModel": "pytorch_grad_cam.guided_backprop",
-        "get_2d_projection": f"{utils}.svd_on_activations",
-        "ClassifierOutputTarget": f"{utils}.model_targets",
-        "FasterRCNNBoxScoreTarget": f"{utils}.model_targets",
-        "show_cam_on_image": f"{utils}.image",
-        "preprocess_image": f"{utils}.image",
-    }
-    replace("pytorch_grad_cam", ours, places)
+    metrics = [
+        importlib.import_module(f"{ours.__name__}.metrics.{name}") for name in ("arcc", "cam_mult_image", "road")
+    ]
+    replace("pytorch_grad_cam", ours, importlib.import_module(f"{ours.__name__}.metrics"), *metrics)
     # Networks as they are made: shapes are all that is asked of them, and nothing is downloaded.
     models = importlib.import_module("torchvision.models")
     for name in ("resnet18", "vgg11"):
@@ -68,54 +64,36 @@ def grad_cam():
 def torchcam():
     from pyfast_xai.compat import torchcam as ours
 
-    for module in ("methods", "metrics", "utils"):
-        top = importlib.import_module(f"torchcam.{module}")
-        theirs = {name: getattr(top, name) for name in ours.__all__ if hasattr(top, name)}
-        places = {name: one.__module__ for name, one in theirs.items() if hasattr(one, "__module__")}
-        replace(f"torchcam.{module}", ours, places)
+    replace("torchcam", ours, importlib.import_module(f"{ours.__name__}.metrics"))
     importlib.import_module("torchcam.methods.core")._CAM = type("_CAM", (ours.Extractor,), {})
 
 
 def zennit():
-    """Rules that are put on a module: its forward is recorded, its backward is a walk."""
-    from pyfast_xai.compat.recording import record_call
-    from pyfast_xai.rules.gradient import DECONVNET, GUIDED
+    """Rules can be put on a module, as there: its forward is recorded, its backward is a walk by the rule."""
+    from pyfast_xai.compat import zennit as package
+    from pyfast_xai.rules.relevance import LayerRule
 
-    class Walk(torch.autograd.Function):
-        @staticmethod
-        def forward(context, options, module, table):
-            context.recording = record_call(module, (options,), overlay=table)
-            return context.recording.output
+    parts = {name: importlib.import_module(f"{package.__name__}.{name}") for name in package.__all__}
+    replace("zennit", *parts.values())
+    importlib.import_module("zennit.composites").COMPOSITES.update(parts["composites"].COMPOSITES)
 
-        @staticmethod
-        def backward(context, gradient):
-            result = context.recording.gradients(lambda out: out * gradient, [context.recording.inputs[0]])
-            return result[0], None, None
+    def register(rule, module):
+        composite = parts["core"].Composite(lambda ctx, name, part: rule)
+        recording = False
 
-    def rule(table):
-        class Rule:
-            def register(self, module):
+        def instead(module, inputs, output):
+            nonlocal recording
+            if recording:
+                return None
+            recording = True
+            try:
+                return parts["core"].Modified(module, composite)(*inputs)
+            finally:
                 recording = False
 
-                def instead(module, options, output):
-                    nonlocal recording
-                    if recording:
-                        return None
-                    recording = True
-                    try:
-                        return Walk.apply(options[0], module, table)
-                    finally:
-                        recording = False
+        return module.register_forward_hook(instead)
 
-                return module.register_forward_hook(instead)
-
-        return Rule
-
-    rules = importlib.import_module("zennit.rules")
-    for name, table in (("ReLUDeconvNet", DECONVNET), ("ReLUGuidedBackprop", GUIDED)):
-        actual = rule(table)
-        actual.__name__ = name
-        setattr(rules, name, actual)
+    LayerRule.register = register
 
 
 PEERS = {"captum": captum, "grad-cam": grad_cam, "torchcam": torchcam, "zennit": zennit}

@@ -159,3 +159,17 @@ def test_rows_that_are_plain_numbers(name):
             results.append(library.sensitivity_max(explain, (one, other), lambda inputs, radius: halved(inputs)[1]))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
     assert results[0].shape == (4,)
+
+
+def test_baselines_to_draw_from_are_left_alone():
+    """Two, for an explanation of three images."""
+    baselines = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    seen = []
+
+    def explain(inputs, baselines):
+        seen.append(baselines)
+        return inputs.sin() if isinstance(inputs, torch.Tensor) else inputs[0].sin()
+
+    metrics.sensitivity_max(explain, IMAGES, baselines=baselines, n_perturb_samples=2)
+    assert len(seen) == 2
+    assert all(torch.equal(one, baselines) for one in seen)

@@ -156,6 +156,29 @@ def test_truths_stay_so(name, exact_lasso):
     agree(name, [count], x, atol=1e-6, **settings_of(name, feature_mask=torch.tensor([[0, 1, 1]])))
 
 
+def test_an_input_without_elements_leaves_the_others_alone():
+    def twice(one, other):
+        return one.sum(1) * 2 + other.sum()
+
+    rows = torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 3.0]])
+    settings = {"inputs": (rows, torch.tensor([])), "target": None}
+    result, _ = ours.FeatureAblation(twice).attribute(**settings)
+    torch.testing.assert_close(result, 2 * rows)
+    torch.testing.assert_close(result, theirs.FeatureAblation(twice).attribute(**settings)[0])
+
+
+def test_masks_of_each_row_below_noise(net):
+    rows = torch.arange(64).view(8, 8) // 16
+    mask = torch.stack([rows, rows.T, rows.flip(0)])[:, None].expand(3, 3, 8, 8)
+    results = []
+    for library in (ours, theirs):
+        torch.manual_seed(0)
+        explainer = library.NoiseTunnel(library.FeatureAblation(net))
+        settings = {"target": 1, "feature_mask": mask, "nt_samples": 3, "stdevs": 0.1}
+        results.append(explainer.attribute(images(), **settings))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["FeatureAblation", "FeaturePermutation", "ShapleyValueSampling"])
 def test_futures(net, name):
     def later(x):

@@ -75,6 +75,21 @@ def test_composites_have_zennits_numbers(name, merged):
     same(*both(find))
 
 
+@pytest.mark.parametrize("rule", ["Gamma", "Epsilon", "ZPlus", "AlphaBeta", "WSquare"])
+def test_rules_without_biases_have_zennits_numbers(rule):
+    """Biases large enough to turn signs: Gamma favours by the sign of the result with its bias."""
+
+    def find(library):
+        net = plain()
+        nn.init.normal_(net[0].bias, std=2.0)
+        layer_map = [(nn.Conv2d, getattr(library("rules"), rule)(zero_params="bias"))]
+        composite = library("composites").LayerMapComposite(layer_map)
+        with library("attribution").Gradient(net, composite) as attributor:
+            return attributor(images(), ONE_HOT)
+
+    same(*both(find))
+
+
 @pytest.mark.parametrize("merged", [False, True], ids=["as it is", "merged"])
 def test_a_resnet_has_zennits_numbers_with_and_without_its_canonizer(merged):
     net = small("resnet")

@@ -1,5 +1,6 @@
 """Feature ablation and permutation: how far the output drops where a feature has another value."""
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -78,9 +79,10 @@ class FeatureAblation(Ablation):
         for i, mask in enumerate(masks):
             for feature in mask.unique().tolist():
                 features.setdefault(feature, []).append(i)
-        if any(len(tensor) < self._least_rows for tensor in tensors):
+        few = {i for i, tensor in enumerate(tensors) if len(tensor) < self._least_rows}
+        if not few.isdisjoint(itertools.chain(*features.values())):
             logger.warning("%s: inputs must have at least two rows; attributions are zero", self.get_name())
-            features = {}
+            features = {feature: places for feature, places in features.items() if few.isdisjoint(places)}
         changed = self._changed(tensors, masks, hidden_values(baselines, tensors))
         with torch.no_grad():
             before, drops = self._drops(

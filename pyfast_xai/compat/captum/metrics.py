@@ -259,8 +259,10 @@ def _repeated_settings(kwargs: dict[str, Any], tensors: tuple[Tensor, ...], coun
             further(kwargs["additional_forward_args"]), count, each=True
         )
     if kwargs.get("baselines") is not None:
-        pairs = zip(baselines_for(kwargs["baselines"], tensors), tensors, strict=True)
-        settings["baselines"] = _one_or_all(tuple(_spread_baseline(base, tensor, count) for base, tensor in pairs))
+        bases = kwargs["baselines"] if isinstance(kwargs["baselines"], tuple) else (kwargs["baselines"],)
+        if isinstance(bases[0], Tensor) and bases[0].shape == tensors[0].shape:  # of each row, not a set to draw from
+            pairs = zip(baselines_for(bases, tensors), tensors, strict=True)
+            settings["baselines"] = _one_or_all(tuple(_spread_baseline(base, tensor, count) for base, tensor in pairs))
     return settings
 
 

@@ -131,6 +131,12 @@ def _expanded(kwargs: dict[str, Any], inputs: tuple[Tensor, ...], times: int, dr
         )
     if "target" in kwargs:
         settings["target"] = repeated(kwargs["target"], times, each=True)
+    if kwargs.get("feature_mask") is not None:
+        masks = tuple(
+            mask.repeat_interleave(times, 0) if mask.dim() == tensor.dim() and len(mask) == len(tensor) > 1 else mask
+            for mask, tensor in zip(as_tuple(kwargs["feature_mask"]), inputs, strict=True)
+        )
+        settings["feature_mask"] = masks if isinstance(kwargs["feature_mask"], tuple) else masks[0]
     if kwargs.get("baselines") is None:
         return settings
     if draw:

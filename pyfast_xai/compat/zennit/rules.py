@@ -30,10 +30,14 @@ class _Rule(LayerRule):
         self.folds, self.leaves = rule.folds, rule.leaves
 
     def relevance(self, layer: OperationMap, above: Tensor) -> list[Tensor]:
-        if self.zero_params:
-            forward = layer.forward
-            layer = dataclasses.replace(layer, forward=lambda leaves, modify, of_bias: forward(leaves, modify, None))
-        return self.rule.relevance(layer, above)
+        return self.rule.relevance(self._reduced(layer), above)
+
+    def _reduced(self, layer: OperationMap) -> OperationMap:
+        """Returns a layer without what `zero_params` leaves out."""
+        if not self.zero_params:
+            return layer
+        forward = layer.forward
+        return dataclasses.replace(layer, forward=lambda leaves, modify, of_bias: forward(leaves, modify, None))
 
     def copy(self) -> Any:
         """Returns the rule itself, which keeps nothing of a model."""
@@ -81,6 +85,13 @@ class Gamma(_Rule):
         zero_params: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(relevance.Gamma(gamma, stabilizer), zero_params)
+
+    def relevance(self, layer: OperationMap, above: Tensor) -> list[Tensor]:
+        """See `LayerRule.relevance`; the sign that is favoured is that of the result with its bias."""
+        if not self.zero_params:
+            return self.rule.relevance(layer, above)
+        assert isinstance(self.rule, relevance.Gamma)
+        return self.rule.favouring(layer.run(layer.inputs)[0], self._reduced(layer), above)
 
 
 class ZPlus(_Rule):

@@ -193,15 +193,26 @@ class Gamma(LayerRule):
 
     def relevance(self, layer: OperationMap, above: Tensor) -> list[Tensor]:
         """See `LayerRule.relevance`."""
+        return self.favouring(None, layer, above)
+
+    def favouring(self, sign: Tensor | None, layer: OperationMap, above: Tensor) -> list[Tensor]:
+        """Returns the relevance of the inputs where what agrees with another sign than that of the result is favoured.
+
+        Args:
+            sign: of the shape of the result; None for the result itself.
+            layer: see `LayerRule.relevance`.
+            above: likewise.
+        """
         excites, back_excites = layer.signed(positive_part, negative_part)
         inhibits, back_inhibits = layer.signed(negative_part, positive_part)
         result = excites + inhibits
         # By the sign of a result, one of its two sums counts more.
-        favoured = result + self.gamma * torch.where(result > 0, excites, inhibits)
-        share = torch.where(result != 0, above / stabilized(favoured, self.stabilizer), 0)
+        sign = result if sign is None else sign
+        favoured = result + self.gamma * torch.where(sign > 0, excites, inhibits)
+        share = torch.where(sign != 0, above / stabilized(favoured, self.stabilizer), 0)
         more = share * (1 + self.gamma)
         return added(
-            back_excites(torch.where(result > 0, more, share)), back_inhibits(torch.where(result > 0, share, more))
+            back_excites(torch.where(sign > 0, more, share)), back_inhibits(torch.where(sign > 0, share, more))
         )
 
 
