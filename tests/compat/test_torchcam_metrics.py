@@ -187,6 +187,7 @@ def test_baselines_of_images_whose_maps_have_nan_are_left_out(model):
     [
         ((2, 3, 24, 24), [1], ValueError, "class_idx must have one class for each of 2 images"),
         ((2, 3, 24, 24), [1, 0.5], TypeError, "class_idx must hold ints"),
+        ((2, 3, 24, 24), [False, 1], TypeError, "class_idx must hold ints"),
         ((2, 3), 1, ValueError, "1D, 2D or 3D maps"),
     ],
 )

@@ -78,7 +78,7 @@ class _Metric:
         if input_tensor.dim() not in (3, 4, 5):
             raise InputError(f"input_tensor must be [N, C, ...] with 1D, 2D or 3D maps, got {list(input_tensor.shape)}")
         if isinstance(class_idx, list):
-            if not all(isinstance(index, int) for index in class_idx):
+            if not all(isinstance(index, int) and not isinstance(index, bool) for index in class_idx):
                 raise InputTypeError(f"class_idx must hold ints, got {class_idx!r}")
             if len(class_idx) != len(input_tensor):
                 raise InputError(
