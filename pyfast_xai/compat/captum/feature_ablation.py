@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyfast_xai.compat.called import Forward
 from pyfast_xai.compat.captum.ablation import Ablation, hidden_values
 from pyfast_xai.compat.captum.arguments import Baselines, Inputs, Target, as_tuple, like, refuse
+from pyfast_xai.compat.captum.attribution import Attribution
 from pyfast_xai.compat.captum.feature_masks import FeatureMask, masks_for
 from pyfast_xai.compat.captum.layer_methods import LayerActivation, WithLayers
 from pyfast_xai.compat.captum.layers import LayerAttribution, checked_layer, of_layer
@@ -185,7 +186,15 @@ class FeaturePermutation(FeatureAblation):
         return self.perm_func(tensor, mask)
 
 
-class LayerFeatureAblation(LayerAttribution, Ablation):
+class _AtLayer(Attribution):
+    """Base of methods at a layer."""
+
+    def __init__(self, forward_func: Forward, layer: nn.Module, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func)
+        self.layer, self.device_ids = checked_layer(layer), device_ids
+
+
+class LayerFeatureAblation(LayerAttribution, _AtLayer, Ablation):
     """Drop of the output where a feature of a layer is replaced by the baseline.
 
     Args:
@@ -202,10 +211,6 @@ class LayerFeatureAblation(LayerAttribution, Ablation):
         >>> explain.attribute(torch.rand(1, 3, 96, 96), target=3, layer_mask=channels).shape
         torch.Size([1, 80, 12, 12])
     """
-
-    def __init__(self, forward_func: Forward, layer: nn.Module, device_ids: list[int] | None = None) -> None:
-        super().__init__(forward_func)
-        self.layer, self.device_ids = checked_layer(layer), device_ids
 
     def attribute(
         self,
@@ -239,7 +244,7 @@ class LayerFeatureAblation(LayerAttribution, Ablation):
         )
 
 
-class LayerFeaturePermutation(LayerAttribution, FeaturePermutation):
+class LayerFeaturePermutation(LayerAttribution, _AtLayer, FeaturePermutation):
     """Drop of the output where a feature of a layer is permuted among the rows.
 
     Args:
@@ -256,10 +261,6 @@ class LayerFeaturePermutation(LayerAttribution, FeaturePermutation):
         >>> explain.attribute(torch.rand(2, 3, 96, 96), target=3, layer_mask=channels).shape
         torch.Size([2, 80, 12, 12])
     """
-
-    def __init__(self, forward_func: Forward, layer: nn.Module, device_ids: list[int] | None = None) -> None:
-        super().__init__(forward_func)
-        self.layer, self.device_ids = checked_layer(layer), device_ids
 
     def attribute(  # type: ignore[override]
         self,
@@ -278,7 +279,7 @@ class LayerFeaturePermutation(LayerAttribution, FeaturePermutation):
         )
 
 
-class NeuronFeatureAblation(Ablation):
+class NeuronFeatureAblation(_AtLayer, Ablation):
     """Drop of a neuron where a feature of the inputs is replaced by the baseline.
 
     Args:
@@ -296,10 +297,6 @@ class NeuronFeatureAblation(Ablation):
         >>> explain.attribute(torch.rand(2, 3, 96, 96), (3, 5, 5), feature_mask=mask).shape
         torch.Size([2, 3, 96, 96])
     """
-
-    def __init__(self, forward_func: Forward, layer: nn.Module, device_ids: list[int] | None = None) -> None:
-        super().__init__(forward_func)
-        self.layer, self.device_ids = checked_layer(layer), device_ids
 
     def attribute(
         self,

@@ -21,7 +21,7 @@ from pyfast_xai.compat.captum.arguments import (
 )
 from pyfast_xai.compat.captum.deep_lift import attributions, between, distribution, full_baselines
 from pyfast_xai.compat.captum.integrated_gradients import IntegratedGradients, path_points, places_and_weights
-from pyfast_xai.compat.captum.layers import LayerOf, of_layer, split
+from pyfast_xai.compat.captum.layers import LayerByInputs, LayerOf, of_layer, split
 from pyfast_xai.compat.captum.noise_tunnel import NoiseTunnel
 from pyfast_xai.compat.recording import Recording
 from pyfast_xai.tape.module_hooks import following, unwrap
@@ -286,7 +286,7 @@ class LayerConductance(_Path):
         return True
 
 
-class LayerGradientShap(LayerOf):
+class LayerGradientShap(LayerByInputs):
     """Gradients of a layer at random places between baselines and noisy inputs, times the change of its activation.
 
     Args:
@@ -304,16 +304,6 @@ class LayerGradientShap(LayerOf):
         >>> explain.attribute(torch.rand(2, 3, 96, 96), torch.rand(3, 3, 96, 96), target=3).shape
         torch.Size([2, 80, 12, 12])
     """
-
-    def __init__(
-        self,
-        forward_func: Forward,
-        layer: nn.Module,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-    ) -> None:
-        super().__init__(forward_func, layer, device_ids)
-        self._multiply_by_inputs = multiply_by_inputs
 
     def attribute(
         self,
@@ -389,7 +379,7 @@ class _LayerBetween(LayerOf):
         return True
 
 
-class LayerIntegratedGradients(LayerOf):
+class LayerIntegratedGradients(LayerByInputs):
     """Integrated gradients on the way between the activations of a layer for a baseline and for the inputs.
 
     Args:
@@ -407,16 +397,6 @@ class LayerIntegratedGradients(LayerOf):
         >>> explain.attribute(torch.rand(2, 3, 96, 96), target=3, n_steps=4).shape
         torch.Size([2, 80, 12, 12])
     """
-
-    def __init__(
-        self,
-        forward_func: Forward,
-        layer: Any,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-    ) -> None:
-        super().__init__(forward_func, layer, device_ids)
-        self._multiply_by_inputs = multiply_by_inputs
 
     def attribute(
         self,

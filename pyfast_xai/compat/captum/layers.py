@@ -66,6 +66,27 @@ class LayerOf(LayerAttribution, GradientAttribution):
         self.layer, self.device_ids = layer, device_ids
 
 
+class LayerByInputs(LayerOf):
+    """Base of methods of a layer that multiply by the change of its activation, or do not.
+
+    Args:
+        forward_func: see `LayerOf`.
+        layer: likewise.
+        device_ids: likewise.
+        multiply_by_inputs: by the change of the activation.
+    """
+
+    def __init__(
+        self,
+        forward_func: Forward,
+        layer: Any,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids)
+        self._multiply_by_inputs = multiply_by_inputs
+
+
 def of_layer(tensors: Sequence[Tensor]) -> Any:
     """Returns the tensors of a layer as a user gets them: one by itself, several as a tuple."""
     return tuple(tensors) if len(tensors) > 1 else tensors[0]

@@ -126,6 +126,27 @@ class NeuronAttribution(GradientAttribution):
         return Neuron(self.forward_func, self.layer, selector, at_input)
 
 
+class NeuronByInputs(NeuronAttribution):
+    """Base of methods of a neuron that multiply by the difference of inputs and baselines, or do not.
+
+    Args:
+        forward_func: see `NeuronAttribution`.
+        layer: likewise.
+        device_ids: likewise.
+        multiply_by_inputs: by that difference.
+    """
+
+    def __init__(
+        self,
+        forward_func: Forward,
+        layer: nn.Module,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids)
+        self._multiply_by_inputs = multiply_by_inputs
+
+
 class NeuronGradient(NeuronAttribution):
     """The gradient of a neuron with respect to the inputs.
 
@@ -169,7 +190,7 @@ class NeuronGradient(NeuronAttribution):
         return Saliency(neuron).attribute(inputs, abs=False, additional_forward_args=additional_forward_args)
 
 
-class NeuronConductance(NeuronAttribution):
+class NeuronConductance(NeuronByInputs):
     """The part of integrated gradients that flows through a neuron (Dhamdhere, Sundararajan and Yan, 2018).
 
     Args:
@@ -187,16 +208,6 @@ class NeuronConductance(NeuronAttribution):
         >>> explain.attribute(torch.rand(2, 3, 96, 96), (3, 5, 5), target=3, n_steps=4).shape
         torch.Size([2, 3, 96, 96])
     """
-
-    def __init__(
-        self,
-        forward_func: Forward,
-        layer: nn.Module,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-    ) -> None:
-        super().__init__(forward_func, layer, device_ids)
-        self._multiply_by_inputs = multiply_by_inputs
 
     def attribute(
         self,
@@ -269,7 +280,7 @@ def _neuron_gradients(recording: Recording, selector: Selector, inputs: Sequence
     return [gradient[0] for gradient in gradients]
 
 
-class NeuronIntegratedGradients(NeuronAttribution):
+class NeuronIntegratedGradients(NeuronByInputs):
     """Integrated gradients of a neuron.
 
     Args:
@@ -287,16 +298,6 @@ class NeuronIntegratedGradients(NeuronAttribution):
         >>> explain.attribute(torch.rand(2, 3, 96, 96), (3, 5, 5), n_steps=4).shape
         torch.Size([2, 3, 96, 96])
     """
-
-    def __init__(
-        self,
-        forward_func: Forward,
-        layer: nn.Module,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-    ) -> None:
-        super().__init__(forward_func, layer, device_ids)
-        self._multiply_by_inputs = multiply_by_inputs
 
     def attribute(
         self,
