@@ -407,3 +407,14 @@ def test_scikit_image_is_not_imported_where_it_is_not_needed():
     code = "import sys, pyfast_xai.explainers; print('skimage' in sys.modules, 'rich' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "False False\n"
+
+
+def test_a_score_that_no_window_changes_is_said(caplog):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
+    images = torch.ones(2, 3, 4, 4)
+    images[1] = 0  # hidden by zeros it stays what it is
+    assert not Occlusion(model, window=2, stride=2)(images, 1).signed_map[1].any()
+    assert "the map of row 1 is zero: no change of the image changes its score" in caplog.text
+    caplog.clear()
+    Occlusion(model, window=2, stride=2)(images[:1], 1)
+    assert not caplog.text

@@ -57,7 +57,13 @@ class Perturbation(Explainer):
         scores = PerturbationScores(
             self, images, target, self.score, self.batch_size, args, kwargs, self.outputs, self.labels
         )
-        return self._perturb(images, scores)
+        explanation = self._perturb(images, scores)
+        shown = explanation.heatmap if explanation.signed_map is None else explanation.signed_map
+        if shown.device.type == "cpu":
+            zero = shown.flatten(1).any(1).logical_not().nonzero()
+            if len(zero):
+                self.warn("the map of row %d is zero: no change of the image changes its score", int(zero[0]))
+        return explanation
 
     @abc.abstractmethod
     def _perturb(self, images: Tensor, scores: PerturbationScores) -> Explanation:
