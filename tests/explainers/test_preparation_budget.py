@@ -181,15 +181,20 @@ def test_explainers_try_replays_unless_told_otherwise():
     assert Explained(model, "saliency").explainer._trial is not None
 
 
-@pytest.mark.parametrize(
-    ("kind", "parts"),
-    [(Consensus, lambda explainer: [explainer.fixations, *explainer.maps]), (SESS, lambda explainer: [explainer.base])],
-    ids=["consensus", "sess"],
-)
-def test_the_parts_of_an_explainer_try_by_themselves(kind, parts):
+def test_an_explainer_that_calls_another_leaves_the_trial_to_it():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
-    tried, pinned = kind(model), kind(model, accelerate=False)
+    tried, pinned = SESS(model), SESS(model, accelerate=False)
     assert tried._trial is None
-    assert all(part._trial is not None for part in parts(tried))
-    assert all(part._trial is None and not part.accelerated for part in parts(pinned))
-    assert all(part.accelerated for part in parts(kind(model, accelerate=True)))
+    assert tried.base._trial is not None
+    assert pinned.base._trial is None
+    assert not pinned.base.accelerated
+    assert SESS(model, accelerate=True).base.accelerated
+
+
+def test_an_explainer_that_records_for_its_parts_tries_by_itself():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    tried = Consensus(model)
+    assert tried._trial is not None
+    assert tried.fixations._trial is None
+    assert Consensus(model, accelerate=False)._trial is None
+    assert Consensus(model, accelerate=True).accelerated
