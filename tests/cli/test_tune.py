@@ -29,7 +29,7 @@ def test_tune_prints_what_serves_and_keeps_the_verdicts(run, verdicts):
 
 @pytest.mark.usefixtures("verdicts")
 def test_parts_of_an_explainer_decide_for_it(run):
-    assert "its parts decide" in run("tune", "digits", "--method", "consensus", "--batch", "1").stdout
+    assert "its parts decide" in run("tune", "digits", "--method", "sess", "--batch", "1").stdout
 
 
 @pytest.mark.parametrize(
