@@ -416,5 +416,9 @@ def test_a_score_that_no_window_changes_is_said(caplog):
     assert not Occlusion(model, window=2, stride=2)(images, 1).signed_map[1].any()
     assert "the map of row 1 is zero: no change of the image changes its score" in caplog.text
     caplog.clear()
-    Occlusion(model, window=2, stride=2)(images[:1], 1)
+    nn.init.constant_(model[1].weight, 0.1)
+    nn.init.constant_(model[1].weight[1], -0.1)
+    assert Occlusion(model, window=2, stride=2)(images[:1], 0).heatmap.any()
     assert not caplog.text
+    assert not Occlusion(model, window=2, stride=2)(images[:1], 1).heatmap.any()
+    assert "the heat map of row 0 is zero; `signed_map` has what speaks against its target" in caplog.text

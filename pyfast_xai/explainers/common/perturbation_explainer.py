@@ -58,11 +58,12 @@ class Perturbation(Explainer):
             self, images, target, self.score, self.batch_size, args, kwargs, self.outputs, self.labels
         )
         explanation = self._perturb(images, scores)
-        shown = explanation.heatmap if explanation.signed_map is None else explanation.signed_map
-        if shown.device.type == "cpu":
-            zero = shown.flatten(1).any(1).logical_not().nonzero()
-            if len(zero):
-                self.warn("the map of row %d is zero: no change of the image changes its score", int(zero[0]))
+        if explanation.heatmap.device.type == "cpu":
+            for row in explanation.heatmap.flatten(1).any(1).logical_not().nonzero().flatten().tolist():
+                if explanation.signed_map is None or not bool(explanation.signed_map[row].any()):
+                    self.warn("the map of row %d is zero: no change of the image changes its score", row)
+                else:
+                    self.warn("the heat map of row %d is zero; `signed_map` has what speaks against its target", row)
         return explanation
 
     @abc.abstractmethod
