@@ -41,10 +41,12 @@ COLUMNS = {
     ),
     # A run on files beside what it is made of; `load` is that of the machine, cores in use by others among it.
     "throughput": (
-        *("load", "network", "method", "images", "pixels", "batch", "accelerated", "reduced_jpeg"),
+        *("load", "network", "method", "images", "pixels", "file_kb", "batch", "accelerated", "reduced_jpeg"),
         *("forward_per_s", "explainer_per_s", "loop_per_s", "run_per_s"),
         *("forward_cpu_ms", "explainer_cpu_ms", "loop_cpu_ms", "run_cpu_ms"),
-        *("of_loop", "of_explainer", "of_forward", "of_loop_cpu", "of_explainer_cpu", "of_forward_cpu"),
+        *("of_loop", "of_explainer", "of_forward", "of_loop_cpu", "of_explainer_cpu", "of_forward_cpu", "of_both"),
+        *("decode_ms", "normalise_ms", "explain_ms", "answers_ms", "rows_ms", "write_ms", "rest_ms"),
+        *("decode_in_run_ms", "explain_in_run_ms", "start_s"),
         *("decoding_threads", "waiting_for_decoding", "waiting_for_writing", "rounds"),
     ),
     "cpu_cold_start": ("what", "backend", "first_ms", "low", "high", "again_ms", "processes"),

@@ -1,19 +1,30 @@
-"""A run on JPEG files of camera size beside what it is made of and what it replaces: `make bench-throughput`.
+"""Runs on JPEG files of camera size beside what they are made of and what they replace: `make bench-throughput`.
 
-Four sides take turns in one process, and the least of several rounds of each counts:
+For each network and method five sides take turns in one process, and the least of several rounds of each counts:
 
 - `forward`: the model alone, on batches that lie decoded in memory;
-- `explainer`: the method on the same batches, which no runner beats by much;
+- `explainer`: the method on the same batches;
 - `loop`: a plain loop that decodes a batch with Pillow, explains it with pytorch-grad-cam and writes each map with
   `np.savez`; CNN-Fixations has no such peer, and its loop explains with this library;
-- `run`: `datasets.explain`, from files to a folder of parts.
+- `run`: `datasets.run_job`, from files to a folder of parts, with files decoded whole, and as `reduced_jpeg` does.
 
-`of_loop`, `of_explainer` and `of_forward` are how many times as fast as each the run is. Where others use the machine,
-wall times mean little; the columns in seconds of processor time say what the work takes, all threads together.
-`--memory` follows the resident size over one long run in a process of its own, on Linux.
+`of_loop`, `of_explainer` and `of_forward` are how many times as fast as each the run is. The bare method has nothing to
+decode, and no runner is faster than its decoding and its method together on the cores that there are. So `of_both` is
+the processor time of decoding and the method, each done bare and alone, over that of the run: what is missing to 1 is
+what the runner adds. The account says where all processor time of a run went, in milliseconds an image:
+
+- `decode`: reading, decoding and resizing; `normalise`: bytes to numbers; `explain`: the method;
+- `answers`: what a run needs of the model beyond the method, such as whether its outputs are finite;
+- `rows`: boxes, maps and columns; `write`: Parquet and the disk;
+- `rest`: what none of them explains: Python, queues, and caches that threads share. `decode_in_run` and
+  `explain_in_run` are what both took within the run, so that a rest shows whose it is.
+
+Hashing the weights and listing the files (`start`) happen once a run and are timed apart. `--memory` follows the
+resident size over one long run in a process of its own, on Linux.
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import importlib.util
@@ -23,6 +34,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,11 +48,17 @@ from quick import load, settle
 from trained import loaded, photographs
 
 from pyfast_xai import datasets
+from pyfast_xai.datasets import run_worker
+from pyfast_xai.datasets.batching import BatchExplainer
+from pyfast_xai.datasets.columns import Part
+from pyfast_xai.datasets.decode import Decoded, decode, keep_pixels, normalised, pillow_for_threads
+from pyfast_xai.datasets.schema import PartInfo
 from pyfast_xai.explainers import METHODS
-from pyfast_xai.images import load_image
+from pyfast_xai.images import MAX_PIXELS, load_image
 from pyfast_xai.models import LoadedModel
 
 NETWORKS = ("resnet50_abm_pruned_int8", "mobilenet_v2_coral_int8")
+ACCOUNT = ("decode", "normalise", "explain", "answers", "rows", "write", "rest", "decode_in_run", "explain_in_run")
 EXPLAINED_BY = ("eigen-cam", "grad-cam", "fixations", "guided-backprop")
 
 
@@ -63,13 +81,14 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - start, processor() - before
 
 
-def camera_files(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """Returns photographs as JPEG files of the size of a camera's."""
-    paths = []
-    for n, path in enumerate(photographs(count)):
-        with Image.open(path) as image:
-            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(folder / f"{n:05d}.jpg", quality=90)
-        paths.append(folder / f"{n:05d}.jpg")
+def camera_files(folder: Path, count: int, size: tuple[int, int], distinct: int = 12) -> list[Path]:
+    """Returns photographs as JPEG files of the size of a camera's: a few of them, under many names."""
+    paths = [folder / f"{n:05d}.jpg" for n in range(count)]
+    for path, photograph in zip(paths[:distinct], photographs(distinct), strict=False):
+        with Image.open(photograph) as image:
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+    for n, path in enumerate(paths[distinct:]):
+        os.link(paths[n % distinct], path)
     return paths
 
 
@@ -94,81 +113,224 @@ def peer(model: torch.nn.Module, method: str) -> Callable[[torch.Tensor], Any]:
     return lambda images: cam(images, None)
 
 
-def measure(
-    network: LoadedModel, name: str, method: str, paths: list[Path], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Returns images a second of the four sides."""
-    model, preprocess, batch = network.model, network.preprocess, arguments.batch
-    explainer = METHODS[method](model, accelerate=arguments.accelerate)
-    parts = [paths[start : start + batch] for start in range(0, len(paths), batch)]
-    ready = [torch.stack([preprocess(load_image(path))[0] for path in part]) for part in parts]
-    # The peer's hooks stay on its model: replays serve none that has hooks.
-    explain_peer = peer(copy.deepcopy(model), method)
-    progress: dict[str, Any] = {}
+class Case:
+    """A network and a method, and all that is done with them.
 
-    def forward() -> None:
+    Args:
+        network: with its preprocessing.
+        method: name of the explainer.
+        paths: of the JPEG files.
+        folder: for what is written.
+        options: of the command line.
+    """
+
+    def __init__(
+        self, network: LoadedModel, method: str, paths: list[Path], folder: Path, options: argparse.Namespace
+    ) -> None:
+        self.network, self.method, self.paths, self.folder, self.options = network, method, paths, folder, options
+        self.explainer = METHODS[method](network.model, accelerate=options.accelerate)
+        # The peer's hooks stay on its model: replays serve none that has hooks.
+        self.explain_peer = peer(copy.deepcopy(network.model), method)
+        self.parts = [paths[start : start + options.batch] for start in range(0, len(paths), options.batch)]
+        self.loop_parts = self.parts[: max(1, options.loop_images // options.batch)]
+        pixels = [decode(item, network.preprocess, MAX_PIXELS).input for item in self.items()]
+        self.pixels = [torch.stack(pixels[n : n + options.batch]) for n in range(0, len(pixels), options.batch)]
+        self.ready = [normalised(batch, network.preprocess) for batch in self.pixels]
+        self.start: list[tuple[float, float]] = []
+        self.progress: dict[bool, datasets.RunProgress] = {}
+        self.in_run: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+
+    def items(self) -> list[datasets.Item]:
+        return list(datasets.Files(self.paths).items(0, len(self.paths)))
+
+    def forward(self) -> None:
         with torch.inference_mode():
-            for images in ready:
-                model(images)
+            for images in self.ready:
+                self.network.model(images)
 
-    def bare() -> None:
-        for images in ready:
-            explainer(images)
+    def bare(self) -> None:
+        for images in self.ready:
+            self.explainer(images)
 
-    def loop() -> None:
-        with tempfile.TemporaryDirectory() as out:
-            for n, part in enumerate(parts):
-                results = explain_peer(torch.stack([preprocess(load_image(path))[0] for path in part]))
-                maps = results.heatmap.numpy() if method == "fixations" else results
+    def loop(self) -> None:
+        with tempfile.TemporaryDirectory(dir=self.folder) as out:
+            for n, part in enumerate(self.loop_parts):
+                images = torch.stack([self.network.preprocess(load_image(path))[0] for path in part])
+                results = self.explain_peer(images)
+                maps = results.heatmap.numpy() if self.method == "fixations" else results
                 for k, one in enumerate(maps):
                     np.savez(Path(out, f"{n}-{k}.npz"), map=np.asarray(one))
 
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as out:
-            options = datasets.RunOptions(
-                method=explainer,
-                out=out,
-                batch_size=batch,
-                top_k=arguments.top_k,
-                shard_size=8 * batch,
-                reduced_jpeg=arguments.reduced_jpeg,
-            )
-            done = datasets.explain([str(path) for path in paths], network, options)
-            assert (done.rows, done.errors) == (len(paths), 0)
-            progress.update(vars(done.progress))
+    def job(self, out: str, reduced_jpeg: bool = False) -> datasets.Job:
+        options = datasets.RunOptions(
+            method=self.explainer,
+            out=out,
+            batch_size=self.options.batch,
+            top_k=self.options.top_k,
+            shard_size=len(self.paths),
+            reduced_jpeg=reduced_jpeg,
+        )
+        return datasets.prepare([str(path) for path in self.paths], self.network, options)
 
-    sides = {"forward": forward, "explainer": bare, "loop": loop, "run": run}
+    def run(self, reduced_jpeg: bool) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory(dir=self.folder) as out:
+            made: list[datasets.Job] = []
+            self.start.append(timed(lambda: made.append(self.job(out, reduced_jpeg))))
+            summaries: list[datasets.Summary] = []
+            with within_run() as seconds:
+                used = timed(lambda: summaries.append(datasets.run_job(made[0])))
+        self.in_run[reduced_jpeg].append(seconds)
+        (done,) = summaries
+        assert (done.rows, done.errors) == (len(self.paths), 0)
+        self.progress[reduced_jpeg] = done.progress
+        return used
+
+    def decode(self, reduced_jpeg: bool) -> None:
+        keep_pixels()
+        with pillow_for_threads(MAX_PIXELS):
+            for item in self.items():
+                assert decode(item, self.network.preprocess, MAX_PIXELS, reduced_jpeg).error is None
+
+    def account(self) -> dict[str, float]:
+        """Returns processor seconds of what a run does beside decoding and the method, each done alone."""
+        seconds: dict[str, float] = {}
+
+        def note(name: str, work: Callable[[], Any]) -> Any:
+            results: list[Any] = []
+            seconds[name] = timed(lambda: results.append(work()))[1]
+            return results[0]
+
+        with tempfile.TemporaryDirectory(dir=self.folder) as out:
+            job = self.job(out)
+            job.store.folder.make()
+            batches_of = BatchExplainer(self.explainer, self.options.top_k, self.options.batch)
+            part = Part(range(len(self.paths)), job.settings.stored, self.network.preprocess)
+            note("normalise", lambda: [normalised(batch, self.network.preprocess) for batch in self.pixels])
+            results = note("explain_and_answers", lambda: [batches_of(images, None) for images in self.ready])
+            decoded = [Decoded(item, size=(self.options.width, self.options.height)) for item in self.items()]
+
+            def rows() -> Any:
+                for n, batch in enumerate(results):
+                    for result in batch:
+                        part.add(decoded[n * self.options.batch : (n + 1) * self.options.batch], result, 0.0)
+                return part.table(PartInfo(job.manifest.fingerprint, 0, 0, len(self.paths), 0, self.options.batch))
+
+            table = note("rows", rows)
+            note("write", lambda: job.store.write(0, table))
+        return seconds
+
+
+@contextlib.contextmanager
+def within_run() -> Iterator[dict[str, float]]:
+    """Counts the processor seconds that runs spend in decoding and in the method, on whatever threads."""
+    seconds = {"decode_in_run": 0.0, "explain_in_run": 0.0}
+    lock = threading.Lock()
+
+    def counted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                with lock:
+                    seconds[name] += time.thread_time() - start
+
+        return call
+
+    explain = BatchExplainer.__call__
+    run_worker.decode = counted(decode, "decode_in_run")
+    BatchExplainer.__call__ = counted(explain, "explain_in_run")
+    try:
+        yield seconds
+    finally:
+        run_worker.decode, BatchExplainer.__call__ = decode, explain
+
+
+def least(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Returns the least seconds on the clock, and the least of processor time."""
+    return min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
+
+
+def measure(case: Case, name: str, seconds_left: float) -> Iterator[dict[str, Any]]:
+    """Yields a row for files that are decoded whole, and one for those that are decoded at a fraction of their size.
+
+    Args:
+        case: what is measured.
+        name: of the network.
+        seconds_left: no round begins after these.
+    """
+    end = time.monotonic() + seconds_left
+    options, preparations = case.options, lambda: 0
+    if options.accelerate:
+        preparations = lambda: case.explainer.accelerated_model.preparations  # noqa: E731
     # Recording, packing of weights and the first pages of memory belong to no side.
-    with torch.inference_mode():
-        model(ready[0])
-    for work in (bare, run):
-        settle(work, lambda: explainer.accelerated_model.preparations if arguments.accelerate else 0)
-    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-    for _ in range(arguments.rounds):
-        for side, work in sides.items():
-            seconds[side].append(timed(work))
-    clock, cpu = ({side: min(pair[n] for pair in pairs) for side, pairs in seconds.items()} for n in (0, 1))
-    count = len(paths)
-    return {
-        "load": round(os.getloadavg()[0], 1),
-        "network": name,
-        "method": method,
-        "images": count,
-        "pixels": f"{arguments.width}x{arguments.height}",
-        "batch": batch,
-        "accelerated": arguments.accelerate,
-        "reduced_jpeg": arguments.reduced_jpeg,
-        **{f"{side}_per_s": round(count / used, 2) for side, used in clock.items()},
-        **{f"{side}_cpu_ms": round(1000 * used / count, 1) for side, used in cpu.items()},
-        "of_loop": round(clock["loop"] / clock["run"], 2),
-        "of_explainer": round(clock["explainer"] / clock["run"], 2),
-        "of_forward": round(clock["forward"] / clock["run"], 2),
-        **{f"of_{side}_cpu": round(cpu[side] / cpu["run"], 2) for side in ("loop", "explainer", "forward")},
-        "decoding_threads": progress["threads"],
-        "waiting_for_decoding": round(progress["waiting"] / progress["seconds"], 3),
-        "waiting_for_writing": round(progress["writing"] / progress["seconds"], 3),
-        "rounds": arguments.rounds,
+    case.forward()
+    settle(case.bare, preparations)
+    settle(case.account, preparations)
+    for reduced_jpeg in (True, False):
+        settle(lambda reduced_jpeg=reduced_jpeg: case.run(reduced_jpeg), preparations)
+    sides: dict[str, Callable[[], tuple[float, float]]] = {
+        "forward": lambda: timed(case.forward),
+        "explainer": lambda: timed(case.bare),
+        "loop": lambda: timed(case.loop),
+        "run": lambda: case.run(False),
+        "run_reduced": lambda: case.run(True),
+        "decode": lambda: timed(lambda: case.decode(False)),
+        "decode_reduced": lambda: timed(lambda: case.decode(True)),
     }
+    taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    accounts: list[dict[str, float]] = []
+    rounds = 0
+    while rounds < options.rounds and (not rounds or time.monotonic() < end):
+        for side, work in sides.items():
+            taken[side].append(work())
+        accounts.append(case.account())
+        rounds += 1
+    counts = dict.fromkeys(sides, len(case.paths)) | {"loop": sum(map(len, case.loop_parts))}
+    # Milliseconds an image.
+    clock = {side: 1000 * least(pairs)[0] / counts[side] for side, pairs in taken.items()}
+    cpu = {side: 1000 * least(pairs)[1] / counts[side] for side, pairs in taken.items()}
+    parts = {key: 1000 * min(account[key] for account in accounts) / len(case.paths) for key in accounts[0]}
+    start = least(case.start)
+    for reduced_jpeg in (False, True):
+        suffix = "_reduced" if reduced_jpeg else ""
+        run, run_cpu, decoding = clock[f"run{suffix}"], cpu[f"run{suffix}"], cpu[f"decode{suffix}"]
+        progress = case.progress[reduced_jpeg]
+        account = {
+            "decode": decoding,
+            "normalise": parts["normalise"],
+            "explain": cpu["explainer"],
+            "answers": parts["explain_and_answers"] - cpu["explainer"],
+            "rows": parts["rows"],
+            "write": parts["write"],
+        }
+        account["rest"] = run_cpu - sum(account.values())
+        for key in ("decode_in_run", "explain_in_run"):
+            account[key] = 1000 * min(seconds[key] for seconds in case.in_run[reduced_jpeg]) / len(case.paths)
+        yield {
+            "load": round(os.getloadavg()[0], 1),
+            "network": name,
+            "method": case.method,
+            "images": len(case.paths),
+            "pixels": f"{options.width}x{options.height}",
+            "file_kb": round(sum(path.stat().st_size for path in case.paths) / len(case.paths) / 1000),
+            "batch": options.batch,
+            "accelerated": options.accelerate,
+            "reduced_jpeg": reduced_jpeg,
+            **{f"{side}_per_s": round(1000 / clock[side], 2) for side in ("forward", "explainer", "loop")},
+            "run_per_s": round(1000 / run, 2),
+            **{f"{side}_cpu_ms": round(cpu[side], 1) for side in ("forward", "explainer", "loop")},
+            "run_cpu_ms": round(run_cpu, 1),
+            **{f"of_{side}": round(clock[side] / run, 2) for side in ("loop", "explainer", "forward")},
+            **{f"of_{side}_cpu": round(cpu[side] / run_cpu, 2) for side in ("loop", "explainer", "forward")},
+            "of_both": round((decoding + cpu["explainer"]) / run_cpu, 2),
+            **{f"{key}_ms": round(value, 2) for key, value in account.items()},
+            "start_s": round(start[1], 2),
+            "decoding_threads": progress.threads,
+            "waiting_for_decoding": round(progress.waiting / progress.seconds, 3),
+            "waiting_for_writing": round(progress.writing / progress.seconds, 3),
+            "rounds": rounds,
+        }
 
 
 def memory(name: str, method: str, images: int, batch: int) -> dict[str, object]:
@@ -205,42 +367,69 @@ def memory(name: str, method: str, images: int, batch: int) -> dict[str, object]
 
 
 def cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yields a row for each network and method."""
+    """Yields the rows of each network and method."""
+    end = time.monotonic() + 60 * options.minutes
+    chosen = [
+        (name, method)
+        for name in NETWORKS
+        for method in EXPLAINED_BY
+        if options.network in (None, name) and options.method in (None, method)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         paths = camera_files(Path(folder), options.images, (options.width, options.height))
-        for name in NETWORKS:
-            if options.network in (None, name):
-                model = loaded(name)
-                for method in EXPLAINED_BY:
-                    if options.method in (None, method):
-                        yield measure(model, name, method, paths, options)
+        for done, (name, method) in enumerate(chosen):
+            case = Case(loaded(name), method, paths, Path(folder), options)
+            yield from measure(case, name, (end - time.monotonic()) / (len(chosen) - done))
+
+
+def shown(rows: list[dict[str, Any]]) -> str:
+    """Returns what was measured as two tables: how fast runs are, and where their processor time went."""
+    names = ("network", "method", "reduced_jpeg")
+    speeds = ("run_per_s", "of_loop", "of_explainer", "of_forward", "of_loop_cpu", "of_explainer_cpu", "of_forward_cpu")
+    tables = [
+        (*names, *speeds, "of_both", "rounds", "load"),
+        (*names, "run_cpu_ms", *(f"{key}_ms" for key in ACCOUNT), "waiting_for_decoding", "start_s"),
+    ]
+    return "\n\n".join(
+        measured.table([columns, *([row[key] for key in columns] for row in rows)]) for columns in tables
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--loop-images", type=int, default=8, help="of them for the plain loop, which is slow")
     parser.add_argument("--width", type=int, default=4000, help="of the JPEG files, in pixels")
     parser.add_argument("--height", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3, help="at most, as far as the time allows; at least one")
+    parser.add_argument("--minutes", type=float, default=8, help="no further round begins after these")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; decoding has the other cores")
     parser.add_argument("--top-k", type=int, default=0, help="classes that come with each image")
-    parser.add_argument("--accelerate", action="store_true")
-    parser.add_argument("--reduced-jpeg", action="store_true", help="in runs alone; the loop decodes files whole")
+    parser.add_argument("--accelerate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--method", choices=EXPLAINED_BY)
     parser.add_argument("--memory", type=int, default=0, metavar="IMAGES", help="a long run, for its memory")
     parser.add_argument("--rows", action="store_true", help="keep what was measured in bench/data/throughput.csv")
+    parser.add_argument("--table", action="store_true", help="show what was kept, and measure nothing")
     parser.add_argument("--library", metavar="_C.so", help="ours in place of the one that is installed")
     parser.add_argument("--long", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.long:
         print(json.dumps(memory(*options.long, options.memory, options.batch)))
         return
+    if options.table:
+        print(shown(measured.read("throughput", "network", "method", "reduced_jpeg")))
+        return
+    torch.set_num_threads(options.threads)
     load(options.library)
+    rows = []
     for row in cases(options):
+        rows.append(row)
         print(json.dumps(row), flush=True)
         if options.rows:
             measured.append("throughput", [row])
+    print(f"\n{json.dumps(measured.taken())}\n\n{shown(rows)}")
     if options.memory:
         command = [sys.executable, __file__, "--memory", str(options.memory), "--batch", str(options.batch), "--long"]
         subprocess.run([*command, NETWORKS[1], "eigen-cam"], check=True, env=os.environ)

@@ -15,7 +15,14 @@ from PIL import Image
 
 from pyfast_xai.datasets import decode as decoding
 from pyfast_xai.datasets import reduced_jpeg
-from pyfast_xai.datasets.decode import decode, decode_bytes, normalised, pillow_for_threads, visible_pixels
+from pyfast_xai.datasets.decode import (
+    decode,
+    decode_bytes,
+    keep_pixels,
+    normalised,
+    pillow_for_threads,
+    visible_pixels,
+)
 from pyfast_xai.datasets.sources import Item, Labelled
 from pyfast_xai.images import ImageError, Preprocess, load_image, upright
 
@@ -170,6 +177,25 @@ def test_threads_share_one_pillow(make_picture, monkeypatch):
         assert all(image.mode == "RGB" for image in pool.map(lambda data: decode_bytes(data, "a", 10_000), work))
     assert Image.MAX_IMAGE_PIXELS == 1000
     assert warnings.filters == filters
+
+
+def test_memory_of_decoded_pictures_serves_the_next_ones(make_picture):
+    files = [make_picture(n, "JPEG", size=(40 * n, 30 * n)) for n in (7, 1, 9, 2, 9)]
+    files += [files[0][:200], make_picture(3, "PNG"), files[1]]
+
+    def decoded(data):
+        try:
+            return np.asarray(decode_bytes(data, "a", MOST))
+        except ImageError as error:
+            return str(error)
+
+    expected = [decoded(data) for data in files]
+    blocks = Image.core.get_blocks_max()
+    with pillow_for_threads(MOST, threads=2), ThreadPoolExecutor(1, initializer=keep_pixels) as pool:
+        assert Image.core.get_blocks_max() > blocks
+        output = list(pool.map(decoded, files))
+    assert Image.core.get_blocks_max() == blocks
+    assert all(np.array_equal(one, other) for one, other in zip(output, expected, strict=True))
 
 
 @pytest.mark.parametrize(
