@@ -51,7 +51,7 @@ from pyfast_xai import datasets
 from pyfast_xai.datasets import run_worker
 from pyfast_xai.datasets.batching import BatchExplainer
 from pyfast_xai.datasets.columns import Part
-from pyfast_xai.datasets.decode import Decoded, decode, keep_pixels, normalised, pillow_for_threads
+from pyfast_xai.datasets.decode import Decoded, decode, normalised, pillow_for_threads, recycle_pixels
 from pyfast_xai.datasets.schema import PartInfo
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.images import MAX_PIXELS, load_image
@@ -186,7 +186,7 @@ class Case:
         return used
 
     def decode(self, reduced_jpeg: bool) -> None:
-        keep_pixels()
+        recycle_pixels()
         with pillow_for_threads(MAX_PIXELS):
             for item in self.items():
                 assert decode(item, self.network.preprocess, MAX_PIXELS, reduced_jpeg).error is None

@@ -19,8 +19,8 @@ from pyfast_xai.datasets.sources import Item, Labelled
 from pyfast_xai.datasets.sources.labels import read_label
 from pyfast_xai.images import FORMATS, ImageError, Preprocess, pillow_allows, to_rgb, upright
 
-_kept = threading.local()
-_BLOCKS_KEPT = 4  # of Pillow's memory for each thread: a picture of 16 million pixels
+_scratch = threading.local()
+_BLOCKS = 4  # of Pillow's memory for each thread: a picture of 16 million pixels
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ def decode_bytes(data: bytes, name: str, max_pixels: int) -> Any:
         raise ImageError(f"image {quoted} must be a whole picture, got broken data ({reason})") from error
 
 
-def keep_pixels() -> None:
+def recycle_pixels() -> None:
     """Has this thread decode every JPEG into the same memory, for as long as it lives."""
-    _kept.pixels = np.empty(0, np.uint8)
+    _scratch.pixels = np.empty(0, np.uint8)
 
 
 @cache
@@ -220,16 +220,16 @@ def _fast(data: bytes, image: Any) -> Any:
         return None
     size = image.width * image.height * 3
     try:
-        kept = getattr(_kept, "pixels", None)
-        if kept is not None and len(kept) < size:
-            kept = _kept.pixels = np.empty(size, np.uint8)
-        return Image.fromarray(fast.decode_jpeg(data, "RGB", strict=True, buffer=kept))  # a copy
+        buffer = getattr(_scratch, "pixels", None)
+        if buffer is not None and len(buffer) < size:
+            buffer = _scratch.pixels = np.empty(size, np.uint8)
+        return Image.fromarray(fast.decode_jpeg(data, "RGB", strict=True, buffer=buffer))  # a copy
     except (ValueError, MemoryError):
         return None
 
 
 @contextlib.contextmanager
-def _kept_blocks(count: int) -> Iterator[None]:
+def _recycled_blocks(count: int) -> Iterator[None]:
     """Has Pillow keep so many blocks of freed pictures, of 16 MiB each, and give them back at the end."""
     from PIL import Image
 
@@ -255,7 +255,7 @@ def pillow_for_threads(max_pixels: int, threads: int = 1) -> Iterator[None]:
     """
     from PIL import Image
 
-    with warnings.catch_warnings(), pillow_allows(max_pixels), _kept_blocks(threads * _BLOCKS_KEPT):
+    with warnings.catch_warnings(), pillow_allows(max_pixels), _recycled_blocks(threads * _BLOCKS):
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield

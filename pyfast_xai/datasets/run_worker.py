@@ -16,7 +16,7 @@ from torch import nn
 from pyfast_xai.datasets.batching import BatchExplainer, out_of_memory
 from pyfast_xai.datasets.color_swap import ColorSwapProbe
 from pyfast_xai.datasets.columns import Part
-from pyfast_xai.datasets.decode import Decoded, decode, keep_pixels, normalised, pillow_for_threads
+from pyfast_xai.datasets.decode import Decoded, decode, normalised, pillow_for_threads, recycle_pixels
 from pyfast_xai.datasets.job import Job
 from pyfast_xai.datasets.schema import PartInfo
 from pyfast_xai.datasets.sources import Item
@@ -356,7 +356,7 @@ class _Decoder:
         self._queue: queue.Queue[Future[Decoded] | BaseException | None] = queue.Queue()
         self._capacity = threading.Semaphore(capacity)
         self._stopped = threading.Event()
-        self._pool = ThreadPoolExecutor(settings.workers, "decode", keep_pixels)
+        self._pool = ThreadPoolExecutor(settings.workers, "decode", recycle_pixels)
         self._feeder = threading.Thread(target=self._feed, name="feed", daemon=True)
         self._last_progress = RunProgress()
         self._decoding = 0.0

@@ -18,9 +18,9 @@ from pyfast_xai.datasets import reduced_jpeg
 from pyfast_xai.datasets.decode import (
     decode,
     decode_bytes,
-    keep_pixels,
     normalised,
     pillow_for_threads,
+    recycle_pixels,
     visible_pixels,
 )
 from pyfast_xai.datasets.sources import Item, Labelled
@@ -191,7 +191,7 @@ def test_memory_of_decoded_pictures_serves_the_next_ones(make_picture):
 
     expected = [decoded(data) for data in files]
     blocks = Image.core.get_blocks_max()
-    with pillow_for_threads(MOST, threads=2), ThreadPoolExecutor(1, initializer=keep_pixels) as pool:
+    with pillow_for_threads(MOST, threads=2), ThreadPoolExecutor(1, initializer=recycle_pixels) as pool:
         assert Image.core.get_blocks_max() > blocks
         output = list(pool.map(decoded, files))
     assert Image.core.get_blocks_max() == blocks
