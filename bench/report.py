@@ -4,6 +4,7 @@
 written anew; the rest is by hand.
 """
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ DOCUMENT = Path(__file__).parents[1] / "docs/performance.md"
 BEGIN, END = "<!-- measured: by bench/report.py -->", "<!-- end -->"
 OURS = ("cpp", "numba", "reference")
 FASTER = ", accelerated"
+PEERS = {
+    "Saliency": "Captum: Saliency",
+    "GuidedBackprop": "Captum: GuidedBackprop",
+    "GradCAM": "pytorch-grad-cam: GradCAM",
+    "EigenCAM": "pytorch-grad-cam: EigenCAM",
+}
 SHADES = {"forward": "tab:gray", "pyfast_xai": "tab:blue", "captum": "tab:orange"}
 
 
@@ -82,6 +89,34 @@ def goal_table(rows: list[Row]) -> str:
             values = [" / ".join(f"{float(row['value']):.2f}" for row in pair if row is not None) for pair in result]
             body.append([what, unit, goal, *values])
     return table([["", "unit", "goal", *networks], *body])
+
+
+def drop_ins(rows: list[Row]) -> Figure:
+    """The time of drop-in classes as a share of that of the classes they replace: median and range over networks."""
+    ways = {quick.OF_PEER_RECORDED: ("recorded", "tab:cyan", -0.2), quick.OF_PEER: ("the faster way", "tab:blue", 0.2)}
+    rows = [row for row in rows if row["quotient"] in ways]
+    panels = sorted({(row["instruction_set"], int(row["batch"])) for row in rows}, key=lambda panel: panel[::-1])
+    figure = Figure(figsize=(2 + 2.8 * len(panels), 2.5), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        shares: dict[tuple[str, str], list[float]] = {}
+        for row in rows:
+            if (row["instruction_set"], int(row["batch"])) == panel:
+                shares.setdefault((row["what"], row["quotient"]), []).append(float(row["value"]))
+        names = list(dict.fromkeys(name for name, _ in shares))
+        for quotient, (label, shade, offset) in ways.items():
+            values = [shares[name, quotient] for name in names]
+            places = [place + offset for place in range(len(names))]
+            axes.barh(places, [statistics.median(item) for item in values], 0.36, color=shade, label=label)
+            axes.hlines(places, [min(item) for item in values], [max(item) for item in values], color="black", lw=1)
+        axes.axvline(1, color="tab:gray", linewidth=2, label="the class that it replaces")
+        axes.set_yticks(range(len(names)), [PEERS[name] for name in names])
+        axes.set_xlim(0, 1.3)
+        axes.set_title(f"{panel[0]}, {panel[1]} image{'s' * (panel[1] > 1)}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()
+    figure.supxlabel("share of its time; lower is better", fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    return figure
 
 
 def bars(rows: list[Row], batch: str) -> Figure:
@@ -326,6 +361,12 @@ class Page:
 def main() -> None:
     page = Page()
     rows = measured.read("quick", "network", "batch", "what", "quotient")
+    if any(row["quotient"] == quick.OF_PEER for row in rows):
+        page.parts.append(
+            "Drop-in classes beside those they replace, median and range over the networks of the tables below; the "
+            "faster way is the faster of recorded and replayed:"
+        )
+        page.draw("performance-drop-ins", "time of drop-in classes as a share of the peer's", drop_ins(rows))
     for instructions, batch in sorted({(row["instruction_set"], int(row["batch"])) for row in rows}):
         actual = [row for row in rows if (row["instruction_set"], int(row["batch"])) == (instructions, batch)]
         where = f"{_where(actual)}; load {_loads(actual)}"

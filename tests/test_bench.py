@@ -160,6 +160,9 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     goal = {"network": "vgg16", "batch": 1, "what": "saliency", "ms": 1, "beside_ms": 1, "rounds": 3, "load": 2.4}
     ways = {report.quick.RECORDED: (2.5, None), report.quick.FASTER: (1.5, 1.9)}
     measured.append("quick", [goal | {"quotient": name, "value": v, "goal": g} for name, (v, g) in ways.items()])
+    shares = {report.quick.OF_PEER_RECORDED: 0.9, report.quick.OF_PEER: 0.5}
+    peer = goal | {"what": "Saliency", "goal": 0.9}
+    measured.append("quick", [peer | {"quotient": name, "value": value} for name, value in shares.items()])
     report.main()
     text = report.DOCUMENT.read_text()
     assert (text[:7], text[-6:]) == ("by hand", "below\n")
@@ -173,6 +176,6 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     assert "| 2 | vgg16, batch 8 | 4 | 84 | 21 |" in text
     assert "| EigenCAM | auto | 20 (18 to 30) | 3.0 |" in text
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    names = ("batch-8", "peers-8", "memory", "growth", "roofline")
+    names = ("drop-ins", "batch-8", "peers-8", "memory", "growth", "roofline")
     assert drawn == {f"performance-{name}.png" for name in names}
     assert all(f"({name})" in text for name in drawn)
