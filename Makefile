@@ -139,7 +139,7 @@ $(VENV)-docs/installed: pyproject.toml
 notebooks: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/run.py
 
-# The picture of docs/gallery.md.
+# The pictures of docs/gallery.md and README.
 gallery: $(VENV)/test
 	$(BIN)/python bench/gallery.py $(ARGS)
 

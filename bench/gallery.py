@@ -1,6 +1,6 @@
-"""The gallery of docs/gallery.md: sample photographs through every method and a real network.
+"""The gallery of docs/gallery.md, photographs through most methods and a real network, and the overview of README.
 
-`make gallery` draws it. The network is one of those in PYFAST_XAI_DATA where there is such a
+`make gallery` draws both. The network is one of those in PYFAST_XAI_DATA where there is such a
 folder, else torchvision's ResNet-50 with its published weights.
 """
 
@@ -41,9 +41,26 @@ FEWER = {
     "rise": {"n_masks": 150},
     "lime": {"n_samples": 100},
     "meaningful-perturbation": {"n_iterations": 40, "initial_mask": 1.0},
+    "blur-ig": {"n_steps": 20},
+    "guided-ig": {"n_steps": 30},
+    "xrai": {"n_steps": 10},
+    "kernel-shap": {"n_samples": 200},
+    "shapley-value-sampling": {"n_samples": 3},
+    "hsic": {"n_samples": 150},
+    "sobol": {"n_designs": 3},
+    "extremal-perturbation": {"n_iterations": 60},
 }
-# Thousands of passes an image, one for each channel and more.
-LEFT_OUT = ("score-cam", "ss-cam", "is-cam")
+# Thousands of passes an image, or no picture of one class: detectors, a map of each channel, a map of chance.
+LEFT_OUT = ("score-cam", "ss-cam", "is-cam", "shapley-values", "d-rise", "crp", "random-cam")
+# The columns of the overview.
+OVERVIEW = (
+    *("grad-cam", "eigen-cam", "fixations", "excitation-backprop"),
+    *("guided-backprop", "smoothgrad", "clear", "fgvis"),
+)
+KEYS = (
+    render.Key("hot: matters most", colormap=render.DEFAULT_COLORMAP, low="cold"),
+    render.Key("fixation", color=render.WHITE, mark="dot"),
+)
 
 
 def photograph(name: str) -> Any:
@@ -68,12 +85,10 @@ def shown(explanation: Explanation, ground: Tensor) -> Tensor:
     return explanation.rgb() if explanation.method == "fgvis" else explanation.overlay(ground)
 
 
-def sheet(rows: list[list[Tensor]], labels: list[str], titles: list[str], side: int) -> Any:
+def gallery(rows: list[list[Tensor]], labels: list[str], titles: list[str], side: int) -> Any:
     """Two columns of methods, each below the photographs."""
     middle = (len(rows) - 1) // 2
-    keys = [render.Key("hot: matters most", colormap=render.DEFAULT_COLORMAP, low="cold")]
-    keys.append(render.Key("fixation", color=render.WHITE, mark="dot"))
-    halves = ((slice(middle), keys), (slice(middle, None), []))
+    halves = ((slice(middle), KEYS), (slice(middle, None), []))
     parts = [
         render.montage(
             [rows[0], *rows[1:][part]],
@@ -90,9 +105,23 @@ def sheet(rows: list[list[Tensor]], labels: list[str], titles: list[str], side: 
     return both
 
 
+def overview(rows: list[list[Tensor]], labels: list[str], titles: list[str], side: int) -> Any:
+    """A row for each photograph, a column for each of a few methods."""
+    chosen = [labels.index(METHODS[name].__name__) for name in OVERVIEW]
+    columns = [rows[0], *(rows[1 + index] for index in chosen)]
+    return render.montage(
+        [list(row) for row in zip(*columns, strict=True)],
+        labels=titles,
+        titles=[["photograph", *(labels[index] for index in chosen)]],
+        side=side,
+        keys=KEYS,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/gallery.jpg"))
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of both pictures")
+    parser.add_argument("--only-overview", action="store_true", help="draw the overview alone, in minutes")
     parser.add_argument("--network", default=NETWORK, help="of the folder, trained on ImageNet")
     parser.add_argument("--side", type=int, default=144, help="of a picture on the sheet, in pixels")
     options = parser.parse_args()
@@ -102,7 +131,7 @@ def main() -> None:
     images, ground = (torch.stack(part) for part in zip(*pairs, strict=True))
     rows, labels, titles = [list(ground)], [], list(PHOTOGRAPHS)
     for name, method in METHODS.items():
-        if name in LEFT_OUT:
+        if name in LEFT_OUT or (options.only_overview and name not in OVERVIEW):
             continue
         start = time.perf_counter()
         try:
@@ -113,14 +142,15 @@ def main() -> None:
         seconds = (time.perf_counter() - start) / len(images)
         print(f"{name:22} {seconds:8.2f} s an image", flush=True)
         rows.append(list(shown(explanation, ground)))
-        labels.append(name)
+        labels.append(method.__name__)
         if explanation.target is not None:
             titles = explanation.captions()
-    picture = sheet(rows, labels, titles, options.side)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    # JPEG, because gradients are noise, for which a PNG is five times as large.
-    picture.save(options.out, quality=88)
-    print(f"Picture: {options.out}, {options.out.stat().st_size / 1e6:.2f} MB")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for draw in (overview,) if options.only_overview else (overview, gallery):
+        # JPEG, because gradients are noise, for which a PNG is five times as large.
+        path = options.out / f"{draw.__name__}.jpg"
+        draw(rows, labels, titles, options.side).save(path, quality=75)
+        print(f"Picture: {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
