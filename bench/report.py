@@ -1,11 +1,11 @@
-"""Draws what the benchmarks appended to bench/data, and writes its tables into docs/performance.md.
+"""Draws what the benchmarks appended to bench/data, and writes its tables into docs/performance.md and README.md.
 
-`make bench-report`. Of rows that measure the same the last counts. What stands between the two marks of the document is
+`make bench-report`. Of rows that measure the same the last counts. What stands between the two marks of a document is
 written anew; the rest is by hand.
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from measured import Row, table
 
 DOCUMENT = Path(__file__).parents[1] / "docs/performance.md"
+README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- measured: by bench/report.py -->", "<!-- end -->"
 OURS = ("cpp", "numba", "reference")
 FASTER = ", accelerated"
@@ -74,7 +75,7 @@ def cost_table(rows: list[Row], batch: str) -> str:
     return table([["method", *networks], *body])
 
 
-def goal_table(rows: list[Row]) -> str:
+def goal_table(rows: list[Row], quotients: Collection[str] = (quick.FASTER, quick.OF_PEER)) -> str:
     """What was measured for the goals, a row an explainer or class: recorded / the faster of recorded and replayed."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
     cells = {(row["network"], row["what"], row["quotient"]): row for row in rows}
@@ -83,7 +84,8 @@ def goal_table(rows: list[Row]) -> str:
         quick.OF_PEER: (quick.OF_PEER_RECORDED, "of the peer's time"),
     }
     body = []
-    for faster, (recorded, unit) in pairs.items():
+    for faster in quotients:
+        recorded, unit = pairs[faster]
         for what, goal in dict.fromkeys((row["what"], row["goal"]) for row in rows if row["quotient"] == faster):
             result = [[cells.get((network, what, name)) for name in (recorded, faster)] for network in networks]
             values = [" / ".join(f"{float(row['value']):.2f}" for row in pair if row is not None) for pair in result]
@@ -352,10 +354,12 @@ class Page:
             figure.savefig(DOCUMENT.parent / f"{name}.png", dpi=120)
             self.parts.append(f"![{what}]({name}.png)")
 
-    def write(self) -> None:
-        head, _, rest = DOCUMENT.read_text().partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        DOCUMENT.write_text("\n\n".join([head + BEGIN, *self.parts, END]) + tail)
+
+def write(document: Path, parts: Iterable[str]) -> None:
+    """Writes between the two marks of a document."""
+    head, _, rest = document.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    document.write_text("\n\n".join([head + BEGIN, *parts, END]) + tail)
 
 
 def main() -> None:
@@ -370,6 +374,8 @@ def main() -> None:
     for instructions, batch in sorted({(row["instruction_set"], int(row["batch"])) for row in rows}):
         actual = [row for row in rows if (row["instruction_set"], int(row["batch"])) == (instructions, batch)]
         where = f"{_where(actual)}; load {_loads(actual)}"
+        if (instructions, batch) == ("AVX-512", 8):
+            write(README, [f"Eight images ({where}):", goal_table(actual, [quick.FASTER])])
         page.parts += [
             f"Goals, batch {batch}: recorded / the faster of recorded and replayed ({where}):",
             goal_table(actual),
@@ -413,7 +419,7 @@ def main() -> None:
             f"## Cold start\n\nEach in processes of its own, median and range ({_where(rows)}).",
             cold_table(rows),
         ]
-    page.write()
+    write(DOCUMENT, page.parts)
 
 
 _BESIDE_OTHERS = {
