@@ -1,4 +1,4 @@
-"""Where the cells of a map lie on the images, by the strides and the padding of what made it."""
+"""The places of the cells of a map on the images, by the strides and the padding of what made it."""
 
 from collections.abc import Sequence
 from typing import Any
