@@ -272,7 +272,7 @@ def test_the_automatic_layer(name, expected):
         model = models.get_model(name, weights=None, **settings)
     model = model.to_empty(device="cpu").eval()  # shapes are all that is looked at
     tape = record(model, torch.zeros(1, 3, 96, 64))
-    assert ExcitationBackprop(model).automatic(tape) == expected
+    assert ExcitationBackprop(model).automatic(tape) == [expected]
 
 
 def test_a_model_that_nothing_passes_as_one():
