@@ -64,7 +64,7 @@ def _freed(row: Row) -> str:
 
 
 def cost_table(rows: list[Row], batch: str) -> str:
-    """Cost in forwards, a row a method; behind a stroke what it is with `accelerate()`."""
+    """Cost in forwards, a row a method; after the slash that of replays."""
     networks, methods, cells = costs(rows, batch)
 
     def cell(network: str, method: str) -> str:

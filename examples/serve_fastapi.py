@@ -1,6 +1,6 @@
 """A server that classifies an uploaded picture and shows where it looked.
 
-pip install 'pyfast-xai[models]' fastapi python-multipart uvicorn
+pip install '.[models]' fastapi python-multipart uvicorn
 python examples/serve_fastapi.py torchvision/resnet50 --weights DEFAULT
 curl -F image=@cat.jpg http://127.0.0.1:8000/explain
 """

@@ -1,4 +1,4 @@
-"""Fast visual explanations of convolutional networks on PyTorch.
+"""Fast visual explanations of CNNs and vision transformers on PyTorch.
 
 from pyfast_xai import CNNFixations, GuidedBackprop, load_image, load_model
 

@@ -201,7 +201,7 @@ def _torchvision(name: str, weights: str | Path | None, num_classes: int | None,
     try:
         from torchvision import models
     except ImportError as error:
-        raise InputError("model 'torchvision/…' needs torchvision: pip install pyfast-xai[models]") from error
+        raise InputError("model 'torchvision/…' needs torchvision: pip install torchvision") from error
     except RuntimeError as error:
         raise InputError(f"torchvision must fit the installed torch {torch.__version__}, got {_line(error)}") from error
     available = models.list_models()

@@ -124,7 +124,7 @@ def test_a_wrong_argument_is_named(arguments, message):
 def test_a_missing_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     painter._digits.cache_clear()
-    with pytest.raises(InputError, match=r"pip install pyfast-xai\[demo\]"):
+    with pytest.raises(InputError, match=r"pip install scikit-learn"):
         make_scenes(1, seed=0)
 
 

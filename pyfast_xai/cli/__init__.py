@@ -24,7 +24,7 @@ from pyfast_xai.cli import (
 from pyfast_xai.memory import keep_freed_memory
 
 app = typer.Typer(
-    help="Fast visual explanations of convolutional networks.",
+    help="Fast visual explanations of CNNs and vision transformers.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed, the others are done; 130, 143 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -56,4 +56,4 @@ def _version(requested: bool) -> None:
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    """Fast visual explanations of convolutional networks."""
+    """Fast visual explanations of CNNs and vision transformers."""

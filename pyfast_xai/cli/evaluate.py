@@ -128,7 +128,7 @@ def evaluate(
         summary.append(f"{len(unannotated)} without annotation left out")
     if evaluated.errors:
         summary.append(f"{len(evaluated.errors)} failed")
-    plots = "" if any(path.suffix == ".png" for path in paths) else ' Plots need pip install "pyfast-xai[plot]".'
+    plots = "" if any(path.suffix == ".png" for path in paths) else " Plots need matplotlib: pip install matplotlib."
     human.print(Text(f"{', '.join(summary)}. Results: {printable(out)}.{plots}"), soft_wrap=True)
     if as_json:
         typer.echo((out / "evaluation.json").read_text())

@@ -11,7 +11,7 @@ results[0].explanation().plot()
 try:
     import pyarrow  # noqa: F401
 except ImportError as error:
-    raise ImportError("pyfast_xai.datasets needs pyarrow: pip install 'pyfast-xai[datasets]'") from error
+    raise ImportError("pyfast_xai.datasets needs pyarrow: pip install pyarrow") from error
 
 from pyfast_xai.datasets.export import export
 from pyfast_xai.datasets.job import Job

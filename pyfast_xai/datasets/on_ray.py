@@ -115,7 +115,7 @@ def imported() -> Any:
     try:
         import ray.data
     except ImportError as error:
-        raise InputError("ray must be installed for a run on it: pip install 'pyfast-xai[ray]'") from error
+        raise InputError("ray must be installed for a run on it: pip install 'ray[data]'") from error
     return ray
 
 

@@ -134,7 +134,7 @@ def _digits(split: str) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            "the demo scenes need scikit-learn, which holds the digits: pip install pyfast-xai[demo]"
+            "the demo scenes need scikit-learn, which holds the digits: pip install scikit-learn"
         ) from error
     data = load_digits()
     index = split_indices(len(data.target), split)

@@ -150,7 +150,7 @@ class KPCACAM(_ActivationCAM):
 
 
 class RandomCAM(_ActivationCAM):
-    """Channels weighed at random between -1 and 1: what a map shows that nothing was known of.
+    """Channels weighed at random between -1 and 1: a baseline that knows nothing of the network.
 
     All images have the same weights. A target is accepted and ignored.
 

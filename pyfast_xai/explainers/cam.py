@@ -127,10 +127,10 @@ class GradCAM(LayerExplainer):
 
     Args:
         model: in evaluation mode; any network, with a function as target for others than classifiers.
-        layer: a module, its path or the name of an operation; several are read from the same walk; of a module
-            that runs several times the last call is taken, "path@0" is the first; "auto" takes the last map of
-            features on which the target depends at every position, and the last below it where no gradient arrives;
-            of a detector all levels of its pyramid, the maps that enter its heads.
+        layer: a module, its path or the name of an operation; several are read from one backward pass;
+            of a module that runs several times the last call is taken, "path@0" is the first; "auto" takes the last
+            map of features on which the target depends at every position, and the last below it where no gradient
+            arrives; of a detector all levels of its pyramid, the maps that enter its heads.
         fuse: what becomes of the heat maps of several layers, each scaled to a maximum of one: their "mean", the
             largest at every pixel ("max"), or their "product".
         **settings: those of `LayerExplainer`.

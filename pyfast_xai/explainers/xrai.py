@@ -26,7 +26,7 @@ AT_ONCE = 64  # regions that are floating-point numbers at a time
 
 
 class XRAI(PathMethod):
-    """Regions in the order of the attribution that a pixel of them has on average (Kapishnikov et al., 2019).
+    """Regions of the image, ranked by their mean attribution (Kapishnikov et al., 2019).
 
     Integrated gradients from a black and a white baseline are averaged, and of a pixel the largest of its channels
     counts. Of regions that overlap the one whose new pixels have the highest mean is added to the map, then the next;
@@ -153,7 +153,7 @@ def felzenszwalb_regions(image: Tensor, dilation: int) -> Tensor:
         from skimage import segmentation, transform
     except ImportError as error:
         raise InputError(
-            "regions need scikit-image (pip install pyfast-xai[lime]), or must be a function that gives them"
+            "regions need scikit-image (pip install scikit-image), or must be a function that gives them"
         ) from error
     pixels = image.permute(1, 2, 0).double().cpu().numpy()
     spread = pixels.max() - pixels.min()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_xai.errors import InputError
-from pyfast_xai.explainers.common.checks import check_images
+from pyfast_xai.explainers.common.checks import check_images, check_model
 from pyfast_xai.explainers.common.explainer import one_of
 from pyfast_xai.explainers.common.outputs import Outputs
 from pyfast_xai.explainers.common.perturbation_scores import SCORES, PerturbationScores, Score
@@ -48,8 +48,7 @@ class Scorer(PerturbationScores):
         score: Score = "probability",
         several: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_model(model)
         check_images(unwrap(model), images)
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")

@@ -108,9 +108,16 @@ def test_images_that_are_not_finite_are_counted_and_the_first_named(explainer, m
 
 
 @both
-def test_a_model_that_is_no_module(explainer):
+def test_a_model_that_is_no_module(explainer, model):
     with refused("model must be a torch.nn.Module", "function"):
         explainer(lambda x: x)
+    for given, way in (
+        ("torchvision/resnet50", "load_model(name).model"),
+        (model.state_dict(), "load_state_dict"),
+        (nn.Linear, "an instance of Linear"),
+    ):
+        with refused("model must be a torch.nn.Module", type(given).__name__, way):
+            explainer(given)
 
 
 @both
@@ -403,7 +410,7 @@ def test_a_model_that_casts_its_images_takes_any_dtype(model, images):
 
 @every
 def test_images_on_another_device_than_the_model(explainer, model, images):
-    with refused("images must be on the device of the model, cpu", "got meta"):
+    with refused("images must be on the device of the model, cpu", "got meta", "images.to('cpu')"):
         made(explainer, model)(images.to("meta"))
 
 
@@ -446,3 +453,33 @@ def test_an_explainer_must_say_how_it_explains(model):
 
     with pytest.raises(TypeError, match="_explain"):
         Nothing(model)
+
+
+@both
+def test_a_list_of_images(explainer, model, images):
+    with refused("images must be a tensor", "got list", "torch.stack(images)"):
+        explainer(model)(list(images))
+
+
+def test_a_layer_that_is_no_layer(model):
+    with refused("layer must be a module of the model", "got int"):
+        GradCAM(model, layer=3)
+
+
+class _Detects(nn.Module):
+    """Returns two detections of each image, so that of two images their boxes look like scores `[N, classes]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+    def forward(self, images):
+        values = self.layer(images).mean((2, 3))
+        return [{"boxes": row.expand(2, 4), "scores": row[:2]} for row in values]
+
+
+@pytest.mark.parametrize("explainer", [CNNFixations, GradCAM, Saliency, Occlusion, RISE, CLEAR])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_detector_without_a_target(explainer, count):
+    with refused("model must return [N, classes]", "got a list of dicts", "DetectionTarget"):
+        explainer(_Detects().eval())(torch.rand(count, 3, 8, 8))

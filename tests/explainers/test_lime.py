@@ -241,7 +241,7 @@ def test_without_scikit_image_there_is_a_remedy(net, images, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"'quickshift' needs scikit-image \(pip install pyfast-xai\[lime\]\)"):
+    with pytest.raises(InputError, match=r"'quickshift' needs scikit-image \(pip install scikit-image\)"):
         LIME(net, n_samples=4)(images)
     LIME(net, n_samples=4, feature_mask=SEGMENTS)(images)
 

@@ -350,7 +350,11 @@ def test_bad_settings_of_all(net, method, settings, message):
 @every_method
 @pytest.mark.parametrize(
     ("target", "message"),
-    [(5, r"target must lie in \[0, 5\), got 5"), ([0, 1], "one entry for each of 3 images"), ("cat", "got str")],
+    [
+        (5, r"target must lie in \[0, 5\), got 5"),
+        ([0, 1], "one entry for each of 3 images"),
+        ("cat", "got str: a name needs the argument labels"),
+    ],
 )
 def test_bad_targets(net, images, method, target, message):
     with pytest.raises(InputError, match=message):

@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_said_so(net, images, settings, message):
         XRAI(net, n_steps=1, **settings)(images, 1)
 
 
-def test_without_scikit_image_the_extra_is_named(net, images, monkeypatch):
+def test_without_scikit_image_the_package_is_named(net, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(InputError, match=r"regions need scikit-image \(pip install pyfast-xai\[lime\]\), or must be"):
+    with pytest.raises(InputError, match=r"regions need scikit-image \(pip install scikit-image\), or must be"):
         XRAI(net, n_steps=1)(images, 1)

@@ -1,6 +1,7 @@
 """Checks of images and models, whose errors say how to mend them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,24 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.tape.module_hooks import exported_modules, modules_of
 
 SHAPES = {3: "[N, C, L]", 4: "[N, C, H, W]", 5: "[N, C, D, H, W]"}
+
+
+def check_model(model: Any) -> None:
+    """Refuses what is no module.
+
+    Raises:
+        InputError: with what came, and how to make a module of it.
+    """
+    if isinstance(model, nn.Module):
+        return
+    hint = ""
+    if isinstance(model, str):
+        hint = ": give load_model(name).model"
+    elif isinstance(model, Mapping):
+        hint = ": load the weights into their module by load_state_dict"
+    elif isinstance(model, type) and issubclass(model, nn.Module):
+        hint = f": give an instance of {model.__name__}"
+    raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}{hint}")
 
 
 def check_images(model: nn.Module, images: Tensor, ranks: Sequence[int] = (4,)) -> tuple[float, float]:
@@ -26,7 +45,9 @@ def check_images(model: nn.Module, images: Tensor, ranks: Sequence[int] = (4,)) 
         InputError: naming the argument, the expected value and the actual one.
     """
     if not isinstance(images, Tensor):
-        hint = "" if images is None else ": make one with Preprocess(...).batch(images)"
+        stacked = isinstance(images, (list, tuple)) and any(isinstance(image, Tensor) for image in images)
+        way = "give torch.stack(images)" if stacked else "make one with Preprocess(...).batch(images)"
+        hint = "" if images is None else f": {way}"
         raise InputError(f"images must be a tensor [N, C, H, W], got {type(images).__name__}{hint}")
     ranks = [4] if images.dim() == 4 else _ranks_of(model, ranks)
     if images.dim() not in ranks:
@@ -70,7 +91,10 @@ def misfit(model: nn.Module, images: Tensor, error: Exception) -> str | None:
     tensors = [*model.parameters(), *model.buffers()]
     devices = {tensor.device for tensor in tensors}
     if devices and images.device not in devices:
-        return f"images must be on the device of the model, {tensors[0].device}, got {images.device}"
+        place = tensors[0].device
+        return (
+            f"images must be on the device of the model, {place}, got {images.device}: give images.to({str(place)!r})"
+        )
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     if dtypes and images.dtype not in dtypes and "type" in str(error):
         dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())

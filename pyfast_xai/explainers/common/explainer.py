@@ -21,7 +21,7 @@ from pyfast_xai.acceleration.cache_key import cache_key
 from pyfast_xai.acceleration.cuda_graphs import Repeatable
 from pyfast_xai.acceleration.replayed_model import MEMORY_LIMIT, ReplayedModel
 from pyfast_xai.errors import InputError, PyFastXaiError
-from pyfast_xai.explainers.common.checks import check_images, misfit
+from pyfast_xai.explainers.common.checks import check_images, check_model, misfit
 from pyfast_xai.explainers.common.memory_format import in_channels_last, kind_of_call, run_in_channels_last
 from pyfast_xai.explainers.common.outputs import Outputs, check_outputs
 from pyfast_xai.explainers.common.replay_trial import ReplayTrial, nearly_same
@@ -136,8 +136,7 @@ class Explainer(abc.ABC):
         batch_size: int | None = None,
         accelerate: Accelerate = "auto",
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_model(model)
         self.model = unwrap(model)
         self.outputs: Outputs = check_outputs(outputs)
         self.labels = None if labels is None else list(labels)

@@ -133,7 +133,7 @@ def _superpixels(kind: str, image: Tensor, n_superpixels: int, seed: int) -> Ten
         from skimage import segmentation
     except ImportError as error:
         raise InputError(
-            f"feature_mask {kind!r} needs scikit-image (pip install pyfast-xai[lime]), or must be an int or a tensor"
+            f"feature_mask {kind!r} needs scikit-image (pip install scikit-image), or must be an int or a tensor"
         ) from error
     # What people see, since the distances between colours are those that people see.
     shown = render.for_display(image[None])[0].permute(1, 2, 0).double().cpu().numpy()

@@ -74,7 +74,7 @@ class LayerExplainer(Explainer):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(model, **settings)
-        layers = [layer] if isinstance(layer, (str, nn.Module)) else list(layer)
+        layers = [layer] if isinstance(layer, str) or not isinstance(layer, Sequence) else list(layer)
         paths = modules_of(self.model)
         self.layers = [one if isinstance(one, str) else _path(paths, one) for one in layers]
         if not self.layers:
@@ -208,9 +208,9 @@ class LayerExplainer(Explainer):
 
 def _path(paths: dict[nn.Module, str], module: Any) -> str:
     if not isinstance(module, nn.Module) or unwrap(module) not in paths:
-        raise InputError(
-            f"layer must be a module of the model, its path or 'auto', got a {type(module).__name__} of another model"
-        )
+        kind = type(module).__name__
+        received = f"a {kind} of another model" if isinstance(module, nn.Module) else kind
+        raise InputError(f"layer must be a module of the model, its path or 'auto', got {received}")
     return paths[unwrap(module)]
 
 

@@ -183,6 +183,7 @@ def logits_of(tape: Tape) -> tuple[Value, Tensor]:
     Raises:
         InputError: the model returned no tensor that depends on its input, or several that may be class scores.
     """
+    _refuse_detections(tape.result)
     pairs = zip(pytree.tree_leaves(tape.outputs), pytree.tree_leaves(tape.result), strict=True)
     leaves = [(value, tensor) for value, tensor in pairs if isinstance(value, Value)]
     if not leaves:
@@ -200,6 +201,7 @@ def logits_in(result: Any) -> Tensor:
     Raises:
         InputError: the model returned no tensor, or several that may be class scores.
     """
+    _refuse_detections(result)
     named = named_logits(result)
     if isinstance(named, Tensor):
         return named
@@ -207,6 +209,19 @@ def logits_in(result: Any) -> Tensor:
     if not leaves:
         raise InputError(f"model must return a tensor, got {type(result).__name__}")
     return leaves[choose_logits([tuple(leaf.shape) for leaf in leaves], lambda: [set() for _ in leaves])]
+
+
+def _refuse_detections(result: Any) -> None:
+    """Refuses a list of dicts, one for each image, whose rows are detections and not images.
+
+    Raises:
+        InputError: with the targets that such outputs need.
+    """
+    if isinstance(result, list) and any(isinstance(one, dict) for one in result):
+        raise InputError(
+            "model must return [N, classes], got a list of dicts, as of a detector: give a DetectionTarget, or a "
+            "function of such outputs, as target"
+        )
 
 
 def named_logits(output: Any) -> Any:
@@ -291,7 +306,8 @@ def as_class_indices(target: Any, images: int, device: torch.device) -> Tensor:
         InputError: something else, or of another length.
     """
     if callable(target) or isinstance(target, (str, float)):
-        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got {type(target).__name__}")
+        hint = ": a name needs the argument labels of the explainer" if isinstance(target, str) else ""
+        raise InputError(f"target must be None, an int, N ints or [N, K] ints, got {type(target).__name__}{hint}")
     try:
         chosen = torch.as_tensor(target, device=device)
     except (TypeError, ValueError, RuntimeError):
