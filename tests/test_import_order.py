@@ -10,6 +10,7 @@ ROOT = Path(pyfast_xai.__file__).parent
 # From the bottom up; `explanation`, `render` and `localize` stand beside the explainers and know no rules.
 LEVELS = {
     "errors": 0,
+    "local_path": 1,
     "forks": 0,
     "memory": 0,
     "progress": 0,

@@ -55,7 +55,9 @@ def names(option: str, option_values: str | Sequence[str], choices: Collection[s
 
 def folder(out: Path, pictures: Iterable[Path]) -> Path:
     """Returns the folder of the results, which may not hold the pictures: results would overwrite or join them."""
-    out_path = os.path.realpath(out)
+    from pyfast_xai.local_path import local_path
+
+    out_path = os.path.realpath(local_path("out", out))
     for path in pictures:
         # A link may lie in one folder and lead to another.
         if out_path in (os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))):

@@ -48,10 +48,12 @@ def demo(
     from pyfast_xai import render
     from pyfast_xai.demo import make_scenes
     from pyfast_xai.explainers import METHODS as KNOWN
+    from pyfast_xai.local_path import local_path
     from pyfast_xai.models import load_model
 
     human = Console(stderr=as_json, highlight=False)
     with messages.one_sentence():
+        local_path("out", out)
         names = list(METHODS) if method is None else arguments.methods(method)
         scenes = make_scenes(count, seed)
         network = load_model("digits")

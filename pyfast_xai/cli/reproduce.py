@@ -94,12 +94,14 @@ def reproduce(
     An experiment whose data set is not there says what it needs; the others run.
     """
     from pyfast_xai.errors import InputError
+    from pyfast_xai.local_path import local_path
     from pyfast_xai.reproduce import EXPERIMENTS, Data
     from pyfast_xai.reproduce.data import HALVES, Half
 
     human = Console(stderr=as_json, highlight=False)
     tables, missing = {}, 0
     with one_sentence():
+        local_path("out", out)
         arguments.one_of("paper", paper, EXPERIMENTS)
         chosen_half: Half = cast(Half, arguments.one_of("half", half, HALVES))
         experiments = EXPERIMENTS[paper]

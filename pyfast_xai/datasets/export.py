@@ -15,6 +15,7 @@ from pyfast_xai import render
 from pyfast_xai.datasets.exported_rows import file_name, grey, heatmap_of
 from pyfast_xai.datasets.reader import Results, Row
 from pyfast_xai.errors import InputError
+from pyfast_xai.local_path import local_path
 from pyfast_xai.progress import Progress, ProgressCallback
 
 _BYTES = ("map", "dominant_class", "picture")
@@ -40,7 +41,7 @@ def export(
         How many rows there were.
 
     Raises:
-        InputError: another format, an `out` that is there, or maps of several sizes for Zarr.
+        InputError: another format, an `out` that is there or a URL, or maps of several sizes for Zarr.
 
     Example:
         >>> from PIL import Image
@@ -53,10 +54,11 @@ def export(
     """
     if form not in FORMATS:
         raise InputError(f"to must be one of {', '.join(FORMATS)}, got {form!r}")
-    if os.path.lexists(out):
+    path = local_path("out", out)
+    if os.path.lexists(path):
         raise InputError(f"out must not be there yet, got {str(out)!r}")
     results = Results(folder, source)
-    FORMATS[form](results, Path(out), progress or (lambda _: None))
+    FORMATS[form](results, path, progress or (lambda _: None))
     return len(results)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyfast_xai.datasets.atomic_files import folder_lock, remove_unfinished, sync_folder, write_all
 from pyfast_xai.datasets.sources.filesystems import absolute, is_remote, store_of
 from pyfast_xai.errors import InputError
+from pyfast_xai.local_path import is_url
 
 
 class Folder(Protocol):
@@ -64,9 +65,16 @@ def run_folder(path: str | Path, system: Any = os) -> Folder:
     Args:
         path: a folder, or a URL such as `s3://bucket/explained`.
         system: what calls the disk, see `atomic_files.write_all`.
+
+    Raises:
+        InputError: it is empty, or a URL of another kind, or a URL as a path, which has lost a slash.
     """
+    if not os.fspath(path):
+        raise InputError("folder must be one of a run, got an empty text; `.` is the working folder")
     if isinstance(path, str) and is_remote(path):
         return ObjectFolder(path)
+    if is_url(path):
+        raise InputError(f"folder must be on this machine or the text of a URL, got the path {str(path)!r}")
     return LocalFolder(path, system)
 
 

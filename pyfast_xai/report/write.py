@@ -17,6 +17,7 @@ import torch
 from pyfast_xai import datasets, render
 from pyfast_xai.datasets.run import cores
 from pyfast_xai.errors import InputError
+from pyfast_xai.local_path import local_path
 from pyfast_xai.progress import Progress, ProgressCallback
 from pyfast_xai.report import views
 from pyfast_xai.report.pictures import Drawer
@@ -73,7 +74,8 @@ def write(
         What the file holds.
 
     Raises:
-        InputError: a folder of no run, runs over different sources, or a source that is not theirs.
+        InputError: a folder of no run, runs over different sources, a source that is not theirs, or an `out` that is
+            a URL.
         OSError: the file cannot be written.
     """
     names = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
@@ -85,7 +87,7 @@ def write(
         raise InputError(f"side must lie in 16 to 1024 pixels, got {side}")
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
-    path = Path(out)
+    path = local_path("out", out)
     if path.is_dir():
         raise InputError(f"out must be a file, got the folder {str(out)!r}")
     runs = _opened(names, source)

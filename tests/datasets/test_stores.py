@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -159,6 +160,48 @@ def test_the_command(bucket, loaded, tmp_path):
     assert refused.exit_code == 2
     assert "source must be named again for what is fetched" in " ".join(refused.output.split())
     assert call("retry", out, "--source", "memory://bucket/pictures").exit_code == 3
+    assert call("export", out, "--out", tmp_path / "rows.csv").exit_code == 0
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 21
+    for pictures, source in ((0, ()), (19, ("--source", "memory://bucket/pictures"))):
+        page = call("report", out, "--out", tmp_path / "r.html", "--json", *source)
+        assert page.exit_code == 0, page.output
+        assert f'"items": 20, "total": 20, "errors": 1, "pictures": {pictures},' in page.output
+
+
+def test_no_url_becomes_a_folder_of_this_machine(folder, loaded, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from pyfast_xai import cli, report
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run(folder, loaded, tmp_path / "out")
+    for out in ("memory://bucket/r.html", "s3://bucket/r.html", Path("gs://bucket/r.html"), "https://example.org/r.html"):
+        with pytest.raises(InputError, match="out must lie on this machine, got the URL"):
+            report.write(tmp_path / "out", out)
+        with pytest.raises(InputError, match="out must lie on this machine, got the URL"):
+            datasets.export(tmp_path / "out", "csv", out)
+    with pytest.raises(InputError, match="must be on this machine or the text of a URL"):
+        run(folder, loaded, Path("memory://bucket/out"))
+    for command in (
+        ["report", tmp_path / "out"],
+        ["export", tmp_path / "out"],
+        ["explain", folder / "00.png", "--model", "digits"],
+        ["demo"],
+    ):
+        result = CliRunner().invoke(cli.app, [*map(str, command), "--out", "s3://bucket/r.html"])
+        assert result.exit_code == 2, result.output
+        assert "out must lie on this machine, got the URL" in " ".join(result.output.split())
+    assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize("call", [datasets.open, datasets.status, datasets.verify])
+def test_an_empty_text_is_no_folder(call, folder, loaded, tmp_path, monkeypatch):
+    run(folder, loaded, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(InputError, match="got an empty text"):
+        call("")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import os
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +87,7 @@ def test_a_run_goes_on_from_another_folder(name, start, loaded, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["pattern", "files", "csv"])
-def test_retry_and_report_read_relative_names_from_any_folder(name, start, make_picture, tmp_path, monkeypatch):
+def test_retry_report_and_export_read_relative_names_from_any_folder(name, start, make_picture, tmp_path, monkeypatch):
     (start / "pictures" / "02.png").write_bytes(b"")
     torch.save(demo.load().state_dict(), "weights.pt")
     source = SOURCES[name]()
@@ -100,6 +101,13 @@ def test_retry_and_report_read_relative_names_from_any_folder(name, start, make_
     assert CliRunner().invoke(app, ["retry", "start[1]/out"]).exit_code == 0
     report = CliRunner().invoke(app, ["report", "start[1]/out", "--out", "report.html", "--json"])
     assert '"pictures": 20' in report.output, report.output
+    for form in ("csv", "webdataset", "huggingface", "fiftyone"):
+        export = CliRunner().invoke(app, ["export", "start[1]/out", "--to", form, "--out", f"exported/{form}"])
+        assert export.exit_code == 0, export.output
+    pictures = pq.read_table("exported/huggingface/data")["image"].to_pylist()
+    files = [os.path.join(start, "pictures", name) for name in sorted(os.listdir(start / "pictures"))]
+    assert [picture["bytes"] for picture in pictures] == [Path(file).read_bytes() for file in files]
+    assert len(os.listdir("exported/fiftyone/data")) == COUNT
 
 
 def test_a_folder_of_results_that_was_opened_stays_open(start, loaded, tmp_path, monkeypatch):
