@@ -1,13 +1,16 @@
 """Listings: streamed into the folder of a run, read by shards, and trusted only as long as they are right."""
 
+import io
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -164,6 +167,49 @@ def test_a_file_that_changes_beyond_the_sample_is_an_error_row_and_retried(settl
     assert "must be as it was when the run began" in row["error_message"]
     job = datasets.prepare(settled, loaded, method="saliency", out=out, shard_size=6, batch_size=4)
     assert datasets.retry(job).errors == 0
+
+
+def tar_of(path, pictures):
+    with tarfile.open(path, "w") as tar:
+        for n, picture in enumerate(pictures):
+            member = tarfile.TarInfo(f"{n:02d}.png")
+            member.size = len(picture)
+            tar.addfile(member, io.BytesIO(picture))
+
+
+def table_of(path, pictures):
+    pq.write_table(pa.table({"image": pictures}), path, row_group_size=8)
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.tar", tar_of), ("a.parquet", table_of)])
+def test_a_container_that_changes_while_the_run_works_is_error_rows_and_retried(
+    name, write, loaded, make_picture, tmp_path
+):
+    pictures = [make_picture(n, "BMP") for n in range(80)]  # all of one size, so that offsets stay
+    path, out = tmp_path / name, tmp_path / "out"
+    write(path, pictures)
+    old(path)
+    run(path, loaded, tmp_path / "undisturbed")
+    scores = [row["score"] for row in datasets.open(tmp_path / "undisturbed")]
+    settings = {"method": "saliency", "out": out, "shard_size": 4, "batch_size": 4, "workers": 1}
+    job = datasets.prepare(path, loaded, **settings)
+
+    def change(progress):
+        if progress.images == 4:
+            write(path, pictures[::-1])
+
+    done = datasets.run_job(job, change)
+    assert done.complete
+    rows = list(datasets.open(out))
+    assert 0 < done.errors < 80
+    for row, score in zip(rows, scores, strict=True):
+        if row["status"] == "ok":
+            assert row["score"] == pytest.approx(score)
+        else:
+            assert "must be as it was when the run began" in row["error_message"]
+    with pytest.raises(InputError, match="`retry` takes repaired ones"):
+        datasets.explain(path, loaded, **settings)
+    assert datasets.retry(datasets.prepare(path, loaded, **settings)).errors == 0
 
 
 def test_results_below_the_pictures(settled, loaded, walks):

@@ -112,10 +112,16 @@ def test_csv_that_is_none(tmp_path, content, message):
         open_source(tmp_path / "list.csv")
 
 
-@pytest.mark.parametrize("kind", ["struct", "binary"])
+@pytest.mark.parametrize("kind", ["struct", "binary", "large_binary", "binary_view", "dictionary"])
 def test_parquet_images(tmp_path, make_picture, kind):
     pictures = [make_picture(n) for n in range(7)]
-    values = [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(pictures)] if kind == "struct" else pictures
+    values = pictures
+    if kind == "struct":
+        values = [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(pictures)]
+    elif kind == "dictionary":
+        values = pa.array(pictures).dictionary_encode()
+    else:
+        values = pa.array(pictures, getattr(pa, kind)())
     for part, (start, stop) in enumerate(((0, 5), (5, 7))):
         table = pa.table(
             {"image": values[start:stop], "label": list(range(start, stop)), "id": list("abcdefg")[start:stop]}

@@ -35,8 +35,18 @@ class FileSystem(Protocol):
             ImageError: there is no such file, or it has changed.
         """
 
-    def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """Returns a range of bytes; fewer where the file ends in it."""
+    def read_range(self, path: str, offset: int, size: int, stamp: str | None = None) -> bytes:
+        """Returns a range of bytes; fewer where the file ends in it.
+
+        Args:
+            path: of the file.
+            offset: of the first byte.
+            size: number of bytes.
+            stamp: that the file must have; None for any.
+
+        Raises:
+            ImageError: the file has changed.
+        """
 
     def open(self, path: str) -> BinaryIO:
         """Returns a file to read from.
@@ -151,7 +161,8 @@ class LocalFiles:
             if not stat.S_ISREG(status.st_mode):
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device"
                 raise ImageError(f"image {name} must be a file, got {kind}")
-            _check(name, status.st_size, stamp, _stamp_of(status))
+            _check_size(name, status.st_size)
+            check_stamp(path, stamp, _stamp_of(status))
             with open(full_path, "rb") as file:
                 return file.read(MAX_BYTES)
         except PermissionError as error:
@@ -161,10 +172,12 @@ class LocalFiles:
                 raise
             raise ImageError(f"image {name} must be a file, got no such file") from None
 
-    def read_range(self, path: str, offset: int, size: int) -> bytes:
+    def read_range(self, path: str, offset: int, size: int, stamp: str | None = None) -> bytes:
         with self.open(path) as file:
             file.seek(offset)
-            return file.read(size)
+            data = file.read(size)
+            check_stamp(path, stamp, _stamp_of(os.fstat(file.fileno())))
+            return data
 
     def open(self, path: str) -> BinaryIO:
         return open(self.join(self.folder, path), "rb")
@@ -237,10 +250,13 @@ class RemoteFiles:
             raise ImageError(f"image {name} must be a file, got no such file") from None
         if status["type"] != "file":
             raise ImageError(f"image {name} must be a file, got a folder")
-        _check(name, status["size"] or 0, stamp, _remote_stamp(status))
+        _check_size(name, status["size"] or 0)
+        check_stamp(path, stamp, _remote_stamp(status))
         return self.store.cat_file(path)
 
-    def read_range(self, path: str, offset: int, size: int) -> bytes:
+    def read_range(self, path: str, offset: int, size: int, stamp: str | None = None) -> bytes:
+        if stamp is not None:
+            check_stamp(path, stamp, self.stamp(path))
         return self.store.cat_file(path, start=offset, end=offset + size)
 
     def open(self, path: str) -> BinaryIO:
@@ -306,13 +322,26 @@ def shown(path: str) -> str:
     return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _check(name: str, size: int, expected: str | None, stamp: str) -> None:
+def _check_size(name: str, size: int) -> None:
     if not 0 < size <= MAX_BYTES:
         raise ImageError(f"image {name} must have 1 to {MAX_BYTES:,} bytes, got {size:,}")
+
+
+def check_stamp(path: str, expected: str | None, stamp: str) -> None:
+    """Refuses a file that has changed since it was listed.
+
+    Args:
+        path: of the file.
+        expected: its stamp of then; None and `ABSENT` for any.
+        stamp: its stamp now.
+
+    Raises:
+        ImageError: they differ.
+    """
     if expected not in (None, ABSENT, stamp):
         raise ImageError(
-            f"image {name} must be as it was when the run began, got another size or time of change; `retry` takes it "
-            "as it is"
+            f"file {shown(path)!r} must be as it was when the run began, got another size or time of change; `retry` "
+            "takes it as it is"
         )
 
 

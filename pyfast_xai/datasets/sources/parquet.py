@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pyfast_xai.datasets.sources.entries import entries
 from pyfast_xai.datasets.sources.files import PATHS, ListOfFiles
-from pyfast_xai.datasets.sources.filesystems import FileSystem, LocalFiles
+from pyfast_xai.datasets.sources.filesystems import FileSystem, LocalFiles, check_stamp
 from pyfast_xai.datasets.sources.item import Item, StreamedSource, runs_of, text, valid
 from pyfast_xai.datasets.sources.labels import label_columns
 from pyfast_xai.errors import InputError
@@ -80,6 +80,7 @@ class ParquetImages(StreamedSource):
 
     def entries(self) -> Iterator[pa.RecordBatch]:
         for number, path in enumerate(self._paths):
+            stamp = self._system.stamp(path)
             with opened(self._system, path) as file:
                 present = [name for name in ("id", "label") if name in file.schema_arrow.names]
                 row = 0
@@ -92,10 +93,11 @@ class ParquetImages(StreamedSource):
                         else [f"{text(os.path.basename(path))}:{n}" for n in rows]
                     )
                     labels, reasons = label_columns(block["label"]) if "label" in block else (None, None)
-                    yield entries(names, label=labels, label_error=reasons, file=[number] * len(names))
+                    files, stamps = [number] * len(names), [stamp] * len(names)
+                    yield entries(names, label=labels, label_error=reasons, file=files, stamp=stamps)
 
     def items_at(self, indices: Sequence[int], listed: pa.Table) -> Iterator[Item]:
-        rows = listed.select(["id", "label", "label_error"]).to_pylist()
+        rows = listed.select(["id", "label", "label_error", "stamp"]).to_pylist()
         for position, (start, stop) in runs_of(indices):
             for group in self._groups:
                 if group.first >= stop or group.last <= start:
@@ -104,17 +106,18 @@ class ParquetImages(StreamedSource):
                 for index in range(max(start, group.first), min(stop, group.last)):
                     entry = rows[position + index - start]
                     shown_path = f"{text(self._system.place(path))}#{index - group.first}"
-                    read = self._read(group, index)
+                    read = self._read(group, index, entry["stamp"])
                     yield Item(entry["id"], index, shown_path, read, entry["label"], entry["label_error"])
 
-    def _read(self, group: "_Group", index: int) -> Callable[[], Any]:
-        """Returns what reads the picture of an index."""
-        if self._cursor is None or self._cursor.group != group or self._cursor.next > index:
-            if self._cursor is not None:
-                self._cursor.close()
-            self._cursor = _Cursor(self._system, self._paths[group.file], self._column, group)
+    def _read(self, group: "_Group", index: int, stamp: str | None) -> Callable[[], Any]:
+        """Returns what reads the picture of an index; its file must have a stamp, where one is given."""
+        cursor = self._cursor
+        if cursor is None or (cursor.group, cursor.stamp) != (group, stamp) or cursor.next > index:
+            if cursor is not None:
+                cursor.close()
+            cursor = self._cursor = _Cursor(self._system, self._paths[group.file], self._column, group, stamp)
         try:
-            picture = self._cursor.picture(index)
+            picture = cursor.picture(index)
         except Exception as error:  # the reader may raise anything on damaged bytes
             name = text(os.path.basename(self._paths[group.file]))
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -144,11 +147,13 @@ class _Cursor:
 
     Attributes:
         group: that is read.
+        stamp: that the file must have while it is read; None for any.
         next: index of the next picture; earlier ones are gone but for those of the slice at hand.
     """
 
-    def __init__(self, system: FileSystem, path: str, column: str, group: _Group) -> None:
-        self.group, self._start = group, group.first
+    def __init__(self, system: FileSystem, path: str, column: str, group: _Group, stamp: str | None) -> None:
+        self.group, self.stamp, self._start = group, stamp, group.first
+        self._system, self._path = system, path
         self._slice: Any = None
         self._fault: Exception | None = None
         self._open = contextlib.ExitStack()
@@ -163,7 +168,7 @@ class _Cursor:
         """Returns a picture as an Arrow scalar.
 
         Raises:
-            Exception: the row group is damaged there or before.
+            Exception: the row group is damaged there or before, or the file has changed.
         """
         if self._fault is not None:
             raise self._fault
@@ -171,6 +176,8 @@ class _Cursor:
             while self._slice is None or index >= self._start + len(self._slice):
                 self._start += 0 if self._slice is None else len(self._slice)
                 self._slice = next(self._slices).column(0)
+                if self.stamp is not None:
+                    check_stamp(self._path, self.stamp, self._system.stamp(self._path))
         except StopIteration:
             self._fault = EOFError(f"row {index - self.group.first} is missing")
             raise self._fault from None
@@ -247,9 +254,11 @@ def _blocks(path: str, file: Any, columns: list[str]) -> Iterator[dict[str, Any]
 
 
 def _holds_pictures(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):  # of equal pictures one is stored
+        kind = kind.value_type
     if pa.types.is_struct(kind):
         return "bytes" in {kind.field(n).name for n in range(kind.num_fields)}
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _picture_column(path: str, schema: Any, column: str | None) -> str:

@@ -60,15 +60,17 @@ class Tars(StreamedSource):
 
     def entries(self) -> Iterator[pa.RecordBatch]:
         for number, path in enumerate(self._paths):
+            stamp = self._system.stamp(path)
             with self._open(path) as file:
-                yield _members(number, path, file)
+                yield _members(number, path, file, stamp)
 
     def items_at(self, indices: Sequence[int], listed: pa.Table) -> Iterator[Item]:
         for index, entry in zip(indices, listed.to_pylist(), strict=True):
             path = self._paths[entry["file"]]
             name = entry["name"].decode()
             shown_path = f"{text(self._system.place(path))}#{name}"
-            read = partial(_read, self._system, path, name, entry["offset"], entry["size"], entry["fault"])
+            range_ = (entry["offset"], entry["size"], entry["stamp"])
+            read = partial(_read, self._system, path, name, range_, entry["fault"])
             yield Item(entry["id"], index, shown_path, read, entry["label"], entry["label_error"])
 
     def stamps(self) -> Iterator[str]:
@@ -87,7 +89,7 @@ def _check_first(path: str, file: BinaryIO) -> None:
         raise InputError(f"source {text(path)!r} must be an uncompressed tar, got {error}") from error
 
 
-def _members(number: int, path: str, file: BinaryIO) -> pa.RecordBatch:
+def _members(number: int, path: str, file: BinaryIO, stamp: str) -> pa.RecordBatch:
     """Returns the entries of the pictures of a tar."""
     names: list[str] = []
     members: list[tuple[int, int, str | None]] = []  # offset, size, fault
@@ -127,6 +129,7 @@ def _members(number: int, path: str, file: BinaryIO) -> pa.RecordBatch:
         name=[name.encode() for name in names],
         offset=offsets,
         size=sizes,
+        stamp=[stamp] * len(ids),
     )
 
 
@@ -146,10 +149,11 @@ def _label(file: BinaryIO, member: tarfile.TarInfo) -> tuple[int | None, str | N
     return read_label(data)
 
 
-def _read(system: FileSystem, path: str, name: str, offset: int, size: int, fault: str | None) -> bytes:
+def _read(system: FileSystem, path: str, name: str, range_: tuple[int, int, str | None], fault: str | None) -> bytes:
     if fault is not None:
         raise ImageError(f"image {name or text(os.path.basename(path))!r} must be a whole file in its tar, got {fault}")
-    data = system.read_range(path, offset, size)
+    offset, size, stamp = range_
+    data = system.read_range(path, offset, size, stamp)
     if len(data) < size:
         raise ImageError(f"image {name!r} must have {size} bytes in its tar, got {len(data)}")
     return data
