@@ -208,3 +208,17 @@ def test_ids_of_any_kind(tmp_path, make_picture):
         names = datasets.open_source(tmp_path / "a.parquet").ids
         assert len(set(names)) == 3
         assert all(isinstance(name, str) for name in names)
+
+
+def test_an_item_without_an_id_has_the_name_of_items_without_ids(tmp_path, make_picture):
+    pictures = [make_picture(n) for n in range(3)]
+    pq.write_table(pa.table({"image": pictures, "id": ["a", None, ""]}), tmp_path / "a.parquet")
+    assert datasets.open_source(tmp_path / "a.parquet").ids == ["a", "a.parquet:1", "a.parquet:2"]
+    pq.write_table(pa.table({"path": ["x.png", "y.png"], "id": pa.array([7, None])}), tmp_path / "list.parquet")
+    assert datasets.open_source(tmp_path / "list.parquet").ids == ["7", "y.png"]
+    (tmp_path / "list.csv").write_text("path,id\nx.png,\ny.png,7\n")
+    assert datasets.open_source(tmp_path / "list.csv").ids == ["x.png", "7"]
+    hugging_face = pytest.importorskip("datasets")
+    images = [{"bytes": picture, "path": None} for picture in pictures]
+    data = hugging_face.Dataset.from_dict({"image": images, "id": ["a", None, ""]})
+    assert datasets.open_source(data.cast_column("image", hugging_face.Image())).ids == ["a", "1", "2"]

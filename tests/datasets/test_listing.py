@@ -212,6 +212,21 @@ def test_a_container_that_changes_while_the_run_works_is_error_rows_and_retried(
     assert datasets.retry(datasets.prepare(path, loaded, **settings)).errors == 0
 
 
+@pytest.mark.parametrize(("name", "write"), [("a.tar", tar_of), ("a.parquet", table_of)])
+def test_a_container_that_vanishes_while_the_run_works_is_error_rows(name, write, loaded, make_picture, tmp_path):
+    path, out = tmp_path / name, tmp_path / "out"
+    write(path, [make_picture(n) for n in range(80)])
+    settings = {"method": "saliency", "out": out, "shard_size": 4, "batch_size": 4, "workers": 1}
+    job = datasets.prepare(path, loaded, **settings)
+    done = datasets.run_job(
+        job, lambda progress: path.exists() and progress.images == 4 and path.rename(tmp_path / "x")
+    )
+    assert done.complete
+    assert 0 < done.errors < 80
+    (tmp_path / "x").rename(path)
+    assert datasets.retry(datasets.prepare(path, loaded, **settings)).errors == 0
+
+
 def test_results_below_the_pictures(settled, loaded, walks):
     for _ in range(3):
         assert run(settled, loaded, settled / "out").complete

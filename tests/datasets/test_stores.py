@@ -177,7 +177,12 @@ def test_no_url_becomes_a_folder_of_this_machine(folder, loaded, tmp_path, monke
     here.mkdir()
     monkeypatch.chdir(here)
     run(folder, loaded, tmp_path / "out")
-    for out in ("memory://bucket/r.html", "s3://bucket/r.html", Path("gs://bucket/r.html"), "https://example.org/r.html"):
+    for out in (
+        "memory://bucket/r.html",
+        "s3://bucket/r.html",
+        Path("gs://bucket/r.html"),
+        "https://example.org/r.html",
+    ):
         with pytest.raises(InputError, match="out must lie on this machine, got the URL"):
             report.write(tmp_path / "out", out)
         with pytest.raises(InputError, match="out must lie on this machine, got the URL"):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pyfast_xai.datasets.sources.entries import entries
 from pyfast_xai.datasets.sources.filesystems import FileSystem, LocalFiles, shown
-from pyfast_xai.datasets.sources.item import Item, StreamedSource, text, valid
+from pyfast_xai.datasets.sources.item import Item, StreamedSource, named, text, valid
 from pyfast_xai.datasets.sources.labels import label_columns, read_label
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import FolderState, ImageError, folder_state, no_pictures
@@ -241,8 +241,10 @@ class ListOfFiles(Files):
     def entries(self) -> Iterator[pa.RecordBatch]:
         for block in self._rows(self._columns):
             paths = [_path_text(self._path, value) for value in block[self._column]]
-            ids = block.get("id")
-            names = [name.replace("\0", "\\0") for name in paths] if ids is None else map(_id_text, ids)
+            names = [valid(name.replace("\0", "\\0")) for name in paths]
+            if "id" in block:
+                ids = block["id"]
+                names = named(ids if isinstance(ids, list) else ids.to_pylist(), names)
             columns: dict[str, Any] = {}
             if "label" in block:
                 labels = block["label"]
@@ -250,7 +252,7 @@ class ListOfFiles(Files):
                     columns["label"], columns["label_error"] = label_columns(labels)
                 else:
                     columns["labels"] = labels
-            yield self._block(0, paths, list(map(valid, names)), **columns)
+            yield self._block(0, paths, names, **columns)
 
     def anchor(self) -> Any:
         return [self._system.place(self._path), self._system.stamp(self._path)]
@@ -263,10 +265,6 @@ def _path_text(path: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"paths in list {text(path)!r} must be texts, got a {type(value).__name__}")
     return value
-
-
-def _id_text(value: Any) -> str:
-    return str(value.as_py() if isinstance(value, pa.Scalar) else value)
 
 
 def csv_list(path: str, system: FileSystem) -> ListOfFiles:

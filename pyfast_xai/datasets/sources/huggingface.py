@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pyfast_xai.datasets.sources.entries import entries
 from pyfast_xai.datasets.sources.filesystems import LocalFiles
-from pyfast_xai.datasets.sources.item import Item, StreamedSource, valid
+from pyfast_xai.datasets.sources.item import Item, StreamedSource, named, valid
 from pyfast_xai.datasets.sources.labels import label_columns
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import ImageError
@@ -67,11 +67,13 @@ class HuggingFace(StreamedSource):
         for start in range(0, len(self), _BLOCK):
             rows = range(start, min(start + _BLOCK, len(self)))
             table = None if tables is None else tables[rows.start : rows.stop]
-            names = rows if self._ids is None or table is None else [value.as_py() for value in table[self._ids]]
+            names = list(map(valid, rows))
+            if self._ids is not None and table is not None:
+                names = named(table[self._ids].to_pylist(), names)
             labels, reasons = (None, None)
             if self._label is not None and table is not None:
                 labels, reasons = label_columns(table[self._label])
-            yield entries([valid(name) for name in names], label=labels, label_error=reasons)
+            yield entries(names, label=labels, label_error=reasons)
 
     def items_at(self, indices: Sequence[int], listed: pa.Table) -> Iterator[Item]:
         pictures = self._data.select_columns([self._column])

@@ -175,6 +175,11 @@ def text(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def named(ids: Iterable[Any], others: Iterable[Any]) -> list[str]:
+    """Returns ids as `valid` makes them, and in the place of each that is null or empty another name."""
+    return [valid(other if name is None or name == "" else name) for name, other in zip(ids, others, strict=True)]
+
+
 def valid(name: Any) -> str:
     """Returns a name as text that every file format holds."""
     name = name if isinstance(name, str) else str(name)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyfast_xai.datasets.sources.entries import entries
 from pyfast_xai.datasets.sources.files import PATHS, ListOfFiles
 from pyfast_xai.datasets.sources.filesystems import FileSystem, LocalFiles, check_stamp
-from pyfast_xai.datasets.sources.item import Item, StreamedSource, runs_of, text, valid
+from pyfast_xai.datasets.sources.item import Item, StreamedSource, named, runs_of, text, valid
 from pyfast_xai.datasets.sources.labels import label_columns
 from pyfast_xai.errors import InputError
 from pyfast_xai.images import ImageError
@@ -87,11 +87,9 @@ class ParquetImages(StreamedSource):
                 for block in _blocks(path, file, present):
                     rows = range(row, row + block["rows"])
                     row = rows.stop
-                    names = (
-                        [valid(value.as_py()) for value in block["id"]]
-                        if "id" in block
-                        else [f"{text(os.path.basename(path))}:{n}" for n in rows]
-                    )
+                    names = [f"{text(os.path.basename(path))}:{n}" for n in rows]
+                    if "id" in block:
+                        names = named(block["id"].to_pylist(), names)
                     labels, reasons = label_columns(block["label"]) if "label" in block else (None, None)
                     files, stamps = [number] * len(names), [stamp] * len(names)
                     yield entries(names, label=labels, label_error=reasons, file=files, stamp=stamps)
@@ -111,19 +109,28 @@ class ParquetImages(StreamedSource):
 
     def _read(self, group: "_Group", index: int, stamp: str | None) -> Callable[[], Any]:
         """Returns what reads the picture of an index; its file must have a stamp, where one is given."""
-        cursor = self._cursor
-        if cursor is None or (cursor.group, cursor.stamp) != (group, stamp) or cursor.next > index:
-            if cursor is not None:
-                cursor.close()
-            cursor = self._cursor = _Cursor(self._system, self._paths[group.file], self._column, group, stamp)
         try:
-            picture = cursor.picture(index)
+            picture = self._cursor_at(group, index, stamp).picture(index)
         except Exception as error:  # the reader may raise anything on damaged bytes
             name = text(os.path.basename(self._paths[group.file]))
             reason = " ".join(str(error).split()) or type(error).__name__
             fault = ImageError(f"images of row group {group.number} of {name!r} must be readable, got {reason}")
             return partial(_raise, fault)
         return partial(_bytes_of, picture, self._system, self._paths[group.file])
+
+    def _cursor_at(self, group: "_Group", index: int, stamp: str | None) -> "_Cursor":
+        """Returns the open cursor where it is at or before a picture, else a new one.
+
+        Raises:
+            InputError: the file is gone.
+        """
+        cursor = self._cursor
+        if cursor is None or (cursor.group, cursor.stamp) != (group, stamp) or cursor.next > index:
+            if cursor is not None:
+                cursor.close()
+            self._cursor = None
+            cursor = self._cursor = _Cursor(self._system, self._paths[group.file], self._column, group, stamp)
+        return cursor
 
     def stamps(self) -> Iterator[str]:
         return map(self._system.stamp, self._paths)
