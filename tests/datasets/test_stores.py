@@ -115,6 +115,23 @@ def test_lists_tars_and_tables_there(bucket, folder, loaded, tmp_path, make_pict
         assert [row["id"] for row in datasets.open(out)] == ids
 
 
+def test_a_container_there_that_changes_before_it_is_read_makes_error_rows(bucket, loaded, tmp_path, make_picture):
+    tar, table = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        member = tarfile.TarInfo("a.png")
+        member.size = len(make_picture(0))
+        archive.addfile(member, io.BytesIO(make_picture(0)))
+    pq.write_table(pa.table({"image": [make_picture(0)]}), table)
+    for name, content in (("a.tar", tar), ("a.parquet", table)):
+        source, settings = f"memory://bucket/{name}", {"method": "saliency", "out": tmp_path / name}
+        bucket.pipe_file(f"/bucket/{name}", content.getvalue())
+        job = datasets.prepare(source, loaded, **settings)
+        bucket.pipe_file(f"/bucket/{name}", content.getvalue())
+        assert datasets.run_job(job).errors == 1
+        assert "must be as it was when the run began" in datasets.open(tmp_path / name)[0]["error_message"]
+        assert datasets.retry(datasets.prepare(source, loaded, **settings)).errors == 0
+
+
 def test_a_table_there_names_no_files_elsewhere(bucket, tmp_path):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     named = [
