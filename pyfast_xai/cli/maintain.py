@@ -165,6 +165,14 @@ def export(
         str,
         typer.Option(help="The format: csv (without the maps), webdataset, zarr, huggingface or fiftyone."),
     ] = "csv",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where the pictures are now, for huggingface and fiftyone; it must be named for hf:NAME and URLs.",
+            metavar="SOURCE",
+            show_default="where they were",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Write the rows of a run as CSV, WebDataset tars, Zarr, or a folder for the Hugging Face Hub or FiftyOne."""
@@ -172,7 +180,7 @@ def export(
     with one_sentence():
         datasets = running.imported()
         with Bar(datasets.status(folder).rows, "exporting") as bar:
-            rows = datasets.export(folder, to, out, bar.show)
+            rows = datasets.export(folder, to, out, bar.show, source)
     human.print(Text(f"{count(rows, 'row')} written to {printable(out)}"), soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({"rows": rows, "out": str(out)}))

@@ -180,6 +180,9 @@ def test_the_command(bucket, loaded, tmp_path):
     assert call("export", out, "--out", tmp_path / "rows.csv").exit_code == 0
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 21
     for pictures, source in ((0, ()), (19, ("--source", "memory://bucket/pictures"))):
+        exported = tmp_path / f"exported-{pictures}"
+        assert call("export", out, "--to", "huggingface", "--out", exported, *source).exit_code == 0
+        assert 20 - pq.read_table(exported / "data")["image"].null_count == pictures
         page = call("report", out, "--out", tmp_path / "r.html", "--json", *source)
         assert page.exit_code == 0, page.output
         assert f'"items": 20, "total": 20, "errors": 1, "pictures": {pictures},' in page.output
