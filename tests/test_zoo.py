@@ -93,7 +93,9 @@ def test_replay_gives_the_output_bit_for_bit(network):
 def test_an_accelerated_model_gives_the_output_up_to_rounding(network, caplog):
     model, images = network
     exact = copy.deepcopy(model).double()
-    options = images.flip(3) + 0.5
+    # With the statistics of what the batch norms have seen, also mirrored and negated, as replays are audited: farther
+    # off a random EfficientNetV2 amplifies the rounding of a plain forward to a sixth of its output.
+    options = images.flip(2)
     expected = exact(options.double())
     largest = float(expected.abs().max())
 

@@ -29,7 +29,9 @@ def explain_on_ray(
     progress: RunCallback | None = None,
     **settings: Any,
 ) -> Summary:
-    """Explains as `datasets.explain` does, with Ray: the same folder, promises and resumption, and the same rows.
+    """Explains as `datasets.explain` does, with Ray: the same folder, promises and resumption.
+
+    The rows are the same up to rounding, with `accelerate=False` to the last bit.
 
     Ray Data schedules shards, a row each; the actors run the worker of one machine and write the parts. An actor that
     dies is replaced, and its shard made anew. Source and `out` must be reachable by every actor under the same name.

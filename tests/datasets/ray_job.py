@@ -11,7 +11,8 @@ from pyfast_xai.datasets.on_ray import explain_on_ray
 from pyfast_xai.images import Preprocess
 from pyfast_xai.models import LoadedModel
 
-RUN = {"method": "integrated-gradients", "method_settings": {"n_steps": 60}, "shard_size": 4}
+# Recorded, since the numbers of replays depend on how many calls there were before.
+RUN = {"method": "integrated-gradients", "method_settings": {"n_steps": 60}, "shard_size": 4, "accelerate": False}
 
 
 def network():
