@@ -31,7 +31,9 @@ def network():
 
 
 def explain(folder, out, method):
-    datasets.explain(str(folder), network(), method=method, out=out, shard_size=3, batch_size=2, workers=2)
+    datasets.explain(
+        str(folder), network(), method=method, out=out, shard_size=3, batch_size=2, workers=2, accelerate=False
+    )
 
 
 def started(folder, out, method):
