@@ -23,6 +23,8 @@ Hashing the weights and listing the files (`start`) happen once a run and are ti
 resident size over one long run in a process of its own, on Linux.
 """
 
+# ruff: noqa: E402 another library is loaded in the place of the installed one before the latter is imported
+
 import argparse
 import contextlib
 import copy
@@ -40,11 +42,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from quick import load, settle
+
+_library = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+_library.add_argument("--library")
+load(_library.parse_known_args()[0].library)
+
 import measured
 import numpy as np
 import torch
 from PIL import Image
-from quick import load, settle
 from trained import loaded, photographs
 
 from pyfast_xai import datasets
@@ -422,7 +429,6 @@ def main() -> None:
         print(shown(measured.read("throughput", "network", "method", "reduced_jpeg")))
         return
     torch.set_num_threads(options.threads)
-    load(options.library)
     rows = []
     for row in cases(options):
         rows.append(row)
