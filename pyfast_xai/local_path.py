@@ -20,7 +20,7 @@ def local_path(name: str, path: str | Path) -> Path:
 
     Args:
         name: of the argument.
-        path: that somebody gave for it.
+        path: its value.
 
     Raises:
         InputError: it is empty, or a URL, of which a folder would be made here.

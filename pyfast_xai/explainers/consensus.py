@@ -17,7 +17,7 @@ from pyfast_xai.explainers.common.layer_recorder import Above, LayerRecorder
 from pyfast_xai.explainers.common.receptive_fields import offset_of_cells
 from pyfast_xai.explainers.common.targets import Target, logits_of
 from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
-from pyfast_xai.explainers.excitation import passed_layers
+from pyfast_xai.explainers.excitation import coarsest_layers
 from pyfast_xai.explainers.fixations import CNNFixations
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
@@ -95,10 +95,7 @@ class Consensus(LayerExplainer):
         Raises:
             InputError: there is no such map.
         """
-        layers, strides = passed_layers(tape, ends, normalised=not self.accelerated)
-        fine = [stride for stride in strides if stride <= _STRIDE]
-        stride = max(fine) if fine else min(strides)
-        return [layers[len(strides) - 1 - strides[::-1].index(stride)].name]
+        return [coarsest_layers(tape, ends, _STRIDE, normalised=not self.accelerated)[-1].name]
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         key = (Consensus._step, tuple(self.layers))

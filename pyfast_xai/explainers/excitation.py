@@ -103,20 +103,18 @@ class ExcitationBackprop(LayerExplainer):
         Raises:
             InputError: there is no such map.
         """
-        layers, strides = passed_layers(tape, ends, normalised=not self.accelerated)
-        fine = [stride for stride in strides if stride <= _STRIDE]
-        stride = max(fine) if fine else min(strides)
-        return [layers[strides.index(stride)].name]
+        return [coarsest_layers(tape, ends, _STRIDE, normalised=not self.accelerated)[0].name]
 
 
-def passed_layers(
-    tape: Tape, ends: Collection[Value] | None = None, *, normalised: bool = True
-) -> tuple[list[Layer], list[float]]:
-    """Returns the layers through which everything passes, and their strides in pixels.
+def coarsest_layers(
+    tape: Tape, ends: Collection[Value] | None, limit: float, *, normalised: bool = True
+) -> list[Layer]:
+    """Returns the layers of the coarsest stride up to a limit, or of the finest, through which everything passes.
 
     Args:
         tape: of a whole forward pass.
         ends: the outputs that are explained; None for all of them.
+        limit: of the strides, in pixels.
         normalised: convolutions that only a batch norm reads are layers; where it is folded into them they are not.
 
     Raises:
@@ -129,7 +127,9 @@ def passed_layers(
         layers = [layer for layer in layers if not _is_normalised(tape, layer.value)]
     if not layers:
         raise InputError("layer must be named for a model without a map that everything passes, got 'auto'")
-    return layers, [math.sqrt(height * width / math.prod(layer.layout.grid)) for layer in layers]
+    strides = [math.sqrt(height * width / math.prod(layer.layout.grid)) for layer in layers]
+    chosen = max((stride for stride in strides if stride <= limit), default=min(strides))
+    return [layer for layer, stride in zip(layers, strides, strict=True) if stride == chosen]
 
 
 def _is_normalised(tape: Tape, value: Value) -> bool:
