@@ -327,7 +327,8 @@ class LeGrad(_AttentionExplainer):
         layers, tokens = self._read(tape, images, args, kwargs)
         seeds = output_gradients(tape, target, self.outputs, self.labels)
         fixed: Goal = target if seeds.target is None else seeds.target
-        suffix = self.record_unaccelerated(images, *args, policy=KeepSuffix(blocks[-1]), **kwargs)
+        keeps = KeepSuffix(blocks[-1], like=KeepAttention(rules))
+        suffix = self.record_unaccelerated(images, *args, policy=keeps, **kwargs)
         total: Tensor | None = None
         for layer, name in reversed(list(zip(layers, blocks, strict=True))):  # a walk lets go of what lies behind it
             value = tape.find(name)
@@ -413,7 +414,7 @@ def _slopes_of_head(suffix: Tape, value: Value, tokens: Tensor, target: Goal) ->
     """Returns the gradient of the head's scores for some tokens with respect to these, `[K, N, T, D]`."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = tokens.detach().clone().requires_grad_()
-        result = replay_suffix(suffix, value, leaf.clone())
+        result = replay_suffix(suffix, value, leaf.to(value.dtype, copy=True))  # the blocks may end in front of a cast
         pairs = dict(zip(pytree.tree_leaves(suffix.outputs), pytree.tree_leaves(result), strict=True))
         scored = replace(suffix, result=pytree.tree_map_only(Tensor, Tensor.detach, result))
         seeds = output_gradients(scored, target).grads

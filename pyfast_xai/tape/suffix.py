@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from pyfast_xai.errors import InputError, UnsupportedOpError
 from pyfast_xai.tape import aliasing
 from pyfast_xai.tape.graph import Node, Tape, Value, find, substitute
-from pyfast_xai.tape.record import HANDS_OUT, SaveTensor, address, not_repeatable, written_by
+from pyfast_xai.tape.record import HANDS_OUT, RecordingPolicy, SaveTensor, address, not_repeatable, written_by
 
 
 class KeepSuffix:
@@ -22,16 +22,18 @@ class KeepSuffix:
     Args:
         name: the operation that produces the value, see `Tape.find`; "" for the first input.
         output: index of the value among its results.
+        like: a policy that takes the same operations apart, so that the others have the names that they have on its
+            tapes; None to replay every operation as a whole.
     """
 
-    def __init__(self, name: str, output: int = 0) -> None:
-        self._name, self._output = name, output
+    def __init__(self, name: str, output: int = 0, like: RecordingPolicy | None = None) -> None:
+        self._name, self._output, self._like = name, output, like
         self._producer: Node | None = None
         self._dependent: set[int] = set()  # operations that depend on the value
 
     def handles(self, op: OpOverload) -> bool:
-        """Returns True: every operation is replayed as a whole."""
-        return True
+        """Returns whether an operation is replayed as a whole."""
+        return self._like is None or self._like.handles(op)
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Saves those arguments of an operation of the suffix that do not depend on the value."""

@@ -247,6 +247,30 @@ def test_legrad_is_the_gradient_of_the_head_on_the_tokens_of_each_layer(way, cla
     torch.testing.assert_close(of_function, 2 * explanation.signed_map[::2], rtol=0, atol=1e-13)
 
 
+class Casting(Block):
+    """A block that ends in a norm which is computed in float32, whatever the model computes in."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        single = x.float()
+        return (single * torch.rsqrt(single.square().mean(-1, keepdim=True) + 1e-6)).type_as(x)
+
+
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32], ids=str)
+def test_legrad_of_a_model_that_casts_inside(dtype):
+    def built(way):
+        torch.manual_seed(0)
+        model = Transformer(way)
+        model.blocks = nn.ModuleList(Casting(way) for _ in range(3))
+        return model.to(dtype).eval()
+
+    plain, images = built("spelled out"), torch.randn(2, 3, 4 * GRID[0], 4 * GRID[1], dtype=dtype)
+    explanation = LeGrad(built("fused"))(images, 2)
+    expected = slow_legrad(plain, images, 2)[:, 1:].reshape(2, *GRID)
+    assert expected.max() > 1e-3
+    torch.testing.assert_close(explanation.signed_map, expected, rtol=1e-4, atol=1e-7)  # rounding of float32
+
+
 @pytest.mark.parametrize("kind", [AttentionRollout, AttentionRelevance, LeGrad])
 def test_a_mask_and_replays(kind):
     class Masked(nn.Module):

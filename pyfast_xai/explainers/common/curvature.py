@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfast_xai.errors import UnsupportedOpError
+from pyfast_xai.errors import InputError, UnsupportedOpError
 from pyfast_xai.rules.kinds import kind_of
 from pyfast_xai.tape import Tape, Value
 from pyfast_xai.tape.suffix import recorded_value, replay_suffix, suffix_nodes
@@ -25,7 +25,7 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
         `[K, *shape]` of the layer, K scores an image.
 
     Raises:
-        InputError: the model cannot be replayed, see `replay_suffix`.
+        InputError: the model cannot be replayed, see `replay_suffix`, or no gradient arrives at the layer.
         UnsupportedOpError: an operation above the layer has no second derivative.
     """
     activation = recorded_value(tape, value).detach().clone()
@@ -33,6 +33,11 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
     with torch.inference_mode(False), torch.enable_grad(), _attention_spelled_out(tape, value):
         start = activation.clone().requires_grad_()
         totals = scores(replay_suffix(tape, value, start.clone())).sum(0)
+        if not totals.requires_grad:
+            raise InputError(
+                "model must let gradients of its scores pass to the layer, got one without, as behind argmax, detach or "
+                "a comparison: explain what goes into it, or take a method that perturbs the image (occlusion, RISE)"
+            )
         for k, total in enumerate(totals):
             (slope,) = torch.autograd.grad(total, start, create_graph=True)
             curvature = None

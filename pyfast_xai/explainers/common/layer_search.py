@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.axes import POOLS, Dims, Layout, axes_of, layout_of, space_of
-from pyfast_xai.explainers.common.targets import logits_of
+from pyfast_xai.explainers.common.targets import UNRELATED, logits_of
 from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.graph import argument, call_of
 
@@ -107,6 +107,8 @@ class LayerSearch:
             if (not read or self._is_read(layer)) and (among is None or layer.value in among)
         ]
         if not layers:
+            if not any(isinstance(leaf, Value) for leaf in pytree.tree_leaves(self._tape.outputs)):
+                raise InputError(UNRELATED)
             raise InputError(
                 "layer must be named for a model in which no map of the image leads to what is explained, got 'auto'"
             )

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.outputs import Outputs
 from pyfast_xai.explainers.common.targets import (
+    UNRELATED,
     Goal,
     Targets,
     class_columns,
@@ -93,6 +94,23 @@ def one_hot(chosen: Tensor, logits: Tensor) -> Tensor:
     return grads.scatter_(2, chosen.T[..., None], 1).view(-1, *logits.shape)
 
 
+def _without_gradient(tape: Tape, leaves: Sequence[Tensor]) -> str:
+    """Returns why what a function as target gave has no gradient."""
+    returned = [leaf for leaf in pytree.tree_leaves(tape.outputs) if isinstance(leaf, Value)]
+    if returned and not leaves:
+        return (
+            f"model must return floating-point outputs for a method that reads gradients, got {returned[0].dtype}, as "
+            "argmax returns: make it return the scores that these were made of, or take a method that perturbs the "
+            "image (occlusion, RISE)"
+        )
+    if not returned:
+        return UNRELATED
+    return (
+        "target must return something that depends on the model's output by a gradient, got a constant, as counts and "
+        "argmax are: multiply scores by it, or take a method that perturbs the image (occlusion, RISE)"
+    )
+
+
 def _of_function(tape: Tape, function: Callable[[Any], Tensor]) -> dict[Value, Tensor]:
     leaves: list[tuple[Value, Tensor]] = []
 
@@ -105,7 +123,7 @@ def _of_function(tape: Tape, function: Callable[[Any], Tensor]) -> dict[Value, T
     with torch.inference_mode(False), torch.enable_grad():
         answer = numbers_of(function, pytree.tree_map(leaf, tape.outputs, tape.result))
         if not answer.requires_grad:
-            raise InputError("target must return something that depends on the model's output, got a constant")
+            raise InputError(_without_gradient(tape, [tensor for _, tensor in leaves]))
         totals = answer.sum(0).view(-1) if answer.dim() == 2 else answer.sum()[None]
         tensors = [tensor for _, tensor in leaves]
         by_number = [torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True) for total in totals]

@@ -18,6 +18,11 @@ from pyfast_xai.tape import Tape, Value
 Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
 Goal = Target | Callable[[Any], Tensor]
 
+UNRELATED = (
+    "model must return a tensor that depends on its input, got none, as where numbers pass through NumPy or are constants: "
+    "make it compute its scores in PyTorch"
+)
+
 
 class TargetByImage(abc.ABC):
     """Base of functions as targets that are not the same for every image."""
@@ -167,7 +172,10 @@ def class_columns(logits: Tensor) -> Tensor:
         InputError: the outputs have another shape, or are no real numbers.
     """
     if not logits.is_floating_point():
-        raise InputError(f"model must return floating-point outputs, got {logits.dtype}")
+        raise InputError(
+            f"model must return floating-point outputs, got {logits.dtype}, as argmax returns: make it return the scores "
+            "that these were made of, or give a method that perturbs the image (occlusion, RISE) a function as target"
+        )
     if logits.dim() == 1:
         return logits[:, None]
     if logits.dim() < 2 or logits.shape[:2].numel() != logits.numel():
@@ -187,7 +195,7 @@ def logits_of(tape: Tape) -> tuple[Value, Tensor]:
     pairs = zip(pytree.tree_leaves(tape.outputs), pytree.tree_leaves(tape.result), strict=True)
     leaves = [(value, tensor) for value, tensor in pairs if isinstance(value, Value)]
     if not leaves:
-        raise InputError("model must return a tensor that depends on its input, got none")
+        raise InputError(UNRELATED)
     named = named_logits(tape.outputs)
     if isinstance(named, Value):
         return next(pair for pair in leaves if pair[0] is named)
