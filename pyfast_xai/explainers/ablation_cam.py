@@ -31,7 +31,8 @@ class AblationCAM(SuffixCAM):
     Args:
         model: in evaluation mode.
         layer: a module, its path or the name of an operation; several give the mean of their heat maps; "auto" takes
-            the last map of features on which the target depends at every position.
+            the last map of features on which the target depends at every position, of a detector all levels of its
+            pyramid.
         score: the "logit" of the class, or its "probability".
         **settings: those of `LayerExplainer`.
 
@@ -108,7 +109,7 @@ class ShapleyCAM(SuffixCAM):
 
         def residual_softmax(result: Any) -> Tensor:
             if scores.function is not None:
-                return at_least_float32(scores.function(result))[:, None]
+                return scores.numbers(result, rows)
             logits = at_least_float32(scores.logits(result))
             return scores.scores(logits + logits.log_softmax(1), rows, "logit")
 

@@ -63,7 +63,7 @@ class FEM(_ActivationCAM):
     Args:
         model: in evaluation mode.
         layer: a module, its path or the name of an operation; several give the mean of their heat maps; "auto" takes
-            the last map of features before they are pooled.
+            the last map of features before they are pooled, of a detector all levels of its pyramid.
         k: from how many standard deviations over the mean a position counts.
         **settings: those of `LayerExplainer`.
 

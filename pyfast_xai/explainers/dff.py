@@ -1,5 +1,6 @@
 """Deep feature factorization (Collins, Achanta and Süsstrunk, 2018): the parts that an activation is made of."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.activation_reader import ActivationReader
 from pyfast_xai.explainers.common.explainer import at_least
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings
+from pyfast_xai.explainers.common.layer_search import last_features
 from pyfast_xai.explainers.common.nonnegative_factors import nonnegative_factors
 from pyfast_xai.explainers.common.targets import Target
 from pyfast_xai.explainers.common.tensors import at_least_float32, outside_inference_mode
 from pyfast_xai.explanation import Explanation
 from pyfast_xai.localize import Mass
+from pyfast_xai.tape import Tape, Value
 
 
 @dataclass(eq=False, repr=False)
@@ -139,6 +142,9 @@ class DeepFeatureFactorization(LayerExplainer):
             raise InputError(f"factor must lie in 1 to {n_factors}, got {factor}")
         self.factor, self.together, self.seed = factor, together, seed
         self._read = ActivationReader(self)
+
+    def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
+        return [last_features(tape)]
 
     def _explain(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         read = self._read(images, args, kwargs, run_whole_model=self._runs_whole_model)

@@ -50,7 +50,7 @@ class EigenCAM(LayerExplainer):
         model: in evaluation mode; classifiers, detectors and their backbones alike.
         layer: a module, its path or the name of an operation; several give the mean of their maps; of a module
             that runs several times the last call is taken, "path@0" is the first; "auto" takes the last map of
-            features before they are pooled.
+            features before they are pooled, of a detector all levels of its pyramid, the maps that enter its heads.
         component: which principal direction, 1 for the first; several give a row each.
         center: subtract the mean over positions first, as pytorch-grad-cam does; the paper does not.
         solver: "auto", "gram" or "subspace"; see `ops.leading_singular`.

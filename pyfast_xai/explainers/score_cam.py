@@ -13,7 +13,7 @@ from pyfast_xai.explainers.common.cam_rules import weighted_sum
 from pyfast_xai.explainers.common.channel_masks import Masks, scores_behind, stretched
 from pyfast_xai.explainers.common.explainer import Explainer, at_least, one_of
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings, resized
-from pyfast_xai.explainers.common.layer_search import last_sensitive
+from pyfast_xai.explainers.common.layer_search import sensitive_levels
 from pyfast_xai.explainers.common.perturbation_explainer import Perturbation, PerturbationSettings, positive
 from pyfast_xai.explainers.common.perturbation_scores import SCORES, PerturbationScores, Score
 from pyfast_xai.explainers.common.progress_bar import ProgressBar, ShowProgress
@@ -46,7 +46,8 @@ class ScoreCAM(LayerExplainer, Perturbation):
     Args:
         model: in evaluation mode.
         layer: a module, its path or the name of an operation; several give the mean of their heat maps; "auto" takes
-            the last map of features on which the target depends at every position.
+            the last map of features on which the target depends at every position, of a detector all levels of its
+            pyramid.
         channel_weights: "softmax" of the scores as in Algorithm 1, or the "score" itself. The authors' code is "score"
             with `score="probability"`: behind a softmax of logits one or two channels take nearly all the weight.
         score: the "logit" of the class, or its "probability".
@@ -87,7 +88,7 @@ class ScoreCAM(LayerExplainer, Perturbation):
     _in_batches = Explainer._in_batches
 
     def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
-        return [last_sensitive(tape, ends)]
+        return sensitive_levels(tape, ends)
 
     def _perturb(self, images: Tensor, scores: PerturbationScores) -> Explanation:
         args, kwargs = scores.arguments(torch.arange(len(images), device=images.device))

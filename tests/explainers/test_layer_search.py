@@ -9,17 +9,23 @@ from torch.nn import functional
 
 from pyfast_xai import (
     CAM,
+    FEM,
+    AblationCAM,
     CNNFixations,
+    DeepFeatureFactorization,
     EigenCAM,
     ExcitationBackprop,
     GradCAM,
     GradCAMPlusPlus,
     GuidedGradCAM,
     LayerCAM,
+    ScoreCAM,
+    ShapleyCAM,
 )
 from pyfast_xai.errors import InputError, UnsupportedOpError
 from pyfast_xai.explainers.common.axes import axes_of, layout_of
-from pyfast_xai.explainers.common.layer_search import LayerSearch, last_features, last_sensitive, token_grid
+from pyfast_xai.explainers.common.layer_search import LayerSearch, last_features, sensitive_levels, token_grid
+from pyfast_xai.explainers.common.targets import TargetByImage
 from pyfast_xai.rules.gradient import GradientRules
 from pyfast_xai.tape import record
 
@@ -232,14 +238,14 @@ def test_a_map_of_the_image_for_each_image(name, method, classes, images, caplog
 
 def test_the_last_of_two_streams_is_the_layer():
     tape = record(Net(streams).eval(), torch.randn(2, 3, *SIZE))
-    assert last_features(tape) == last_sensitive(tape) == "add_5"
+    assert [last_features(tape)] == sensitive_levels(tape) == ["add_5"]
 
 
 @pytest.mark.parametrize("name", READS)
 def test_as_many_classes_as_channels_are_the_same_layer(name):
     images = torch.randn(2, 3, *SIZE)
-    for find in (last_features, last_sensitive):
-        names = {find(record(Net(READS[name], classes=classes).eval(), images)) for classes in (5, 16, 24)}
+    for find in (last_features, sensitive_levels):
+        names = {str(find(record(Net(READS[name], classes=classes).eval(), images))) for classes in (5, 16, 24)}
         assert len(names) == 1
 
 
@@ -309,7 +315,9 @@ def test_detectors_are_explained_at_their_features(transposed):
     model, images = Detector(transposed).eval(), torch.randn(2, 3, *SIZE)
     tape = record(model, images)
     assert last_features(tape) == "down.1.silu"
-    assert EigenCAM(model)(images).signed_map.shape == (2, 4, 6)
+    for kind in (EigenCAM, FEM, ScoreCAM, AblationCAM):
+        assert kind(model).names(tape) == ["body.1.silu", "down.1.silu"]
+    assert DeepFeatureFactorization(model)(images).signed_map.shape == (2, 4, 6)
     assert GradCAM(model).names(tape) == ["body.1.silu", "down.1.silu"]
     queries = Queries(None).eval()
     assert last_features(record(queries, images)) == "block.add_1"
@@ -345,6 +353,19 @@ def at_one_level_each(out):
     return torch.stack([out[0, 4 + 2, 40], out[1, 4 + 2, 8 * 12 + 9]])
 
 
+class AtOneLevelEach(TargetByImage):
+    """The same as a target of the two images in any order, as perturbation methods need it."""
+
+    def __init__(self, rows=(0, 1)):
+        self.of = torch.as_tensor(rows)
+
+    def rows(self, rows):
+        return AtOneLevelEach(self.of[rows])
+
+    def __call__(self, out):
+        return out[torch.arange(len(out)), 4 + 2, torch.tensor([40, 8 * 12 + 9])[self.of]]
+
+
 def test_a_detector_is_explained_at_all_maps_that_enter_its_heads():
     """Of images whose detections come from different levels, none has an empty map: LayerCAM by hand, in float64."""
     torch.manual_seed(5)
@@ -370,6 +391,71 @@ def test_a_detector_is_explained_at_all_maps_that_enter_its_heads():
     torch.testing.assert_close(result.heatmap, torch.stack(levels).amax(0), rtol=0, atol=1e-12)
     assert (result.heatmap.amax((1, 2)) > 0.99).all()
     assert result.signed_map is None
+
+
+def test_eigen_cam_of_a_detector_is_the_mean_over_its_pyramid():
+    torch.manual_seed(5)
+    model = Pyramid().double().eval()
+    images = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    entering = []
+    hooks = [part.register_forward_hook(lambda *call: entering.append(call[2])) for part in (model.fine, model.coarse)]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    levels = []
+    for level in entering:
+        rows = level.detach().flatten(2).mT
+        left, size, _ = torch.linalg.svd(rows, full_matrices=False)
+        heat = left[..., 0] * size[:, :1]
+        sign = (heat * rows.square().sum(2)).sum(1, keepdim=True).sign()
+        heat = (heat * sign).unflatten(1, level.shape[2:])[:, None]
+        heat = nn.functional.interpolate(heat, size=(32, 48), mode="bilinear", align_corners=False)[:, 0].clamp_min(0)
+        levels.append(heat / heat.amax((1, 2), keepdim=True))
+    result = EigenCAM(model)(images)
+    torch.testing.assert_close(result.heatmap.double(), torch.stack(levels).mean(0), rtol=0, atol=1e-6)
+    assert result.signed_map is None
+
+
+@pytest.mark.parametrize("kind", [ScoreCAM, AblationCAM, ShapleyCAM])
+def test_channels_of_a_detector_are_weighed_at_every_level(kind):
+    torch.manual_seed(5)
+    model = Pyramid().double().eval()
+    images = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    explain = kind(model)
+    assert explain.names(record(model, images)) == ["fine.1.silu", "coarse.1.silu"]
+    levels = [kind(model, layer=name)(images, AtOneLevelEach()).heatmap for name in ("fine", "coarse")]
+    scaled = [level / level.amax((1, 2), keepdim=True).clamp_min(1e-300) for level in levels]
+    assert scaled[0][0].any()
+    assert scaled[1][1].any()
+    torch.testing.assert_close(explain(images, AtOneLevelEach()).heatmap, sum(scaled) / 2, rtol=0, atol=1e-12)
+
+
+def test_two_levels_of_one_grid_are_one():
+    """A pyramid whose last stage keeps the resolution: both levels are computed from the map in front of them."""
+
+    class Flat(Pyramid):
+        def forward(self, x):
+            shared = self.down(self.body(x))
+            levels = [self.fine(torch.cat([shared, shared], 1)), self.coarse(torch.cat([shared, shared], 1))]
+            heads = zip(self.boxes, self.classes, levels, strict=True)
+            numbers = [torch.cat([box(p), of_class(p).sigmoid()], 1) for box, of_class, p in heads]
+            return torch.cat([part.flatten(2) for part in numbers], 2)
+
+    model, images = Flat().eval(), torch.randn(2, 3, 32, 48)
+    for kind in (EigenCAM, LayerCAM):
+        explain = kind(model)
+        assert len(explain.names(record(model, images))) == 1
+        assert explain(images, lambda out: out[:, 5, 4]).signed_map.shape == (2, 4, 6)
+
+
+def test_a_backbone_that_returns_its_maps_is_no_detector():
+    class Backbone(Pyramid):
+        def forward(self, x):
+            first = self.body(x)
+            return {"fine": first, "coarse": self.down(first)}
+
+    model, images = Backbone().eval(), torch.randn(2, 3, 32, 48)
+    assert EigenCAM(model)(images).signed_map.shape == (2, 4, 6)
 
 
 def test_a_row_of_which_nothing_arrives_at_any_level_is_said(caplog):

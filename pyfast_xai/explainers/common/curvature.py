@@ -35,8 +35,8 @@ def gradient_less_half_curvature(tape: Tape, value: Value, scores: Callable[[Any
         totals = scores(replay_suffix(tape, value, start.clone())).sum(0)
         if not totals.requires_grad:
             raise InputError(
-                "model must let gradients of its scores pass to the layer, got one without, as behind argmax, detach or "
-                "a comparison: explain what goes into it, or take a method that perturbs the image (occlusion, RISE)"
+                "model must let gradients of its scores pass to the layer, got one without, as behind argmax, detach "
+                "or a comparison: explain what goes into it, or take a method that perturbs the image (occlusion, RISE)"
             )
         for k, total in enumerate(totals):
             (slope,) = torch.autograd.grad(total, start, create_graph=True)

@@ -15,8 +15,8 @@ from pyfast_xai.explainers.common.checks import SHAPES
 from pyfast_xai.explainers.common.explainer import Explainer, Settings, one_of
 from pyfast_xai.explainers.common.layer_search import (
     Place,
+    feature_levels,
     is_channels_last,
-    last_features,
     place_of,
     token_grid,
 )
@@ -91,7 +91,7 @@ class LayerExplainer(Explainer):
         Raises:
             InputError: no layer is there.
         """
-        return [last_features(tape)]
+        return feature_levels(tape)
 
     def grid(self, activation: Tensor, size: Sequence[int], name: str, layout: Layout | None = None) -> Tensor:
         """Returns an activation, or its gradient, with a cell for each position, `[N, h, w, C]`.

@@ -126,6 +126,11 @@ class LayerSearch:
         dims = [self._axes[end] for end in self._ends if end in self._axes]
         return all(len(end) == 2 and [axis.kind for axis in end[0].axes] == ["n"] for end in dims)
 
+    def ends_in_maps(self) -> bool:
+        """Returns whether an end is a map of the image."""
+        layouts = [layout_of(self._axes[end], self._space) for end in self._ends if end in self._axes]
+        return any(layout is not None and _is_map(layout) for layout in layouts)
+
     def levels(self) -> list[Layer]:
         """Returns the maps of several resolutions that the ends are computed from, as a detector's pyramid; or none.
 
@@ -359,6 +364,22 @@ def last_features(tape: Tape) -> str:
     return LayerSearch(tape, class_scores(tape)).last().name
 
 
+def feature_levels(tape: Tape) -> list[str]:
+    """Returns the names of the levels of a detector's pyramid, or that of the last layer where there are none.
+
+    A classifier has none, nor has a model that returns its maps, as a backbone and a segmenter do.
+
+    Args:
+        tape: tape of a whole forward pass.
+
+    Raises:
+        InputError: the model has no layer.
+    """
+    search = LayerSearch(tape, class_scores(tape))
+    levels = [] if search.ends_in_vectors() or search.ends_in_maps() else search.levels()
+    return [layer.name for layer in levels] or [search.last().name]
+
+
 def class_scores(tape: Tape) -> list[Value] | None:
     """Returns the scores of classes among several outputs; None where the model returns something else.
 
@@ -369,21 +390,6 @@ def class_scores(tape: Tape) -> list[Value] | None:
     except InputError:
         return None
     return [value] if len(value.shape) == 2 and value.shape[0] == tape.inputs[0].shape[0] else None
-
-
-def last_sensitive(tape: Tape, ends: Collection[Value] | None = None) -> str:
-    """Returns the name of the last layer that the explained outputs depend on at every position.
-
-    Where one token is read in the end, the others of the last layer have no influence any more.
-
-    Args:
-        tape: tape of a whole forward pass.
-        ends: the outputs that are explained; None for all.
-
-    Raises:
-        InputError: the model has none.
-    """
-    return LayerSearch(tape, ends).last(read=True).name
 
 
 def sensitive_levels(tape: Tape, ends: Collection[Value] | None = None) -> list[str]:

@@ -128,8 +128,13 @@ class PerturbationScores:
         """Returns the scores in what the model returned for changed images; see a call."""
         if self.function is None:
             return outside_inference_mode(self.scores(self.logits(result), rows, score))
+        return outside_inference_mode(self.numbers(result, rows))
+
+    def numbers(self, result: Any, rows: Tensor) -> Tensor:
+        """Returns what a function as target gives for changed images, `[M, K]`; it can be differentiated."""
+        assert self.function is not None
         answer = numbers_of(take_targets(self.function, len(self._images), rows), result, len(rows))
-        return outside_inference_mode(at_least_float32(answer)).view(len(rows), -1)
+        return at_least_float32(answer).view(len(rows), -1)
 
     def outputs(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Returns the outputs for changed images, `[M, classes]`, at least float32.

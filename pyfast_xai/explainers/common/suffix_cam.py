@@ -12,7 +12,7 @@ from pyfast_xai.explainers.common.activation_reader import ActivationReader, Sou
 from pyfast_xai.explainers.common.cam_rules import weighted_sum
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, LayerSettings
 from pyfast_xai.explainers.common.layer_recorder import one_row_an_image
-from pyfast_xai.explainers.common.layer_search import last_sensitive
+from pyfast_xai.explainers.common.layer_search import sensitive_levels
 from pyfast_xai.explainers.common.perturbation_scores import PerturbationScores
 from pyfast_xai.explainers.common.targets import Goal
 from pyfast_xai.explainers.common.tensors import at_least_float32, take_rows, targets_to_rows
@@ -50,7 +50,7 @@ class SuffixCAM(LayerExplainer):
         self._read = ActivationReader(self)
 
     def automatic(self, tape: Tape, ends: Collection[Value] | None = None) -> list[str]:
-        return [last_sensitive(tape, ends)]
+        return sensitive_levels(tape, ends)
 
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         maps = []

@@ -19,8 +19,8 @@ Target = int | str | Sequence[int] | Sequence[str] | Tensor | None
 Goal = Target | Callable[[Any], Tensor]
 
 UNRELATED = (
-    "model must return a tensor that depends on its input, got none, as where numbers pass through NumPy or are constants: "
-    "make it compute its scores in PyTorch"
+    "model must return a tensor that depends on its input, got none, as where numbers pass through NumPy or are "
+    "constants: make it compute its scores in PyTorch"
 )
 
 
@@ -173,8 +173,9 @@ def class_columns(logits: Tensor) -> Tensor:
     """
     if not logits.is_floating_point():
         raise InputError(
-            f"model must return floating-point outputs, got {logits.dtype}, as argmax returns: make it return the scores "
-            "that these were made of, or give a method that perturbs the image (occlusion, RISE) a function as target"
+            f"model must return floating-point outputs, got {logits.dtype}, as argmax returns: make it return the "
+            "scores that these were made of, or give a method that perturbs the image (occlusion, RISE) a function as "
+            "target"
         )
     if logits.dim() == 1:
         return logits[:, None]

@@ -169,9 +169,9 @@ def _report(policy: GradientRules, tape: Tape, blocking: Sequence[Node], ends: C
             )
     message = (
         f"all gradients are zero, as none passes {' or '.join(named[:3])}: its derivative is zero or it returns no "
-        f"floating-point numbers (the backward of a torch.autograd.Function is not followed); explain what goes into it, "
-        f"or by a method without gradients (occlusion, RISE); a rule registered with pyfast_xai.rules.gradient.rule lets "
-        f"them pass"
+        f"floating-point numbers (the backward of a torch.autograd.Function is not followed); explain what goes into "
+        f"it, or by a method without gradients (occlusion, RISE); a rule registered with "
+        f"pyfast_xai.rules.gradient.rule lets them pass"
     )
     if named and message not in policy.warned:
         policy.warned.add(message)
