@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "bench" / "data" / "zoo.csv"
 PAGE = ROOT / "docs" / "models.md"
 COLUMNS = ("library", "family", "model", "explainer", "verdict", "reason")
+WRITE_EACH = 10  # seconds, between two times that the verdicts on one model are written
+TROUBLE = ("refused", "wrong", "failed")
 BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 
 
@@ -63,29 +66,36 @@ def run(only: tuple[str, ...], explainers: list[str], seconds: float, again: boo
             continue
         print(f"{number + 1}/{len(todo)} {entry.library}/{entry.family}", end=" ", flush=True)
         begin = time.monotonic()
-        result = [{**same, **row} for row in _in_a_process(entry, missing, seconds)]
-        print(dict(Counter(row["verdict"] for row in result)), f"{time.monotonic() - begin:.0f} s", flush=True)
         others = [row for row in read() if any(row[name] != value for name, value in same.items())]
+        result: list[dict[str, str]] = []
+        written = begin
+        for row in _in_a_process(entry, missing, seconds):
+            result.append({**same, **row})
+            if time.monotonic() - written > WRITE_EACH:
+                written = time.monotonic()
+                write([*others, *known, *result])
+        print(dict(Counter(row["verdict"] for row in result)), f"{time.monotonic() - begin:.0f} s", flush=True)
         write([*others, *known, *result])
 
 
-def _in_a_process(entry: Any, explainers: list[str], seconds: float) -> list[dict[str, str]]:
-    """Returns the verdicts on a model that is judged in a process of its own, which a crash or a hang ends alone."""
+def _in_a_process(entry: Any, explainers: list[str], seconds: float) -> Iterator[dict[str, str]]:
+    """Yields the verdicts on a model that is judged in a process of its own, which a crash or a hang ends alone."""
     fork = multiprocessing.get_context("fork")
     results, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=_judged, args=(entry, tuple(explainers), seconds, sender))
     process.start()
     sender.close()
-    rows: list[dict[str, str]] = []
+    judged: list[str] = []
     with contextlib.suppress(EOFError):
         while results.poll(20 * seconds + 300):
-            rows.append(results.recv())
+            row = results.recv()
+            judged.append(row["explainer"])
+            yield row
     process.kill()
     process.join()
-    if len(rows) < len(explainers) and not any(row["explainer"] == "the model itself" for row in rows):
-        place = explainers[len(rows)]
-        rows.append({"explainer": place, "verdict": "failed", "reason": f"the process ended with {process.exitcode}"})
-    return rows
+    if len(judged) < len(explainers) and "the model itself" not in judged:
+        place = explainers[len(judged)]
+        yield {"explainer": place, "verdict": "failed", "reason": f"the process ended with {process.exitcode}"}
 
 
 def _judged(entry: Any, explainers: tuple[str, ...], seconds: float, sender: Any) -> None:
@@ -106,40 +116,63 @@ def _judged(entry: Any, explainers: tuple[str, ...], seconds: float, sender: Any
 
 
 def table() -> None:
-    """Puts the table of what is served into docs/models.md: families with the same verdicts share a line."""
+    """Puts the tables of what is served into docs/models.md: families with the same verdicts share a line."""
     by_model: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    by_explainer: dict[str, Counter[str]] = defaultdict(Counter)
     for row in read():
         by_model[row["library"], row["family"]][row["explainer"]] = row
-    explainers = {name for rows in by_model.values() for name in rows}
-    reasons: dict[str, int] = {}
-    alike: dict[tuple[str, str, str], list[tuple[str, int, int]]] = defaultdict(list)
-    for (library, family), rows in sorted(by_model.items()):
-        sorts: dict[str, list[str]] = defaultdict(list)
-        trouble: dict[int, list[str]] = defaultdict(list)
-        for name, row in sorted(rows.items()):
-            sorts[row["verdict"]].append(name)
-            if row["verdict"] in ("refused", "wrong", "failed"):
-                text = f"{row['verdict']}: {row['reason']}".replace("|", "\\|").replace("<", "&lt;")
-                trouble[reasons.setdefault(text, len(reasons) + 1)].append(name)
-        foreign = ", ".join(sorts["not applicable"]) or "none"
-        shown = "; ".join(f"{', '.join(names)} ({number})" for number, names in trouble.items()) or "none"
-        served = len(sorts["served"])
-        untried = len(explainers) - len(rows) + len(sorts["not tried"])
-        alike[library, foreign, shown].append((family, served, untried))
-    counted = Counter(row["verdict"] for rows in by_model.values() for row in rows.values())
-    lines = [
-        f"{len(by_model)} families: {', '.join(f'{count} cells {name}' for name, count in counted.most_common())}.",
-        "",
-        "| library | families | served | not tried | not applicable | refused, wrong or failed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (library, foreign, shown), families in sorted(alike.items(), key=lambda item: (item[0][0], item[1][0])):
-        names, served, untried = zip(*families, strict=True)
-        lines.append(f"| {library} | {', '.join(names)} | {_span(served)} | {_span(untried)} | {foreign} | {shown} |")
-    lines += ["", *(f"{number}. {text}" for text, number in reasons.items())]
+        by_explainer[row["explainer"]][row["verdict"]] += 1
+    lines = [_summary(by_model, len(by_explainer)), "", *_families(by_model), "", *_explainers(by_explainer)]
     page = PAGE.read_text()
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+
+
+def _summary(by_model: dict[tuple[str, str], dict[str, dict[str, str]]], explainers: int) -> str:
+    counted = Counter(row["verdict"] for rows in by_model.values() for row in rows.values())
+    tried = sum(counted.values()) - counted["not tried"]
+    kinds = ", ".join(f"{counted[name]} {name}" for name in (*TROUBLE, "not applicable") if counted[name])
+    pairs = len(by_model) * explainers
+    return (
+        f"{len(by_model)} families with {explainers - 1} explainers and the model itself are {pairs} pairs. {tried} "
+        f"of them were tried: {counted['served']} served, {kinds}."
+    )
+
+
+def _families(by_model: dict[tuple[str, str], dict[str, dict[str, str]]]) -> list[str]:
+    """Returns the table of families; each cell of its last column is a refusal with its reason."""
+    alike: dict[tuple[str, str, str], list[tuple[str, int, int]]] = defaultdict(list)
+    for (library, family), rows in sorted(by_model.items()):
+        verdicts = {name: row for name, row in sorted(rows.items()) if row["verdict"] != "not tried"}
+        foreign = ", ".join(name for name, row in verdicts.items() if row["verdict"] == "not applicable") or "none"
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for name, row in verdicts.items():
+            if row["verdict"] in TROUBLE:
+                text = row["reason"].removeprefix(f"{name}: ").replace("|", "\\|").replace("<", "&lt;")
+                reasons[f"{row['verdict']}: {text}"].append(name)
+        shown = "<br>".join(f"{', '.join(names)} {text}" for text, names in reasons.items()) or "none"
+        served = sum(row["verdict"] == "served" for row in verdicts.values())
+        alike[library, foreign, shown].append((family, served, len(verdicts)))
+    lines = [
+        "| library | families | served | tried | not made for them | refused, wrong or failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (library, foreign, shown), families in sorted(alike.items(), key=lambda item: (item[0][0], item[1][0])):
+        names, served, tried = zip(*families, strict=True)
+        lines.append(f"| {library} | {', '.join(names)} | {_span(served)} | {_span(tried)} | {foreign} | {shown} |")
+    return lines
+
+
+def _explainers(by_explainer: dict[str, Counter[str]]) -> list[str]:
+    """Returns the table of explainers; those with the same numbers share a line."""
+    alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, counted in sorted(by_explainer.items()):
+        trouble = sum(counted[verdict] for verdict in TROUBLE)
+        alike[counted["served"], counted["not applicable"], trouble].append(name)
+    lines = ["| explainers | families served | not made for | refused, wrong or failed |", "|---|---|---|---|"]
+    for numbers, names in sorted(alike.items(), reverse=True):
+        lines.append(f"| {', '.join(names)} | {' | '.join(map(str, numbers))} |")
+    return lines
 
 
 def _span(counts: tuple[int, ...]) -> str:

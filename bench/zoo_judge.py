@@ -101,12 +101,10 @@ def _explained(name: str, model: nn.Module, images: Tensor, target: Any, mixes_r
     if METHODS[name].needs_detections and not isinstance(target, DetectionTarget):
         return "not applicable", "explains detections alone"
 
-    def explain(images: Tensor, target: Any, **more: Any) -> Explanation:
-        return METHODS[name](model, **settings, **more)(images, target)
-
     try:
         with _logged() as messages:
-            whole = explain(images, target)
+            explainer = METHODS[name](model, **settings)
+            whole = explainer(images, target)
     except (InputError, UnsupportedOpError) as error:
         return _refusal(name, _line(error))
     except Exception as error:  # the verdict is what is looked for
@@ -125,10 +123,10 @@ def _explained(name: str, model: nn.Module, images: Tensor, target: Any, mixes_r
     try:
         reason = ""
         if not mixes_rows:
-            alone = explain(images[1:], take_targets(target, len(images), torch.tensor([1])))
+            alone = explainer(images[1:], take_targets(target, len(images), torch.tensor([1])))
             reason = _differs(alone, whole, slice(1, 2), "the row alone")
         if not reason and name in ACCELERATED:
-            repeated = explain(images, target, accelerate=True)
+            repeated = METHODS[name](model, **settings, accelerate=True)(images, target)
             reason = _differs(repeated, whole, slice(None), "accelerated")
     except Exception as error:  # as above
         return "failed", f"alone or accelerated, {type(error).__name__}: {_line(error)}"

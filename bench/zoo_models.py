@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from zoo_judge import Specimen, liven
+from zoo_thin import thinned
 
 from pyfast_xai import DetectionTarget, ZeroShotClassifier
 from pyfast_xai.explainers.common.detections import detections_in
@@ -135,8 +136,11 @@ REDUCED: dict[str, dict[str, Any]] = {
     "gemma4_vit": {**_TOKENS, "head_dim": 16, "num_kv_heads": 3, "intermediate_size": 96},
     "hiera": {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)},
     "hieradet_sam2": {"embed_dim": 16, "num_heads": 1},
-    "lowformer": {"depth_list": (0, 1, 1, 1, 1)},
+    "lowformer": {"depth_list": (0, 1, 1, 1, 1), "width_list": (8, 16, 32, 48, 64), "head_widths": (96, 96)},
+    "mobilenetv5": {"channel_multiplier": 0.125},
     "nasnet": {"num_features": 192, "stem_size": 8},
+    "nextvit": {"depths": (1, 1, 5, 1), "stem_chs": (16, 8, 16)},
+    "rdnet": {"num_init_features": 16, "growth_rates": (16, 16, 24, 24, 24, 24, 32), "num_blocks_list": (1,) * 7},
     "repvit": {"depth": (1, 1, 1, 1), "embed_dim": _WIDTHS},
     "res2net": {"layers": (1, 1, 1, 1), "channels": (32, 64, 96, 128)},
     "resnest": {"channels": _WIDTHS},
@@ -155,6 +159,36 @@ REDUCED: dict[str, dict[str, Any]] = {
     "xcit": {"depth": 2},
 }
 
+
+def _byoanet() -> dict[str, Any]:
+    block = importlib.import_module("timm.models.byobnet").ByoBlockCfg
+    stages = [block(type="self_attn", d=1, c=16 * 2**stage, s=1 + bool(stage), gs=0, br=1.0) for stage in range(4)]
+    return {"blocks": tuple(stages), "stem_chs": 16, "self_attn_kwargs": {"block_size": 2, "halo_size": 1}}
+
+
+def _mvitv2() -> dict[str, Any]:
+    config = importlib.import_module("timm.models.mvitv2").MultiScaleVitCfg
+    return {"cfg": config(depths=(1, 1, 1, 1), embed_dim=(16, 32, 32, 64), num_heads=(1, 2, 2, 4))}
+
+
+def _vitamin() -> dict[str, Any]:
+    module = importlib.import_module("timm.models.vitamin")
+    convolutions = module.VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6)
+    stem = {"embed_dim": (16, 32, 48), "depths": (1, 1, 1), "stem_width": 16, "head_type": "1d"}
+    return {**_TOKENS, "embed_cfg": module.VitCfg(**stem, conv_cfg=convolutions)}
+
+
+# The families whose settings are objects of timm.
+CONFIGURED: dict[str, Callable[[], dict[str, Any]]] = {"byoanet": _byoanet, "mvitv2": _mvitv2, "vitamin": _vitamin}
+
+# Families whose widths are fixed by their classes, and what these are divided by.
+THINNED = {
+    **dict.fromkeys(("inception_resnet_v2", "inception_v3", "inception_v4", "selecsls", "vgg"), 8),
+    **dict.fromkeys(("xception", "xception_aligned"), 8),
+    "pnasnet": 6,
+    "hrnet": 4,
+}
+
 # The families whose models take no such settings: the class and all of its settings, at 64 pixels.
 BUILT: dict[str, tuple[str, dict[str, Any]]] = {
     "convmixer": ("ConvMixer", {"dim": 32, "depth": 3, "kernel_size": 7, "patch_size": 7}),
@@ -162,6 +196,7 @@ BUILT: dict[str, tuple[str, dict[str, Any]]] = {
     "gcvit": ("GlobalContextVit", {"img_size": 64, "embed_dim": 16, "num_heads": (1, 2, 4, 8), **_STAGES}),
     "metaformer": ("MetaFormer", {"dims": _WIDTHS, **_STAGES}),
     "mlp_mixer": ("MlpMixer", {"img_size": 64, "num_blocks": 2, "embed_dim": 48}),
+    "mvitv2": ("MultiScaleVit", {"img_size": (64, 64)}),
     "nest": ("Nest", {"img_size": 64, "depths": (1, 1, 2), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)}),
     "volo": (
         "VOLO",
@@ -176,24 +211,29 @@ def _timm() -> Iterator[Entry]:
             if family in BUILT:
                 yield Entry("timm", family, BUILT[family][0], functools.partial(_class_of_timm, family))
             else:
-                yield Entry("timm", family, name, functools.partial(_of_timm, name, REDUCED.get(family, {})))
+                yield Entry("timm", family, name, functools.partial(_of_timm, family, name))
 
 
 def _class_of_timm(family: str) -> Specimen:
     name, settings = BUILT[family]
+    settings = settings | (CONFIGURED[family]() if family in CONFIGURED else {})
     torch.manual_seed(0)
     module = importlib.import_module(f"timm.models.{family}")
     return specimen(getattr(module, name)(num_classes=CLASSES, **settings), drawn(3, 64, 64))
 
 
-def _of_timm(name: str, reduced: dict[str, Any]) -> Specimen:
+def _of_timm(family: str, name: str) -> Specimen:
     import timm
 
+    reduced = {**REDUCED.get(family, {}), **(CONFIGURED[family]() if family in CONFIGURED else {})}
     for side in SIDES:
         for settings in ({"img_size": side, "depth": 3}, {"img_size": side}, {}):
             torch.manual_seed(0)
             try:
-                model = timm.create_model(name, pretrained=False, num_classes=CLASSES, **{**settings, **reduced}).eval()
+                with thinned(THINNED.get(family, 1), (CLASSES,)):
+                    model = timm.create_model(
+                        name, pretrained=False, num_classes=CLASSES, **{**settings, **reduced}
+                    ).eval()
                 images = drawn(*model.default_cfg["input_size"][:1], side, side)
                 with torch.no_grad():
                     output = model(images)

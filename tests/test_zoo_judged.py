@@ -75,3 +75,23 @@ def test_a_model_that_does_not_depend_on_the_image_is_wrong_without_a_word(judge
     monkeypatch.setitem(METHODS, "saliency", Silent)
     (verdict,) = judge.judge(judge.Specimen(Mixes(), torch.rand(2, 3, 8, 8)), ("saliency",))
     assert (verdict.verdict, verdict.reason) == ("wrong", "constant without a word")
+
+
+def test_a_thinned_network_has_its_operations_at_a_fraction_of_the_width(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from zoo_thin import thinned
+
+    def built():
+        grouped = nn.Conv2d(16, 32, 3, groups=2)
+        depthwise = nn.Conv2d(32, 32, 3, 2, 1, 1, 32, bias=False)
+        norms = (nn.BatchNorm2d(32), nn.GroupNorm(2, 32))
+        pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(32), nn.Linear(32, 10))
+        return nn.Sequential(nn.Conv2d(3, 16, 3), grouped, depthwise, *norms, *pooled)
+
+    with thinned(4, keep=(10,)):
+        thin = built()
+    whole = built()
+    assert thin(torch.rand(2, 3, 16, 16)).shape == whole(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+    shapes = [list(module.weight.shape) for module in thin if hasattr(module, "weight")]
+    assert shapes == [[4, 3, 3, 3], [8, 2, 3, 3], [8, 1, 3, 3], [8], [8], [8], [10, 8]]
+    assert (thin[2].stride, thin[2].padding, thin[2].groups, thin[2].bias) == ((2, 2), (1, 1), 8, None)

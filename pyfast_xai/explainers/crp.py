@@ -50,7 +50,7 @@ class CRP(LRP):
         layer: the path of a module, or the name of an operation; of several calls the last counts. None for the last
             convolution at which relevance arrives, or, without convolutions, the last layer that holds a map.
         channels: conditions, each a channel or a sequence of channels; None for those with the most relevance, which
-            may differ from target to target.
+            may differ from target to target. Where too few have a positive one, those with the most negative follow.
         n_channels: how many of these.
         channel_dim: the dimension of a named layer's channels, 1 in maps and -1 in tokens.
         composite: see `LRP`.
@@ -127,7 +127,8 @@ class CRP(LRP):
         """Returns the channels of each condition, bool `[K, N, conditions, C]`, for relevance `[K, N, C]`."""
         total = relevance.shape[-1]
         if self.channels is None:
-            highest = relevance.topk(min(self.n_channels, total), -1).indices
+            rank = torch.where(relevance > 0, relevance, -relevance.abs().reciprocal())  # no relevance comes last
+            highest = rank.topk(min(self.n_channels, total), -1).indices
             return nn.functional.one_hot(highest, total).bool()
         masks = torch.zeros(len(self.channels), total, dtype=torch.bool, device=relevance.device)
         for mask, condition in zip(masks, self.channels, strict=True):

@@ -271,6 +271,40 @@ def test_legrad_of_a_model_that_casts_inside(dtype):
     torch.testing.assert_close(explanation.signed_map, expected, rtol=1e-4, atol=1e-7)  # rounding of float32
 
 
+class Mixed(Transformer):
+    """Blocks and a head in precisions of their own."""
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.place
+        for block in self.blocks:
+            x = block(x.to(block.norm.weight.dtype)).to(self.place.dtype)
+        return self.read(x)
+
+    def read(self, x):
+        return super().read(x.to(self.norm.weight.dtype))
+
+
+@pytest.mark.parametrize("in_single", ["head", "last block and head", "first block", "blocks"])
+def test_legrad_of_networks_that_change_their_precision(in_single):
+    def mixed(way):
+        torch.manual_seed(0)
+        model = Mixed(way, class_token=False).to(DOUBLE).eval()
+        singles = {
+            "head": [model.norm, model.head],
+            "last block and head": [model.blocks[-1], model.norm, model.head],
+            "first block": [model.blocks[0]],
+            "blocks": [model.blocks],
+        }
+        for part in singles[in_single]:
+            part.float()
+        return model
+
+    plain, images = mixed("spelled out"), torch.randn(3, 3, 4 * GRID[0], 4 * GRID[1], dtype=DOUBLE)
+    explanation = LeGrad(mixed("fused"))(images, 2)
+    expected = slow_legrad(plain, images, 2).reshape(3, *GRID).to(explanation.signed_map.dtype)
+    torch.testing.assert_close(explanation.signed_map, expected, rtol=0, atol=1e-6 * float(expected.max()))
+
+
 @pytest.mark.parametrize("kind", [AttentionRollout, AttentionRelevance, LeGrad])
 def test_a_mask_and_replays(kind):
     class Masked(nn.Module):

@@ -75,10 +75,39 @@ def test_the_channels_with_the_most_relevance_come_first(images):
     found = CRP(net, layer="layer2", n_channels=3)(images, [[1, 3], [0, 2]])
     total = CRP(net, layer="layer2", channels=range(128))(images, [[1, 3], [0, 2]])
     assert found.relevance.shape == (12,)
-    expected = total.relevance.view(4, 128).sort(1, descending=True).values[:, :3]
-    torch.testing.assert_close(found.relevance.view(4, 3), expected)
+    for row, relevances in enumerate(total.relevance.view(4, 128).tolist()):
+        positive = sorted((one for one in relevances if one > 0), reverse=True)
+        expected = [*positive, *sorted(one for one in relevances if one < 0), 0, 0, 0][:3]
+        torch.testing.assert_close(found.relevance.view(4, 3)[row], torch.tensor(expected, dtype=DOUBLE))
     picked = total.attribution.view(4, 128, 3, 16, 16)[torch.arange(12) // 3, found.conditions.int().argmax(1)]
     torch.testing.assert_close(found.attribution, picked)
+
+
+class Negated(nn.Module):
+    """A score that four channels of positive values lower, by nothing, a little, nothing and a lot."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(4, 1, bias=False)
+        with torch.no_grad():
+            self.conv.weight.fill_(1.0)
+            self.fc.weight.copy_(torch.tensor([[0.0, -1.0, 0.0, -2.0]]))
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("composite", ["epsilon-plus-flat", "epsilon-alpha2-beta1"])
+def test_channels_with_negative_relevance_come_before_those_with_none(images, composite):
+    net = Negated().to(DOUBLE).eval()
+    chosen = CRP(net, n_channels=3, composite=composite)(images.abs())
+    assert chosen.conditions.int().argmax(1).tolist()[:2] == [3, 1]
+    assert chosen.conditions.int().argmax(1).tolist()[3:5] == [3, 1]
+    named = CRP(net, layer="conv", channels=[3, 1], composite=composite)(images.abs())
+    rows = torch.tensor([0, 1, 3, 4])
+    assert bool((named.relevance < 0).all())
+    torch.testing.assert_close(chosen.relevance[rows], named.relevance, rtol=0, atol=0)
+    torch.testing.assert_close(chosen.attribution[rows], named.attribution, rtol=0, atol=0)
 
 
 def test_a_function_and_a_start_are_targets(images):
