@@ -245,57 +245,9 @@ def _of_timm(family: str, name: str) -> Specimen:
     raise ValueError(f"{name} takes images of none of the sides {SIDES}")
 
 
-# torchvision
-
-OF_TORCHVISION = (
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
-    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
-    *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32"),
-    "wide_resnet50_2",
-)
-SEGMENTERS = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
-DETECTORS = (
-    *("fasterrcnn_mobilenet_v3_large_320_fpn", "fcos_resnet50_fpn", "retinanet_resnet50_fpn"),
-    *("ssdlite320_mobilenet_v3_large", "ssd300_vgg16", "maskrcnn_resnet50_fpn"),
-)
-
-
 def _torchvision() -> Iterator[Entry]:
     if _has("torchvision"):
-        for name in OF_TORCHVISION:
-            yield Entry("torchvision", name.split("_")[0], name, functools.partial(_classifier_of_torchvision, name))
-        for name in SEGMENTERS:
-            yield Entry("torchvision segmentation", name, name, functools.partial(_segmenter_of_torchvision, name))
-        for name in DETECTORS:
-            yield Entry("torchvision detection", name, name, functools.partial(_detector_of_torchvision, name))
-
-
-def _classifier_of_torchvision(name: str) -> Specimen:
-    from torchvision import models
-
-    torch.manual_seed(0)
-    auxiliary = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-    side = {"maxvit_t": 224, "vit_b_32": 224}.get(name, 96)
-    return specimen(models.get_model(name, weights=None, num_classes=CLASSES, **auxiliary), drawn(3, side, side))
-
-
-def _segmenter_of_torchvision(name: str) -> Specimen:
-    from torchvision import models
-
-    torch.manual_seed(0)
-    model = models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES)
-    return specimen(model, drawn(3, 96, 96), middle_of_class)
-
-
-def _detector_of_torchvision(name: str) -> Specimen:
-    from torchvision import models
-
-    torch.manual_seed(0)
-    sizes = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 128}
-    model = models.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES, **sizes).eval()
-    made = specimen(model, drawn(3, 96, 96).sigmoid())
-    made.target = strongest(model.double(), made.images.double())
-    return made
+        yield from importlib.import_module("zoo_torchvision").entries()
 
 
 # Transformers: small configurations of every classifier of images

@@ -24,6 +24,33 @@ def judge(monkeypatch):
     sys.modules.pop("zoo_judge"), sys.modules.pop("zoo_models", None)
 
 
+def test_suppression_keeps_what_a_slow_loop_keeps(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    from torchvision_nms import nms
+
+    random = torch.Generator().manual_seed(0)
+    low = torch.rand(40, 2, generator=random, dtype=torch.float64) * 20
+    boxes = torch.cat([low, low + 5 + 10 * torch.rand(40, 2, generator=random, dtype=torch.float64)], 1)
+    scores = torch.rand(40, generator=random, dtype=torch.float64)
+    scores[7] = scores[3]  # the first of equals is the better one
+    stays = []
+    for number in sorted(range(40), key=lambda number: (-float(scores[number]), number)):
+        if all(_overlap(boxes[number].tolist(), boxes[other].tolist()) <= 0.3 for other in stays):
+            stays.append(number)
+    assert 1 < len(stays) < 40
+    assert nms(boxes, scores, 0.3).tolist() == stays
+    assert nms(boxes[:0], scores[:0], 0.3).tolist() == []
+
+
+def _overlap(first, second):
+    """The intersection over union of two boxes, in plain numbers."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(0, width) * max(0, height)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return shared / (sum(areas) - shared)
+
+
 EXPLAINERS = ("saliency", "grad-cam", "eigen-cam", "fixations", "excitation-backprop", "lrp", "occlusion", "score-cam")
 
 

@@ -536,9 +536,27 @@ def test_a_zero_map_gives_its_reason(caplog):
         assert not ExcitationBackprop(scored)(images, lambda out: out[:, 0].mean((1, 2))).signed_map.any()
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
         "nothing of the target arrives at layer '1': the map of an image may be zero",
-        "the maps are nowhere positive, so that the heat maps are zero; `signed_map` has the negative evidence",
+        "the map of row 0 is nowhere positive, so that its heat map is zero; `signed_map` has the rest",
         "nothing of the target arrives at any layer, so that the maps are zero: it ends at '3.upsample_nearest2d'",
     ]
+
+
+@pytest.mark.parametrize("method", [FEM, LayerCAM], ids=lambda method: method.method)
+@pytest.mark.parametrize("layers", ["0", ["0", "1"]], ids=["one layer", "fused"])
+def test_the_one_map_that_is_nowhere_positive_is_named(method, layers, caplog):
+    """Of two images the second has activations below zero alone, with positive weights of the class."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    for parameter in model.eval().parameters():
+        nn.init.constant_(parameter, 0.0 if parameter.dim() == 1 else 1.0)
+    images = torch.linspace(1, 2, 64).view(1, 1, 8, 8) * torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    settings = {"k": 1.0} if method is FEM else {}
+    with caplog.at_level(logging.WARNING, "pyfast_xai"):
+        explanation = method(model, layer=layers, **settings)(images)
+    assert [bool(heatmap.any()) for heatmap in explanation.heatmap] == [True, False]
+    alone = "the map of row 1 is nowhere positive, so that its heat map is zero; `signed_map` has the rest"
+    fused = "the fused maps of row 1 are nowhere positive, so that their heat map is zero; one layer alone has a "
+    fused += "`signed_map`"
+    assert caplog.messages == [f"{method.method}: {alone if layers == '0' else fused}"]
 
 
 # Grids of tokens whose network is not known

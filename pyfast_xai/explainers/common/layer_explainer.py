@@ -162,7 +162,7 @@ class LayerExplainer(Explainer):
         return [place_of(tape, axes, name) for name in itertools.chain(*names)]
 
     def heat(self, maps: Sequence[Tensor], size: Sequence[int], mode: str = "bilinear") -> Tensor:
-        """Returns the positive part of the maps of each layer, at the resolution of the images.
+        """Returns the positive part of the maps of each layer, at the resolution of the images; logs which has none.
 
         Args:
             maps: signed, `[R, h, w]`, one a layer.
@@ -173,7 +173,19 @@ class LayerExplainer(Explainer):
             `[R, H, W]`; those of several layers are fused.
         """
         heatmaps = [resized(layer_map.clamp_min(0)[:, None], size, mode)[:, 0] for layer_map in maps]
-        return fused(heatmaps, self.fuse, self.gamma)
+        heatmap = fused(heatmaps, self.fuse, self.gamma)
+        if heatmap.device.type == "cpu":
+            filled = torch.stack([layer_map.flatten(1).any(1) for layer_map in maps]).any(0)
+            negative = filled & heatmap.flatten(1).any(1).logical_not()
+            if bool(negative.any()):
+                self.warn(
+                    "the map of row %d is nowhere positive, so that its heat map is zero; `signed_map` has the rest"
+                    if len(maps) == 1
+                    else "the fused maps of row %d are nowhere positive, so that their heat map is zero; one layer "
+                    "alone has a `signed_map`",
+                    int(negative.nonzero()[0]),
+                )
+        return heatmap
 
     def explanation(self, images: Tensor, targets: Targets, maps: Sequence[Tensor], heatmap: Tensor) -> Explanation:
         """Builds the explanation of the targets.
@@ -184,14 +196,6 @@ class LayerExplainer(Explainer):
             maps: signed, `[N * K, h, w]`, one a layer; of several layers the explanation holds none.
             heatmap: `[N * K, H, W]`.
         """
-        if (
-            heatmap.device.type == "cpu"
-            and any(bool(layer_map.any()) for layer_map in maps)
-            and not bool(heatmap.any())
-        ):
-            self.warn(
-                "the maps are nowhere positive, so that the heat maps are zero; `signed_map` has the negative evidence"
-            )
         if heatmap.device.type == "cpu":
             filled = torch.stack([layer_map.flatten(1).any(1) for layer_map in maps]).any(0)
             if bool(filled.any()) and not bool(filled.all()):
