@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyfast_xai.errors import InputError
 from pyfast_xai.evaluation.annotations import Annotation
 from pyfast_xai.evaluation.metrics import METRICS, Metric, Part
-from pyfast_xai.evaluation.result import Evaluation, Figure, interval
+from pyfast_xai.evaluation.result import Evaluation, Figure, interval, subsets
 from pyfast_xai.explainers import METHODS
 from pyfast_xai.explainers.common.explainer import Explainer, one_of
 from pyfast_xai.explainers.common.targets import class_columns, logits_in
@@ -118,16 +118,18 @@ def evaluate(
         raise InputError(f"annotations must be of pictures that can be read, got {len(errors)} that cannot")
     subset = torch.cat(small)
     figures = []
+    numbers = {}
     for name in explainers:
         for metric in chosen_metrics:
-            values = _joined(metric, rows[name, metric.name])
-            counted = ~values.reshape(len(values), -1).isnan().any(1)
-            for group, selected in (("all", counted), ("small", counted & subset)):
+            values = numbers[name, metric.name] = _joined(metric, rows[name, metric.name])
+            for group, selected in subsets(values, subset).items():
                 if group == "all" or bool(selected.any()):
                     ends = interval(values[selected], metric.reduce, resamples, seed)
                     figures.append(Figure(name, metric.name, group, *ends, int(selected.sum())))
     return Evaluation(
         figures=figures,
+        rows=numbers,
+        is_small=subset,
         cost={name: statistics.median(forwards) for name, forwards in costs.items()},
         pictures=len(subset),
         small=int(subset.sum()),

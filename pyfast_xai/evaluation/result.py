@@ -65,6 +65,17 @@ def interval(
     return value, low, high
 
 
+def subsets(rows: Tensor, small: Tensor) -> dict[str, Tensor]:
+    """Returns the pictures that count, of all and of those with small objects, each bool `[N]`.
+
+    Args:
+        rows: numbers of each picture, `[N, ...]`; NaN for a picture that does not count.
+        small: whether the objects of a picture are small, bool `[N]`.
+    """
+    counted = ~rows.reshape(len(rows), -1).isnan().any(1)
+    return {"all": counted, "small": counted & small}
+
+
 @dataclass
 class Evaluation:
     """Figures of some methods on some pictures.
@@ -77,6 +88,9 @@ class Evaluation:
         errors: pictures that could not be read, and why.
         threads: number of threads of torch.
         device: device of the model.
+        rows: numbers of each picture by method and metric, float64 `[pictures, ...]`; NaN where a picture lacks what
+            the metric needs.
+        is_small: whether the objects of a picture are small, bool `[pictures]`.
     """
 
     figures: list[Figure]
@@ -86,6 +100,8 @@ class Evaluation:
     errors: list[tuple[str, str]] = field(default_factory=list)
     threads: int = 1
     device: str = "cpu"
+    rows: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+    is_small: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool), repr=False)
 
     def figure(self, method: str, metric: str, subset: str = "all") -> Figure:
         """Returns one of the figures.
@@ -97,6 +113,40 @@ class Evaluation:
             if (figure.method, figure.metric, figure.subset) == (method, metric, subset):
                 return figure
         raise InputError(f"figure must be one that was measured, got {metric!r} of {method!r} on {subset!r}")
+
+    def difference(
+        self, method: str, other: str, metric: str, subset: str = "all", resamples: int = 1000, seed: int = 0
+    ) -> Figure:
+        """Returns how far the figure of a method lies above that of another, with a paired interval.
+
+        Both are taken on the same pictures, which are drawn together: what makes a picture hard for both cancels, so
+        two methods can differ for certain where their own intervals overlap.
+
+        Args:
+            method: the method.
+            other: the method whose figure is subtracted.
+            metric: one that was measured.
+            subset: "all" pictures or the "small" ones.
+            resamples: how often the pictures are drawn, with replacement.
+            seed: seed of the draws.
+
+        Returns:
+            The difference with its 95 % interval; its method is "METHOD - OTHER". An interval without zero is a
+            difference beyond chance, as far as one comparison goes.
+
+        Raises:
+            InputError: one of them was not measured.
+        """
+        for name in (method, other):
+            self.figure(name, metric, subset)
+        rows = [self.rows[name, metric] for name in (method, other)]
+        selected = torch.stack([subsets(values, self.is_small)[subset] for values in rows]).all(0)
+
+        def reduce(total: Tensor, count: Tensor) -> Tensor:
+            return METRICS[metric].reduce(total[:, 0], count) - METRICS[metric].reduce(total[:, 1], count)
+
+        ends = interval(torch.stack([values[selected] for values in rows], 1), reduce, resamples, seed)
+        return Figure(f"{method} - {other}", metric, subset, *ends, int(selected.sum()))
 
     def columns(self) -> list[tuple[str, str]]:
         """Returns the metric and subset of each column of the table: small objects where places are compared."""

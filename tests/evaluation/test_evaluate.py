@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -134,6 +135,48 @@ def test_sanity_metrics_of_a_method_that_looks_at_nothing(model, annotated):
     assert result.figure("centre", "randomization").value == pytest.approx(1)
     # The gradients of two quarters have no pixel in common: unit maps are the square root of two apart.
     assert result.figure("saliency", "class-sensitivity").value == pytest.approx(2**0.5, abs=1e-5)
+
+
+def test_differences_are_paired(model, annotated):
+    """The bootstrap of the differences themselves, and a curve whose best threshold is each method's."""
+    names = ["deletion", "best-box-error", "box-error"]
+    methods = {"saliency": Saliency, "oracle": Oracle, "opposite": Opposite}
+    result = evaluate(model, annotated, PREPROCESS, methods, names, batch_size=3)
+    images = torch.stack([PREPROCESS(Image.open(item.path))[0] for item in annotated])
+    areas = {
+        name: metrics.deletion(model, images, make(model)(images, torch.arange(4)).heatmap).auc.double().numpy()
+        for name, make in methods.items()
+    }
+    differences = areas["opposite"] - areas["saliency"]
+    assert differences.std() > 0.01
+    drawn = np.random.default_rng(1).integers(4, size=(4000, 4))
+    low, high = np.quantile(differences[drawn].mean(1), [0.025, 0.975])
+    actual = result.difference("opposite", "saliency", "deletion", resamples=4000)
+    assert (actual.method, actual.metric, actual.subset, actual.pictures) == (
+        "opposite - saliency",
+        "deletion",
+        "all",
+        4,
+    )
+    assert actual.value == pytest.approx(differences.mean(), abs=1e-6)
+    spread = high - low
+    assert actual.low == pytest.approx(low, abs=0.1 * spread)
+    assert actual.high == pytest.approx(high, abs=0.1 * spread)
+    for name in names:
+        for subset in ("all", "small"):
+            one, other = (result.figure(method, name, subset).value for method in ("opposite", "oracle"))
+            assert result.difference("opposite", "oracle", name, subset).value == pytest.approx(one - other), name
+    same = result.difference("oracle", "oracle", "best-box-error")
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_difference_counts_the_pictures_that_both_have(model, annotated):
+    bare = [Annotation(annotated[0].path), *annotated[1:]]
+    result = evaluate(model, bare, PREPROCESS, {"oracle": Oracle, "opposite": Opposite}, ["box-error"])
+    assert result.rows["oracle", "box-error"].isnan().tolist() == [True, False, False, False]
+    assert result.difference("oracle", "opposite", "box-error").pictures == 3
+    with pytest.raises(InputError, match="figure must be one that was measured, got 'box-error' of 'centre' on 'all'"):
+        result.difference("oracle", "centre", "box-error")
 
 
 def test_noise_is_at_chance(model, annotated):

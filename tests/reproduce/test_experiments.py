@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyfast_xai import CLEAR, CNNFixations, Saliency, metrics
 from pyfast_xai.errors import InputError
+from pyfast_xai.evaluation import BASELINES, METRICS
 from pyfast_xai.reproduce import (
     EXPERIMENTS,
     Data,
@@ -47,7 +48,7 @@ def _short(monkeypatch):
         for name in names:
             monkeypatch.setattr(module, name, shortened(getattr(module, name)))
     slow = {name: shortened(make) for name, make in comparison.METHODS.items() if make.slow}
-    monkeypatch.setattr(comparison, "SLOW", slow)
+    monkeypatch.setattr(comparison, "SLOW", {**BASELINES, **slow})
     monkeypatch.setattr(fgvis, "RISE", lambda model, n_masks: comparison.METHODS["rise"](model, n_masks=4))
     monkeypatch.setattr(backprop, "FILTERS", (4, 1024))
     monkeypatch.setattr(saliency, "LEAST", 3)
@@ -109,6 +110,42 @@ def test_table_1_is_the_metric_on_the_same_pictures(data):
     assert cell(outcome, "top-1 box error", **row) == percent(float(top))
     assert cell(outcome, "box error", **row) == percent(float(agnostic))
     assert {r[1] for r in outcome.rows} == set(fixations.METHODS)
+
+
+def test_differences_from_the_centre_are_those_of_the_table(data):
+    outcome = comparison.boxes(data)
+    heads = list(outcome.heads)
+    assert {row[1] for row in outcome.rows} == set(comparison.POINTING)
+    for metric in comparison.BOXES:
+        title = METRICS[metric].title
+        figures, differences = (
+            heads.index(f"{title} {'↓' if metric == 'box-error' else '↑'}"),
+            heads.index(f"{title}, minus the centre's"),
+        )
+        centre = next(row for row in outcome.rows if row[1] == "centre")
+        assert centre[differences] == "-"
+        for row in outcome.rows:
+            if row is not centre:
+                one, other = (float(cells[figures].split()[0]) for cells in (row, centre))
+                value, low, high = map(float, re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", row[differences]).groups())
+                assert value == pytest.approx(one - other, abs=0.11)
+                assert low <= value <= high
+
+
+def test_comparisons_take_as_many_pictures_as_their_tables_have(data, monkeypatch):
+    taken = {}
+
+    def record(data, methods, metrics, title):
+        taken[title] = data.count
+        return Outcome(title, [], [])
+
+    monkeypatch.setattr(comparison, "_table", record)
+    for name in ("places", "answers", "slow"):
+        EXPERIMENTS["comparison"][name](replace(data, count=None))
+    assert list(taken.values()) == [None, 100, 50]
+    for name in ("places", "answers", "slow"):
+        EXPERIMENTS["comparison"][name](replace(data, count=7))
+    assert list(taken.values()) == [7, 7, 7]
 
 
 def test_halves_share_no_picture(data, monkeypatch):
