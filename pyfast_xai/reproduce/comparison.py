@@ -25,7 +25,10 @@ QUICK: dict[str, Make] = {**BASELINES, **{name: METHODS[name] for name in (*PAPE
 
 POINTING: dict[str, Make] = {
     name: QUICK[name]
-    for name in ("centre", "fixations", "eigen-cam", "grad-cam", "grad-cam++", "excitation-backprop", "consensus")
+    for name in (
+        *("centre", "fixations", "eigen-cam", "grad-cam", "grad-cam++", "layer-cam"),
+        *("excitation-backprop", "consensus"),
+    )
 }
 SLOW: dict[str, Make] = {
     **BASELINES,
