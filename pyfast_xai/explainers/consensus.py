@@ -14,7 +14,7 @@ from pyfast_xai.explainers.common.explainer import Settings
 from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerName, fused
 from pyfast_xai.explainers.common.layer_recorder import Above, LayerRecorder
-from pyfast_xai.explainers.common.receptive_fields import offset_of_cells
+from pyfast_xai.explainers.common.receptive_fields import offset_of_cells, period_of_cells, without_dots
 from pyfast_xai.explainers.common.targets import Target, logits_of
 from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
 from pyfast_xai.explainers.excitation import coarsest_layers
@@ -122,4 +122,5 @@ class Consensus(LayerExplainer):
 
         shares, slopes = (cells(each.flatten(0, 1)).unflatten(0, each.shape[:2]) for each in (wins, gradient))
         maps = shares.sum(-1), RULES["layer-cam"].map(slopes, cells(activation))
-        return tape, ([targets_to_rows(layer_map) for layer_map in maps], traced)
+        period = period_of_cells(tape, recorded.layers[0])
+        return tape, ([without_dots(targets_to_rows(layer_map), period) for layer_map in maps], traced)

@@ -12,6 +12,7 @@ from pyfast_xai.explainers.common.layer_explainer import LayerExplainer, LayerNa
 from pyfast_xai.explainers.common.layer_recorder import LayerRecorder
 from pyfast_xai.explainers.common.layer_search import Layer, LayerSearch
 from pyfast_xai.explainers.common.output_gradients import OutputGradients
+from pyfast_xai.explainers.common.receptive_fields import period_of_cells, without_dots
 from pyfast_xai.explainers.common.targets import Goal
 from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
 from pyfast_xai.explanation import Explanation
@@ -34,7 +35,8 @@ class ExcitationBackprop(LayerExplainer):
     negated: evidence common to all classes cancels. `rules.gradient.excitation` has the rule of every operation.
 
     An explanation has `signed_map`, the probability at the resolution of the layer (signed where contrastive, None of
-    several layers), and `heatmap`, its positive part.
+    several layers), and `heatmap`, its positive part. Where the model reads only every second cell of the layer, as the
+    shortcuts of a ResNet do, the probability lies on those cells and the heat map is interpolated between them.
 
     Args:
         model: in evaluation mode.
@@ -87,7 +89,9 @@ class ExcitationBackprop(LayerExplainer):
             cells = self.grid(gradient.flatten(0, 1), images.shape[2:], place.name, place.layout)
             cells = at_least_float32(cells).sum(3)
             maps.append(targets_to_rows(cells.unflatten(0, gradient.shape[:2])))
-        return self.explanation(images, seeds, maps, self.heat(maps, images.shape[2:]))
+        periods = [period_of_cells(recorded.tape, layer) for layer in recorded.layers]
+        smooth = [without_dots(layer_map, period) for layer_map, period in zip(maps, periods, strict=True)]
+        return self.explanation(images, seeds, maps, self.heat(smooth, images.shape[2:]))
 
     def _reading(self, tape: Tape, seeds: OutputGradients) -> Contrastive | None:
         if not self.contrastive:

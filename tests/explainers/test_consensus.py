@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyfast_xai import CNNFixations, Consensus, ExcitationBackprop, LayerCAM
 from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.common.receptive_fields import without_dots
 
 TARGETS = [[0, 3], [2, 2]]
 
@@ -163,3 +164,38 @@ def test_one_recording_says_what_three_say(images):
     torch.testing.assert_close(explanation.heatmap**3, expected, rtol=1e-4, atol=1e-6)
     for points, alone in zip(explanation.points, density.points, strict=True):
         assert torch.equal(points, alone)
+
+
+class Shortcut(nn.Module):
+    """A layer of stride 8 whose every second cell alone is read, as in a residual network."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 8, 8), nn.ReLU())
+        self.next = nn.Conv2d(6, 8, 1, 2)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.next(self.stem(x)).relu().mean((2, 3)))
+
+
+def test_cells_that_nothing_reads_are_filled_in():
+    torch.manual_seed(0)
+    model, images = Shortcut().eval(), torch.randn(2, 3, 96, 96)
+    explanation = Consensus(model)(images, TARGETS)
+    layers = [
+        ExcitationBackprop(model, layer="stem.1")(images, TARGETS),
+        LayerCAM(model, layer="stem.1")(images, TARGETS),
+    ]
+    heatmaps = []
+    for each in layers:
+        cells = each.signed_map.clamp_min(0)
+        assert cells.any()
+        assert not cells[:, 1::2].any()
+        assert not cells[:, :, 1::2].any()
+        heatmaps.append(functional.interpolate(without_dots(cells, (2, 2))[:, None], (96, 96), mode="bilinear")[:, 0])
+    torch.testing.assert_close(layers[0].heatmap, heatmaps[0])
+    density = CNNFixations(model)(images, TARGETS)
+    moved = torch.stack([moved_density(points, (96, 96), 4, 4).float() for points in density.points])
+    scaled = [each / each.amax((1, 2), keepdim=True) for each in (moved, *heatmaps)]
+    torch.testing.assert_close(explanation.heatmap**3, torch.stack(scaled).prod(0), rtol=1e-4, atol=1e-6)

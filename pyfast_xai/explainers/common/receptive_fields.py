@@ -1,9 +1,13 @@
-"""The places of the cells of a map on the images, by the strides and the padding of what made it."""
+"""The places of the cells of a map on the images, by what made it, and the cells that are read of it."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pyfast_xai.tape import Node, Tape, Value, key
 from pyfast_xai.tape.graph import argument
@@ -38,10 +42,10 @@ def offset_of_cells(tape: Tape) -> tuple[float, float]:
         windows = _windows(node)
         if windows is None and value.shape[2:] != source.shape[2:]:
             continue
-        moved = windows or [(0.0, 1), (0.0, 1)]
+        moved = windows or [_Window(), _Window()]
         cells[value] = [
-            (first + step * centre, step * stride)
-            for (first, step), (centre, stride) in zip(cells[source], moved, strict=True)
+            (first + step * window.centre, step * window.stride)
+            for (first, step), window in zip(cells[source], moved, strict=True)
         ]
         last = value
     offsets = (
@@ -52,13 +56,92 @@ def offset_of_cells(tape: Tape) -> tuple[float, float]:
     return down, right
 
 
-def _windows(node: Node) -> list[tuple[float, int]] | None:
-    """Returns along each axis the centre of the first window of a node and its stride; None where it has no windows."""
+def period_of_cells(tape: Tape, layer: Value) -> tuple[int, int]:
+    """Returns the distance of the cells of a map that are read, where an operation above it leaves some out.
+
+    A convolution of one pixel with a stride of two, as in the shortcuts of a ResNet, reads every second cell in either
+    direction. Gradients arrive there alone, or are larger there, and a map of them is dotted. Of branches the largest
+    distance counts. It does not count where windows of several cells lie between the map and the operation, which
+    spread what arrives, as those of later blocks of a stage do. Slices with a step are taken to read all.
+
+    Args:
+        tape: of a forward pass on images `[N, C, H, W]`.
+        layer: a map on it; other than `[N, C, h, w]` all of it is read.
+
+    Returns:
+        The distance (y, x) in cells of the map, 1 where every cell is read.
+    """
+    periods, spread = {layer: (1, 1)}, set[Value]()
+    for node in tape:
+        sources = [periods[value] for value in node.inputs if value in periods]
+        maps = [value for value in node.outputs if value is not None and len(value.shape) == 4]
+        if not sources or not maps or layer in maps:
+            continue
+        down, right = (max(lengths) for lengths in zip(*sources, strict=True))
+        windows = _windows(node) or [_Window(), _Window()]
+        if spread.isdisjoint(node.inputs):
+            y, x = (window.stride if window.skips else 1 for window in windows)
+            down, right = max(down, y), max(right, x)
+        if any(window.wide for window in windows) or not spread.isdisjoint(node.inputs):
+            spread.update(maps)
+        periods.update(dict.fromkeys(maps, (down, right)))
+    down, right = (max(lengths) for lengths in zip(*periods.values(), strict=True))
+    return down, right
+
+
+def without_dots(maps: Tensor, period: tuple[int, int]) -> Tensor:
+    """Returns maps without the pattern of dots that cells make which are read one in a number.
+
+    Every cell is averaged with its neighbours nearer than the period, by weights that fall linearly with the distance:
+    what lies only on cells that far apart is interpolated between them. At the border the average is that of the cells
+    which are there.
+
+    Args:
+        maps: `[R, h, w]`, floating point; of any size with a period of 1.
+        period: (y, x) in cells, see `period_of_cells`.
+
+    Returns:
+        Maps of the same shape; with a period of 1 as they are.
+    """
+    if period == (1, 1):
+        return maps
+    down, right = (_tent(length, maps) for length in period)
+    weights = (down[:, None] * right)[None, None]
+    padding = (len(down) // 2, len(right) // 2)
+    sums = functional.conv2d(maps[:, None], weights, padding=padding)
+    return (sums / functional.conv2d(torch.ones_like(maps[:1, None]), weights, padding=padding))[:, 0]
+
+
+def _tent(period: int, like: Tensor) -> Tensor:
+    """Returns the numbers 1, 2, ..., `period`, ..., 2, 1."""
+    distance = torch.arange(1 - period, period, device=like.device, dtype=like.dtype).abs()
+    return period - distance
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The windows of an operation along an axis.
+
+    Attributes:
+        centre: of the first one, in cells of the input.
+        stride: distance of two.
+        wide: they hold several cells.
+        skips: some cells lie in no window.
+    """
+
+    centre: float = 0.0
+    stride: int = 1
+    wide: bool = False
+    skips: bool = False
+
+
+def _windows(node: Node) -> list[_Window] | None:
+    """Returns the windows of a node along each axis; None where it has none."""
     name = key(node.op)
     if name in _PADS:
         left, _, *rest = argument(node, "pad")
         top = rest[0] if rest else 0
-        return [(-float(top), 1), (-float(left), 1)]
+        return [_Window(-float(top)), _Window(-float(left))]
     if name in _POOLS:
         kernel = _pair(argument(node, "kernel_size"))
         dilation = [1, 1] if name == "aten::avg_pool2d" else _pair(argument(node, "dilation"))
@@ -73,7 +156,10 @@ def _windows(node: Node) -> list[tuple[float, int]] | None:
     padding = argument(node, "padding")
     before = {"same": [span // 2 for span in spans], "valid": [0, 0]}.get(padding) if isinstance(padding, str) else None
     before = _pair(padding) if before is None else before
-    return [(span / 2 - pad, stride) for span, pad, stride in zip(spans, before, strides, strict=True)]
+    return [
+        _Window(step * (size - 1) / 2 - pad, stride, size > 1, min(size, stride // math.gcd(step, stride)) < stride)
+        for size, step, pad, stride in zip(kernel, dilation, before, strides, strict=True)
+    ]
 
 
 def _pair(numbers: int | Sequence[Any]) -> list[int]:
