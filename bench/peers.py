@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 Run = Callable[[], Any]
 
 
-def features(library: Any, name: str, model: Any, images: Any) -> Run:
-    """Four quarters of the images as features, of which there are 8 samples or 2 orders."""
+def features(library: Any, name: str, model: Any, images: Any, grid: int) -> Run:
+    """The cells of a grid as features: 4 of 2 x 2, of which there are 8 samples or 2 orders, or 50 samples of more."""
     import torch
 
-    side = torch.arange(224) // 112
-    settings: dict[str, Any] = {"feature_mask": (2 * side[:, None] + side)[None, None]}
-    samples = {"KernelShap": 8, "ShapleyValueSampling": 2}
+    side = torch.arange(224) * grid // 224
+    settings: dict[str, Any] = {"feature_mask": (grid * side[:, None] + side)[None, None]}
+    samples = {"KernelShap": 8 if grid == 2 else 50, "ShapleyValueSampling": 2}
     if name in samples:
         settings["n_samples"] = samples[name]
     target = list(range(len(images)))
@@ -37,15 +37,18 @@ def features(library: Any, name: str, model: Any, images: Any) -> Run:
     return lambda: method.attribute(images.clone(), target=target, **settings)
 
 
-def captum(library: Any, name: str, model: Any, images: Any) -> Run:
+def captum(library: Any, name: str, model: Any, images: Any, grid: int) -> Run:
     if name in FEATURES:
-        return features(library, name, model, images)
+        return features(library, name, model, images, grid)
     target = list(range(len(images)))
-    layer = [model.layer4] if "Cam" in name else []
+    layer = [model.layer4] if "Cam" in name else [model.layer3] if name.startswith("Layer") else []
     method = getattr(library, name)(model, *layer)
     settings: dict[str, Any] = {"target": target}
     if name == "Occlusion":
-        settings |= {"sliding_window_shapes": (3, 112, 112), "strides": (3, 112, 112), "perturbations_per_eval": 4}
+        window = (3, 224 // grid, 224 // grid)
+        settings |= {"sliding_window_shapes": window, "strides": window, "perturbations_per_eval": 4}
+    if name == "LayerIntegratedGradients":
+        settings |= {"n_steps": 8, "internal_batch_size": 8}
     if name in ("DeepLiftShap", "GradientShap"):
         settings["baselines"] = images[:2].flip(3)
     if name == "GradientShap":
@@ -97,7 +100,15 @@ FEATURES = ("FeatureAblation", "KernelShap", "ShapleyValueSampling")
 CASES = {
     "captum": (
         *("Saliency", "GuidedBackprop", "Deconvolution", "LayerGradCam", "GuidedGradCam"),
-        *("IntegratedGradients", "Occlusion", "DeepLift", "DeepLiftShap", "GradientShap", *FEATURES),
+        *(
+            "IntegratedGradients",
+            "LayerIntegratedGradients",
+            "Occlusion",
+            "DeepLift",
+            "DeepLiftShap",
+            "GradientShap",
+            *FEATURES,
+        ),
         *(f"pyfast_xai.{name}" for name in FEATURES),
     ),
     "grad_cam": (
@@ -109,7 +120,9 @@ CASES = {
 }
 
 
-def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run:
+def prepare(
+    peer: str, name: str, who: str, batch: int, threads: int = 1, grid: int = 2, accelerate: bool | str = False
+) -> Run:
     """The call to measure."""
     import importlib
 
@@ -124,13 +137,13 @@ def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run
     model = getattr(models, "vgg11" if name.startswith("DeepLift") else "resnet50")(weights=None).eval()
     images = torch.randn(batch, 3, 224, 224)
     uses_compat = who == "pyfast_xai"
-    importlib.import_module("pyfast_xai.compat").accelerate(False)
+    importlib.import_module("pyfast_xai.compat").accelerate(accelerate)
     if peer == "captum" and uses_compat and name.startswith("pyfast_xai."):
-        return features(importlib.import_module("pyfast_xai"), name.removeprefix("pyfast_xai."), model, images)
+        return features(importlib.import_module("pyfast_xai"), name.removeprefix("pyfast_xai."), model, images, grid)
     if peer == "captum":
         name = name.removeprefix("pyfast_xai.")
         library = importlib.import_module("pyfast_xai.compat.captum" if uses_compat else "captum.attr")
-        return captum(library, name, model, images)
+        return captum(library, name, model, images, grid)
     if peer == "grad_cam":
         library = importlib.import_module("pyfast_xai.compat.grad_cam" if uses_compat else "pytorch_grad_cam")
         targets = library if uses_compat else importlib.import_module("pytorch_grad_cam.utils.model_targets")
@@ -141,9 +154,11 @@ def prepare(peer: str, name: str, who: str, batch: int, threads: int = 1) -> Run
     return torchcam(library, name, model, images)
 
 
-def seconds(peer: str, name: str, batch: int, rounds: int, threads: int) -> tuple[float, float]:
+def seconds(
+    peer: str, name: str, batch: int, rounds: int, threads: int, grid: int, accelerate: bool | str
+) -> tuple[float, float]:
     """Processor time of both, the least of some runs in turns."""
-    runs = [prepare(peer, name, who, batch, threads) for who in ("pyfast_xai", peer)]
+    runs = [prepare(peer, name, who, batch, threads, grid, accelerate) for who in ("pyfast_xai", peer)]
     used: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
         for times, run in zip(used, runs, strict=True):
@@ -189,6 +204,8 @@ def main() -> None:
     parser.add_argument("--peer", choices=CASES)
     parser.add_argument("--names", nargs="*", help="some of the peer's classes")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--grid", type=int, default=2, help="features, or windows, along a side of the images")
+    parser.add_argument("--auto", action="store_true", help="replay the model as by default, see compat.accelerate")
     parser.add_argument("--csv", type=Path, help="where rows of the times are added; memory is then left out")
     parser.add_argument("--one", nargs=3, metavar=("PEER", "NAME", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -202,9 +219,12 @@ def main() -> None:
         for name in names if options.peer in (None, peer) else ():
             if options.names and name not in options.names:
                 continue
-            ours, other = seconds(peer, name, options.batch, options.rounds, options.threads)
+            accelerate = "auto" if options.auto else False
+            ours, other = seconds(peer, name, options.batch, options.rounds, options.threads, options.grid, accelerate)
             if options.csv:
-                add_row(options.csv, peer, name, options.batch, options.threads, ours, other)
+                shown = f"{name} ({options.grid}x{options.grid})" if options.grid != 2 else name
+                shown += " auto" if options.auto else ""
+                add_row(options.csv, peer, shown, options.batch, options.threads, ours, other)
                 continue
             command = [sys.executable, __file__, "--batch", str(options.batch), "--one", peer, name]
             memory = [

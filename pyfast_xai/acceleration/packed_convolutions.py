@@ -121,6 +121,16 @@ def pack(
         _fuse_activations(tape, until)
 
 
+def unpadded(kernel: Callable[..., Any]) -> Callable[..., Tensor] | None:
+    """Returns a kernel that `pack` has set on a convolution, for maps around which its padding lies already.
+
+    Returns None for the kernel of another operation.
+    """
+    if not isinstance(kernel, _PackedConvolution):
+        return None
+    return dataclasses.replace(kernel, padding=(0, 0))
+
+
 def _fuse_activations(tape: Tape, until: Value | None) -> None:
     uses = Counter(value for node in tape.nodes for value in node.inputs)
     uses.update(tape.end_values(until))

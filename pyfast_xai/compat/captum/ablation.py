@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pyfast_xai.acceleration.local_replay import Box
 from pyfast_xai.compat.captum.arguments import (
     Baselines,
     Target,
@@ -18,7 +19,8 @@ from pyfast_xai.compat.captum.arguments import (
     select,
 )
 from pyfast_xai.compat.captum.attribution import AwaitedAttribution
-from pyfast_xai.tape import record
+from pyfast_xai.compat.replayed import Replayed
+from pyfast_xai.tape import Tape, record
 
 T = TypeVar("T")
 
@@ -37,8 +39,12 @@ class Ablation(AwaitedAttribution):
         additional_forward_args: Any,
         perturbations_per_eval: int,
         show_progress: bool,
+        box_of: Callable[[T], Box | None] | None = None,
     ) -> tuple[Tensor, Iterator[tuple[T, Tensor]]]:
         """Returns the output for the inputs, and how far its numbers drop with each change, at least float32.
+
+        Unless `compat.accelerate` is switched off a model is replayed where that pays. Where changes of images lie in
+        boxes, what does not depend on a box is not computed again.
 
         Args:
             inputs: `[N, ...]` each.
@@ -48,10 +54,13 @@ class Ablation(AwaitedAttribution):
             additional_forward_args: further arguments of the forward function.
             perturbations_per_eval: changes that go through the model at once.
             show_progress: write how far it is to stderr.
+            box_of: returns the box `[h, w]` of the only input that a change lies in; None where it may lie anywhere.
         """
         check_at_once(perturbations_per_eval)
         more = further(additional_forward_args)
-        call, whole = repeatable(self.forward_func, (*inputs, *more))
+        call, whole, tape = recorded(self.forward_func, (*inputs, *more))
+        boxes = [None if box_of is None else box_of(change) for change in changes]
+        replayed = Replayed.of(self.forward_func, None if more else tape, inputs[0], boxes)
         before = number(select_or_number(whole, target))
         kind = torch.promote_types(before.dtype, torch.float32)
 
@@ -63,7 +72,10 @@ class Ablation(AwaitedAttribution):
                     report(first // perturbations_per_eval + 1)
                 part = changes[first : first + perturbations_per_eval]
                 times = len(part)
-                answer = call(*changed(part), *(more if times == 1 else repeated_further(more, times)))
+                if replayed is not None:
+                    answer = replayed(changed(part)[0], boxes[first : first + times])
+                else:
+                    answer = call(*changed(part), *(more if times == 1 else repeated_further(more, times)))
                 after = number(select_or_number(answer, repeated(target, times)))
                 check_growth(before, after, times, perturbations_per_eval)
                 yield from zip(part, before.reshape(1, -1).to(kind) - after.reshape(times, -1).to(kind), strict=True)
@@ -111,11 +123,18 @@ def number(output: Any) -> Tensor:
 
 def repeatable(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
     """Returns the function, or one that restores the state of a model that writes to it; and its first result."""
+    call, result, _ = recorded(function, args)
+    return call, result
+
+
+def recorded(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], Any, Tape | None]:
+    """Returns the same as `repeatable`, and the recording of a model that can be repeated."""
     if not isinstance(function, nn.Module):
-        return function, function(*args)
+        return function, function(*args), None
     tape = record(function, *args)
-    rerun = function if tape.not_replayable is None else lambda *tensors: record(function, *tensors).result
-    return rerun, tape.result
+    if tape.not_replayable is None:
+        return function, tape.result, tape
+    return lambda *tensors: record(function, *tensors).result, tape.result, None
 
 
 def _tensor(baseline: Tensor | float, tensor: Tensor) -> Tensor:

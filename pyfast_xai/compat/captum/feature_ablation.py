@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyfast_xai.acceleration.local_replay import Box
 from pyfast_xai.compat.called import Forward
 from pyfast_xai.compat.captum.ablation import Ablation, hidden_values
 from pyfast_xai.compat.captum.arguments import Baselines, Inputs, Target, as_tuple, like, refuse
@@ -94,6 +95,7 @@ class FeatureAblation(Ablation):
                 additional_forward_args,
                 perturbations_per_eval,
                 show_progress,
+                lambda feature: self._box(masks[0] == feature[0]),
             )
             totals = [
                 torch.zeros(before.numel(), *tensor.shape[1:], dtype=before.dtype, device=tensor.device)
@@ -104,6 +106,13 @@ class FeatureAblation(Ablation):
                     rows = drop.to(totals[i]).view(-1, *[1] * (tensors[i].dim() - 1))
                     totals[i] += rows * (masks[i] == feature).to(before.dtype)
         return like(inputs, totals)
+
+    def _box(self, places: Tensor) -> Box | None:
+        """Returns the box around the places of a feature, `[1 or N, 1 or C, 1 or H, 1 or W]`; None for all others."""
+        if places.dim() != 4 or 1 in places.shape[2:]:
+            return None
+        rows, columns = (places.any(dim).any((0, 1)).nonzero().flatten().tolist() for dim in (3, 2))
+        return Box(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
 
     def _changed(
         self, inputs: tuple[Tensor, ...], masks: tuple[Tensor, ...], hidden: list[Tensor]
@@ -181,6 +190,9 @@ class FeaturePermutation(FeatureAblation):
         return super().attribute(
             inputs, None, target, additional_forward_args, feature_mask, perturbations_per_eval, show_progress
         )
+
+    def _box(self, places: Tensor) -> Box | None:
+        return None  # a function of the user's may change more
 
     def _without(self, tensor: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
         return self.perm_func(tensor, mask)

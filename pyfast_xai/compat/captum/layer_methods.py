@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfast_xai.compat.called import Forward
+from pyfast_xai.compat.captum.above_layer import AboveLayer
 from pyfast_xai.compat.captum.arguments import (
     Baselines,
     Inputs,
@@ -425,7 +426,11 @@ class LayerIntegratedGradients(LayerByInputs):
             for points in (tensors, starts)
         )
         counts = [len(one) for one in ends]
-        above = WithLayers(self.forward_func, self.layers, tensors, counts, attribute_to_layer_input)
+        above: Forward | None = None
+        if counts == [1] and additional_forward_args is None and not attribute_to_layer_input:
+            above = AboveLayer.of(self.forward_func, self.layers[0], tensors)
+        if above is None:
+            above = WithLayers(self.forward_func, self.layers, tensors, counts, attribute_to_layer_input)
         result = IntegratedGradients(above, self._multiply_by_inputs).attribute(
             tuple(itertools.chain(*ends)),
             tuple(itertools.chain(*begins)),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyfast_xai.acceleration import local_replay
 from pyfast_xai.compat.captum.ablation import Ablation, hidden_values
 from pyfast_xai.compat.captum.arguments import Baselines, Inputs, Target, as_tuple, like, refuse
 
@@ -80,6 +81,7 @@ class Occlusion(Ablation):
                 additional_forward_args,
                 perturbations_per_eval,
                 show_progress,
+                lambda window: _place(window[1], shapes[0]),
             )
             kind = torch.promote_types(before.dtype, torch.float32)
             totals = [torch.zeros(before.numel(), *shape, dtype=kind, device=before.device) for shape in shapes]
@@ -89,6 +91,14 @@ class Occlusion(Ablation):
                 totals[i][at] += drop.view(-1, *[1] * len(box))
                 covers[i][box] += 1
         return like(inputs, [total / cover for total, cover in zip(totals, covers, strict=True)])
+
+
+def _place(box: Box, shape: tuple[int, ...]) -> local_replay.Box | None:
+    """Returns the rows and columns of a window of images `[N, C, H, W]`; None for inputs of other shapes."""
+    if len(box) != 3:
+        return None
+    (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip(box[1:], shape[1:], strict=True))
+    return local_replay.Box(top, bottom, left, right)
 
 
 def _occluded(inputs: tuple[Tensor, ...], hidden: list[Tensor], windows: Sequence[tuple[int, Box]]) -> list[Tensor]:

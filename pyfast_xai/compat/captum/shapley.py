@@ -15,7 +15,7 @@ from pyfast_xai.compat.captum.ablation import (
     check_growth,
     hidden_values,
     number,
-    repeatable,
+    recorded,
     reporter,
     select_or_number,
 )
@@ -32,6 +32,7 @@ from pyfast_xai.compat.captum.arguments import (
 )
 from pyfast_xai.compat.captum.attribution import Attribution, AwaitedAttribution
 from pyfast_xai.compat.captum.feature_masks import FeatureMask, features_in, masks_for
+from pyfast_xai.compat.replayed import Replayed
 
 
 def _perm_generator(num_features: int, num_samples: int) -> Iterable[Sequence[int]]:
@@ -195,7 +196,9 @@ class _Subsets:
     def outputs(self, subsets: dict[int, Any], show_progress: bool) -> dict[int, Tensor]:
         """Returns the output of each subset, the first of which is empty, at least float32."""
         first, *rest = subsets
-        call, whole = repeatable(self._explainer.forward_func, (*self._without([first]), *self._more))
+        empty = self._without([first])
+        call, whole, tape = recorded(self._explainer.forward_func, (*empty, *self._more))
+        replayed = Replayed.of(self._explainer.forward_func, None if self._more else tape, empty[0], [None] * len(rest))
         before = self._selected(whole, 1)
         if before.numel() == 1 and len(self._inputs[0]) > 1 and any(len(mask) > 1 for mask in self._masks):
             refuse("feature_mask must be the same for all rows where forward_func returns one number for the batch")
@@ -206,7 +209,10 @@ class _Subsets:
             if report is not None:
                 report(start // self._at_once + 1)
             part = rest[start : start + self._at_once]
-            answer = call(*self._without(part), *repeated_further(self._more, len(part)))
+            if replayed is not None:
+                answer = replayed(self._without(part)[0], [None] * len(part))
+            else:
+                answer = call(*self._without(part), *repeated_further(self._more, len(part)))
             after = self._selected(answer, len(part))
             check_growth(before, after, len(part), self._at_once)
             outputs |= zip(part, after.reshape(len(part), *before.shape), strict=True)
