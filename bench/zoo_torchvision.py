@@ -18,9 +18,11 @@ SIDE = 64
 
 
 def entries() -> Iterator[Entry]:
-    """Yields the classifiers, the segmenters and the detectors."""
+    """Yields the classifiers of images and of videos, the segmenters and the detectors."""
     for family, (name, build) in CLASSIFIERS.items():
         yield Entry("torchvision", family, name, functools.partial(_classifier, name, build))
+    for name, build in VIDEOS.items():
+        yield Entry("torchvision video", name, name, functools.partial(_video, build))
     for name, build in SEGMENTERS.items():
         yield Entry("torchvision segmentation", name, name, functools.partial(_segmenter, build))
     for name, build in DETECTORS.items():
@@ -31,6 +33,11 @@ def _classifier(name: str, build: Callable[[], nn.Module] | None) -> Specimen:
     torch.manual_seed(0)
     side = {"inception_v3": 96, "alexnet": 96}.get(name, SIDE)
     return specimen(build() if build else models.get_model(name, num_classes=CLASSES), drawn(3, side, side))
+
+
+def _video(build: Callable[[], nn.Module]) -> Specimen:
+    torch.manual_seed(0)
+    return specimen(build(), drawn(3, 8, 32, 32))
 
 
 def _segmenter(build: Callable[[], nn.Module]) -> Specimen:
@@ -158,6 +165,28 @@ CLASSIFIERS: dict[str, tuple[str, Callable[[], nn.Module] | None]] = {
     "wide_resnet": ("wide_resnet50_2", functools.partial(_bottlenecks, width_per_group=128)),
 }
 
+# Classifiers of videos
+
+
+def _residual_video(convolution: type[nn.Module]) -> nn.Module:
+    resnet = models.video.resnet
+    convolutions = [resnet.Conv3DSimple, *[convolution] * 3]
+    return models.video.resnet.VideoResNet(resnet.BasicBlock, convolutions, [1, 1, 1, 1], resnet.BasicStem, CLASSES)
+
+
+def _swin3d() -> nn.Module:
+    return models.video.SwinTransformer3d(
+        **{"patch_size": [2, 4, 4], "embed_dim": 16, "depths": [2, 1], "num_heads": [2, 2], "window_size": [2, 4, 4]},
+        **{"num_classes": CLASSES, "stochastic_depth_prob": 0.0},
+    )
+
+
+VIDEOS: dict[str, Callable[[], nn.Module]] = {
+    "mc3_18": lambda: _residual_video(models.video.resnet.Conv3DNoTemporal),
+    "r3d_18": lambda: _residual_video(models.video.resnet.Conv3DSimple),
+    "swin3d_t": _swin3d,
+}
+
 # Segmenters on a small residual network
 
 
@@ -181,9 +210,9 @@ _SIZES = {"min_size": SIDE, "max_size": 96}
 _FEW = {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 10, "box_detections_per_img": 5}
 
 
-def _pyramid(first: int, extra: nn.Module | None = None) -> nn.Module:
+def _pyramid(first: int, extra: nn.Module | None = None, width: int = 32) -> nn.Module:
     layers = {f"layer{number}": str(number - first) for number in range(first, 5)}
-    return BackboneWithFPN(_resnet(), layers, [64, 128, 256, 512][first - 1 :], 32, extra)
+    return BackboneWithFPN(_resnet(), layers, [64, 128, 256, 512][first - 1 :], width, extra)
 
 
 def _ssd() -> nn.Module:
@@ -202,8 +231,8 @@ def _ssdlite() -> nn.Module:
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
     "fasterrcnn_resnet50_fpn": lambda: detection.FasterRCNN(_pyramid(1), CLASSES, **_SIZES, **_FEW),
     "fcos_resnet50_fpn": lambda: detection.FCOS(
-        _pyramid(2, LastLevelP6P7(32, 32)), CLASSES, **_SIZES, topk_candidates=50, detections_per_img=5
-    ),
+        _pyramid(2, LastLevelP6P7(64, 64), 64), CLASSES, **_SIZES, topk_candidates=50, detections_per_img=5
+    ),  # 64 channels: a group norm of 32 groups takes no single number
     "keypointrcnn_resnet50_fpn": lambda: detection.KeypointRCNN(_pyramid(1), CLASSES, **_SIZES, **_FEW),
     "maskrcnn_resnet50_fpn": lambda: detection.MaskRCNN(_pyramid(1), CLASSES, **_SIZES, **_FEW),
     "retinanet_resnet50_fpn": lambda: detection.RetinaNet(

@@ -34,7 +34,8 @@ class GradientShaped(Explainer):
     overlay: ClassVar[Table] = {}
     default_reduction: ClassVar[Reduction] = "max"
     zero_reason: ClassVar[str] = (
-        "its target does not depend on the image, or not measurably, as a probability that has reached 0 or 1"
+        "its target does not depend on the image, or not measurably, as a probability that has reached 0 or 1; explain "
+        "its logit or another target"
     )
 
     def __init__(

@@ -413,13 +413,20 @@ def test_scikit_image_is_not_imported_where_it_is_not_needed():
     assert ran.stdout == "False False\n"
 
 
+def class_one(output):
+    """Returns the output of class 1, a target that is a function."""
+    return output[:, 1]
+
+
 def test_a_score_that_no_window_changes_is_said(caplog):
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
     images = torch.ones(2, 3, 4, 4)
     images[1] = 0  # hidden by zeros it stays what it is
-    assert not Occlusion(model, window=2, stride=2)(images, 1).signed_map[1].any()
-    assert "the map of row 1 is zero: no change of the image changes its score" in caplog.text
-    caplog.clear()
+    zero = "occlusion: the map of row 1 is zero: no change of the image changes its score; larger or other changes may"
+    for settings, target, more in (({}, 1, ", or score='logit'"), ({"score": "logit"}, 1, ""), ({}, class_one, "")):
+        assert not Occlusion(model, window=2, stride=2, **settings)(images, target).signed_map[1].any()
+        assert caplog.messages == [zero + more]
+        caplog.clear()
     nn.init.constant_(model[1].weight, 0.1)
     nn.init.constant_(model[1].weight[1], -0.1)
     assert Occlusion(model, window=2, stride=2)(images[:1], 0).heatmap.any()

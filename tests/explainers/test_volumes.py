@@ -169,7 +169,9 @@ def test_what_volumes_do_not_have():
         explanation.projection("t")
     with pytest.raises(InputError, match="must be that of volumes"):
         Explanation("mine", torch.rand(1, 4, 4)).slice()
-    with pytest.raises(InputError, match=r"images must have shape \[N, C, H, W\], got \[3, 2, 8, 12, 10\]"):
+    with pytest.raises(
+        InputError, match=r"images must have shape \[N, C, H, W\], got \[3, 2, 8, 12, 10\]: videos and volumes are"
+    ):
         Occlusion(model)(images)
     with pytest.raises(InputError, match=r"images must have shape \[N, C, D, H, W\], got \[2, 8, 12\]"):
         Saliency(model)(images[0, ..., 0])

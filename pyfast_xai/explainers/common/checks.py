@@ -49,10 +49,12 @@ def check_images(model: nn.Module, images: Tensor, ranks: Sequence[int] = (4,)) 
         way = "give torch.stack(images)" if stacked else "make one with Preprocess(...).batch(images)"
         hint = "" if images is None else f": {way}"
         raise InputError(f"images must be a tensor [N, C, H, W], got {type(images).__name__}{hint}")
+    volumes = images.dim() == 5 and 5 not in ranks and 5 in _ranks_of(model, (4, 5))
     ranks = [4] if images.dim() == 4 else _ranks_of(model, ranks)
     if images.dim() not in ranks:
         shapes = " or ".join(SHAPES[rank] for rank in sorted(ranks, key=lambda rank: abs(rank - 4)))
         hint = ": give images[None]" if images.dim() == 3 and 4 in ranks else ""
+        hint = ": videos and volumes are explained by saliency, lrp or grad-cam, for example" if volumes else hint
         raise InputError(f"images must have shape {shapes}, got {list(images.shape)}{hint}")
     if not images.is_floating_point():
         hint = ": give images / 255, normalised as the model was trained" if images.dtype == torch.uint8 else ""

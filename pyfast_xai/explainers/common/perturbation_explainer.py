@@ -61,7 +61,10 @@ class Perturbation(Explainer):
         if explanation.heatmap.device.type == "cpu":
             for row in explanation.heatmap.flatten(1).any(1).logical_not().nonzero().flatten().tolist():
                 if explanation.signed_map is None or not bool(explanation.signed_map[row].any()):
-                    self.warn("the map of row %d is zero: no change of the image changes its score", row)
+                    way_out = "larger or other changes may"
+                    if self.score == "probability" and not callable(target):
+                        way_out = "larger or other changes may, or score='logit'"
+                    self.warn(f"the map of row %d is zero: no change of the image changes its score; {way_out}", row)
                 else:
                     self.warn("the heat map of row %d is zero; `signed_map` has what speaks against its target", row)
         return explanation
