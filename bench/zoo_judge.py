@@ -100,6 +100,8 @@ def _explained(name: str, model: nn.Module, images: Tensor, target: Any, mixes_r
         return "not applicable", "explains classes alone"
     if METHODS[name].needs_detections and not isinstance(target, DetectionTarget):
         return "not applicable", "explains detections alone"
+    if images.dim() not in METHODS[name].ranks:
+        return "not applicable", "explains pictures alone"
 
     try:
         with _logged() as messages:

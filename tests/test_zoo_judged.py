@@ -92,6 +92,17 @@ def test_what_is_wrong_is_found(judge):
     assert verdict.verdict == "not applicable"
 
 
+def test_a_method_of_pictures_does_not_apply_to_videos(judge):
+    model = nn.Sequential(
+        nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    verdicts = judge.judge(judge.Specimen(model, torch.rand(2, 3, 4, 8, 8)), ("saliency", "fixations"))
+    assert [(one.verdict, one.reason) for one in verdicts] == [
+        ("served", ""),
+        ("not applicable", "explains pictures alone"),
+    ]
+
+
 def test_a_model_that_does_not_depend_on_the_image_is_wrong_without_a_word(judge, monkeypatch):
     class Silent(METHODS["saliency"]):
         def _explain(self, images, target, args, kwargs):
