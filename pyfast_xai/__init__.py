@@ -73,6 +73,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.explainers import Occlusion as Occlusion
     from pyfast_xai.explainers import RandomCAM as RandomCAM
     from pyfast_xai.explainers import RefineCAM as RefineCAM
+    from pyfast_xai.explainers import RelMax as RelMax
     from pyfast_xai.explainers import Saliency as Saliency
     from pyfast_xai.explainers import ScoreCAM as ScoreCAM
     from pyfast_xai.explainers import SegEigenCAM as SegEigenCAM
@@ -167,6 +168,7 @@ _PUBLIC = {
     "RandomCAM": "pyfast_xai.explainers",
     "SESS": "pyfast_xai.explainers",
     "RefineCAM": "pyfast_xai.explainers",
+    "RelMax": "pyfast_xai.explainers",
     "Saliency": "pyfast_xai.explainers",
     "SmoothGrad": "pyfast_xai.explainers",
     "UnsupportedOpError": "pyfast_xai.errors",

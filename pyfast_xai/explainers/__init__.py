@@ -46,6 +46,7 @@ from pyfast_xai.explainers.lrp import LRP
 from pyfast_xai.explainers.meaningful_perturbation import MeaningfulPerturbation
 from pyfast_xai.explainers.occlusion import Occlusion
 from pyfast_xai.explainers.path_methods import BlurIG, GuidedIG, IntegratedGradients
+from pyfast_xai.explainers.relevance_maximization import RelMax
 from pyfast_xai.explainers.rise import RISE
 from pyfast_xai.explainers.score_cam import ISCAM, SSCAM, ScoreCAM
 from pyfast_xai.explainers.sess import SESS
@@ -127,6 +128,7 @@ __all__ = [
     "Occlusion",
     "RandomCAM",
     "RefineCAM",
+    "RelMax",
     "Saliency",
     "ScoreCAM",
     "SegEigenCAM",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.backprop import Reduction
 from pyfast_xai.explainers.common.explainer import Settings, at_least
 from pyfast_xai.explainers.common.layer_search import LayerSearch, class_scores
-from pyfast_xai.explainers.common.output_gradients import output_gradients
-from pyfast_xai.explainers.common.targets import Goal, Targets
+from pyfast_xai.explainers.common.output_gradients import OutputGradients, output_gradients
+from pyfast_xai.explainers.common.targets import Goal, Targets, check_target, named_classes
 from pyfast_xai.explainers.common.tensors import targets_to_rows
 from pyfast_xai.explainers.lrp import LRP, relevance_of_outputs
 from pyfast_xai.explanation import Explanation
-from pyfast_xai.rules.gradient import backward_pass
+from pyfast_xai.rules.gradient import GradientRules, backward_pass
 from pyfast_xai.rules.kinds import kind_of
 from pyfast_xai.rules.relevance import Composite
 from pyfast_xai.tape import Tape, Value
@@ -35,6 +35,26 @@ class ConditionalExplanation(Explanation):
 
     conditions: Tensor | None = None
     relevance: Tensor | None = None
+
+
+class _LayerRelevance(NamedTuple):
+    """The relevance at a layer.
+
+    Attributes:
+        tape: the recorded forward.
+        seeds: the gradients at the outputs, and the targets.
+        policy: the rules of the composite on this tape.
+        value: the layer's output.
+        dim: the dimension of its channels, behind the targets.
+        relevance: `[K, N, channels, *positions]`.
+    """
+
+    tape: Tape
+    seeds: OutputGradients
+    policy: GradientRules
+    value: Value
+    dim: int
+    relevance: Tensor
 
 
 class CRP(LRP):
@@ -96,7 +116,31 @@ class CRP(LRP):
             raise InputError("channels must be one or more, got none")
         self.n_channels = at_least(1, "n_channels", n_channels)
 
-    def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> ConditionalExplanation:
+    def at_layer(self, images: Tensor, target: Goal = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the relevance at the layer, `[N * K, channels, *positions]`, image by image, target by target.
+
+        Args:
+            images: `[N, C, H, W]`, as the model takes them; they go through the model together.
+            target: see `Explainer`.
+            *args: further arguments of the model.
+            **kwargs: further keyword arguments of the model.
+
+        Raises:
+            InputError: images or a target that do not fit.
+
+        Example:
+            >>> import torch
+            >>> from pyfast_xai import CRP, demo
+            >>> CRP(demo.load(), layer="block").at_layer(torch.rand(2, 3, 96, 96), target=3).shape
+            torch.Size([2, 80, 12, 12])
+        """
+        self.check(images)
+        check_target(self.method, target, functions=self.takes_functions, gradients=self.takes_gradients)
+        with torch.inference_mode(False), torch.no_grad():
+            layer = self._to_layer(images.detach(), named_classes(target, self.labels), args, kwargs)
+            return targets_to_rows(layer.relevance)
+
+    def _to_layer(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> _LayerRelevance:
         tape = self.record(images, *args, policy=self.rules, **kwargs)
         seeds = output_gradients(tape, target, self.outputs, self.labels)
         is_start = isinstance(target, Tensor) and target.is_floating_point()
@@ -108,6 +152,10 @@ class CRP(LRP):
             relevance = backward_pass(policy, tape, start, [value], retain=True)[0].movedim(dim, 2)
             if bool(relevance.any()):  # none arrives at convolutions that make a gate
                 break
+        return _LayerRelevance(tape, seeds, policy, value, dim, relevance)
+
+    def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> ConditionalExplanation:
+        tape, seeds, policy, value, dim, relevance = self._to_layer(images, target, args, kwargs)
         each = relevance.flatten(3).sum(3)  # [K, N, channels]
         conditions = self._conditions(each)
         masks = conditions.view(*conditions.shape, *[1] * (relevance.dim() - 3))
