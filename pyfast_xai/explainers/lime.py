@@ -1,10 +1,12 @@
 """LIME (Ribeiro, Singh and Guestrin, 2016): a linear model of what superpixels do to the score."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from pyfast_xai.explainers.common.explainer import at_least
+from pyfast_xai.explainers.common.explainer import at_least, one_of
 from pyfast_xai.explainers.common.feature_explainer import Coalitions, FeaturePerturbation, FeatureSettings, Values
 from pyfast_xai.explainers.common.perturbation_explainer import positive
 
@@ -19,6 +21,9 @@ class LIME(FeaturePerturbation):
     Args:
         model: in evaluation mode.
         n_samples: number of samples, the first of which is the image itself.
+        sampling: "uniform", fair coins whose samples the kernel weighs, or "kernel": samples are drawn as often as the
+            kernel would weigh them and count alike (GLIME, Tan et al., 2023). Both have the same limit but for the
+            penalty; under a narrow kernel, such as 0.1, where most weights are near zero, these values are steadier.
         kernel_width: width of the exponential kernel on the cosine distance to the image.
         alpha: penalty on the squares of the weights; the intercept has none.
         **settings: those of `FeaturePerturbation`; by default features are superpixels by quickshift, and absent ones
@@ -47,30 +52,48 @@ class LIME(FeaturePerturbation):
         model: nn.Module,
         *,
         n_samples: int = 1000,
+        sampling: Literal["uniform", "kernel"] = "uniform",
         kernel_width: float = 0.25,
         alpha: float = 1.0,
         **settings: Unpack[FeatureSettings],
     ) -> None:
         super().__init__(model, **settings)
         self.n_samples = at_least(2, "n_samples", n_samples)
+        self.sampling = one_of("sampling", sampling, ("uniform", "kernel"))
         self.kernel_width, self.alpha = positive("kernel_width", kernel_width), positive("alpha", alpha)
 
     def _coalitions(self, features: int) -> Coalitions:
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = [torch.randint(2, (features,), generator=generator) for _ in range(self.n_samples)]
-        present = torch.stack(drawn).bool()
+        if self.sampling == "kernel":
+            present = self._near(features, generator)
+        else:
+            drawn = [torch.randint(2, (features,), generator=generator) for _ in range(self.n_samples)]
+            present = torch.stack(drawn).bool()
         present[0] = True
         return Coalitions(self.n_samples, present.__getitem__)
 
     def _values(self, coalitions: Coalitions, after: Tensor, before: Tensor) -> Values:
         present = coalitions.rows(torch.arange(coalitions.samples)).double()
-        return ridge_regression(present, after, self._nearness(present), self.alpha)
+        weights = self._nearness(present.mean(1))
+        if self.sampling == "kernel":
+            weights = torch.ones_like(weights)
+        return ridge_regression(present, after, weights, self.alpha)
 
-    def _nearness(self, present: Tensor) -> Tensor:
-        """Returns the weights `[S]` of samples `[S, F]` by their cosine distance to the whole image."""
+    def _nearness(self, share: Tensor) -> Tensor:
+        """Returns the weights of samples with some share of the features, by their cosine distance to the image."""
         # The cosine of m ones among n with n ones is the root of m / n.
-        distance = 1 - present.mean(1).sqrt()
+        distance = 1 - share.sqrt()
         return (-0.5 * (distance / self.kernel_width) ** 2).exp()
+
+    def _near(self, features: int, generator: torch.Generator) -> Tensor:
+        """Returns samples bool `[S, F]`, drawn in proportion to the kernel."""
+        # The kernel knows only how many features are present: first that number, then which they are.
+        count = torch.arange(features + 1, dtype=torch.float64)
+        subsets = torch.lgamma(count + 1) + torch.lgamma(features - count + 1)  # one over their number, in logarithms
+        chances = self._nearness(count / features).log() - subsets
+        sizes = (chances - chances.max()).exp().multinomial(self.n_samples, replacement=True, generator=generator)
+        order = torch.rand(self.n_samples, features, generator=generator).argsort(1).argsort(1)
+        return order < sizes[:, None]
 
 
 def ridge_regression(features: Tensor, answers: Tensor, weights: Tensor, alpha: float) -> Values:

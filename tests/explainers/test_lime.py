@@ -1,6 +1,8 @@
 """LIME against scikit-learn and Captum on the same samples; what perturbations share is in test_occlusion."""
 
 import builtins
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -272,3 +274,61 @@ def test_without_scikit_image_there_is_a_remedy(net, images, monkeypatch):
 def test_bad_settings(net, images, settings, message):
     with pytest.raises(InputError, match=message):
         LIME(net, **settings)(images)
+
+
+def test_samples_of_the_kernel_come_as_often_as_it_weighs_them(net):
+    """GLIME: every subset of six superpixels, against its weight in LIME."""
+    subsets = torch.tensor(list(itertools.product([0, 1], repeat=6)), dtype=DOUBLE)
+    for width in (0.25, 0.1):
+        weights = np.array([math.exp(-0.5 * ((1 - math.sqrt(each.mean())) / width) ** 2) for each in subsets.numpy()])
+        chances = weights / weights.sum()
+        drawn = LIME(net, sampling="kernel", kernel_width=width, n_samples=100_001, seed=3)._coalitions(6)
+        present = drawn.rows(torch.arange(1, 100_001)).long()  # the first is the image itself
+        counts = torch.bincount(present @ torch.tensor([32, 16, 8, 4, 2, 1]), minlength=64).numpy()
+        spread = np.sqrt(100_000 * chances * (1 - chances))
+        assert (np.abs(counts - 100_000 * chances) <= 4.5 * spread + 1).all()
+        assert drawn.rows(torch.tensor([0])).all()
+
+
+def test_samples_of_the_kernel_count_alike(net, images):
+    explain = LIME(net, n_samples=80, feature_mask=SEGMENTS, sampling="kernel", kernel_width=0.1, alpha=0.5)
+    left, scores = samples(net, explain, images[:1])
+    assert left[1:].mean() > 0.6  # nearer to the image than by fair coins
+    expected = [Ridge(alpha=0.5).fit(left, column) for column in scores.T]
+    result = explain(images[:1], [list(range(5))])
+    assert result.values.numpy() == pytest.approx(np.array([fit.coef_ for fit in expected]), abs=1e-10)
+    fits = [fit.score(left, column) for fit, column in zip(expected, scores.T, strict=True)]
+    assert result.fit.numpy() == pytest.approx(np.array(fits), abs=1e-5)
+
+
+def values_of_seeds(net, images, sampling, count, **settings):
+    """Values of one image and class by samples of several seeds, `[count, F]`."""
+    explain = (LIME(net, n_samples=400, sampling=sampling, alpha=1e-14, seed=seed, **settings) for seed in range(count))
+    return np.stack([each(images[:1], 2).values[0].numpy() for each in explain])
+
+
+def test_samples_of_the_kernel_have_the_limit_of_lime(net, images):
+    """Against the regression on all 64 subsets, as the kernel weighs them."""
+    six = torch.arange(6).view(2, 3).repeat_interleave(6, 0).repeat_interleave(5, 1)
+    subsets = torch.tensor(list(itertools.product([0, 1], repeat=6)), dtype=DOUBLE)
+    means = torch.stack([images[0][:, six == k].mean(1) for k in range(6)])[six].movedim(-1, 0)
+    shown = torch.stack([torch.where(each[six] > 0, images[0], means) for each in subsets])
+    with torch.no_grad():
+        scores = net(shown).softmax(1)[:, 2].numpy()
+    weights = np.exp(-0.5 * ((1 - np.sqrt(subsets.mean(1).numpy())) / 0.1) ** 2)
+    limit = Ridge(alpha=1e-14).fit(subsets.numpy(), scores, sample_weight=weights).coef_
+    values = values_of_seeds(net, images, "kernel", 12, feature_mask=six, kernel_width=0.1)
+    error = values.std(0, ddof=1) / math.sqrt(12)
+    assert (np.abs(values.mean(0) - limit) < 5 * error).all()
+    assert error.max() < 0.05 * np.abs(limit).max()
+
+
+def test_samples_of_a_narrow_kernel_are_steadier(net, images):
+    settings = {"feature_mask": SEGMENTS, "kernel_width": 0.05}
+    kernel, uniform = (values_of_seeds(net, images, sampling, 12, **settings) for sampling in ("kernel", "uniform"))
+    assert kernel.std(0).mean() < 0.6 * uniform.std(0).mean()
+
+
+def test_a_sampling_that_does_not_exist(net):
+    with pytest.raises(InputError, match=r"^sampling must be one of 'uniform', 'kernel', got 'local'$"):
+        LIME(net, sampling="local")
