@@ -13,6 +13,7 @@ from pyfast_xai.metrics.adversarial import (
     fgsm,
 )
 from pyfast_xai.metrics.arcc import Arcc, arcc
+from pyfast_xai.metrics.average_gain import average_gain
 from pyfast_xai.metrics.axioms import completeness, input_invariance, non_sensitivity
 from pyfast_xai.metrics.complexity import complexity, effective_complexity, sparseness
 from pyfast_xai.metrics.correlations import (
@@ -103,6 +104,7 @@ __all__ = [
     "arcc",
     "attribution_localization",
     "auc",
+    "average_gain",
     "average_sensitivity",
     "box_correct",
     "class_sensitivity",

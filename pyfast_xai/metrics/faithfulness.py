@@ -208,11 +208,18 @@ def drop_increase(
         >>> drop.shape
         torch.Size([2])
     """
+    before, after = masked_scores(model, images, heatmaps, target, batch_size, outputs)
+    lost = (before - after).clamp_min(0) / before.abs()
+    return DropIncrease(lost.nan_to_num(nan=0.0), after > before)
+
+
+def masked_scores(
+    model: nn.Module, images: Tensor, heatmaps: Tensor, target: Target, batch_size: int, outputs: Outputs
+) -> tuple[Tensor, Tensor]:
+    """Returns the scores of images, and those of images times their maps stretched to 0..1, float32 `[N]` each."""
     scorer = Scorer(model, images, target, batch_size, outputs)
     maps = render.normalize(check_maps(heatmaps, images)).to(images.dtype)
-    after = scorer(images.detach() * maps[:, None], torch.arange(len(images), device=images.device))
-    lost = (scorer.score - after).clamp_min(0) / scorer.score.abs()
-    return DropIncrease(lost.nan_to_num(nan=0.0), after > scorer.score)
+    return scorer.score, scorer(images.detach() * maps[:, None], torch.arange(len(images), device=images.device))
 
 
 class Road(NamedTuple):
