@@ -284,3 +284,17 @@ def test_headings_and_legends_take_room_of_their_own():
         height, width = actual.shape[:2]
         places = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 1], (height, width))
         assert (places == actual[:, :, 1]).all((2, 3)).any()
+
+
+def test_the_hottest_percent_is_clipped_as_pair_saliency_does():
+    """`VisualizeImageGrayscale` and `VisualizeImageDiverging`; of 101 numbers the percentile is one of them."""
+    maps = torch.randn(3, 1, 101, generator=torch.Generator().manual_seed(0))
+    for each in maps:
+        values = each.double().numpy()
+        top, least = np.percentile(values, 99), values.min()
+        expected = np.clip((values - least) / (top - least), 0, 1)
+        grey = render.stretch_signed(render.normalize(each[None]), saturated=0.01)[0]
+        np.testing.assert_allclose(grey, expected, atol=1e-6)
+        span = np.percentile(np.abs(values), 99)
+        signed = render.stretch_signed(each[None], saturated=0.01)[0]
+        np.testing.assert_allclose(signed, np.clip(values / span, -1, 1), atol=1e-6)
