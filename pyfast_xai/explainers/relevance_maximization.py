@@ -73,7 +73,7 @@ class RelMax:
         self.explain, self.normalize = explain, normalize
         self.n_images = at_least(1, "n_images", n_images)
         self.pooling: Pooling = one_of("pooling", pooling, ("sum", "max"))
-        self.seen = 0
+        self.n_seen = 0
         self._best: ReferenceImages | None = None
 
     def update(self, images: Tensor, target: Goal = None, *args: Any, **kwargs: Any) -> None:
@@ -94,7 +94,7 @@ class RelMax:
             >>> from pyfast_xai import CRP, RelMax, demo
             >>> relmax = RelMax(CRP(demo.load(), layer="block"))
             >>> relmax.update(torch.rand(2, 3, 96, 96), target=[3, 7])
-            >>> relmax.seen
+            >>> relmax.n_seen
             2
         """
         relevance = self.explain.at_layer(images, target, *args, **kwargs)
@@ -106,13 +106,13 @@ class RelMax:
             values = torch.where(total > 0, values / total, 0)
         rows = torch.arange(len(values), device=values.device).div(len(values) // len(images), rounding_mode="floor")
         position = torch.stack(torch.unravel_index(where, relevance.shape[2:] or (1,)), -1)  # [R, C, dimensions]
-        batch = ReferenceImages((rows + self.seen)[:, None].expand_as(values).T, values.T, position.transpose(0, 1))
+        batch = ReferenceImages((rows + self.n_seen)[:, None].expand_as(values).T, values.T, position.transpose(0, 1))
         if self._best is not None:
             if len(self._best.image) != len(batch.image):
                 before = len(self._best.image)
                 raise InputError(f"the layer must have {before} channels as before, got {len(batch.image)}")
             batch = ReferenceImages(*(torch.cat(parts, 1) for parts in zip(self._best, batch, strict=True)))
-        self.seen += len(images)
+        self.n_seen += len(images)
         order = batch.relevance.argsort(dim=1, descending=True, stable=True)[:, : self.n_images]
         picked = order[..., None].expand(-1, -1, batch.position.shape[2])
         self._best = ReferenceImages(

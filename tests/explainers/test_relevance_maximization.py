@@ -89,7 +89,7 @@ def test_several_targets_count_by_themselves(images):
     net = small("resnet")
     together, apart = (RelMax(CRP(net, layer="layer3"), n_images=16) for _ in range(2))
     together.update(images, [[1, 3]] * 8)
-    assert together.seen == 8
+    assert together.n_seen == 8
     together = together.compute()
     assert together.image.shape == (256, 16)
     assert together.image.sort(1).values[0].tolist() == sorted([*range(8)] * 2)
