@@ -37,8 +37,10 @@ def _is_built_in() -> bool:
 
 def takes(*tensors: Tensor) -> bool:
     """Returns whether oneDNN is available and works with such tensors."""
-    accepted = (t.device.type == "cpu" and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors)
-    return all(accepted) and available()
+    for tensor in tensors:
+        if tensor.dtype != torch.float32 or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            return False
+    return available()
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,9 +54,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def is_passed_over(input: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
     """Returns whether PyTorch gives a transposed convolution of maps `[N, O, H, W]` to BLAS though oneDNN takes it."""
-    if torch.get_num_threads() > 1 or len(input) >= _MANY_IMAGES or not input.numel():
+    if weight.dim() != 4 or tuple(weight.shape)[2:] != (1, 1) or max(stride) > 1 or torch.get_num_threads() > 1:
         return False
-    return weight.dim() == 4 and weight.shape[2:] == (1, 1) and max(stride) == 1 and takes(input, weight)
+    return input.shape[0] < _MANY_IMAGES and input.numel() > 0 and takes(input, weight)
 
 
 def serves(

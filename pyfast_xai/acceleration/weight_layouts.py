@@ -167,7 +167,7 @@ def _convolution(
     groups: int = 1,
 ) -> _Convolution | None:
     """Returns the convolution with these arguments of `conv2d`; None if a cached layout would not pay."""
-    if not isinstance(weight, nn.Parameter) or weight.numel() < _MIN_NUMBERS or groups != 1:
+    if groups != 1 or weight.numel() < _MIN_NUMBERS or not isinstance(weight, nn.Parameter):
         return None
     if isinstance(padding, str) or input.dim() != 4 or not onednn.takes(input, weight):
         return None

@@ -80,11 +80,22 @@ class Node:
     saved: dict[str, Saved] = field(default_factory=dict)
     kernel: Callable[..., Any] | None = None
     adjoint: Callable[[Tensor, list[int]], Tensor | None] | None = None
-    rule: tuple[Any, Any] | None = None
+    rule: tuple[Any, Any, Any] | None = None
 
     def __post_init__(self) -> None:
         # Computed once, because every recording and backward pass reads it several times.
         self.inputs = find(Value, self.args, self.kwargs)
+
+    @staticmethod
+    def with_inputs(
+        index: int, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str, name: str, inputs: list[Value]
+    ) -> "Node":
+        """Returns a node without outputs, for which the values among the arguments are known: looking is slower."""
+        node = object.__new__(Node)
+        node.index, node.op, node.args, node.kwargs = index, op, args, kwargs
+        node.outputs, node.path, node.name, node.inputs = [], path, name, inputs
+        node.saved, node.kernel, node.adjoint, node.rule = {}, None, None, None
+        return node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the operation on tensors."""

@@ -89,18 +89,24 @@ class Paths:
 
 
 def _enter(module: nn.Module, args: Any) -> Any:
+    followers = getattr(_thread, "followers", ())
+    if not followers:
+        return None
     replacement = None
     with torch._C.DisableTorchFunction():  # the operations of followers are not the model's
-        for on_call, _ in getattr(_thread, "followers", ()):
+        for on_call, _ in followers:
             answer = on_call(module, args if replacement is None else replacement)
             replacement = replacement if answer is None else answer
     return replacement
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> Any:
+    followers = getattr(_thread, "followers", ())
+    if not followers:
+        return None
     replacement = None
     with torch._C.DisableTorchFunction():
-        for _, on_return in getattr(_thread, "followers", ()):
+        for _, on_return in followers:
             answer = on_return(module, output if replacement is None else replacement)
             replacement = replacement if answer is None else answer
     return replacement

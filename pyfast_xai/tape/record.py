@@ -107,6 +107,9 @@ def record(
     return recorder.tape
 
 
+_WITH_SHAPE = {Tensor, nn.Parameter}  # the usual classes of tensors, which have a shape from the first
+
+
 def _needs_inference_mode(modules: dict[nn.Module, str]) -> bool:
     """Returns whether a model has tensors that may be written to in inference mode only.
 
@@ -119,7 +122,7 @@ def _needs_inference_mode(modules: dict[nn.Module, str]) -> bool:
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
-                if is_lazy(tensor):
+                if type(tensor) not in _WITH_SHAPE and is_lazy(tensor):
                     tensor_path = f"{path}.{name}" if path else name
                     raise InputError(
                         "model must have run before it is explained (call model(images)), "
@@ -142,9 +145,10 @@ class _StopForward(BaseException):
 
 
 class _Facts(NamedTuple):
-    """The facts that the schema of an op states."""
+    """The facts that the schema of an op states; `tensors` are the positions of arguments that may hold tensors."""
 
     name: str
+    tensors: tuple[int, ...]
     composite: bool
     written: tuple[tuple[int, str], ...]
     statistics: tuple[tuple[int, str], ...]
@@ -159,6 +163,10 @@ _DATA_DEPENDENT = {"item", "_local_scalar_dense", "is_nonzero", "equal", "allclo
 _STATISTICS = ("running_mean", "running_var")
 # Arguments by which an op draws random numbers, or updates statistics, in training only.
 _TRAINING = ("train", "training", "use_input_stats", "dropout_p", "p")
+# Types of arguments that hold no tensor; a tensor given as a number arrives as a Python number.
+_PLAIN = {"int", "float", "bool", "complex", "number", "str", "Device", "Generator", "SymInt", "SymBool"}
+_PLAIN |= {f"List[{name}]" for name in _PLAIN}
+_PLAIN |= {f"Optional[{name}]" for name in _PLAIN}
 
 
 @cached_by_identity
@@ -167,6 +175,7 @@ def _facts(op: OpOverload) -> _Facts:
     arguments = list(enumerate(op._schema.arguments))
     return _Facts(
         name=name.strip("_"),
+        tensors=tuple(i for i, a in arguments if str(a.type) not in _PLAIN),
         composite=torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd"),
         written=tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write),
         # Old schemas do not say that running statistics are written to.
@@ -204,8 +213,7 @@ def _statistics_written(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str,
 
 def _trains(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Returns whether an op runs in training mode: draws numbers for dropout, updates statistics."""
-    training = _facts(op).training
-    return all(kwargs.get(name, args[i] if i < len(args) else default) for i, name, default in training)
+    return all(args[i] if i < len(args) else kwargs.get(name, default) for i, name, default in _facts(op).training)
 
 
 def not_repeatable(node: Node) -> str | None:
@@ -221,6 +229,21 @@ def not_repeatable(node: Node) -> str | None:
 def tensors_in(tree: Any) -> list[Tensor]:
     """Returns the tensors at any depth of a tree."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _tensors_of(facts: _Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Returns the same as `find(Tensor, args, kwargs)` for the arguments of an op; looks at no others."""
+    tensors: list[Tensor] = []
+    count = len(args)
+    for i in facts.tensors:
+        if i >= count:
+            break
+        argument = args[i]
+        if isinstance(argument, Tensor):
+            tensors.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            tensors.extend([part for part in argument if isinstance(part, Tensor)])
+    return tensors + find(Tensor, (), kwargs) if kwargs else tensors
 
 
 class _Memory:
@@ -284,7 +307,7 @@ class _Recorder(TorchDispatchMode):
         if not tensors:
             raise InputError("the inputs must hold at least one tensor, got none")
         for tensor in tensors:
-            self.tape.inputs.append(self._new_owner(tensor, None))
+            self.tape.inputs.append(self._new_owner(tensor, address(tensor), None))
         self.tape.input_structure = pytree.tree_map_only(Tensor, self._value_of, (args, kwargs))
 
     def read(self, tensor: Tensor) -> None:
@@ -311,13 +334,17 @@ class _Recorder(TorchDispatchMode):
 
     def module_returned(self, path: str, output: Any) -> None:
         """Records the outputs of each module as it returns."""
-        tensors = [output] if isinstance(output, Tensor) else tensors_in(output)
-        pairs = [(tensor, value) for tensor in tensors if (value := self._value_of(tensor)) is not None]
-        if pairs:
-            self.tape.modules.setdefault(path, []).append([value for _, value in pairs])
-            until = self._until
-            if until is not None and until in (path, f"{path}@{len(self.tape.modules[path]) - 1}"):
-                self._stop(pairs[0][0])
+        values, first = [], None
+        for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
+            value = self._value_of(tensor)
+            if value is not None:
+                values.append(value)
+                first = tensor if first is None else first
+        if first is not None:
+            calls = self.tape.modules.setdefault(path, [])
+            calls.append(values)
+            if self._until is not None and self._until in (path, f"{path}@{len(calls) - 1}"):
+                self._stop(first)
 
     def _stop(self, tensor: Tensor) -> None:
         self.tape.reached = tensor
@@ -329,13 +356,14 @@ class _Recorder(TorchDispatchMode):
 
     def _record_op(self, op: OpOverload, args: Any, kwargs: Any) -> Any:
         facts = _facts(op)
-        tensors = find(Tensor, args, kwargs)
+        tensors = _tensors_of(facts, args, kwargs)
         values: dict[int, Value] = {}
         sources: set[int] = set()  # storage addresses of the tensors that depend on the inputs
         constants: list[tuple[Tensor, int]] = []
+        on_tape = self._memory
         for tensor in tensors:
             storage = address(tensor)
-            value = self._value_at(tensor, storage) if storage in self._memory else None
+            value = self._value_at(tensor, storage) if storage in on_tape else None
             if value is None:
                 constants.append((tensor, storage))
             else:
@@ -361,9 +389,11 @@ class _Recorder(TorchDispatchMode):
             if id(tensor) not in values:
                 values[id(tensor)] = self._adopt(tensor)
                 sources.add(address(tensor))
-        self._constants.update(storage for tensor, storage in constants if id(tensor) not in values)
+        for tensor, storage in constants:
+            if not written or id(tensor) not in values:
+                self._constants.add(storage)
 
-        node = self._node(op, facts.name, args, kwargs, values)
+        node = self._node(op, facts, args, kwargs, values)
         if self._prepare is not None:
             self._prepare(node, args, kwargs)
         if self._policy is None:
@@ -381,18 +411,23 @@ class _Recorder(TorchDispatchMode):
             self._stop(find(Tensor, (result,), {})[0])
         return result
 
-    def _node(self, op: Any, name: str, args: Any, kwargs: Any, values: dict[int, Value]) -> Node:
+    def _node(self, op: Any, facts: _Facts, args: Any, kwargs: Any, values: dict[int, Value]) -> Node:
+        args, inputs = _on_tape(values, args, facts.tensors)
+        if kwargs:
+            named, more = _on_tape(values, kwargs.values(), range(len(kwargs)))
+            kwargs = dict(zip(kwargs, named, strict=True))
+            inputs += more
+        return self._append(op, facts.name, args, kwargs, inputs)
+
+    def _append(self, op: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Value]) -> Node:
         path = self.paths.current if self.paths is not None else ""
         name = f"{path}.{name}" if path else name
         before = self._names[name] = self._names.get(name, -1) + 1
         if before:
             name = f"{name}_{before}"
-        if values:
-            args = _on_tape(values, args)
-            if kwargs:
-                kwargs = dict(zip(kwargs, _on_tape(values, kwargs.values()), strict=True))
-        node = Node(len(self.tape.nodes), op, args, kwargs, [], path, name)
-        self.tape.nodes.append(node)
+        nodes = self.tape.nodes
+        node = Node.with_inputs(len(nodes), op, args, kwargs, path, name, inputs)
+        nodes.append(node)
         return node
 
     def _save(self, node: Node, name: str, tensor: Tensor) -> None:
@@ -416,10 +451,9 @@ class _Recorder(TorchDispatchMode):
         self._count += 1
         return value
 
-    def _new_owner(self, tensor: Tensor, producer: Node | None) -> Value:
-        """Returns a value that owns its memory."""
+    def _new_owner(self, tensor: Tensor, storage: int, producer: Node | None) -> Value:
+        """Returns a value that owns its memory, at this address."""
         value = self._new_value(tensor, producer)
-        storage = address(tensor)
         self._memory[storage] = _Memory(value, tensor)
         self._values[id(tensor)] = (value, 0, storage)
         self._created.add(storage)
@@ -446,7 +480,8 @@ class _Recorder(TorchDispatchMode):
         if entry is not None and valid and entry[1] == memory.writes:
             return entry[0]
         # Another view of this memory was written to since, or the view was made without an operation (`x.data`).
-        node = self._node(aliasing.regenerate_view, "refresh", (memory.owner, _geometry(tensor, memory.owner)), {}, {})
+        owner = memory.owner
+        node = self._append(aliasing.regenerate_view, "refresh", (owner, _geometry(tensor, owner)), {}, [owner])
         value = self._new_value(tensor, node)
         node.outputs.append(value)
         self._values[id(tensor)] = (value, memory.writes, storage)
@@ -456,7 +491,7 @@ class _Recorder(TorchDispatchMode):
         storage = address(tensor)
         if not written or not any(tensor is other for other in written):
             if storage not in sources:
-                return self._new_owner(tensor, node)
+                return self._new_owner(tensor, storage, node)
             value = self._new_value(tensor, node)
             self._values[id(tensor)] = (value, self._memory[storage].writes, storage)
             return value
@@ -467,7 +502,7 @@ class _Recorder(TorchDispatchMode):
         if (geometry.size, geometry.stride, geometry.offset) == (owner.shape, owner.stride, 0):
             memory.owner = value
         else:
-            scatter = self._node(aliasing.scatter_view, "overwrite", (owner, value, geometry), {}, {})
+            scatter = self._append(aliasing.scatter_view, "overwrite", (owner, value, geometry), {}, [owner, value])
             memory.owner = Value(
                 self._count, owner.shape, owner.stride, owner.offset, owner.dtype, owner.device, scatter.index
             )
@@ -481,7 +516,7 @@ class _Recorder(TorchDispatchMode):
         """Puts a constant on the tape, because an operation is about to write input-dependent numbers to it."""
         length = tensor.untyped_storage().nbytes() // tensor.element_size()
         flat = tensor.as_strided((length,), (1,), 0)
-        node = self._node(torch.ops.aten.clone.default, "clone", (flat.clone(),), {}, {})
+        node = self._append(torch.ops.aten.clone.default, "clone", (flat.clone(),), {}, [])
         owner = self._new_value(flat, node)
         node.outputs.append(owner)
         self._memory[address(tensor)] = _Memory(owner, tensor)
@@ -515,16 +550,25 @@ class _Recorder(TorchDispatchMode):
                 node.args, node.kwargs = substitute(Tensor, preserved, node.args, node.kwargs)
 
 
-def _on_tape(values: dict[int, Value], arguments: Iterable[Any]) -> tuple[Any, ...]:
-    """Returns the arguments of an op with the value in place of each tensor that depends on the inputs."""
-    return tuple(
-        [
-            [values.get(id(part), part) for part in argument]
-            if isinstance(argument, (list, tuple))
-            else values.get(id(argument), argument)
-            for argument in arguments
-        ]
-    )
+def _on_tape(
+    values: dict[int, Value], arguments: Iterable[Any], places: Iterable[int]
+) -> tuple[tuple[Any, ...], list[Value]]:
+    """Returns the arguments of an op with the value in place of each tensor that depends on the inputs.
+
+    The second result has these values. Only the arguments at `places` may hold tensors; lists are copied.
+    """
+    replaced, inputs = list(arguments), []
+    for i in places:
+        if i >= len(replaced):
+            break
+        argument = replaced[i]
+        if isinstance(argument, (list, tuple)):
+            replaced[i] = parts = [values.get(id(part), part) for part in argument]
+            inputs += [part for part in parts if isinstance(part, Value)]
+        elif id(argument) in values:
+            replaced[i] = value = values[id(argument)]
+            inputs.append(value)
+    return tuple(replaced), inputs
 
 
 def _geometry(tensor: Tensor, owner: Value) -> Geometry:

@@ -38,11 +38,11 @@ class GradientRules:
     def rule_of(self, node: Node) -> Rule:
         """Returns the rule for a node: of the overlay, else of the gradient, else autograd's."""
         name = key(node.op)
-        rules = self.overlay.get(name), GRADIENT.get(name)
-        if node.rule is None or node.rule[0] != rules:
-            chosen = next((rule for rule in rules if rule is not None and rule.is_for(node)), derivative.RULE)
-            node.rule = rules, chosen
-        return node.rule[1]
+        over, plain, cached = self.overlay.get(name), GRADIENT.get(name), node.rule
+        if cached is None or cached[0] is not over or cached[1] is not plain:
+            suited = (rule for rule in (over, plain) if rule is not None and rule.is_for(node))
+            cached = node.rule = over, plain, next(suited, derivative.RULE)
+        return cached[2]
 
     def handles(self, op: OpOverload) -> bool:
         name = key(op)
@@ -54,10 +54,13 @@ class GradientRules:
             return
         if rule is derivative.RULE:
             derivative.save(node, keep, args, kwargs)
-        else:
+        elif rule.saves:
             keep_arguments(node, rule.saves, keep, args, kwargs)
 
     def run(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        looked_up = node.rule  # by `save`, just before
+        if looked_up is not None and looked_up[2].runs is None:
+            return node(*args, **kwargs)
         rule = self._rule_that_reads(node)
         runs = None if rule is None else rule.runs
         return node(*args, **kwargs) if runs is None else runs(node, keep, *args, **kwargs)
@@ -89,7 +92,9 @@ def backward_pass(
     Raises:
         UnsupportedOpError: an op on the way has no derivative.
     """
-    pending = Pending(_between(policy, tape, seeds, to))
+    reached, rules = _between(policy, tape, seeds, to)
+    pending = Pending(reached)
+    ends = set(to)
     targets = len(next(iter(seeds.values())))
     gradients: dict[Value, Tensor] = {}
     first = min(-1 if value.producer is None else value.producer for value in to)
@@ -100,14 +105,16 @@ def backward_pass(
             if node.index < first:
                 break
             grads = [pending.pop(value) for value in node.outputs]
-            if any(grad is not None for grad in grads):
-                for output, grad in zip(node.outputs, grads, strict=True):
-                    if output is not None and grad is not None and output in to:
-                        # A copy, where what comes after could write to it.
-                        gradients[output] = grad.clone() if node.index > first else grad
-                rule = policy.rule_of(node)
-                if node.index > first and not rule.stops_at(node):
-                    rule.backward(BackwardContext(pending, node, grads), *node.args, **node.kwargs)
+            arrived = next((grad for grad in grads if grad is not None), None)
+            if arrived is not None:
+                if not ends.isdisjoint(node.outputs):
+                    for output, grad in zip(node.outputs, grads, strict=True):
+                        if grad is not None and output in ends:
+                            # A copy, where what comes after could write to it.
+                            gradients[output] = grad.clone() if node.index > first else grad
+                rule = rules.get(node.index)
+                if node.index > first and rule is not None:
+                    rule.backward(BackwardContext(pending, node, grads, arrived), *node.args, **node.kwargs)
             if not retain:
                 node.saved.clear()
         for value in to:
@@ -120,21 +127,35 @@ def backward_pass(
     return [gradients[value] for value in to]
 
 
-def _between(policy: GradientRules, tape: Tape, ends: Collection[Value], to: Collection[Value]) -> set[Value]:
-    """Returns the values that a gradient on its way to `to` can arrive at, `to` themselves among them."""
+def _between(
+    policy: GradientRules, tape: Tape, ends: Collection[Value], to: Collection[Value]
+) -> tuple[set[Value], dict[int, Rule]]:
+    """Returns the values that a gradient on its way to `to` can arrive at, `to` themselves among them.
+
+    The second result has the rules of the operations that it can pass, by their index.
+    """
     reached = set(to)
     blocking: list[Node] = []
+    rules: dict[int, Rule] = {}
     for node in tape.nodes:
         if reached.isdisjoint(node.inputs):
             continue
-        outputs = [value for value in node.outputs if value is not None]
-        passed = [] if policy.rule_of(node).stops_at(node) else [value for value in outputs if has_gradient(value)]
-        reached.update(passed)
-        if len(passed) < len(outputs):
-            blocking.append(node)
+        rule = policy.rule_of(node)
+        if rule.stops_at(node):
+            if any(value is not None for value in node.outputs):
+                blocking.append(node)
+            continue
+        rules[node.index] = rule
+        for value in node.outputs:
+            if value is None:
+                continue
+            if has_gradient(value):
+                reached.add(value)
+            elif not blocking or blocking[-1] is not node:
+                blocking.append(node)
     if blocking and reached.isdisjoint(ends) and not _dependent(tape, to).isdisjoint(ends):
         _report(policy, tape, blocking, ends)
-    return reached
+    return reached, rules
 
 
 def _dependent(tape: Tape, on: Collection[Value]) -> set[Value]:

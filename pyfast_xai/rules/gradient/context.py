@@ -26,10 +26,12 @@ class BackwardContext:
         grad: the first of them (most ops have one result).
     """
 
-    def __init__(self, pending: "Pending", node: Node, grads: list[Tensor | None]) -> None:
+    __slots__ = ("_pending", "grad", "grads", "node")
+
+    def __init__(self, pending: "Pending", node: Node, grads: list[Tensor | None], first: Tensor) -> None:
         self.node = node
         self.grads = grads
-        self.grad = next(grad for grad in grads if grad is not None)
+        self.grad = first
         self._pending = pending
 
     def tensor(self, name: str) -> Tensor:
@@ -62,7 +64,7 @@ class BackwardContext:
         """
         if not self.wants(argument):
             return
-        if grad.shape[1:] != argument.shape:
+        if tuple(grad.shape)[1:] != argument.shape:  # slicing a `torch.Size` takes five times as long
             grad = _sum_to(grad, argument.shape)
         if grad.is_complex() and not argument.dtype.is_complex:
             grad = grad.real
@@ -126,8 +128,9 @@ class Pending:
         self.add(value, grad)
 
     def add(self, value: Value, grad: Tensor) -> None:
-        before = self.pop(value)
-        if before is not None:
+        if value in self._grads:
+            before = self.pop(value)
+            assert before is not None
             # In the order of arrival, as autograd sums them.
             grad = before.add_(grad) if self._may_add(before, grad) else before + grad
         storage = address(grad)

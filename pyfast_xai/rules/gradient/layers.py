@@ -1,6 +1,5 @@
 """Layers with weights: their adjoints need the weight and the geometry, and no activation."""
 
-import math
 from typing import Any
 
 import torch
@@ -77,21 +76,21 @@ def _convolution(
     rank = weight.dim() - 2
     stride, padding, dilation = (per_dimension(value, rank) for value in (stride, padding, dilation))
     grad = canonical(ctx.grad.flatten(0, 1))
+    size, kernel = input.shape[2:], tuple(weight.shape)[2:]
     # Rows that the last window did not reach.
     rest = [0] * rank
     if not transposed:
-        for d in range(rank):
-            reached = (grad.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1
-            rest[d] = input.shape[2 + d] - reached
+        for d, extent in enumerate(tuple(grad.shape)[2:]):
+            rest[d] = size[d] - ((extent - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + 1)
     weight = weight.detach()
-    if not transposed and input.shape[2:] == weight.shape[2:] == (1, 1) and groups == 1 and not any(padding):
+    if not transposed and size == kernel == (1, 1) and groups == 1 and not any(padding):
         # Squeezed to one pixel, as gates of channels are: a product of matrices, for which no weight is laid out anew.
         product = onednn.linear(grad.flatten(1), weight.flatten(1).mH)
         ctx.propagate(input, product.view(len(ctx.grad), *input.shape))
         return
     # The adjoint of a convolution is the transposed convolution, and the other way round.
     if not transposed and subpixel.takes(grad, weight, stride, dilation, groups):
-        result: Tensor | None = subpixel.adjoint(grad, weight, stride, padding, input.shape[2:])
+        result: Tensor | None = subpixel.adjoint(grad, weight, stride, padding, size)
     else:
         result = None if ctx.node.adjoint is None else ctx.node.adjoint(grad, rest)
     if result is None and not transposed and onednn.is_passed_over(grad, weight, stride):
@@ -189,13 +188,12 @@ def _batch_norm(
     eps: float,
     *flags: bool,
 ) -> None:
-    scales = [torch.rsqrt(var + eps)]
-    if weight is not None:
-        scales.append(weight)
-    if input.dtype != torch.float64:  # there, one multiplication rounds otherwise than the two of autograd
-        scales = [math.prod(scales[1:], start=scales[0])]
-    first, *others = [scale.to(ctx.grad.dtype).view(-1, *[1] * (len(input.shape) - 2)) for scale in scales]
-    grad = ctx.scaled(first)
-    for scale in others:
-        grad.mul_(scale)
+    channels = (-1, *(1,) * (len(input.shape) - 2))
+    scale = torch.rsqrt(var + eps)
+    if weight is None or input.dtype == torch.float64:  # there, one multiplication rounds otherwise than autograd's two
+        grad = ctx.scaled(scale.to(ctx.grad.dtype).view(channels))
+        if weight is not None:
+            grad.mul_(weight.to(grad.dtype).view(channels))
+    else:
+        grad = ctx.scaled((scale * weight).to(ctx.grad.dtype).view(channels))
     ctx.propagate(input, grad)

@@ -25,11 +25,11 @@ def takes(grad: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequenc
 
     In float64 it is not: results keep the order in which autograd's kernels sum.
     """
-    if not (grad.device.type == "cpu" and grad.dtype == weight.dtype == torch.float32 and grad.numel()):
+    if max(stride) == 1 or max(dilation) > 1 or groups > 1:
         return False
     if weight.dim() != 4 or weight.shape[1] > _FEW_CHANNELS or math.prod(weight.shape[2:]) < _LEAST_KERNEL:
         return False
-    return max(stride) > 1 and max(dilation) == 1 and groups == 1
+    return grad.device.type == "cpu" and grad.dtype == weight.dtype == torch.float32 and grad.numel() > 0
 
 
 def adjoint(grad: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], size: Sequence[int]) -> Tensor:
