@@ -17,6 +17,7 @@ TITLES = {
     "pyfast_xai.explanation": "Explanation",
     "pyfast_xai.models": "Models",
     "pyfast_xai.zero_shot": "Image-text models",
+    "pyfast_xai.segmentation": "Segmenters",
     "pyfast_xai.images": "Photographs",
     "pyfast_xai.render": "Pictures",
     "pyfast_xai.localize": "Boxes",
@@ -77,6 +78,7 @@ PARTLY = {
     "pyfast_xai.models": ["LoadedModel"],
     "pyfast_xai.images": ["ImageError"],
     "pyfast_xai.zero_shot": [],
+    "pyfast_xai.segmentation": [],
     "pyfast_xai.memory": [],
 }
 # What explainers take beside their own arguments.

@@ -92,6 +92,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are import
     from pyfast_xai.models import load_model as load_model
     from pyfast_xai.ops import backend as backend
     from pyfast_xai.rules.relevance import Composite as Composite
+    from pyfast_xai.segmentation import SegmentationClassifier as SegmentationClassifier
     from pyfast_xai.tape import record as record
     from pyfast_xai.tape import replay as replay
     from pyfast_xai.zero_shot import ZeroShotClassifier as ZeroShotClassifier
@@ -172,6 +173,7 @@ _PUBLIC = {
     "Saliency": "pyfast_xai.explainers",
     "SmoothGrad": "pyfast_xai.explainers",
     "UnsupportedOpError": "pyfast_xai.errors",
+    "SegmentationClassifier": "pyfast_xai.segmentation",
     "ZeroShotClassifier": "pyfast_xai.zero_shot",
     "backend": "pyfast_xai.ops",
     "keep_freed_memory": "pyfast_xai.memory",

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from pyfast_xai import localize, render
 from pyfast_xai.errors import InputError
+from pyfast_xai.nifti import write_nifti
 
 
 @dataclass(eq=False, repr=False)
@@ -181,7 +182,7 @@ class Explanation:
             index: index of the slice; None for the slice of each row that holds most of the heat map.
 
         Returns:
-            An explanation with heat maps `[N, H, W]`, without a signed map.
+            An explanation with heat maps `[N, H, W]`; it has a signed map where that has the resolution of the volumes.
 
         Raises:
             InputError: no volumes, or an axis or a slice that does not exist.
@@ -202,20 +203,15 @@ class Explanation:
             raise InputError(f"index must be one of {self.heatmap.shape[dim]} slices across {axis!r}, got {index}")
         numbers = chosen.tolist()
 
-        def cut(tensor: Tensor | None, dim: int) -> Tensor | None:
-            if tensor is None:
-                return None
-            return torch.stack([row.select(dim, number) for row, number in zip(tensor, numbers, strict=True)])
-
-        heatmap = cut(self.heatmap, dim - 1)
-        assert heatmap is not None
-        return replace(
-            self,
-            heatmap=heatmap,
-            attribution=cut(self.attribution, dim),
-            images=cut(self.images, dim),
-            signed_map=None,
-        )
+        cut: dict[str, Any] = {}
+        if self.points is not None:
+            others = [other for other in range(3) if other != dim - 1]
+            cut["points"] = [p[p[:, dim - 1] == n][:, others] for p, n in zip(self.points, numbers, strict=True)]
+        for name, tensor in vars(self).items():
+            if isinstance(tensor, Tensor) and tensor.dim() > 3 and tensor.shape[-3:] == self.heatmap.shape[1:]:
+                at = tensor.dim() - 4 + dim - 1
+                cut[name] = torch.stack([row.select(at, number) for row, number in zip(tensor, numbers, strict=True)])
+        return replace(self, **{"signed_map": None, **cut})
 
     def projection(self, axis: Literal["z", "y", "x"] = "z") -> "Explanation":
         """Returns the largest heat along one axis of volumes or clips, over the mean of the images along it.
@@ -237,7 +233,35 @@ class Explanation:
         """
         dim = self._axis(axis)
         images = None if self.images is None else self.images.mean(dim + 1)
-        return replace(self, heatmap=self.heatmap.amax(dim), images=images, attribution=None, signed_map=None)
+        others = [other for other in range(3) if other != dim - 1]
+        points = None if self.points is None else [p[:, others] for p in self.points]
+        heatmap = self.heatmap.amax(dim)
+        return replace(self, heatmap=heatmap, images=images, points=points, attribution=None, signed_map=None)
+
+    def to_nifti(self, path: str | Path, row: int = 0, *, affine: Any = None, reverse: bool = False) -> None:
+        """Writes the heat map of a volume as a NIfTI-1 file, which viewers of medical images lay over the scan.
+
+        Args:
+            path: ends in ".nii", or ".nii.gz" for a compressed file.
+            row: which heat map.
+            affine: `[4, 4]`, from indices of voxels to millimetres, that of the scan; None for the identity.
+            reverse: the axes of the volume are `[z, y, x]`, as SimpleITK reads scans; otherwise those of the file, as
+                nibabel and MONAI read them.
+
+        Raises:
+            InputError: no volumes, another ending, or a matrix of another shape.
+            IndexError: a row that does not exist.
+
+        Example:
+            >>> import tempfile
+            >>> import torch
+            >>> from pyfast_xai import Explanation
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Explanation("saliency", torch.rand(1, 16, 24, 32)).to_nifti(f"{folder}/heat.nii.gz")
+        """
+        self._axis("z")
+        volume = self.numpy()[row]
+        write_nifti(path, volume.transpose() if reverse else volume, affine)
 
     def _axis(self, axis: str) -> int:
         """Returns which dimension of the heat map an axis is."""

@@ -6,10 +6,11 @@ text stands for it as well: "segment:0.4", "mass:0.05", "hull".
 
 import abc
 import importlib.util
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ CHUNK = 1 << 21  # spans looked up at once
 
 
 def remove_outliers(
-    points: Sequence[Tensor], size: tuple[int, int], radius: float = 0.10, share: float = 0.05
+    points: Sequence[Tensor], size: Sequence[int], radius: float = 0.10, share: float = 0.05
 ) -> list[Tensor]:
     """Keeps the points that have enough others around them (CNN-Fixations, section IV-A).
 
@@ -31,8 +32,9 @@ def remove_outliers(
     in the number of points.
 
     Args:
-        points: points of each image, int64 `[P, 2]` as (y, x) pixels within it.
-        size: (H, W) of the images, in pixels.
+        points: points of each image, int64 `[P, 2]` as (y, x) pixels within it; `[P, 3]` of volumes, `[P, 1]` of
+            signals.
+        size: (H, W) of the images, in pixels; (D, H, W) of volumes, (L,) of signals.
         radius: radius of the neighbourhood, as a share of the image diagonal.
         share: share of the points that must lie in it.
 
@@ -47,25 +49,52 @@ def remove_outliers(
         >>> [len(kept) for kept in localize.remove_outliers([points], (96, 96))]
         [100]
     """
-    height, width = size
+    *lead, width = size
     # Squared distances of pixels are integers, and d < r holds where d <= ceil(r) - 1.
-    reach = math.ceil((radius * math.hypot(height, width)) ** 2) - 1
+    reach = math.ceil((radius * diagonal(size)) ** 2) - 1
     far = math.isqrt(max(reach, 0))
-    disc = [(dy, math.isqrt(reach - dy * dy)) for dy in range(-far, far + 1)] if reach >= 0 else []
+    padded = [side + 2 * far for side in lead]
+    # Of every row of the disc: how far it lies off the point, as a number of rows, and half of its length.
+    disc = [
+        (_place(step, padded), math.isqrt(reach - square))
+        for step in itertools.product(*([range(-far, far + 1)] * len(lead)))
+        if (square := sum(offset * offset for offset in step)) <= reach
+    ]
     results = []
     for pixels in points:
         offset, half = torch.tensor(disc, dtype=torch.int64, device=pixels.device).view(-1, 2).unbind(1)
-        counts = torch.bincount(pixels[:, 0] * width + pixels[:, 1], minlength=height * width).view(height, width)
+        counts = torch.bincount(_place(pixels.unbind(1), size), minlength=math.prod(size)).view(*lead, width)
         # Rows of zeros above and below, a column of zeros before the sums.
-        sums = counts.new_zeros(height + 2 * far, width + 1)
-        torch.cumsum(counts, 1, out=sums[far : far + height, 1:])
+        sums = counts.new_zeros(*padded, width + 1)
+        inner = tuple(slice(far, far + side) for side in lead) + (slice(1, None),)
+        sums[inner] = counts.cumsum(-1)
         near = []
         for part in pixels.split(max(1, CHUNK // max(1, len(disc)))):
-            row, x = (part[:, :1] + offset + far) * (width + 1), part[:, 1:]
+            first = _place([place + far for place in part[:, :-1].unbind(1)], padded)
+            row, x = (first + offset if isinstance(first, int) else first[:, None] + offset) * (width + 1), part[:, -1:]
             right, left = (x + half + 1).clamp(max=width), (x - half).clamp(min=0)
             near.append((sums.take(row + right) - sums.take(row + left)).sum(1))
         results.append(pixels[torch.cat(near) > math.floor(share * len(pixels))])
     return results
+
+
+def diagonal(size: Sequence[int]) -> float:
+    """Returns the length of the diagonal of an image (H, W), or a volume, in pixels; axes of one pixel count nothing.
+
+    Example:
+        >>> from pyfast_xai import localize
+        >>> localize.diagonal((30, 40)), localize.diagonal((1, 30, 40))
+        (50.0, 50.0)
+    """
+    return math.hypot(*(side for side in size if side > 1))
+
+
+def _place(coordinates: Sequence[Any], size: Sequence[int]) -> Any:
+    """Returns the flat index of coordinates, numbers or tensors, in an array of some size; 0 without a coordinate."""
+    index: Any = 0
+    for coordinate, side in zip(coordinates, size, strict=True):
+        index = index * side + coordinate
+    return index
 
 
 def hull(points: Sequence[Tensor]) -> Tensor:

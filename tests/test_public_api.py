@@ -18,9 +18,9 @@ def test_every_public_name_is_there():
         "GuidedGradCAM", "GuidedIG", "HSIC", "HiResCAM", "ISCAM", "InputError", "InputXGradient", "IntegratedGradients",
         "KPCACAM", "KernelShap", "LIME", "LRP", "LayerCAM", "LeGrad", "METHODS", "MeaningfulPerturbation", "Occlusion",
         "Preprocess", "PyFastXaiError", "RISE", "RandomCAM", "RefineCAM", "RelMax", "SESS", "SSCAM", "Saliency",
-        "ScoreCAM", "SegEigenCAM", "ShapleyCAM", "ShapleyValueSampling", "ShapleyValues", "SmoothGrad",
-        "SmoothGradCAMPlusPlus", "Sobol", "UnsupportedOpError", "XGradCAM", "XRAI", "ZeroShotClassifier", "__version__",
-        "backend", "keep_freed_memory", "layers", "load_image", "load_model", "record", "replay",
+        "ScoreCAM", "SegEigenCAM", "SegmentationClassifier", "ShapleyCAM", "ShapleyValueSampling", "ShapleyValues",
+        "SmoothGrad", "SmoothGradCAMPlusPlus", "Sobol", "UnsupportedOpError", "XGradCAM", "XRAI", "ZeroShotClassifier",
+        "__version__", "backend", "keep_freed_memory", "layers", "load_image", "load_model", "record", "replay",
     ]  # fmt: skip
     for name in pyfast_xai.__all__:
         assert getattr(pyfast_xai, name) is not None

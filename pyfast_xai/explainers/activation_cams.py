@@ -25,6 +25,7 @@ from pyfast_xai.localize import Mass
 class _ActivationCAM(LayerExplainer):
     """Base of maps that are made of an activation alone: the forward stops at the layer, a target is ignored."""
 
+    ranks = (3, 4, 5)
     default_box_rule = Mass()
 
     def __init__(

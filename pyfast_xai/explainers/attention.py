@@ -52,6 +52,7 @@ class _Tokens:
 class _AttentionExplainer(Explainer):
     """Base: maps `[N, T, T]` of how much each token depends on each, and the rows that the head reads."""
 
+    ranks = (3, 4, 5)
     default_box_rule = Mass()
     needs_attention = True
 

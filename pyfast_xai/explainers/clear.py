@@ -157,6 +157,7 @@ class CLEAR(Explainer):
     """
 
     method = "clear"
+    ranks = (3, 4, 5)
     takes_functions = takes_gradients = False
     paper = "Explaining the unexplained: a class-enhanced attentive response (CLEAR) approach (Kumar et al., 2017)"
 
@@ -232,7 +233,11 @@ class CLEAR(Explainer):
         attribution = images.new_empty(count + 1, *images.shape)
         for part, response in self._responses(source, rows):
             attribution[_places(part, chosen), numbers] = response
-            ops.response_argmax(self._reduced(response), part, best, winner)
+            reduced = self._reduced(response)
+            lines = len(images), -1, images.shape[-1]  # volumes and signals as images of as many pixels
+            ops.response_argmax(
+                reduced.reshape(*reduced.shape[:3], -1, lines[2]), part, best.view(lines), winner.view(lines)
+            )
         for part, response in self._responses(source, chosen[:0] if sure else self._alone(rows, chosen)):
             attribution[_places(part, chosen), numbers] = response
         best.masked_fill_(winner < 0, 0)  # responses that are no numbers at all
@@ -343,7 +348,7 @@ class CLEAR(Explainer):
         reduced = REDUCTIONS[self.reduction](response)
         if self.scale == "class":
             reduced = at_least_float32(reduced).sum(2, keepdim=True)
-            largest = reduced.abs().amax((3, 4), keepdim=True)
+            largest = reduced.abs().amax(tuple(range(3, reduced.dim())), keepdim=True)
             reduced = reduced / largest.clamp_min(torch.finfo(reduced.dtype).tiny)
         return reduced
 

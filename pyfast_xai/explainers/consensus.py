@@ -81,6 +81,7 @@ class Consensus(LayerExplainer):
 
     method = "consensus"
     paper = "no paper: a geometric mean of Zhang et al. (2016), Jiang et al. (2021) and Mopuri et al. (2018)"
+    ranks = (4,)
     default_box_rule = Mass(0.01, 3)
     takes_functions = takes_gradients = False
 

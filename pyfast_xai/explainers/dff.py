@@ -118,6 +118,7 @@ class DeepFeatureFactorization(LayerExplainer):
     """
 
     method = "dff"
+    ranks = (3, 4, 5)
     paper = "Deep feature factorization for concept discovery (Collins, Achanta and Süsstrunk, 2018)"
     default_box_rule = Mass()
 
@@ -175,7 +176,7 @@ class DeepFeatureFactorization(LayerExplainer):
         activation = at_least_float32(activation)
         if not bool(activation.isfinite().all()):
             raise InputError("activations must be finite for factors, got NaN or infinity")
-        images, channels, height, width = activation.shape
+        images, channels, *grid = activation.shape
         cells = activation.transpose(0, 1).flatten(1)[None] if self.together else activation.flatten(2)
         least = cells.amin(2, keepdim=True).clamp_max(0)
         count = self.n_factors if n_factors is None else n_factors
@@ -185,6 +186,6 @@ class DeepFeatureFactorization(LayerExplainer):
         right = right.gather(1, order[..., None].expand_as(right))
         concepts = (left + least).mT.gather(1, order[..., None].expand(-1, -1, channels))
         if self.together:
-            maps = right[0].view(count, images, height, width).transpose(0, 1).contiguous()
+            maps = right[0].view(count, images, *grid).transpose(0, 1).contiguous()
             return Factors(maps, concepts.expand(images, -1, -1).contiguous())
-        return Factors(right.view(images, count, height, width), concepts)
+        return Factors(right.view(images, count, *grid), concepts)

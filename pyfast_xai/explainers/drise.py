@@ -54,6 +54,7 @@ class DRISE(RISE):
     """
 
     method = "d-rise"
+    ranks = (4,)
     paper = "Black-box explanation of object detectors via saliency maps (Petsiuk et al., 2021)"
     needs_detections = True
 

@@ -60,6 +60,7 @@ class ExcitationBackprop(LayerExplainer):
     """
 
     method = "excitation-backprop"
+    ranks = (3, 4, 5)
     default_box_rule = Segment(0.1)
     paper = "Top-down neural attention by excitation backprop (Zhang et al., 2016)"
 
@@ -87,7 +88,7 @@ class ExcitationBackprop(LayerExplainer):
         maps = []
         for place, gradient in zip(recorded.places, gradients, strict=True):
             cells = self.grid(gradient.flatten(0, 1), images.shape[2:], place.name, place.layout)
-            cells = at_least_float32(cells).sum(3)
+            cells = at_least_float32(cells).sum(-1)
             maps.append(targets_to_rows(cells.unflatten(0, gradient.shape[:2])))
         periods = [period_of_cells(recorded.tape, layer) for layer in recorded.layers]
         smooth = [without_dots(layer_map, period) for layer_map, period in zip(maps, periods, strict=True)]
@@ -125,13 +126,14 @@ def coarsest_layers(
         InputError: there is no such map.
     """
     search = LayerSearch(tape, ends)
-    height, width = tape.inputs[0].shape[2:]
+    size = tape.inputs[0].shape[2:]
+    axes = sum(side > 1 for side in size)
     layers = [layer for value in search.passed() if (layer := search.layer(value)) is not None]
     if not normalised:
         layers = [layer for layer in layers if not _is_normalised(tape, layer.value)]
     if not layers:
         raise InputError("layer must be named for a model without a map that everything passes, got 'auto'")
-    strides = [math.sqrt(height * width / math.prod(layer.layout.grid)) for layer in layers]
+    strides = [(math.prod(size) / math.prod(layer.layout.grid)) ** (1 / axes) for layer in layers]
     chosen = max((stride for stride in strides if stride <= limit), default=min(strides))
     return [layer for layer, stride in zip(layers, strides, strict=True) if stride == chosen]
 

@@ -82,7 +82,12 @@ class MaskExplanation(Explanation):
         return self.mask if GAMES[self.game].keeps else 1 - self.mask
 
     def rgb(self) -> Tensor:
-        """Returns the evidence in the image's own colours on the reference, `[N, 3, H, W]` in 0..1 (Fig. 2 c2, e1)."""
+        """Returns the evidence in the image's own colours on the reference, `[N, 3, H, W]` in 0..1 (Fig. 2 c2, e1).
+
+        Raises:
+            InputError: the explanation is one of volumes.
+        """
+        self._check_flat()
         assert self.images is not None
         shown = self.perturbed if GAMES[self.game].keeps else self.complement
         assert shown is not None
@@ -138,6 +143,7 @@ class FGVis(Explainer):
 
     method = "fgvis"
     paper = "Interpretable and fine-grained visual explanations for convolutional neural networks (Wagner et al., 2019)"
+    ranks = (3, 4, 5)
     slow = True
     takes_functions = takes_gradients = False
 
@@ -401,7 +407,7 @@ class _Match(NamedTuple):
             won = probability >= rules.score_ratio * self.before
         else:
             won = probability <= (1 - rules.score_ratio) * self.before
-        size = (self.mask if keeps else 1 - self.mask).float().mean((1, 2, 3))
+        size = (self.mask if keeps else 1 - self.mask).float().flatten(1).mean(1)
         # A mask that wins is better than any that does not; of those that win the smallest is best, of the others
         # the one that comes nearest.
         nearer = (probability > self.after) if keeps else (probability < self.after)
@@ -424,10 +430,10 @@ class _Match(NamedTuple):
     def step(self, rules: FGVis, gradient: Tensor) -> None:
         """Takes a step of gradient descent, within 0..1."""
         if rules.normalize:
-            largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+            largest = _each_row(gradient.abs().flatten(1).amax(1), gradient)
             gradient = gradient / torch.where(largest > 0, largest, 1)
         # Both terms change their sign with the game; that of the size is never filtered.
-        step = gradient.add_(self.sparsity.view(-1, 1, 1, 1).to(gradient.dtype)).mul_(rules.lr)
+        step = gradient.add_(_each_row(self.sparsity, gradient).to(gradient.dtype)).mul_(rules.lr)
         moved = torch.sub(self.mask, step, alpha=GAMES[rules.game].sign).clamp_(0, 1)
         _update(self.mask, ~self.done, moved)
 
@@ -435,9 +441,14 @@ class _Match(NamedTuple):
 _FIRST_STATE = _Match._fields.index("mask")  # what comes before does not change
 
 
+def _each_row(numbers: Tensor, like: Tensor) -> Tensor:
+    """Returns numbers `[N]` with as many dimensions as a tensor `[N, ...]`."""
+    return numbers.view(-1, *[1] * (like.dim() - 1))
+
+
 def _update(tensor: Tensor, rows: Tensor, new: Tensor) -> None:
     """Overwrites the selected rows, bool `[N]`, without a synchronisation with the device."""
-    torch.where(rows.view(-1, *[1] * (tensor.dim() - 1)), new, tensor, out=tensor)
+    torch.where(_each_row(rows, tensor), new, tensor, out=tensor)
 
 
 def _mixed(mask: Tensor, images: Tensor, baseline: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from pyfast_xai import localize, ops
 from pyfast_xai.errors import InputError
+from pyfast_xai.explainers.common.checks import SHAPES
 from pyfast_xai.explainers.common.explainer import Explainer, Settings, one_of
 from pyfast_xai.explainers.common.gradient_pass import Start, run_step
 from pyfast_xai.explainers.common.model_cache import ModelCache, one_of_batch
@@ -116,6 +117,7 @@ class CNNFixations(Explainer):
     """
 
     method = "fixations"
+    ranks = (3, 4, 5)
     takes_functions = takes_gradients = False
     paper = "CNN Fixations: an unraveling approach to visualize the discriminative image regions (Mopuri et al., 2018)"
 
@@ -242,24 +244,28 @@ class CNNFixations(Explainer):
         raise InputError(f"neuron must name a module of the model, got a {type(layer).__name__} that is not part of it")
 
     def _pixels(self, tape: Tape, starts: dict[Value, Points], shape: torch.Size) -> Tensor:
-        """Returns traced points as flat indices into `[N, H, W]`, int64 `[P]`, sorted; absent points come last.
+        """Returns traced points as flat indices into `[N, *size]`, int64 `[P]`, sorted; absent points come last.
 
         Nothing here waits for a device.
         """
         to = tape.inputs[0] if self.stop_layer is None else tape.find(self.stop_layer, "stop_layer")
-        if len(to.shape) != 4:
-            raise InputError(f"stop_layer must name a layer with a spatial map [N, C, h, w], got {list(to.shape)}")
+        if len(to.shape) != len(shape):
+            raise InputError(
+                f"stop_layer must name a layer with a spatial map {SHAPES[len(shape)]}, got {list(to.shape)}"
+            )
         points = evidence.walk(tape, starts, to, self.options)
         if points.negative is not None:
             # A position that is evidence both by being high and by being low is one point.
             points = Points(points.index, origins=points.origins)
             points = union([points], to.numel)
-        image, _, y, x = unravel(points.index, to.shape)
+        image, _, *cells = unravel(points.index, to.shape)
         # A cell of a coarser layer stands for its middle.
-        y = torch.div((2 * y + 1) * shape[2], 2 * to.shape[2], rounding_mode="floor")
-        x = torch.div((2 * x + 1) * shape[3], 2 * to.shape[3], rounding_mode="floor")
-        pixels = points.to(ravel([image, y, x], (to.shape[0], *shape[2:])))
-        size = to.shape[0] * shape[2] * shape[3]
+        places = [
+            torch.div((2 * cell + 1) * side, 2 * count, rounding_mode="floor")
+            for cell, side, count in zip(cells, shape[2:], to.shape[2:], strict=True)
+        ]
+        pixels = points.to(ravel([image, *places], (to.shape[0], *shape[2:])))
+        size = to.shape[0] * math.prod(shape[2:])
         if not self.duplicates:
             pixels = union([pixels], size)
         index = pixels.index.masked_fill(pixels.index < 0, size)
@@ -268,7 +274,7 @@ class CNNFixations(Explainer):
     def _explanation(
         self, points: list[Tensor], images: Tensor, targets: Targets, shift: tuple[int, int] = (0, 0)
     ) -> Explanation:
-        height, width = images.shape[2:]
+        size = tuple(images.shape[2:])
         lost = [n for n, points_of_row in enumerate(points) if len(points_of_row) == 0]
         if lost:
             logger.warning(
@@ -279,16 +285,18 @@ class CNNFixations(Explainer):
                 lost[0],
             )
         if self.radius_share:
-            dense = localize.remove_outliers(points, (height, width), self.radius_share, self.min_neighbour_share)
+            dense = localize.remove_outliers(points, size, self.radius_share, self.min_neighbour_share)
             # Evenly spread points are no outliers of each other.
             points = [merged if len(merged) else every for merged, every in zip(dense, points, strict=True)]
-        down, right = shift
-        offset = [
-            (n * height + (p[:, 0] + down).clamp(0, height - 1)) * width + (p[:, 1] + right).clamp(0, width - 1)
-            for n, p in enumerate(points)
-        ]
-        sigma = max(self.sigma_share * math.hypot(height, width), 1e-3)
-        heatmap = ops.point_density(torch.cat(offset), len(points), height, width, sigma)
+        if any(shift):
+            last = torch.tensor(size, device=images.device) - 1
+            moved = torch.tensor(shift, device=images.device)
+            placed = [(p + moved).clamp_min(0).minimum(last) for p in points]
+        else:
+            placed = points
+        index = [ravel([torch.full_like(p[:, 0], n), *p.unbind(1)], (len(points), *size)) for n, p in enumerate(placed)]
+        sigma = max(self.sigma_share * localize.diagonal(size), 1e-3)
+        heatmap = _density(torch.cat(index), len(points), size, sigma)
         return Explanation(
             **self._fields(images, targets),
             heatmap=outside_inference_mode(heatmap),
@@ -298,6 +306,8 @@ class CNNFixations(Explainer):
 
     def _explain_crops(self, images: Tensor, target: Target, args: Any, kwargs: Any) -> Explanation:
         """Returns the fixations of five crops; ten crops decide the class (the protocol of the authors' code)."""
+        if images.dim() != 4:
+            raise InputError(f"crops must be None for volumes and signals, got {self.crops}")
         side, (height, width) = self.crops, images.shape[2:]
         if side is None or not 0 < side <= min(height, width):
             raise InputError(f"crops must lie in 1 to the shorter image side, {min(height, width)}, got {side}")
@@ -341,19 +351,29 @@ class CNNFixations(Explainer):
 
 
 def _by_image(traced: Sequence[Tensor], shape: torch.Size) -> list[list[Tensor]]:
-    """Lists of sorted flat indices into `[N, H, W]` as points of each image, int64 `[P, 2]` as (y, x) pixels.
+    """Lists of sorted flat indices into `[N, *size]` as points of each image, int64 `[P, 2]` as (y, x) pixels.
 
     This is where a device is waited for, once: for how many points each image has.
     """
-    images, area = shape[0], shape[2] * shape[3]
+    images, area = shape[0], math.prod(shape[2:])
     ends = torch.arange(images + 1, device=traced[0].device) * area
     bounds = torch.stack([torch.searchsorted(index, ends) for index in traced]).tolist()
     rows = []
     for index, bound in zip(traced, bounds, strict=True):
-        _, y, x = unravel(index, (images, *shape[2:]))
-        points = torch.stack([y, x], 1)
+        points = torch.stack(unravel(index, (images, *shape[2:]))[1:], 1)
         rows.append([points[first:last] for first, last in itertools.pairwise(bound)])
     return rows
+
+
+def _density(index: Tensor, rows: int, size: tuple[int, ...], sigma: float) -> Tensor:
+    """Returns the sum of Gaussians of height 1 at flat indices into `[rows, *size]`, float32 of that shape."""
+    if len(size) < 3:
+        height, width = (1, *size)[-2:]
+        return ops.point_density(index, rows, height, width, sigma).view(rows, *size)
+    slices = ops.point_density(index, rows * size[0], size[1], size[2], sigma).view(rows, *size)
+    place = torch.arange(size[0], dtype=torch.float64, device=index.device)
+    across = torch.exp(-(((place[:, None] - place) / sigma) ** 2) / 2).float()
+    return (across @ slices.flatten(2)).view(slices.shape)
 
 
 def _neuron(output: Tensor, index: int | Sequence[int] | str) -> Tensor:

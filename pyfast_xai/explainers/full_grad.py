@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from typing_extensions import Unpack
 
-from pyfast_xai.explainers.common.axes import axes_of, layout_of
+from pyfast_xai.explainers.common.axes import axes_of, layout_of, space_of
 from pyfast_xai.explainers.common.explainer import Explainer, Settings
+from pyfast_xai.explainers.common.layer_explainer import resized
 from pyfast_xai.explainers.common.output_gradients import output_gradients
 from pyfast_xai.explainers.common.targets import Goal
 from pyfast_xai.explainers.common.tensors import at_least_float32, targets_to_rows
@@ -53,6 +53,7 @@ class FullGrad(Explainer):
 
     method = "full-grad"
     paper = "Full-gradient representation for neural network visualization (Srinivas and Fleuret, 2019)"
+    ranks = (3, 4, 5)
     folds = False  # a layer that is folded into another is none of its own any more
 
     def __init__(self, model: nn.Module, **settings: Unpack[Settings]) -> None:
@@ -62,22 +63,22 @@ class FullGrad(Explainer):
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         tape = self.record(images, *args, policy=self.policy, **kwargs)
         seeds = output_gradients(tape, target, self.outputs, self.labels)
-        axes = axes_of(tape)
+        axes, space = axes_of(tape), space_of(tape.inputs[0])
         layers = biased(tape)
-        shown = [(value, bias, layout) for value, bias in layers if (layout := layout_of(axes.get(value, ())))]
+        shown = [(value, bias, layout) for value, bias in layers if (layout := layout_of(axes.get(value, ()), space))]
         values = [tape.inputs[0], *(value for value, _, _ in shown)]
         gradients = backward_pass(self.policy, tape, seeds.grads, values)
         size = images.shape[2:]
         maps = [at_least_float32(gradients[0] * images).abs().flatten(0, 1)]
         for (_, bias, layout), gradient in zip(shown, gradients[1:], strict=True):
             cells = at_least_float32(layout.cells(gradient.flatten(0, 1)))  # [K * N, h, w, C]
-            maps.append((cells * at_least_float32(bias)).abs().permute(0, 3, 1, 2))
-        largest = torch.stack([layer_maps.amax((1, 2, 3)) for layer_maps in maps]).amax(0)
+            maps.append((cells * at_least_float32(bias)).abs().movedim(-1, 1))
+        largest = torch.stack([layer_maps.flatten(1).amax(1) for layer_maps in maps]).amax(0)
         flat = ROUNDING * torch.finfo(maps[0].dtype).eps * largest
         heat: Any = 0
         for layer_maps in maps:
             one = _scaled(layer_maps, flat).sum(1, keepdim=True)
-            heat = heat + functional.interpolate(one, size=size, mode="bilinear", align_corners=True)[:, 0]
+            heat = heat + resized(one, size, align_corners=True)[:, 0]
         heat = heat.unflatten(0, gradients[0].shape[:2])
         return Explanation(**self._fields(images, seeds), heatmap=targets_to_rows(heat).float())
 
@@ -111,6 +112,7 @@ def _bias(node: Node) -> Tensor | None:
 
 def _scaled(maps: Tensor, flat: Tensor) -> Tensor:
     """Returns maps `[R, C, h, w]`, each row from 0 to 1 over its numbers; a row that spans `flat [R]` is zero."""
-    low = maps.amin((1, 2, 3), keepdim=True)
-    span = maps.amax((1, 2, 3), keepdim=True) - low
-    return torch.where(span > flat.view(-1, 1, 1, 1), (maps - low) / span, 0)
+    every = tuple(range(1, maps.dim()))
+    low = maps.amin(every, keepdim=True)
+    span = maps.amax(every, keepdim=True) - low
+    return torch.where(span > flat.view(-1, *[1] * len(every)), (maps - low) / span, 0)

@@ -17,8 +17,8 @@ from pyfast_xai.explainers.common.progress_bar import ProgressBar
 from pyfast_xai.explainers.common.tensors import at_least_float32
 from pyfast_xai.explanation import Explanation
 
-# Where a window lies: slices of the channels, rows and columns.
-Box = tuple[slice, slice, slice]
+# Where a window lies: slices of the channels, rows and columns, of a volume also of the slices.
+Box = tuple[slice, ...]
 
 
 class Occlusion(Perturbation):
@@ -29,8 +29,9 @@ class Occlusion(Perturbation):
 
     Args:
         model: in evaluation mode.
-        window: side in pixels, `(height, width)`, or `(channels, height, width)` to hide some channels at a time.
-            None takes a seventh of the shorter side (32 of 224).
+        window: side in pixels, `(height, width)`, or `(channels, height, width)` to hide some channels at a time; of
+            volumes `(depth, height, width)`, of signals `(length,)`, with channels in front likewise. None takes a
+            seventh of the shorter side (32 of 224) along every axis, of a volume that is thinner its whole depth.
         stride: how far the window moves, likewise; at most its size. None takes a quarter of the window, which makes
             about 625 forwards for a square image. Where it is given without channels, windows do not overlap in these.
         baseline: what hidden pixels become: a number (0 is the mean colour of normalised images, the grey of the
@@ -53,6 +54,7 @@ class Occlusion(Perturbation):
     """
 
     method = "occlusion"
+    ranks = (3, 4, 5)
     paper = "Visualizing and understanding convolutional networks (Zeiler and Fergus, 2014)"
 
     def __init__(
@@ -87,14 +89,14 @@ class Occlusion(Perturbation):
                     total = sums[rows[0] : rows[-1] + 1]
                     for i, box in enumerate(part):
                         at = (slice(None), slice(None), *box)
-                        total[at] += drops[:, i, :, None, None, None]
+                        total[at] += drops[:, i].view(*drops[:, i].shape, *[1] * (images.dim() - 1))
                     progress.advance(len(rows) * len(part))
         sums = sums.flatten(0, 1)
         signed = sums.sum(1) / covers.sum(0)
         return Explanation(
             **self._fields(images, scores.targets),
             heatmap=signed.clamp_min(0).float(),
-            attribution=(sums / covers).expand(-1, images.shape[1], -1, -1),
+            attribution=(sums / covers).expand(-1, images.shape[1], *images.shape[2:]),
             signed_map=signed,
         )
 
@@ -102,7 +104,7 @@ class Occlusion(Perturbation):
         self, boxes: list[Box], rows: Tensor, images: Tensor, baseline: Tensor, scores: PerturbationScores
     ) -> Tensor:
         """Returns the drops of the scores behind each window, `[n, windows, K]`."""
-        hidden = images[rows][:, None].repeat(1, len(boxes), 1, 1, 1)
+        hidden = images[rows][:, None].repeat(1, len(boxes), *[1] * (images.dim() - 1))
         blank = baseline[rows]
         for i, box in enumerate(boxes):
             to, of = (slice(None), i, *box), (slice(None), *box)
@@ -112,11 +114,16 @@ class Occlusion(Perturbation):
 
     def _boxes(self, shape: tuple[int, ...]) -> list[Box]:
         """Returns every window of an image `[C, H, W]`, the channels moving fastest."""
-        side = max(1, round(min(shape[1:]) / 7))
-        window = (shape[0], *self.window)[-3:] if self.window else (shape[0], side, side)
+        side = max(1, round(min(sorted(shape[1:])[-2:]) / 7))
+        usual = (shape[0], *(min(side, whole) for whole in shape[1:]))
+        window = _of_shape("window", self.window, shape) or usual
+        if isinstance(self.window, int) and len(shape) == 4:  # a volume may be thinner than a window
+            window = (window[0], min(window[1], shape[1]), *window[2:])
         if any(size > whole for size, whole in zip(window, shape, strict=True)):
             raise InputError(f"window must fit in the images, {list(shape)}, got {list(window)}")
-        stride = (window[0], *self.stride)[-3:] if self.stride else (window[0], *(max(1, n // 4) for n in window[1:]))
+        stride = _of_shape("stride", self.stride, window) or (window[0], *(max(1, n // 4) for n in window[1:]))
+        if isinstance(self.stride, int) and len(shape) == 4:
+            stride = (stride[0], min(stride[1], window[1]), *stride[2:])
         if any(step > size for step, size in zip(stride, window, strict=True)):
             raise InputError(f"stride must be at most the window, {list(window)}, got {list(stride)}")
         along = [
@@ -125,14 +132,29 @@ class Occlusion(Perturbation):
         ]
         if window[0] == shape[0]:
             along[0] = [slice(None)]
-        return [(channels, rows, columns) for rows, columns, channels in itertools.product(*along[1:], along[0])]
+        return [(place[-1], *place[:-1]) for place in itertools.product(*along[1:], along[0])]
 
 
-def _sizes(argument: str, size: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Returns the height and width, with channels in front where they were given."""
-    if size is None:
+def _sizes(argument: str, size: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    """Returns the side of a window, or its sizes along some axes."""
+    if size is None or isinstance(size, int):
+        return None if size is None else at_least(1, argument, size)
+    if not 1 <= len(size) <= 4:
+        raise InputError(f"{argument} must be one, two or three sizes in pixels, got {len(size)}")
+    return tuple(at_least(1, argument, side) for side in size)
+
+
+def _of_shape(argument: str, sizes: int | tuple[int, ...] | None, whole: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns sizes along the channels and all axes of `[C, H, W]`; the whole of the channels where they have none.
+
+    Raises:
+        InputError: more or fewer sizes than the images have axes.
+    """
+    if sizes is None:
         return None
-    sizes = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sizes) not in (2, 3):
-        raise InputError(f"{argument} must be one, two or three sizes in pixels, got {len(sizes)}")
-    return tuple(at_least(1, argument, side) for side in sizes)
+    listed = (sizes,) * (len(whole) - 1) if isinstance(sizes, int) else sizes
+    if len(listed) not in (len(whole) - 1, len(whole)):
+        raise InputError(
+            f"{argument} must have {len(whole) - 1} sizes in pixels for images with as many axes, got {len(listed)}"
+        )
+    return (whole[0], *listed)[-len(whole) :]

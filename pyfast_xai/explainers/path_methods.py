@@ -186,6 +186,8 @@ def in_scale_space(images: Tensor, sigmas: Tensor) -> Tensor:
     blurred = at_least_float32(images).expand(len(sigmas), *images.shape)
     for dim in range(3, blurred.dim()):
         size = blurred.shape[dim]
+        if size == 1:
+            continue  # a volume of one slice is an image
         matrices = torch.stack([_gaussian_matrix(size, float(sigma)) for sigma in sigmas]).to(blurred)
         lines = blurred.movedim(dim, -1)
         blurred = torch.bmm(lines.flatten(1, -2), matrices).view(lines.shape).movedim(-1, dim)

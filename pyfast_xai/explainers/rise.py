@@ -1,6 +1,7 @@
 """RISE (Petsiuk, Das and Saenko, 2018): the mean of random masks, each weighted by the score it leaves."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class RISE(Perturbation):
     """
 
     method = "rise"
+    ranks: ClassVar[tuple[int, ...]] = (3, 4, 5)
     default_box_rule = Segment(0.5)
     paper = "RISE: randomized input sampling for explanation of black-box models (Petsiuk, Das and Saenko, 2018)"
 
@@ -79,14 +81,15 @@ class RISE(Perturbation):
                     changed = (images[rows][:, None] * shown).flatten(0, 1)
                     left = scores(changed, rows.repeat_interleave(len(masks))).view(len(rows), len(masks), -1)
                     with torch.autocast(images.device.type, enabled=False):
-                        sums[rows] += torch.einsum("nmk,mhw->nkhw", left.to(masks.dtype), masks)
+                        sums[rows] += torch.einsum("nmk,m...->nk...", left.to(masks.dtype), masks)
                     totals[rows] += left.to(masks.dtype).sum(1)
                     progress.advance(len(changed))
         scale = self.n_masks * self.p1
         mean = sums.flatten(0, 1) / scale
         heat = mean
         if scores.are_values:
-            heat = (sums - totals[..., None, None] / self.n_masks * shown_at).flatten(0, 1) / scale
+            mean_score = (totals / self.n_masks).view(*totals.shape, *[1] * (images.dim() - 2))
+            heat = (sums - mean_score * shown_at).flatten(0, 1) / scale
         return Explanation(
             **self._fields(images, scores.targets),
             heatmap=heat.clamp_min(0).float(),
@@ -103,26 +106,32 @@ class _Masks:
         cells: s.
         p1: probability that a cell is open.
         seed: seed of the draws.
-        like: `[1, C, H, W]`, of the dtype and on the device that masks are to have.
+        like: `[1, C, *size]`, of the dtype and on the device that masks are to have.
     """
 
     def __init__(self, cells: int, p1: float, seed: int, like: Tensor) -> None:
-        self._grid, self._p1 = (cells, cells), p1
+        self._p1 = p1
         self._generator = torch.Generator().manual_seed(seed)
-        self._size = tuple(like.shape[2:])
+        self._whole = tuple(like.shape[2:])
+        self._size = [side for side in self._whole if side > 1] or [1]  # a volume of one slice is an image
+        self._grid = (cells,) * len(self._size)
         self._cell = [math.ceil(size / cells) for size in self._size]
         self._enlarge = [_enlargement(cells, (cells + 1) * cell).to(like) for cell in self._cell]
 
     def __call__(self, count: int) -> Tensor:
-        """Returns the next masks, `[count, H, W]`."""
+        """Returns the next masks, `[count, *size]`."""
         drawn = [self._draw() for _ in range(count)]
-        rows, columns = self._enlarge
-        grids = torch.stack([grid for grid, _ in drawn]).to(rows)
-        height, width = self._size
-        vertical = torch.stack([rows[y : y + height] for _, (y, _) in drawn])
-        horizontal = torch.stack([columns[x : x + width] for _, (_, x) in drawn])
-        with torch.autocast(rows.device.type, enabled=False):
-            return vertical @ grids @ horizontal.mT
+        masks = torch.stack([grid for grid, _ in drawn]).to(self._enlarge[0])
+        with torch.autocast(masks.device.type, enabled=False):
+            for axis, (size, enlarge) in enumerate(zip(self._size, self._enlarge, strict=True)):
+                cropped = torch.stack([enlarge[at[axis] : at[axis] + size] for _, at in drawn])  # [count, size, cells]
+                before = masks.shape[1 : 1 + axis]
+                if axis == len(self._size) - 1:
+                    masks = (masks.view(count, -1, masks.shape[-1]) @ cropped.mT).view(count, *before, size)
+                else:
+                    lines = masks.view(count, math.prod(before), masks.shape[1 + axis], -1)
+                    masks = (cropped[:, None] @ lines).view(count, *before, size, *masks.shape[2 + axis :])
+        return masks.view(count, *self._whole)
 
     def _draw(self) -> tuple[Tensor, list[int]]:
         """Draws the open cells of a mask, and the place where it is cropped."""

@@ -67,6 +67,7 @@ class ScoreCAM(LayerExplainer, Perturbation):
     """
 
     method = "score-cam"
+    ranks = (3, 4, 5)
     paper = "Score-CAM: score-weighted visual explanations for convolutional neural networks (Wang et al., 2020)"
     default_box_rule = Mass()
 

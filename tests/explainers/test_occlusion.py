@@ -365,7 +365,7 @@ def test_bad_targets(net, images, method, target, message):
     ("settings", "message"),
     [
         ({"window": 0}, "window must be at least 1, got 0"),
-        ({"window": (1, 2, 3, 4)}, "window must be one, two or three sizes in pixels, got 4"),
+        ({"window": (1, 2, 3, 4)}, "window must have 2 sizes in pixels for images with as many axes, got 4"),
         ({"stride": (2, 0)}, "stride must be at least 1, got 0"),
         ({"window": 13}, r"window must fit in the images, \[3, 12, 11\], got \[3, 13, 13\]"),
         ({"window": 3, "stride": 4}, r"stride must be at most the window, \[3, 3, 3\], got \[3, 4, 4\]"),

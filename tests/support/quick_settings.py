@@ -17,7 +17,7 @@ QUICK = {
     **{name: {"feature_mask": 2} for name in ("feature-ablation", "feature-permutation")},
     "shapley-values": {"feature_mask": 2, "baseline": "mean"},
     **{
-        name: {"feature_mask": 2, "n_samples": 10, "baseline": "mean"}
+        name: {"feature_mask": 2, "n_samples": 16, "baseline": "mean"}
         for name in ("kernel-shap", "shapley-value-sampling")
     },
     **{"hsic": {"feature_mask": 2, "n_samples": 8}, "sobol": {"feature_mask": 2, "n_designs": 2}},

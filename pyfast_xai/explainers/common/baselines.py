@@ -39,7 +39,8 @@ def baseline_for(baseline: Baseline, images: Tensor, sigma: float) -> Tensor:
         InputError: a tensor that does not fit.
     """
     if isinstance(baseline, str):
-        baseline = blurred(images, sigma) if baseline == "blur" else images.mean((2, 3), keepdim=True)
+        places = tuple(range(2, images.dim()))
+        baseline = blurred(images, sigma) if baseline == "blur" else images.mean(places, keepdim=True)
     return broadcast(baseline, images)
 
 
@@ -66,20 +67,27 @@ def blurred(images: Tensor, sigma: float, *, mirrored: bool = True) -> Tensor:
     """Returns Gaussian blur of images, channel by channel; can be differentiated.
 
     Args:
-        images: `[N, C, H, W]`.
+        images: `[N, C, H, W]`, volumes `[N, C, D, H, W]` or signals `[N, C, L]`.
         sigma: standard deviation in pixels.
         mirrored: edges are mirrored, and the Gaussian reaches 3 deviations, at most as far as the images; otherwise
             zeros lie around the images, and it reaches 4 deviations.
     """
     with torch.autocast(images.device.type, enabled=False):
-        for dim in (2, 3):
+        for dim in (d for d in range(2, images.dim()) if images.shape[d] > 1):
             reach = min(math.ceil(3 * sigma), images.shape[dim] - 1) if mirrored else math.ceil(4 * sigma)
             taps = torch.arange(-reach, reach + 1, device=images.device, dtype=torch.float64)
             weights = torch.exp(-0.5 * (taps / sigma) ** 2)
             weights = (weights / weights.sum()).to(images.dtype)
-            shape = [1, 1, 1, 1]
-            shape[dim] = -1
-            pad = (reach, reach, 0, 0) if dim == 3 else (0, 0, reach, reach)
-            padded = functional.pad(images, pad, mode="reflect" if mirrored else "constant")
-            images = functional.conv2d(padded.flatten(0, 1)[:, None], weights.view(shape)).view(images.shape)
+            if images.dim() == 4:
+                shape = [1, 1, 1, 1]
+                shape[dim] = -1
+                pad = (reach, reach, 0, 0) if dim == 3 else (0, 0, reach, reach)
+                padded = functional.pad(images, pad, mode="reflect" if mirrored else "constant")
+                images = functional.conv2d(padded.flatten(0, 1)[:, None], weights.view(shape)).view(images.shape)
+            else:
+                lines = images.movedim(dim, -1)
+                padded = functional.pad(
+                    lines.reshape(-1, 1, lines.shape[-1]), (reach, reach), mode="reflect" if mirrored else "constant"
+                )
+                images = functional.conv1d(padded, weights.view(1, 1, -1)).view(lines.shape).movedim(-1, dim)
     return images

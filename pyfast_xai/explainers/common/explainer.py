@@ -200,8 +200,8 @@ class Explainer(abc.ABC):
         """Explains a batch of images.
 
         Args:
-            images: `[N, C, H, W]`, as the model takes them; for gradients, class activation maps and Eigen-CAM also
-                volumes and clips `[N, C, D, H, W]` and signals `[N, C, L]`.
+            images: `[N, C, H, W]`, as the model takes them; for most methods also volumes and clips `[N, C, D, H, W]`
+                and signals `[N, C, L]`, see `ranks`.
             target: None for the class with the largest output of each image; a class, by its index or its label, for
                 all images; N classes; or `[N, K]` classes, which give K rows an image. Where the explainer takes them,
                 a floating-point tensor of the shape of the output as the gradient to start from, or a function of what

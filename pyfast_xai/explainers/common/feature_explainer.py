@@ -89,6 +89,7 @@ class FeaturePerturbation(Perturbation):
         **settings: those of `Perturbation`.
     """
 
+    ranks = (3, 4, 5)
     default_feature_mask: ClassVar[Literal["quickshift", "slic"] | int] = 7
     default_baseline: ClassVar[Literal["mean", "blur"] | float] = 0.0
 
@@ -156,7 +157,7 @@ class FeaturePerturbation(Perturbation):
         return FeatureExplanation(
             **self._fields(images, scores.targets),
             heatmap=signed.clamp_min(0).float(),
-            attribution=attribution.expand(-1, images.shape[1], -1, -1),
+            attribution=attribution.expand(-1, images.shape[1], *images.shape[2:]),
             signed_map=signed,
             feature_mask=features.mask.repeat_interleave(scores.each, 0),
             values=torch.nn.utils.rnn.pad_sequence([row for each in values for row in each], True, float("nan")),

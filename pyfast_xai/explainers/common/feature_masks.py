@@ -40,7 +40,8 @@ class Features:
         seed: seed of quickshift.
 
     Attributes:
-        mask: the feature of each number, from 0 without a gap in each image, int64 `[N, 1 or C, H, W]`.
+        mask: the feature of each number, from 0 without a gap in each image, int64 `[N, 1 or C, H, W]`; of volumes and
+            signals with their axes.
         counts: the number of features of each image.
 
     Raises:
@@ -57,7 +58,7 @@ class Features:
         else:
             made = [_superpixels(feature_mask, image, n_superpixels, seed)[None, None] for image in images]
         numbered = [_numbered(mask.to(images.device)) for mask in torch.cat(made)]
-        self.mask = torch.stack([mask for mask, _ in numbered]).expand(len(images), -1, -1, -1)
+        self.mask = torch.stack([mask for mask, _ in numbered]).expand(len(images), *[-1] * (images.dim() - 1))
         counts = [count for _, count in numbered]
         self.counts = counts * len(images) if len(counts) == 1 else counts
 
@@ -91,9 +92,10 @@ class Features:
 def _fitting(mask: Tensor, images: Tensor) -> Tensor:
     count, channels, *size = images.shape
     shapes = [[*size], [count, *size], [count, channels, *size]]
-    whole = mask[None] if mask.dim() == 2 else mask
-    whole = whole[:, None] if whole.dim() == 3 else whole
-    fits = whole.dim() == 4 and all(side in (1, full) for side, full in zip(whole.shape, shapes[2], strict=True))
+    rank = images.dim()
+    whole = mask[None] if mask.dim() == rank - 2 else mask
+    whole = whole[:, None] if whole.dim() == rank - 1 else whole
+    fits = whole.dim() == rank and all(side in (1, full) for side, full in zip(whole.shape, shapes[2], strict=True))
     if not fits or list(whole.shape[2:]) != size:
         raise InputError(
             f"feature_mask must have shape {shapes[0]}, {shapes[1]} or {shapes[2]}, got {list(mask.shape)}"
@@ -103,7 +105,7 @@ def _fitting(mask: Tensor, images: Tensor) -> Tensor:
 
 def _returned(mask: Any, image: Tensor) -> Tensor:
     made = torch.as_tensor(mask)
-    whole = made if made.dim() == 3 else made[None]
+    whole = made if made.dim() == image.dim() else made[None]
     if whole.shape[1:] != image.shape[1:] or len(whole) not in (1, len(image)):
         raise InputError(
             f"feature_mask must return {list(image.shape[1:])} or {list(image.shape)}, got {list(made.shape)}"
@@ -124,11 +126,19 @@ def _numbered(mask: Tensor) -> tuple[Tensor, int]:
 
 
 def _grid(cells: int, images: Tensor) -> Tensor:
-    rows, columns = (torch.arange(side, device=images.device) * min(cells, side) // side for side in images.shape[2:])
-    return (rows[:, None] * cells + columns)[None, None]
+    number = torch.zeros((), dtype=torch.int64, device=images.device)
+    for side in images.shape[2:]:
+        place = torch.arange(side, device=images.device) * min(cells, side) // side
+        number = number[..., None] * cells + place
+    return number[None, None]
 
 
 def _superpixels(kind: str, image: Tensor, n_superpixels: int, seed: int) -> Tensor:
+    if image.dim() != 3:
+        raise InputError(
+            f"feature_mask must be an int, a tensor or a function for volumes and signals, got {kind!r}, which makes "
+            "superpixels of images"
+        )
     try:
         from skimage import segmentation
     except ImportError as error:

@@ -36,6 +36,7 @@ class SuffixCAM(LayerExplainer):
         **settings: those of `LayerExplainer`.
     """
 
+    ranks = (3, 4, 5)
     default_box_rule = Mass()
     takes_gradients = False
 
