@@ -66,7 +66,7 @@ def remove_outliers(
         counts = torch.bincount(_place(pixels.unbind(1), size), minlength=math.prod(size)).view(*lead, width)
         # Rows of zeros above and below, a column of zeros before the sums.
         sums = counts.new_zeros(*padded, width + 1)
-        inner = tuple(slice(far, far + side) for side in lead) + (slice(1, None),)
+        inner = (*(slice(far, far + side) for side in lead), slice(1, None))
         sums[inner] = counts.cumsum(-1)
         near = []
         for part in pixels.split(max(1, CHUNK // max(1, len(disc)))):

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -107,8 +107,8 @@ class Occlusion(Perturbation):
         hidden = images[rows][:, None].repeat(1, len(boxes), *[1] * (images.dim() - 1))
         blank = baseline[rows]
         for i, box in enumerate(boxes):
-            to, of = (slice(None), i, *box), (slice(None), *box)
-            hidden[to] = blank[of]
+            to: tuple[Any, ...] = (slice(None), i, *box)
+            hidden[to] = blank[(slice(None), *box)]
         after = scores(hidden.flatten(0, 1), rows.repeat_interleave(len(boxes)))
         return scores.before[rows][:, None] - after.view(len(rows), len(boxes), -1)
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = (
     *("index", "start", "which-layer"),
-    *("howto/batches", "howto/detectors", "howto/segmenters", "howto/transformers"),
+    *("howto/batches", "howto/detectors", "howto/segmenters", "howto/transformers", "howto/volumes"),
 )
 # No weights are fetched, and the smaller network does as well.
 INSTEAD = {'"DEFAULT"': "None", "torchvision/resnet50": "torchvision/resnet18"}

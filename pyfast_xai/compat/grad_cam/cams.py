@@ -17,6 +17,7 @@ from pyfast_xai.compat.grad_cam.projection import (
     project_by_kernel,
     with_larger_peak_positive,
 )
+from pyfast_xai.compat.grad_cam.rows import rows_of
 from pyfast_xai.compat.grad_cam.targets import ClassifierOutputTarget
 from pyfast_xai.compat.recording import Recording, evaluating, read_call
 from pyfast_xai.errors import InputError
@@ -91,7 +92,8 @@ class BaseCAM(Replaying):
 
         Args:
             input_tensor: `[N, C, H, W]` or `[N, C, D, H, W]`, as the model takes them.
-            targets: one an image, called with its output; None for the largest output of each.
+            targets: one an image, called with its output; None for the largest output of each. Of a dict, or an object
+                of Transformers, the output is the entry "logits" or "out".
             aug_smooth: the mean over altered copies.
             eigen_smooth: the first principal component of the weighed activations instead of their sum.
 
@@ -188,11 +190,13 @@ class BaseCAM(Replaying):
 
     def _targets(self, targets: Targets) -> Targets:
         if targets is None:
-            if not isinstance(self.outputs, Tensor):
-                raise InputError(f"targets must be given for a model that returns {type(self.outputs).__name__}")
-            return [ClassifierOutputTarget(int(best)) for best in self.outputs.argmax(-1).flatten()]
-        if len(targets) != len(self.outputs):
-            raise InputError(f"targets must be one for each of {len(self.outputs)} images, got {len(targets)}")
+            rows = rows_of(self.outputs)
+            if not isinstance(rows, Tensor) or rows.dim() != 2:
+                received = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+                raise InputError(f"targets must be given for a model that returns {received}, not [N, classes]")
+            return [ClassifierOutputTarget(int(best)) for best in rows.argmax(-1)]
+        if len(targets) != len(rows_of(self.outputs)):
+            raise InputError(f"targets must be one for each of {len(rows_of(self.outputs))} images, got {len(targets)}")
         return targets
 
     def _gradients(self, recording: Recording, targets: Targets) -> list[Tensor | None]:
@@ -201,7 +205,7 @@ class BaseCAM(Replaying):
             raise InputError("target_layers must return one tensor each for a method that uses gradients")
 
         def score(output: Any) -> Tensor:
-            return torch.cat([target(row).flatten() for target, row in zip(targets, output, strict=True)])
+            return torch.cat([target(row).flatten() for target, row in zip(targets, rows_of(output), strict=True)])
 
         gradients = recording.gradients(score, [values[0] for values in recording.layers])
         return [self._laid_out(gradient) for gradient in gradients]

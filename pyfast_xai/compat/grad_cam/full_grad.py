@@ -10,6 +10,7 @@ from pyfast_xai.compat.grad_cam.cams import BaseCAM, Targets
 from pyfast_xai.compat.grad_cam.find_layers import find_layer_predicate_recursive
 from pyfast_xai.compat.grad_cam.pictures import scaled
 from pyfast_xai.compat.grad_cam.projection import Sign, project
+from pyfast_xai.compat.grad_cam.rows import rows_of
 from pyfast_xai.compat.recording import evaluating
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.layer_explainer import resized
@@ -67,7 +68,7 @@ class FullGrad(BaseCAM):
         assert chosen is not None
 
         def score(output: Any) -> Tensor:
-            return torch.cat([target(row).flatten() for target, row in zip(chosen, output, strict=True)])
+            return torch.cat([target(row).flatten() for target, row in zip(chosen, rows_of(output), strict=True)])
 
         biased = [
             (value, bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyfast_xai.compat.grad_cam.cams import BaseCAM, GradCAM, GradCAMPlusPlus, Targets
 from pyfast_xai.compat.grad_cam.perturbation import record_from
 from pyfast_xai.compat.grad_cam.pictures import scaled
+from pyfast_xai.compat.grad_cam.rows import rows_of
 from pyfast_xai.compat.grad_cam.targets import ClassifierOutputTarget, FinerWeightedTarget
 from pyfast_xai.compat.recording import evaluating
 from pyfast_xai.errors import InputError
@@ -170,7 +171,7 @@ class ShapleyCAM(BaseCAM):
         assert chosen is not None
 
         def scores(result: Any) -> Tensor:
-            pairs = zip(chosen, result, strict=True)
+            pairs = zip(chosen, rows_of(result), strict=True)
             return torch.cat([target(row).flatten() for target, row in pairs])[:, None]
 
         return self._laid_out(gradient_less_half_curvature(tape, value, scores)[0]).flatten(2).mean(2)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyfast_xai.compat.grad_cam.cams import BaseCAM, Targets
 from pyfast_xai.compat.grad_cam.projection import project
+from pyfast_xai.compat.grad_cam.rows import rows_of
 from pyfast_xai.compat.recording import evaluating
 from pyfast_xai.compat.replayed import Replayed, may_replay
 from pyfast_xai.errors import InputError
@@ -71,7 +72,7 @@ class ScoreCAM(BaseCAM):
         def score(changed: Tensor, rows: Tensor) -> Tensor:
             with isolated():
                 answers = outputs(changed)
-            pairs = zip(rows.tolist(), answers, strict=True)
+            pairs = zip(rows.tolist(), rows_of(answers), strict=True)
             return torch.stack([chosen[row](output).float().reshape(()) for row, output in pairs])
 
         places = torch.arange(len(maps), device=maps.device)
@@ -213,7 +214,7 @@ class AblationCAM(BaseCAM):
         assert chosen is not None
 
         def read(result: Any, rows: Tensor) -> Tensor:
-            pairs = zip(rows.tolist(), result, strict=True)
+            pairs = zip(rows.tolist(), rows_of(result), strict=True)
             return torch.stack([chosen[row](output).float().reshape(()) for row, output in pairs])
 
         with torch.inference_mode():

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyfast_xai.compat.grad_cam.rows import rows_of
 from pyfast_xai.compat.recording import evaluating
 from pyfast_xai.errors import InputError
 from pyfast_xai.tape.isolation import isolated
@@ -81,7 +82,9 @@ class PerturbationConfidenceMetric:
 def _scores(model: nn.Module, images: Tensor, targets: Sequence[Target]) -> np.ndarray:
     with evaluating(model), isolated():
         outputs = unwrap(model)(images.detach().clone())
-    return np.array([target(row).cpu().numpy() for target, row in zip(targets, outputs, strict=True)], np.float32)
+    return np.array(
+        [target(row).cpu().numpy() for target, row in zip(targets, rows_of(outputs), strict=True)], np.float32
+    )
 
 
 class RemoveMostRelevantFirst:
