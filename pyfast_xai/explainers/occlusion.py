@@ -108,7 +108,8 @@ class Occlusion(Perturbation):
         blank = baseline[rows]
         for i, box in enumerate(boxes):
             to: tuple[Any, ...] = (slice(None), i, *box)
-            hidden[to] = blank[(slice(None), *box)]
+            of: tuple[Any, ...] = (slice(None), *box)
+            hidden[to] = blank[of]
         after = scores(hidden.flatten(0, 1), rows.repeat_interleave(len(boxes)))
         return scores.before[rows][:, None] - after.view(len(rows), len(boxes), -1)
 
