@@ -7,6 +7,7 @@ Linux counts it.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -189,9 +190,10 @@ def add_row(path: Path, peer: str, name: str, batch: int, threads: int, ours: fl
     import torch
 
     if not path.exists():
-        path.write_text("date,instructions,threads,batch,peer,name,seconds,peer_seconds,ratio\n")
+        path.write_text("date,instructions,threads,batch,peer,name,seconds,peer_seconds,ratio,load\n")
     setting = [time.strftime("%Y-%m-%d"), torch.backends.cpu.get_cpu_capability(), threads, batch, peer, name]
-    row = ",".join(map(str, [*setting, f"{ours:.2f}", f"{other:.2f}", f"{ours / other:.2f}"]))
+    load = f"{os.getloadavg()[0]:.0f}"
+    row = ",".join(map(str, [*setting, f"{ours:.2f}", f"{other:.2f}", f"{ours / other:.2f}", load]))
     print(row, flush=True)
     with path.open("a") as file:
         file.write(row + "\n")
@@ -222,8 +224,8 @@ def main() -> None:
             accelerate = "auto" if options.auto else False
             ours, other = seconds(peer, name, options.batch, options.rounds, options.threads, options.grid, accelerate)
             if options.csv:
-                shown = f"{name} ({options.grid}x{options.grid})" if options.grid != 2 else name
-                shown += " auto" if options.auto else ""
+                shown = f"{name} of a {options.grid} x {options.grid} grid" if options.grid != 2 else name
+                shown += " by default" if options.auto else ""
                 add_row(options.csv, peer, shown, options.batch, options.threads, ours, other)
                 continue
             command = [sys.executable, __file__, "--batch", str(options.batch), "--one", peer, name]

@@ -4,6 +4,7 @@
 written anew; the rest is by hand.
 """
 
+import csv
 import statistics
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -343,6 +344,26 @@ def cold_table(rows: list[Row]) -> str:
     return table([head, *body])
 
 
+def peers_table(rows: list[dict[str, str]]) -> str:
+    """Processor seconds of drop-in classes beside those of the peers."""
+    head = ["class", "of", "images", "instructions", "threads", "load", "seconds", "there", "share of the time"]
+    body = [
+        [
+            *(
+                row["name"],
+                row["peer"],
+                row["batch"],
+                row["instructions"],
+                row["threads"],
+                row["load"] or "others at work",
+            ),
+            *(row["seconds"], row["peer_seconds"], row["ratio"]),
+        ]
+        for row in rows
+    ]
+    return table([head, *body])
+
+
 class Page:
     """What goes between the marks, and the pictures beside the document."""
 
@@ -394,6 +415,9 @@ def main() -> None:
         batch, commit = given_back[-1]["batch"], given_back[-1]["commit"]
         actual = [row for row in given_back if (row["batch"], row["commit"]) == (batch, commit)]
         page.parts += [f"Batch {batch} as glibc has it ({_where(actual)}):", cost_table(actual, batch)]
+    with (measured.DATA / "peers.csv").open() as file:
+        beside_peers = list(csv.DictReader(file))
+    page.parts += ["## Beside the peers", _PEERS, peers_table(beside_peers)]
     rows = measured.read("cpu_memory", "network", "batch", "who")
     if rows:
         page.parts += ["## Memory", f"{_where(rows)}:"]
@@ -426,6 +450,14 @@ _BESIDE_OTHERS = {
     "The projection of Eigen-CAM alone, on real layers": "leading_singular",
     "Convolutions of accelerated replays beside direct ones, both with packed weights and a ReLU": "winograd_conv2d",
 }
+
+_PEERS = (
+    "Drop-in classes beside the classes that they replace, on ResNet-50 at 224 x 224 unless a network is named: "
+    "processor seconds of all threads, the least of one to three runs in turns in one process. Other programs used the "
+    "machine meanwhile; the load is the average number of programs that wanted its two cores. By default a model is "
+    "replayed where that pays; without these words `compat.accelerate(False)` was set. Of a grid each cell is a "
+    "feature, or a window."
+)
 
 _EXPLAINED = (
     "All backends take turns in one process; brackets: a fifth to four fifths of the rounds. The bound is the longer "

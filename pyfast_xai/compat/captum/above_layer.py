@@ -31,7 +31,10 @@ class AboveLayer:
         modules = module_hooks.modules_of(module_hooks.unwrap(function))
         if module_hooks.any_forward_hooks(modules):
             return None
-        calls, ahead = _calls(record(function, *inputs), modules.get(module_hooks.unwrap(layer)))
+        # One row tells which operation the layer ends in.
+        calls, ahead = _calls(
+            record(function, *(tensor[:1] for tensor in inputs)), modules.get(module_hooks.unwrap(layer))
+        )
         if len(calls) != 1 or len(calls[0]) != 1:
             return None
         producer = ahead.producer(calls[0][0])
