@@ -18,7 +18,7 @@ from pyfast_xai.explainers.common.targets import logits_in, take_targets
 
 # Of methods that take tens of forwards or more, a few: the model is what is judged, not the map.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "fgvis": {"n_iterations": 2, "progress": False},
+    "fgvis": {"n_iterations": 6, "progress": False},  # fewer win no game
     "smoothgrad": {"n_samples": 2},
     "integrated-gradients": {"n_steps": 2},
     "gradient-shap": {"n_samples": 2},
