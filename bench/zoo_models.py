@@ -84,7 +84,8 @@ def strongest(model: nn.Module, images: Tensor, **settings: Any) -> DetectionTar
         result = detections_in(model(images[:2]), **read, classes=settings.get("n_classes"))
     boxes, classes = [], []
     for one in result:
-        best = int(one.probabilities.amax(1).argmax())
+        wide = ((one.boxes[:, 2:] - one.boxes[:, :2]) > 1).all(1)  # others, cut off at the edge, overlap nothing
+        best = int((one.probabilities.amax(1) * wide).argmax())
         low, high = one.boxes[best].view(2, 2)
         boxes.append(torch.cat([low, torch.maximum(high, low + 1)]).detach())
         classes.append(int(one.probabilities[best].argmax()))
