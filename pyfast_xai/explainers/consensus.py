@@ -44,9 +44,9 @@ class _ThreeReadings(Above):
 
     def save(self, node: Node, keep: SaveTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         evidence.policy.save(node, keep, args, kwargs)
-        super().save(node, keep, args, kwargs)
         if self._reached:
             self._excitation.save(node, keep, args, kwargs)
+        super().save(node, keep, args, kwargs)  # last: `run` takes the rule that was looked up last
 
 
 class Consensus(LayerExplainer):

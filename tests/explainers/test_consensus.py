@@ -13,6 +13,7 @@ from torch.nn import functional
 from pyfast_xai import CNNFixations, Consensus, ExcitationBackprop, LayerCAM
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.receptive_fields import without_dots
+from pyfast_xai.tape import record
 
 TARGETS = [[0, 3], [2, 2]]
 
@@ -199,3 +200,30 @@ def test_cells_that_nothing_reads_are_filled_in():
     moved = torch.stack([moved_density(points, (96, 96), 4, 4).float() for points in density.points])
     scaled = [each / each.amax((1, 2), keepdim=True) for each in (moved, *heatmaps)]
     torch.testing.assert_close(explanation.heatmap**3, torch.stack(scaled).prod(0), rtol=1e-4, atol=1e-6)
+
+
+class Gated(Strided):
+    """Rectifiers that are spelled out as a gate, `x sigmoid(1.7 x)`, and a sigmoid above the layer."""
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = conv(x)
+            x = x * (1.7 * x).sigmoid()
+        return self.fc(x.mean((2, 3)).tanh())
+
+
+def test_gates_that_save_their_result(images):
+    torch.manual_seed(0)
+    model = Gated().double().eval()
+    layer = Consensus(model).names(record(model, images))
+    result = Consensus(model, accelerate=False)(images, [0, 2])
+    maps = [
+        kind(model, layer=layer, accelerate=False)(images, [0, 2]).heatmap for kind in (ExcitationBackprop, LayerCAM)
+    ]
+    for n in range(2):
+        shown = result.heatmap[n] > 0
+        assert shown.any()
+        assert all((one[n][shown] > 0).all() for one in maps)  # a product has no place that one of them leaves out
+        top = [one[n] / one[n].max() for one in maps]
+        density = result.heatmap[n].double() ** 3 / (top[0] * top[1]).clamp_min(1e-30)
+        assert density[shown].max() <= 1 + 1e-4  # what is left is the third map, scaled to a maximum of one
