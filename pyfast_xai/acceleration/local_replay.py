@@ -75,7 +75,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What runs on a part of the maps for a box, and what on whole maps.
+    """The operations that run on a part of the maps for a box, and those that run on whole maps.
 
     Attributes:
         cut: the first operation that runs on whole maps.

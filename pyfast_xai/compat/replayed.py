@@ -16,7 +16,7 @@ _LEAST = 8  # forwards: a replay costs two, and one spares a third of a forward
 
 
 class Replayed:
-    """What a model returns for changed copies of its input, by a replay.
+    """The outputs of a model for changed copies of its input, by a replay.
 
     The first copy also goes through the model itself. Where the results differ the model runs as it is from then on.
 

@@ -87,7 +87,7 @@ class ScoreCAM(BaseCAM):
 
 
 class _Outputs:
-    """What a model returns for one batch of changed images after the other, by a replay where that pays.
+    """The outputs of a model for one batch of changed images after the other, by a replay where that pays.
 
     Args:
         model: the model.
