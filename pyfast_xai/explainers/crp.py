@@ -146,7 +146,7 @@ class CRP(LRP):
         is_start = isinstance(target, Tensor) and target.is_floating_point()
         start = seeds.grads if is_start else relevance_of_outputs(tape, seeds.grads)
         policy = self.rules.by(self.composite, tape, {path: module for module, path in modules_of(self.model).items()})
-        layers = _layers(tape) if self.layer is None else [(tape.find(self.layer), self.channel_dim)]
+        layers = _layers(tape, len(images)) if self.layer is None else [(tape.find(self.layer), self.channel_dim)]
         for value, channels in layers:
             dim = channels % len(value.shape) + 1  # behind the targets
             relevance = backward_pass(policy, tape, start, [value], retain=True)[0].movedim(dim, 2)
@@ -189,14 +189,16 @@ class CRP(LRP):
         return masks.expand(*relevance.shape[:2], -1, -1)
 
 
-def _layers(tape: Tape) -> list[tuple[Value, int]]:
-    """Returns all convolutions, the last first, or the last map where there are none; and the dimension of channels.
+def _layers(tape: Tape, count: int) -> list[tuple[Value, int]]:
+    """Returns the convolutions, the last first, or the last map where there are none; and the dimension of channels.
+
+    Convolutions of heads or windows, which have more rows than there are images, are left out.
 
     Raises:
         InputError: the model has neither.
     """
     results = [node.outputs[0] for node in tape if kind_of(node) == "convolution"]
-    values = [(value, 1) for value in reversed(results) if value is not None]
+    values = [(value, 1) for value in reversed(results) if value is not None and value.shape[0] == count]
     if not values:
         layer = LayerSearch(tape, class_scores(tape)).last()
         values = [(layer.value, layer.layout.channels)]

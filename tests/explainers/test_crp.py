@@ -189,3 +189,24 @@ def test_without_convolutions_the_layer_is_the_last_map(images):
     assert named.conditions.shape == (2, 6)
     assert named.attribution.flatten(1).any(1).all()
     assert torch.equal(CRP(net)(images, 2).attribution, named.attribution)
+
+
+class Heads(nn.Module):
+    """A convolution of images and, behind it, one of the halves of its channels, each a row of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        x = self.pool(x.unflatten(1, (2, 4)).flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1, 2)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_convolutions_of_heads_are_not_the_layer(images):
+    torch.manual_seed(0)
+    net = Heads().to(DOUBLE).eval()
+    named = CRP(net, layer="conv")(images, 2)
+    assert named.attribution.flatten(1).any(1).all()
+    assert torch.equal(CRP(net)(images, 2).attribution, named.attribution)
