@@ -157,9 +157,21 @@ def _matmul(ctx: BackwardContext, self: Any, other: Any) -> None:
         _mm(ctx, self, other)
         return
     if ctx.wants(self):
-        ctx.propagate(self, ctx.grad @ factor(ctx, other, "other").mH)
+        ctx.propagate(self, _product(ctx.grad, factor(ctx, other, "other").mH))
     if ctx.wants(other):
-        ctx.propagate(other, factor(ctx, self, "self").mH @ ctx.grad)
+        ctx.propagate(other, _product(factor(ctx, self, "self").mH, ctx.grad))
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns the product of a factor with gradients `[K, ...]`, either of which may be on the left.
+
+    The gradient of one target by a matrix is one product of matrices, as in autograd: some processors add up a batch
+    of one in another order.
+    """
+    grad = max(left, right, key=Tensor.dim)
+    if grad.dim() == 3 and left.dim() != right.dim() and len(grad) == 1:
+        return torch.mm(left.view(left.shape[-2:]), right.view(right.shape[-2:]))[None]
+    return left @ right
 
 
 @rule("bmm", saves=_factors)
