@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyfast_xai.errors import InputError
+from pyfast_xai.ops.registry import current_backend
 
 CHUNK = 1 << 21  # spans looked up at once
 
@@ -154,6 +155,50 @@ def largest_segment(heatmap: Tensor, threshold: float = 0.15) -> Tensor:
     ends = [a.argmax(1) for a in (columns, rows)]
     ends += [a.shape[1] - 1 - a.flip(1).argmax(1) for a in (columns, rows)]
     return torch.where(usable[:, None], torch.stack(ends, 1).float(), math.nan)
+
+
+def largest_segments(heatmap: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Returns the boxes of `largest_segment` at several thresholds.
+
+    Where Numba is installed, maps on the CPU take one pass for all thresholds, which Numba compiles on the first call;
+    elsewhere, and with a backend other than "auto" and "numba", the thresholds are cut one after the other. The boxes
+    are the same.
+
+    Args:
+        heatmap: `[N, H, W]`.
+        thresholds: T of them, in any order; see `largest_segment`.
+
+    Returns:
+        Boxes `[T, N, 4]`, float32, on the device of the map; a map that is not finite or constant gives rows of NaN.
+
+    Raises:
+        InputError: a threshold that is no share between 0 and 1, or something else than a batch of maps.
+
+    Example:
+        >>> import torch
+        >>> from pyfast_xai import localize
+        >>> heatmap = torch.tensor([[[0.0, 0.3, 1.0, 0.6]]])
+        >>> localize.largest_segments(heatmap, (0.2, 0.5)).tolist()
+        [[[1.0, 0.0, 3.0, 0.0]], [[2.0, 0.0, 3.0, 0.0]]]
+    """
+    for threshold in thresholds:
+        _check_threshold(threshold)
+    maps, low, top, usable = _ranges(heatmap)
+    boxes = maps.new_full((len(thresholds), len(maps), 4), math.nan)
+    if not len(thresholds) or not maps.numel():
+        return boxes
+    if maps.device.type != "cpu" or current_backend() not in ("auto", "numba") or not importlib.util.find_spec("numba"):
+        return torch.stack([largest_segment(maps, threshold) for threshold in thresholds])
+    from pyfast_xai.kernels.numba.threshold_boxes import threshold_boxes
+
+    rising = sorted(range(len(thresholds)), key=thresholds.__getitem__)
+    # The very numbers at which one threshold cuts.
+    cuts = torch.cat([low + thresholds[index] * (top - low) for index in rising], 2)
+    for n in usable.nonzero().flatten().tolist():
+        rows = boxes.new_empty(len(thresholds), 4)
+        threshold_boxes(torch.searchsorted(cuts[n, 0], maps[n].contiguous(), right=True), rows)
+        boxes[rising, n] = rows
+    return boxes
 
 
 def segment_boxes(heatmap: Tensor, threshold: float = 0.15, least: float = 0.0) -> list[Tensor]:

@@ -11,6 +11,7 @@ from case_ids import case_id
 from scipy import ndimage
 from skimage.measure import label, regionprops
 
+import pyfast_xai
 from pyfast_xai import Explanation, localize
 from pyfast_xai.errors import InputError
 
@@ -119,6 +120,77 @@ def test_maps_without_evidence_have_no_box():
     assert boxes[:4].isnan().all()
     assert boxes[4].tolist() == [0, 1, 3, 3]
     assert localize.largest_segment(maps[:0]).shape == (0, 4)
+
+
+def maps_of_every_kind(height, width):
+    """Noise, few values (ties of sizes and of values), plateaus, smooth blobs, and maps without a range."""
+    generator = torch.Generator().manual_seed(height * 100 + width)
+    noise = torch.rand(4, height, width, generator=generator)
+    few = torch.randint(0, 3, (6, height, width), generator=generator).float()
+    sparse = (torch.rand(6, height, width, generator=generator) > 0.85).float() * few
+    coarse = torch.rand(3, 1, (height + 3) // 4, (width + 3) // 4, generator=generator)
+    sizes = {"size": (height, width)}
+    plateaus = torch.nn.functional.interpolate(coarse, **sizes, mode="nearest")[:, 0]
+    smooth = torch.nn.functional.interpolate(coarse, **sizes, mode="bilinear")[:, 0]
+    constant = torch.full((1, height, width), 0.25)
+    steps = torch.arange(height * width).view(1, height, width) / 100  # values at the thresholds themselves
+    return torch.cat([noise, few, sparse, plateaus, smooth, constant, steps, -steps, few * 1e30, few * 1e-42 - 3])
+
+
+@pytest.mark.parametrize("size", [(1, 2), (1, 17), (17, 1), (7, 7), (23, 31), (64, 48)])
+def test_one_pass_over_the_pixels_equals_a_cut_at_each_threshold(size, monkeypatch):
+    maps, thresholds = maps_of_every_kind(*size), [*(i / 100 for i in range(1, 100)), 0.3, 1e-6, 1 - 1e-6, 0.3]
+    expected = torch.stack([localize.largest_segment(maps, threshold) for threshold in thresholds])
+    assert not expected.isnan().all()
+    monkeypatch.delattr(localize, "largest_segment")
+    assert torch.equal(localize.largest_segments(maps, thresholds).nan_to_num(-1), expected.nan_to_num(-1))
+    turned = localize.largest_segments(maps.mT, thresholds).nan_to_num(-1)  # maps that are not contiguous
+    assert torch.equal(turned, localize.largest_segments(maps.mT.contiguous(), thresholds).nan_to_num(-1))
+
+
+def test_one_pass_takes_the_first_of_equals():
+    heatmap = torch.zeros(1, 5, 7)
+    heatmap[0, 0, 5:] = heatmap[0, 3, :2] = 1.0  # two pixels each; the lower pair is hotter
+    heatmap[0, 3, :2] = 2.0
+    heatmap[0, 4, 6] = 2.0
+    expected = [[[0.0, 3, 1, 3]], [[5.0, 0, 6, 0]]]
+    assert localize.largest_segments(heatmap, (0.9, 0.4)).tolist() == expected
+    assert localize.largest_segments(heatmap.flip(1), (0.9, 0.4)).tolist() == [[[0, 1, 1, 1]], [[0, 1, 1, 1]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+def test_one_pass_reads_maps_as_a_cut_does(dtype):
+    maps = (torch.rand(3, 9, 9, dtype=torch.float64) * 50).to(dtype)
+    expected = torch.stack([localize.largest_segment(maps, t) for t in (0.2, 0.6)])
+    assert torch.equal(localize.largest_segments(maps, (0.2, 0.6)), expected)
+
+
+@pytest.mark.parametrize("reason", ["no numba", "another backend"])
+def test_thresholds_are_cut_one_after_the_other_without_numba(reason, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyfast_xai.kernels.numba.threshold_boxes", None)
+    maps = maps_of_every_kind(7, 9)
+    expected = torch.stack([localize.largest_segment(maps, t) for t in (0.7, 0.2)]).nan_to_num(-1)
+    if reason == "no numba":
+        monkeypatch.setattr(localize.importlib.util, "find_spec", lambda name: None)
+        boxes = localize.largest_segments(maps, (0.7, 0.2))
+    else:
+        with pyfast_xai.backend("reference"):
+            boxes = localize.largest_segments(maps, (0.7, 0.2))
+    assert torch.equal(boxes.nan_to_num(-1), expected)
+
+
+def test_boxes_at_several_thresholds_of_odd_arguments():
+    maps = torch.rand(4, 4, 4)
+    maps[0, 1, 1], maps[1, 2, 2], maps[2] = math.nan, math.inf, 1.0
+    boxes = localize.largest_segments(maps, (0.5, 0.1))
+    assert boxes[:, :3].isnan().all()
+    assert not boxes[:, 3].isnan().any()
+    assert localize.largest_segments(maps, ()).shape == (0, 4, 4)
+    assert localize.largest_segments(maps[:0], (0.5,)).shape == (1, 0, 4)
+    with pytest.raises(InputError, match=r"threshold must lie between 0 and 1, got 1.5"):
+        localize.largest_segments(maps, (0.5, 1.5))
+    with pytest.raises(InputError, match=r"heatmap must have shape \[N, H, W\], got \[4, 4\]"):
+        localize.largest_segments(maps[0], (0.5,))
 
 
 def several_by_scikit_image(actual, threshold, least):

@@ -163,18 +163,13 @@ class MaxBoxAcc:
         maps = check_maps(heatmaps)
         boxes = padded(truth, len(maps)).to(maps.device)
         _check_inside(boxes, maps)
-        best = torch.stack([self._best(maps, boxes, threshold) for threshold in self.thresholds])
+        if self.segments == "largest":
+            best = iou(localize.largest_segments(maps, self.thresholds)[:, :, None], boxes).amax(2)
+        else:
+            best = torch.stack([_best_of_all(maps, boxes, threshold) for threshold in self.thresholds])
         least = torch.tensor(self.iou, device=maps.device, dtype=best.dtype)
         self.correct = self.correct.to(maps.device) + (best >= least[:, None, None]).sum(2)
         self.count += len(maps)
-
-    def _best(self, maps: Tensor, truth: Tensor, threshold: float) -> Tensor:
-        """Returns the best intersection over union `[N]` at a threshold."""
-        if self.segments == "largest":
-            return _best_iou(localize.largest_segment(maps, threshold), truth)
-        boxes, owner = _all_segments(maps, threshold)
-        best = boxes.new_zeros(len(maps))
-        return best.scatter_reduce(0, owner, _best_iou(boxes, truth[owner]), "amax")
 
     @property
     def accuracy(self) -> Tensor:
@@ -213,6 +208,13 @@ class MaxBoxAccV2(MaxBoxAcc):
         segments: Literal["largest", "all"] = "all",
     ) -> None:
         super().__init__(thresholds, iou, segments)
+
+
+def _best_of_all(maps: Tensor, truth: Tensor, threshold: float) -> Tensor:
+    """Returns the best intersection over union of the segments of each map, `[N]`, at a threshold."""
+    boxes, owner = _all_segments(maps, threshold)
+    best = boxes.new_zeros(len(maps))
+    return best.scatter_reduce(0, owner, _best_iou(boxes, truth[owner]), "amax")
 
 
 def _all_segments(maps: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
