@@ -1,5 +1,6 @@
 """The model as the metrics see it: images in, the score of one class an image out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,12 +9,14 @@ from torch import Tensor, nn
 from pyfast_xai.errors import InputError
 from pyfast_xai.explainers.common.checks import check_images, check_model
 from pyfast_xai.explainers.common.explainer import one_of
+from pyfast_xai.explainers.common.memory_format import in_channels_last, kind_of_call, run_in_channels_last
 from pyfast_xai.explainers.common.outputs import Outputs
 from pyfast_xai.explainers.common.perturbation_scores import SCORES, PerturbationScores, Score
 from pyfast_xai.explainers.common.targets import Target, class_columns
 from pyfast_xai.explainers.common.tensors import outside_inference_mode
 from pyfast_xai.tape import Tape, record
 from pyfast_xai.tape.module_hooks import unwrap
+from pyfast_xai.tape.record import tensors_in
 
 
 class Scorer(PerturbationScores):
@@ -85,14 +88,35 @@ class Scorer(PerturbationScores):
 
 
 class _Unchanged:
-    """Runs a model as it is."""
+    """Runs a model as it is, on images in channels_last where it computes the same and no wrapper compiled it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def record(self, images: Tensor, *args: Any, **kwargs: Any) -> Tape:
-        return record(self.model, images, *args, **kwargs)
+        def recorded(inputs: Sequence[Tensor]) -> Tape:
+            return record(self.model, *inputs, *args, **kwargs)
+
+        return run_in_channels_last(
+            self.model,
+            run=recorded,
+            compared=lambda inputs: _answers(recorded(inputs)),
+            answers=_answers,
+            arguments=[images],
+            faster=[self._laid_out(images)],
+            key=kind_of_call(images, args, kwargs),
+        )
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode(False), torch.no_grad():  # the model can train with what it keeps
-            return self.model(images.clone(), *args, **kwargs)  # a model may write to its input
+            laid_out = self._laid_out(images)
+            copy = images.clone() if laid_out is images else laid_out  # a model may write to its input
+            return self.model(copy, *args, **kwargs)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        # A compiled model would be compiled for another format, and chooses its formats itself.
+        return in_channels_last(self.model, images) if unwrap(self.model) is self.model else images
+
+
+def _answers(tape: Tape) -> list[Tensor]:
+    return tensors_in(tape.result)

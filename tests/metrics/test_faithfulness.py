@@ -169,9 +169,42 @@ def test_auc_is_the_trapezoid_rule():
 
 def test_models_are_asked_in_batches_of_the_size_that_was_given():
     model = network()
-    deletion(model, torch.randn(5, 3, 12, 12), torch.rand(5, 12, 12), step=20, batch_size=6)
-    assert max(model.sizes) <= 6
-    assert sum(model.sizes) == 5 + 5 * 9
+    for compared in (5, 0):  # with unchanged images, on the first call only
+        model.sizes.clear()
+        deletion(model, torch.randn(5, 3, 12, 12), torch.rand(5, 12, 12), step=20, batch_size=6)
+        assert max(model.sizes) <= 6
+        assert sum(model.sizes) == 5 + 5 * 9 + compared
+
+
+class Formats(nn.Module):
+    """Keeps the memory formats of its images; one that depends on them gives other results, or fails."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear, self.kind, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 7), kind, []
+
+    def forward(self, x):
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        self.last.append(channels_last)
+        if self.kind == "views":
+            x = x.view(len(x), -1).view(x.shape)
+        y = self.linear(self.conv(x).relu().mean((2, 3)))
+        return -y if channels_last and self.kind == "differs" else y
+
+
+@pytest.mark.parametrize("kind", ["any", "views", "differs"])
+def test_images_are_in_channels_last_where_the_model_computes_the_same(kind):
+    model, images, maps = Formats(kind).eval(), torch.randn(5, 3, 12, 12), torch.rand(5, 12, 12)
+    scores = deletion(model, images, maps, 3, step=20, batch_size=6).scores
+    assert model.last[0]
+    assert all(model.last[2:]) if kind == "any" else not any(model.last[1:])
+    # float64 is not changed, and needs no other order of sums.
+    model.double().last.clear()
+    expected = deletion(model, images.double(), maps.double(), 3, step=20, batch_size=6).scores
+    assert not any(model.last)
+    torch.testing.assert_close(scores.double(), expected.double(), rtol=1e-5, atol=1e-6)
+    assert float(expected.std()) > 1e-3
 
 
 # Average drop
