@@ -96,7 +96,7 @@ class Explainer(abc.ABC):
     takes_gradients: ClassVar[bool] = True  # a target may be a gradient to start from
     needs_attention: ClassVar[bool] = False  # explains transformers alone
     needs_detections: ClassVar[bool] = False  # explains detectors alone
-    slow = False  # takes tens of forward passes or more
+    slow = False  # takes tens of forward passes or more, whatever the model
     folds = True  # reads a convolution with its batch norm folded in as it reads the two
     _arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     __signature__: ClassVar[inspect.Signature]
