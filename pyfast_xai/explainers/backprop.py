@@ -52,11 +52,16 @@ class GradientShaped(Explainer):
     def _explain(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> Explanation:
         attribution, seeds = self._attribute(images, target, args, kwargs)
         attribution = targets_to_rows(attribution)
-        heatmap = self.heatmap(attribution)
+        heatmap = self.heatmap(attribution, seeds.zero_reasons)
         return Explanation(**self._fields(images, seeds), heatmap=heatmap, attribution=attribution)
 
-    def heatmap(self, attribution: Tensor) -> Tensor:
-        """Returns the heat maps `[R, H, W]` of attributions `[R, C, H, W]`, and logs which is zero, and why."""
+    def heatmap(self, attribution: Tensor, zero_reasons: Mapping[int, str] | None = None) -> Tensor:
+        """Returns the heat maps `[R, H, W]` of attributions `[R, C, H, W]`, and logs which is zero, and why.
+
+        Args:
+            attribution: `[R, C, H, W]`.
+            zero_reasons: what a target says of rows in which it is zero.
+        """
         heatmap = REDUCTIONS[self.reduction](attribution.float())
         if heatmap.device.type == "cpu":
             for row in heatmap.flatten(1).any(1).logical_not().nonzero().flatten().tolist():
@@ -67,7 +72,9 @@ class GradientShaped(Explainer):
                         row,
                     )
                 else:
-                    self.warn(f"the attribution of row %d is zero: {self.zero_reason}", row)
+                    self.warn(
+                        f"the attribution of row %d is zero: {(zero_reasons or {}).get(row, self.zero_reason)}", row
+                    )
         return heatmap
 
     def _attribute(self, images: Tensor, target: Goal, args: Any, kwargs: Any) -> tuple[Tensor, OutputGradients]:

@@ -165,7 +165,10 @@ class CRP(LRP):
         rows = targets_to_rows(conditions.transpose(1, 2).flatten(0, 1))
         return ConditionalExplanation(
             **self._fields(images, _repeated(seeds, count), len(each) * count),
-            heatmap=self.heatmap(attribution),
+            heatmap=self.heatmap(
+                attribution,
+                {row * count + i: reason for row, reason in seeds.zero_reasons.items() for i in range(count)},
+            ),
             attribution=attribution,
             conditions=rows,
             relevance=(rows * targets_to_rows(each).repeat_interleave(count, 0)).sum(1),

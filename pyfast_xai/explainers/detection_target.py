@@ -20,6 +20,8 @@ from pyfast_xai.explainers.common.detections import (
 from pyfast_xai.explainers.common.explainer import at_least, one_of
 from pyfast_xai.explainers.common.targets import TargetByImage
 
+WAY_OUT = "explain a box and a class that the model detects, as DetectionTarget.strongest(model(images)) takes them"
+
 
 class DetectionTarget(TargetByImage):
     """The score of a class at a box: the largest product of overlap and probability over all detections.
@@ -165,6 +167,21 @@ class DetectionTarget(TargetByImage):
             at = overlaps(detections.boxes.detach(), boxes.to(detections.boxes))
             scores.append(largest(at * detections.of_classes(classes), detections))
         return self.as_given(torch.stack(scores))
+
+    def zero_reasons(self, output: Any) -> dict[int, str]:
+        """Returns which boxes no detection overlaps, or none of their class, in what the detector returned."""
+        images = self.detections(output)
+        reasons: dict[int, str] = {}
+        for n, (detections, (boxes, classes, _)) in enumerate(
+            zip(images, self.of_each_image(len(images)), strict=True)
+        ):
+            at = overlaps(detections.boxes, boxes.to(detections.boxes))
+            for k, row in enumerate(range(n * len(boxes), (n + 1) * len(boxes))):
+                if not bool(at[:, k].any()):
+                    reasons[row] = f"no detection overlaps its box; {WAY_OUT}"
+                elif not bool((at * detections.of_classes(classes))[:, k].any()):
+                    reasons[row] = f"no detection that overlaps its box has its class; {WAY_OUT}"
+        return reasons
 
     def as_given(self, numbers: Tensor) -> Tensor:
         """Returns numbers `[N, K]` of boxes `[N, K, 4]` as they are, and those of one box an image as `[N]`."""

@@ -90,6 +90,10 @@ class _Similarity(TargetByImage):
         """Returns that of some of the images."""
         return _Similarity(self.target.rows(rows))
 
+    def zero_reasons(self, output: Any) -> dict[int, str]:
+        """Returns the reasons of the target."""
+        return self.target.zero_reasons(output)
+
     def __call__(self, output: Any) -> Tensor:
         """Returns the similarities `[N]`, or of K boxes `[N, K]`; 0 where nothing is detected."""
         images = self.target.detections(output)

@@ -277,12 +277,14 @@ class CNNFixations(Explainer):
         size = tuple(images.shape[2:])
         lost = [n for n, points_of_row in enumerate(points) if len(points_of_row) == 0]
         if lost:
+            another = "another class or a neuron nearer to the image" if self.neuron is None else "another neuron"
             logger.warning(
                 "fixations: no evidence of %d of %d rows reached the image (the first is row %d); the trace ended in "
-                "constants of the model",
+                "constants of the model: explain %s, or take a method that reads gradients, as integrated-gradients",
                 len(lost),
                 len(points),
                 lost[0],
+                another,
             )
         if self.radius_share:
             dense = localize.remove_outliers(points, size, self.radius_share, self.min_neighbour_share)

@@ -9,6 +9,7 @@ from PIL import Image
 from small_detector import CLASSES, FORMS, SIZE, case, corners, overlap, slow_score
 
 from pyfast_xai import (
+    CRP,
     DRISE,
     RISE,
     AblationCAM,
@@ -87,6 +88,44 @@ def test_one_box_for_all_images_and_one_that_nothing_meets():
     assert explanation.logits is None
     nothing = [{"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}]
     assert box(nothing).tolist() == [0]
+
+
+WAY_OUT = "explain a box and a class that the model detects, as DetectionTarget.strongest(model(images)) takes them"
+REASONED = {
+    "Saliency": Saliency,
+    "SmoothGrad": lambda model: SmoothGrad(model, n_samples=2),
+    "IntegratedGradients": lambda model: IntegratedGradients(model, n_steps=2),
+    "CRP": lambda model: CRP(model, layer="features.2", channels=[range(8), range(8)]),
+    "GradCAM": lambda model: GradCAM(model, layer="features.3"),
+    "Occlusion": lambda model: Occlusion(model, window=8, stride=8, batch_size=2),
+    "DRISE": lambda model: DRISE(model, n_masks=4, cells=4, batch_size=2),
+}
+
+
+@pytest.mark.parametrize("explain", REASONED.values(), ids=REASONED)
+def test_a_map_of_zeros_of_a_box_that_nothing_meets_says_so(explain, caplog):
+    model, images, first = case("anchors")
+    away = torch.tensor([[100.0, 100, 120, 120]]).double()
+    boxes = torch.stack([first.boxes, torch.cat([first.boxes[:2], away])], 1)
+    target = DetectionTarget(boxes, torch.stack([first.classes, first.classes], 1), n_classes=CLASSES)
+    with caplog.at_level("WARNING", logger="pyfast_xai"):
+        heatmap = explain(model)(images, target).heatmap
+    zero = heatmap.flatten(1).any(1).logical_not().nonzero().flatten().tolist()
+    rows = 2 if explain is REASONED["CRP"] else 1  # a row for each of its conditions
+    assert zero == [*range(5 * rows, 6 * rows)]
+    (message,) = [record.getMessage() for record in caplog.records if " is zero" in record.getMessage()]
+    assert message.endswith(f"of row {5 * rows} is zero: no detection overlaps its box; {WAY_OUT}")
+
+
+def test_a_map_of_zeros_of_a_class_that_nothing_at_the_box_has_says_so(caplog):
+    model, images, _ = case("dicts")
+    target = DetectionTarget([0, 0, 32, 24], CLASSES + 4)
+    with caplog.at_level("WARNING", logger="pyfast_xai"):
+        assert not Saliency(model)(images, target).heatmap.any()
+    assert (
+        f"the attribution of row 0 is zero: no detection that overlaps its box has its class; {WAY_OUT}" in caplog.text
+    )
+    assert "probability that has reached" not in caplog.text
 
 
 SEVERAL = {

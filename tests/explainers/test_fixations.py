@@ -941,7 +941,12 @@ def test_no_evidence_is_an_empty_set_and_a_warning(caplog):
     model, images = Constants().eval(), torch.randn(2, 3, 6, 6)
     with caplog.at_level("WARNING", logger="pyfast_xai"):
         explanation = CNNFixations(model)(images)
-    assert "no evidence of 2 of 2 rows" in caplog.text
+        CNNFixations(model, neuron=("fc", 1))(images)
+    for another in ("another class or a neuron nearer to the image", "another neuron"):
+        assert (
+            "no evidence of 2 of 2 rows reached the image (the first is row 0); the trace ended in constants of the "
+            f"model: explain {another}, or take a method that reads gradients, as integrated-gradients"
+        ) in caplog.text
     assert [item.shape for item in explanation.points] == [(0, 2), (0, 2)]
     assert explanation.heatmap.shape == (2, 6, 6)
     assert not explanation.heatmap.any()

@@ -198,10 +198,15 @@ class LayerExplainer(Explainer):
         """
         if heatmap.device.type == "cpu":
             filled = torch.stack([layer_map.flatten(1).any(1) for layer_map in maps]).any(0)
-            if bool(filled.any()) and not bool(filled.all()):
+            zero = filled.logical_not().nonzero().flatten().tolist()
+            for row in zero:
+                if row in targets.zero_reasons:
+                    self.warn(f"the map of row %d is zero: {targets.zero_reasons[row]}", row)
+            unknown = [row for row in zero if row not in targets.zero_reasons]
+            if unknown and bool(filled.any()):
                 self.warn(
                     "the map of row %d is zero, for nothing of its target arrives at the layer, where others arrive",
-                    int(filled.logical_not().nonzero()[0]),
+                    unknown[0],
                 )
         return Explanation(
             **self._fields(images, targets),

@@ -19,6 +19,7 @@ from pyfast_xai.explainers.common.targets import (
     numbers_of,
     rows_returned,
     targets_of,
+    zero_reasons,
 )
 from pyfast_xai.rules.gradient import has_gradient
 from pyfast_xai.tape import Tape, Value
@@ -57,8 +58,9 @@ def output_gradients(
         InputError: a target that does not fit the output, or another number of labels than of outputs.
     """
     if callable(target):
-        grads = _of_function(tape, target)
-        return OutputGradients(rows_returned(tape, tape.inputs[0].shape[0]), grads=grads)
+        grads, numbers = _of_function(tape, target)
+        reasons = zero_reasons(target, tape.result, numbers)
+        return OutputGradients(rows_returned(tape, tape.inputs[0].shape[0]), grads=grads, zero_reasons=reasons)
     value, logits = logits_of(tape)
     if isinstance(target, Tensor) and target.is_floating_point():
         if target.shape != logits.shape:
@@ -111,7 +113,8 @@ def _without_gradient(tape: Tape, leaves: Sequence[Tensor]) -> str:
     )
 
 
-def _of_function(tape: Tape, function: Callable[[Any], Tensor]) -> dict[Value, Tensor]:
+def _of_function(tape: Tape, function: Callable[[Any], Tensor]) -> tuple[dict[Value, Tensor], Tensor]:
+    """Returns the gradients of what a function as target gives, and what it gives."""
     leaves: list[tuple[Value, Tensor]] = []
 
     def leaf(value: Any, tensor: Any) -> Any:
@@ -131,4 +134,4 @@ def _of_function(tape: Tape, function: Callable[[Any], Tensor]) -> dict[Value, T
     for (value, tensor), parts in zip(leaves, zip(*by_number, strict=True), strict=True):
         if any(part is not None for part in parts):
             grads[value] = torch.stack([torch.zeros_like(tensor) if part is None else part for part in parts])
-    return grads
+    return grads, answer.detach()

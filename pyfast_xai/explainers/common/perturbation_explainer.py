@@ -64,7 +64,8 @@ class Perturbation(Explainer):
                     way_out = "larger or other changes may"
                     if self.score == "probability" and not callable(target):
                         way_out = "larger or other changes may, or score='logit'"
-                    self.warn(f"the map of row %d is zero: no change of the image changes its score; {way_out}", row)
+                    unchanged = f"no change of the image changes its score; {way_out}"
+                    self.warn(f"the map of row %d is zero: {scores.targets.zero_reasons.get(row, unchanged)}", row)
                 else:
                     self.warn("the heat map of row %d is zero; `signed_map` has what speaks against its target", row)
         return explanation

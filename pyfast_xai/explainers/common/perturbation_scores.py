@@ -17,6 +17,7 @@ from pyfast_xai.explainers.common.targets import (
     rows_returned,
     take_targets,
     targets_among,
+    zero_reasons,
 )
 from pyfast_xai.explainers.common.tensors import at_least_float32, outside_inference_mode, take_rows
 from pyfast_xai.tape import Tape
@@ -95,6 +96,11 @@ class PerturbationScores:
             self.targets = targets_among(logits, target, outputs, labels, made=made)
         self.before = self._on_images()
         self.targets.count = self.before.shape[1]
+        if callable(target):
+            for tape, part in zip(tapes, rows, strict=True):
+                function = take_targets(target, len(images), part)
+                for row, reason in zero_reasons(function, tape.result, self.before[part]).items():
+                    self.targets.zero_reasons[int(part[0]) * self.targets.count + row] = reason
 
     def _on_images(self) -> Tensor:
         """Returns the scores on the images, by a pass like those that are compared with them."""

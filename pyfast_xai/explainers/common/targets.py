@@ -3,7 +3,7 @@
 import abc
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,13 @@ class TargetByImage(abc.ABC):
     def __call__(self, output: Any) -> Tensor:
         """Returns one number an image, `[N]`, or K, `[N, K]`, of what the model returned for the images."""
 
+    def zero_reasons(self, output: Any) -> dict[int, str]:
+        """Returns why numbers are zero for what the model returned, by row, image by image; none where it is unknown.
+
+        A warning of a map of zeros gives the reason, which so says what to do.
+        """
+        return {}
+
 
 @dataclass
 class Targets:
@@ -47,6 +54,7 @@ class Targets:
             classes.
         kinds: kinds of the outputs; None without classes.
         count: numbers that a function as target gives for an image.
+        zero_reasons: why a function as target is zero, by row, where it says so.
     """
 
     logits: Tensor | None = None
@@ -54,6 +62,7 @@ class Targets:
     score: Tensor | None = None
     kinds: OutputKinds | None = None
     count: int = 1
+    zero_reasons: dict[int, str] = field(default_factory=dict)
 
     @property
     def each(self) -> int:
@@ -79,6 +88,13 @@ def numbers_of(function: Callable[[Any], Tensor], result: Any, images: int | Non
         expected = "N" if images is None else images
         raise InputError(f"target must return a tensor of one number an image, [{expected}], got {received}")
     return answer
+
+
+def zero_reasons(function: Callable[[Any], Tensor], result: Any, numbers: Tensor) -> dict[int, str]:
+    """Returns why numbers that a function as target gave on a CPU are zero, by row; see `TargetByImage`."""
+    if not isinstance(function, TargetByImage) or numbers.device.type != "cpu" or bool(numbers.all()):
+        return {}
+    return function.zero_reasons(result)
 
 
 def targets_of(
