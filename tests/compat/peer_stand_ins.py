@@ -1,17 +1,40 @@
 """A pytest plugin that puts our classes in the place of a peer's, before its own tests import them.
 
-`PEER_STAND_INS` names the peer. The peer is installed: what is not replaced is its own.
+`PEER_STAND_INS` names the peer. The peer is installed: what is not replaced is its own. A test that runs longer than
+`PEER_TEST_SECONDS` fails, so that one slow test does not keep the others from their results.
 """
 
 import contextlib
+import copy
+import functools
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 importlib.import_module("conftest")  # torchvision beside a CPU build of torch
+
+SECONDS = float(os.environ["PEER_TEST_SECONDS"])
+
+
+def _too_slow(signum, frame):
+    raise TimeoutError(f"the test ran for longer than {SECONDS:g} seconds")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    previous = signal.signal(signal.SIGALRM, _too_slow)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def replace(package, *ours):
@@ -54,11 +77,35 @@ def grad_cam():
         importlib.import_module(f"{ours.__name__}.metrics.{name}") for name in ("arcc", "cam_mult_image", "road")
     ]
     replace("pytorch_grad_cam", ours, importlib.import_module(f"{ours.__name__}.metrics"), *metrics)
-    # Networks as they are made: shapes are all that is asked of them, and nothing is downloaded.
+    # Random weights: the tests compare shapes and results with each other, and nothing is downloaded.
     models = importlib.import_module("torchvision.models")
-    for name in ("resnet18", "vgg11"):
-        made = getattr(models, name)
-        setattr(models, name, lambda made=made, **settings: made(weights=None))
+    models.resnet18 = _copies(models.resnet18)
+    models.vgg11 = _copies(models.vgg11, _narrow_classifier)
+
+
+def _copies(build, change=lambda network: None):
+    """A function that builds a network once, with random weights, and returns a fresh copy of it at each call."""
+
+    @functools.cache
+    def network():
+        built = build(weights=None)
+        change(built)
+        return built
+
+    @functools.wraps(build)
+    def copied(*, weights=None, pretrained=False):
+        return copy.deepcopy(network())
+
+    return copied
+
+
+def _narrow_classifier(vgg):
+    """Replaces 4096 hidden units by 256: reading 120 million weights takes most of a test of Score-CAM.
+
+    The tests explain layers of `vgg.features` and one of 1000 classes, which stay.
+    """
+    linear = importlib.import_module("torch").nn.Linear
+    vgg.classifier[0], vgg.classifier[3], vgg.classifier[6] = linear(25088, 256), linear(256, 256), linear(256, 1000)
 
 
 def torchcam():

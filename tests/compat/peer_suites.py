@@ -64,8 +64,6 @@ SUITES = [
         "grad-cam",
         "1.5.7",
         ("tests",),
-        # Hundreds of explanations in a loop, to see whether memory grows, are `tests/compat/test_grad_cam.py`.
-        "not (memory_usage_in_loop or context_release_cuda)",
         expected={
             r"accepts_3d_activations": "calls a method on None with arrays; here it takes tensors",
             r"htcore_is_single_underscore": "reads the source text of a base",
@@ -132,21 +130,23 @@ def fetch(suite: Suite, into: Path) -> Path:
     return target
 
 
-def run(suite: Suite, source: Path, arguments: list[str]) -> list[tuple[str, str, str]]:
-    """Name, outcome and reason of every test."""
+def run(suite: Suite, source: Path, log: Path, seconds: float, arguments: list[str]) -> list[tuple[str, str, str]]:
+    """Name, outcome and reason of every test. `log` has a line for each test as soon as it ends."""
     with tempfile.TemporaryDirectory() as folder:
         # Away from the peer's source, which would be imported in place of what is installed.
         shutil.copytree(source / "tests", Path(folder) / "tests")
         _picture(Path(folder) / "examples")
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "peer_stand_ins", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "peer_stand_ins", "-p", "no:cacheprovider"]
         command += ["-o", "addopts=", "-o", "filterwarnings=", f"--junitxml={report}", "-k", suite.only, *suite.files]
         command += ["-m", "not extended"]  # zennit's word for more seeds of the same
         paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "PEER_STAND_INS": suite.peer}
-        done = subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= {"PEER_STAND_INS": suite.peer, "PEER_TEST_SECONDS": str(seconds)}
+        with log.open("w") as output:
+            subprocess.run([*command, *arguments], cwd=folder, env=environment, stdout=output, stderr=output)
         if not report.is_file():
-            sys.exit(f"{suite.peer}: pytest did not run\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            sys.exit(f"{suite.peer}: pytest did not run\n{log.read_text()[-6000:]}")
         return [_outcome(case) for case in ElementTree.parse(report).getroot().iter("testcase")]
 
 
@@ -175,12 +175,16 @@ def main() -> None:
     parser.add_argument("peers", nargs="*", help="some of them")
     parser.add_argument("--into", type=Path, default=Path("out/peer-suites"), help="where tests are fetched to")
     parser.add_argument("--pytest", action="append", default=[], help="an argument for pytest")
+    parser.add_argument("--seconds", type=float, default=600, help="a test that runs longer fails")
     options = parser.parse_args()
+    options.into.mkdir(parents=True, exist_ok=True)
     surprises = 0
     for suite in SUITES:
         if options.peers and suite.peer not in options.peers:
             continue
-        outcomes = run(suite, fetch(suite, options.into), options.pytest)
+        log = options.into / f"{suite.peer}-{suite.version}.log"
+        print(f"{suite.peer} {suite.version}: {log} has each test as it ends", flush=True)
+        outcomes = run(suite, fetch(suite, options.into), log, options.seconds, options.pytest)
         counts = {kind: sum(one == kind for _, one, _ in outcomes) for kind in ("passed", "skipped")}
         failed = [(name, reason) for name, outcome, reason in outcomes if outcome in ("failure", "error")]
         output = f"{counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped"
