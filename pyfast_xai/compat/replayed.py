@@ -32,7 +32,12 @@ class Replayed:
 
     @classmethod
     def of(
-        cls, model: Callable[..., Any], tape: Tape | None, images: Tensor, boxes: Sequence[Box | None]
+        cls,
+        model: Callable[..., Any],
+        tape: Tape | None,
+        images: Tensor,
+        boxes: Sequence[Box | None],
+        least: int = _LEAST,
     ) -> "Replayed | None":
         """Returns None where a model cannot be replayed, or that does not pay.
 
@@ -41,6 +46,7 @@ class Replayed:
             tape: its recording on the images, None where it cannot be repeated.
             images: its only argument, `[N, ...]`.
             boxes: a box for each copy that will come, None where more may have changed.
+            least: so many copies must come where more may have changed.
         """
         if tape is None or not isinstance(model, nn.Module) or not may_replay(model):
             return None
@@ -54,7 +60,7 @@ class Replayed:
                 pass
             else:
                 return cls(model, lambda changed, box: local(_present(box), changed), images)
-        if len(boxes) < _LEAST:
+        if len(boxes) < least:
             return None
         try:
             whole = PackedReplay(tape, laid_out)

@@ -1,5 +1,6 @@
 """Methods of many forwards replay a model within one call: the peers' numbers, with few runs of the model itself."""
 
+import importlib
 from typing import ClassVar
 
 import pytest
@@ -11,6 +12,9 @@ from pyfast_xai.acceleration.local_replay import LocalReplay
 from pyfast_xai.acceleration.packed_replay import PackedReplay
 from pyfast_xai.compat import captum as ours
 from pyfast_xai.compat import grad_cam
+from pyfast_xai.compat.captum import linear_models
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are providing multiple inputs:UserWarning")
 
 SIDE = 48
 
@@ -51,11 +55,23 @@ METHODS = {
     "Occlusion": {"sliding_window_shapes": (3, 12, 12), "strides": (3, 12, 12), "perturbations_per_eval": 3},
     "ShapleyValueSampling": {"feature_mask": GRID, "n_samples": 1},
 }
+SAMPLED = {name: {"feature_mask": GRID, "n_samples": 40} for name in ("KernelShap", "Lime")}
+ROWS = 16  # that a replay of 80 samples takes at once
 
 
 def attributed(library, name, net, seed=0):
     torch.manual_seed(seed)
-    return getattr(library, name)(net).attribute(IMAGES, target=[3, 5], **METHODS[name])
+    settings = {**METHODS, **SAMPLED}[name]
+    return method(library, name, net).attribute(IMAGES, target=[3, 5], **settings)
+
+
+def method(library, name, net):
+    """Least squares in place of the penalty of Lime, which leaves nothing of such small scores."""
+    if name != "Lime":
+        return getattr(library, name)(net)
+    models = linear_models if library is ours else importlib.import_module("captum._utils.models.linear_model")
+    made = models.LinearRegression() if library is ours else models.SkLearnLinearRegression()
+    return library.Lime(net, made)
 
 
 def same(actual, expected, tolerance=1e-4):
@@ -73,14 +89,84 @@ def test_the_model_itself_hardly_runs(name, net, theirs):
     same(actual, expected)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_run_together(name, net, theirs):
+    expected, state = attributed(theirs, name, net), torch.get_rng_state()
+    assert net.runs["model"] == 82
+    net.runs["model"] = 0
+    with compat.accelerate("auto"):
+        actual = attributed(ours, name, net)
+    assert torch.equal(torch.get_rng_state(), state), "as many random numbers are drawn"
+    assert net.runs["model"] == len(IMAGES) + 2 * ROWS, "a batch is recorded, and runs beside the first replay"
+    same(actual, expected)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_are_those_of_a_recorded_model(name, net):
+    actual = attributed(ours, name, net)
+    with compat.accelerate(False):
+        same(actual, attributed(ours, name, net), 1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_of_one_image(at_once, name, net, theirs):
+    results = []
+    for library in (theirs, ours):
+        net.runs["model"] = 0
+        torch.manual_seed(0)
+        settings = {**SAMPLED[name], "n_samples": 60, "perturbations_per_eval": at_once}
+        results.append(method(library, name, net).attribute(IMAGES[:1], target=3, **settings))
+    assert net.runs["model"] < 40
+    same(results[1], results[0])
+
+
+def test_equal_samples_run_once(net, theirs):
+    quarters = torch.arange(SIDE) // 24
+    settings = {"feature_mask": (2 * quarters[:, None] + quarters)[None, None], "n_samples": 100, "target": [3, 5]}
+    results = []
+    for library in (theirs, ours):
+        net.runs["model"] = 0
+        torch.manual_seed(0)
+        results.append(library.KernelShap(net).attribute(IMAGES, **settings))
+    assert net.runs["model"] <= len(IMAGES) * 2**4, "no coalition runs twice"
+    same(results[1], results[0])
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_of_a_model_whose_rows_depend_on_each_other(name, net, theirs):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            outputs = self.net(images)
+            return outputs - outputs.mean(0) / 2
+
+    same(attributed(ours, name, Centred()), attributed(theirs, name, Centred()))
+    assert net.runs["model"] == 2 * 82
+
+
+def test_samples_with_a_model_of_the_callers_own(net, theirs):
+    model = importlib.import_module("captum._utils.models.linear_model").SkLearnLinearRegression
+    results = []
+    for library in (theirs, ours):
+        net.runs["model"] = 0
+        torch.manual_seed(0)
+        results.append(library.Lime(net, model()).attribute(IMAGES, target=[3, 5], **SAMPLED["Lime"]))
+    assert net.runs["model"] < 82
+    same(results[1], results[0])
+
+
+@pytest.mark.parametrize("name", [*METHODS, *SAMPLED])
 def test_nothing_is_replayed_where_that_is_switched_off(name, net):
     with compat.accelerate(False):
         attributed(ours, name, net)
     assert net.runs["model"] > 5 * len(IMAGES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *SAMPLED])
 def test_forward_hooks_run(name, net):
     seen = []
     net.middle.register_forward_hook(lambda module, args, result: seen.extend(result))
@@ -88,7 +174,7 @@ def test_forward_hooks_run(name, net):
     assert len(seen) == net.runs["model"] > 5 * len(IMAGES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *SAMPLED])
 def test_a_replay_that_differs_is_not_used(name, net, theirs, monkeypatch):
     for kind in (LocalReplay, PackedReplay):
         true = kind.__call__

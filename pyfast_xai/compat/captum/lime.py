@@ -4,6 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from pyfast_xai.compat.captum.ablation import (
     check_at_once,
     common_dtype,
     number,
-    repeatable,
+    recorded,
     reporter,
     select_or_number,
 )
@@ -34,7 +35,27 @@ from pyfast_xai.compat.captum.arguments import (
 )
 from pyfast_xai.compat.captum.attribution import Attribution
 from pyfast_xai.compat.captum.feature_masks import FeatureMask, numbered_masks
-from pyfast_xai.compat.captum.linear_models import Lasso, LinearRegression
+from pyfast_xai.compat.captum.linear_models import Lasso, LinearModel, LinearRegression
+from pyfast_xai.compat.captum.sample_outputs import SampleOutputs
+
+
+@dataclass
+class _Drawn:
+    """Samples around an input.
+
+    Attributes:
+        target: which output counts.
+        forms: the interpretable form of each.
+        weights: the weight of each.
+        outputs: their numbers, or the keys of the outputs in `shared`, some samples at a time.
+        shared: computes outputs.
+    """
+
+    target: Target
+    forms: list[Any] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor | list[bytes]] = field(default_factory=list)
+    shared: SampleOutputs | None = None
 
 
 class LimeBase(Attribution):
@@ -110,7 +131,8 @@ class LimeBase(Attribution):
             target: see `FeatureAblation.attribute`.
             additional_forward_args: further arguments of the forward function.
             n_samples: number of samples of which the model is made.
-            perturbations_per_eval: samples that go through the model at once.
+            perturbations_per_eval: samples that go through the model at once; a replay of a model whose rows do not
+                depend on each other takes up to 32 at once, see `compat.accelerate`.
             show_progress: write how far it is to stderr.
             **kwargs: passed on to the functions of the constructor.
 
@@ -121,40 +143,88 @@ class LimeBase(Attribution):
             InputError: arguments that do not fit, or more than one number a sample.
         """
         check_at_once(perturbations_per_eval)
+        with torch.no_grad():
+            drawn = self._drawn(
+                inputs, target, additional_forward_args, n_samples, perturbations_per_eval, show_progress, kwargs
+            )
+            return self._fitted(drawn)
+
+    def _drawn(
+        self,
+        inputs: Inputs,
+        target: Target,
+        additional_forward_args: Any,
+        n_samples: int,
+        perturbations_per_eval: int,
+        show_progress: bool,
+        kwargs: dict[str, Any],
+        shared: SampleOutputs | None = None,
+    ) -> "_Drawn":
+        """Returns samples, and what computes their outputs; see `attribute`.
+
+        Args:
+            inputs: likewise.
+            target: likewise.
+            additional_forward_args: likewise.
+            n_samples: likewise.
+            perturbations_per_eval: likewise.
+            show_progress: likewise.
+            kwargs: likewise.
+            shared: computes outputs for samples of all rows, the first one's too; None to see whether it may.
+        """
         chunks = math.ceil(n_samples / perturbations_per_eval)
         report = reporter(f"{self.get_name()} attribution", chunks) if show_progress else None
+        more = further(additional_forward_args)
         call: Callable[..., Any] | None = None
-        forms, weights, outputs, batch = [], [], [], []
-        with torch.no_grad():
-            samples = self._samples(inputs, kwargs)
-            for done in range(1, n_samples + 1):
-                sample = next(samples, None)
-                if sample is None:
-                    warnings.warn(f"perturb_func ended before n_samples={n_samples}", stacklevel=2)
-                else:
-                    form, changed = sample
-                    forms.append(form)
-                    batch.append(as_tuple(changed))
-                    weights.append(torch.as_tensor(self.similarity_func(inputs, changed, form, **kwargs)).flatten())
-                if batch and (sample is None or len(batch) == perturbations_per_eval or done == n_samples):
-                    count = len(batch)
+        drawn, batch = _Drawn(target), []
+        samples = self._samples(inputs, kwargs)
+        for done in range(1, n_samples + 1):
+            sample = next(samples, None)
+            if sample is None:
+                warnings.warn(f"perturb_func ended before n_samples={n_samples}", stacklevel=2)
+            else:
+                form, changed = sample
+                drawn.forms.append(form)
+                batch.append(as_tuple(changed))
+                drawn.weights.append(torch.as_tensor(self.similarity_func(inputs, changed, form, **kwargs)).flatten())
+            if batch and (sample is None or len(batch) == perturbations_per_eval or done == n_samples):
+                count = len(batch)
+                if shared is None:
                     rows = [torch.cat(parts) for parts in zip(*batch, strict=True)]
-                    args = (*rows, *repeated_further(further(additional_forward_args), count))
+                    args = (*rows, *repeated_further(more, count))
                     if call is None:
-                        call, answer = repeatable(self.forward_func, args)
+                        call, answer, tape = recorded(self.forward_func, args)
+                        if len(args) == 1 and len(rows[0]) == count:
+                            shared = SampleOutputs.of(
+                                self.forward_func, tape, rows[0], n_samples - count, perturbations_per_eval
+                            )
                     else:
                         answer = call(*args)
-                    outputs.append(self._output(answer, repeated(target, count), count))
-                    batch = []
-                    if report is not None:
-                        report(len(outputs))
-                if sample is None:
-                    break
-            answers = torch.cat(outputs)
-            answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
-            dataset = TensorDataset(torch.cat(forms).to(answers), answers, torch.cat(weights).to(answers))
-            self.interpretable_model.fit(DataLoader(dataset, batch_size=len(forms)))
-            return self.interpretable_model.representation()
+                    drawn.outputs.append(self._output(answer, repeated(target, count), count))
+                else:
+                    drawn.outputs.append([shared.add(image) for (image,) in batch])
+                batch = []
+                if report is not None:
+                    report(len(drawn.outputs))
+            if sample is None:
+                break
+        drawn.shared = shared
+        return drawn
+
+    def _fitted(self, drawn: "_Drawn") -> Any:
+        """Returns what the interpretable model makes of samples."""
+        answers = torch.cat([self._numbers(output, drawn) for output in drawn.outputs])
+        answers = answers.to(torch.promote_types(answers.dtype, torch.float32))
+        dataset = TensorDataset(torch.cat(drawn.forms).to(answers), answers, torch.cat(drawn.weights).to(answers))
+        self.interpretable_model.fit(DataLoader(dataset, batch_size=len(drawn.forms)))
+        return self.interpretable_model.representation()
+
+    def _numbers(self, output: Tensor | list[bytes], drawn: "_Drawn") -> Tensor:
+        if isinstance(output, Tensor):
+            return output
+        assert drawn.shared is not None
+        answers = torch.cat([drawn.shared[key] for key in output])
+        return self._output(answers, repeated(drawn.target, len(output)), len(output))
 
     def _samples(self, inputs: Inputs, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
         """Yields the interpretable form of each sample, and the sample as an input."""
@@ -277,7 +347,8 @@ class Lime(LimeBase):
             additional_forward_args: further arguments of the forward function.
             feature_mask: see `FeatureAblation.attribute`.
             n_samples: number of samples of each model.
-            perturbations_per_eval: samples that go through the model at once.
+            perturbations_per_eval: samples that go through the model at once; a replay of a model whose rows do not
+                depend on each other takes up to 32 at once, see `compat.accelerate`.
             return_input_shape: return the coefficient of the feature of each element, not one a feature.
             show_progress: write how far it is to stderr.
 
@@ -309,44 +380,78 @@ class Lime(LimeBase):
         additional_forward_args: Any,
         masks: tuple[Tensor, ...],
         return_input_shape: bool,
+        n_samples: int,
+        perturbations_per_eval: int,
+        show_progress: bool,
         **settings: Any,
     ) -> Any:
+        check_at_once(perturbations_per_eval)
         tensors = tuple(tensor.detach() for tensor in as_tuple(inputs))
         several, count = isinstance(inputs, tuple), len(tensors[0])
         more = further(additional_forward_args)
         groups: list[tuple[Any, ...]] = [tensors, more, baselines_for(baselines, tensors), masks, (target,)]
-        results = []
-        for n in range(count) if self._gives_rows(tensors, target, more) else [None]:
-            rows, row_more, hidden, row_masks, (row_target,) = (
-                tuple(one if n is None else _row(one, n, count) for one in group) for group in groups
-            )
-            coefficients = LimeBase.attribute(
-                self,
-                rows if several else rows[0],
-                row_target,
-                row_more,
-                baselines=hidden if several else hidden[0],
-                feature_mask=row_masks if several else row_masks[0],
-                **settings,
-            ).flatten()
-            shaped = [
-                coefficients[mask[:1]].expand(1, *tensor.shape[1:])
-                for mask, tensor in zip(row_masks, rows, strict=True)
+        fits, coefficients = [], []
+        with torch.no_grad():
+            by_row, shared = self._by_rows(tensors, target, more, n_samples, perturbations_per_eval)
+            ahead = shared is not None and type(self.interpretable_model) in (Lasso, LinearRegression)
+            parts = [
+                [tuple(one if n is None else _row(one, n, count) for one in group) for group in groups]
+                for n in (range(count) if by_row else [None])
             ]
-            results.append(shaped if return_input_shape else [coefficients[None]])
-        attributions = [torch.cat(parts) for parts in zip(*results, strict=True)]
-        return like(inputs, attributions) if return_input_shape else attributions[0]
+            for rows, row_more, hidden, row_masks, (row_target,) in parts:
+                functions = {
+                    "baselines": hidden if several else hidden[0],
+                    "feature_mask": row_masks if several else row_masks[0],
+                    **settings,
+                }
+                drawn = self._drawn(
+                    rows if several else rows[0],
+                    row_target,
+                    row_more,
+                    n_samples,
+                    perturbations_per_eval,
+                    show_progress,
+                    functions,
+                    shared,
+                )
+                if ahead:
+                    # The samples of the next rows are drawn before this model is fitted, so that batches are full.
+                    fits.append((drawn, torch.get_rng_state()))
+                    LinearModel.draw(len(drawn.forms[0][0]))
+                else:
+                    coefficients.append(self._fitted(drawn).flatten())
+            for drawn, state in fits:
+                with torch.random.fork_rng(devices=[]):
+                    torch.set_rng_state(state)
+                    coefficients.append(self._fitted(drawn).flatten())
+        if not return_input_shape:
+            return torch.stack(coefficients)
+        attributions = []
+        for i, tensor in enumerate(tensors):
+            shapes = [values[part[3][i][:1]] for values, part in zip(coefficients, parts, strict=True)]
+            attributions.append(torch.cat([shape.expand(1, *tensor.shape[1:]) for shape in shapes]))
+        return like(inputs, attributions)
 
-    def _gives_rows(self, inputs: tuple[Tensor, ...], target: Target, more: tuple[Any, ...]) -> bool:
-        """Returns whether the forward function gives a number a row, of several, and not one for the batch."""
+    def _by_rows(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Target,
+        more: tuple[Any, ...],
+        n_samples: int,
+        perturbations_per_eval: int,
+    ) -> tuple[bool, SampleOutputs | None]:
+        """Returns whether the forward function gives a number a row, of several, and what may compute these then."""
         count = len(inputs[0])
         if count == 1:
-            return False
-        with torch.no_grad():
-            numbers = number(select_or_number(repeatable(self.forward_func, (*inputs, *more))[1], target)).numel()
+            return False, None
+        _, answer, tape = recorded(self.forward_func, (*inputs, *more))
+        numbers = number(select_or_number(answer, target)).numel()
         if numbers not in (1, count):
             refuse(f"forward_func must return one number a row or one for the batch, got {numbers} for {count} rows")
-        return numbers == count
+        if numbers == 1 or len(inputs) > 1 or more:
+            return numbers == count, None
+        forwards = n_samples * count
+        return True, SampleOutputs.of(self.forward_func, tape, inputs[0], forwards, perturbations_per_eval)
 
 
 class KernelShap(Lime):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class LinearModel:
@@ -32,6 +33,12 @@ class LinearModel:
         self.linear = nn.Linear(len(coefficients), 1)
         self.linear.weight.data = coefficients[None].to(outputs.device, kind)
         self.linear.bias.data = (level - coefficients @ middle)[None].to(outputs.device, kind)
+
+    @staticmethod
+    def draw(features: int) -> None:
+        """Draws the random numbers of the process that `fit` draws with a `DataLoader` of so many features."""
+        next(iter(DataLoader(TensorDataset(torch.zeros(1)))))
+        nn.Linear(features, 1)
 
     def representation(self) -> Tensor:
         """Returns the coefficient of each feature, `[1, F]`."""
