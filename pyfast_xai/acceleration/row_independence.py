@@ -1,4 +1,4 @@
-"""Whether each row of a batch goes through a recorded forward on its path alone."""
+"""Says whether each row of a batch goes through a recorded forward on its path alone."""
 
 from collections.abc import Callable
 from typing import Any

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyfast_xai.acceleration.local_replay import Box, LocalReplay
 from pyfast_xai.acceleration.packed_replay import NotReplayedError, PackedReplay, close
+from pyfast_xai.acceleration.row_independence import rows_are_independent
 from pyfast_xai.compat import acceleration
 from pyfast_xai.explainers.common.memory_format import in_channels_last
 from pyfast_xai.tape import Tape, module_hooks
@@ -24,10 +25,13 @@ class Replayed:
         model: the model.
         replay: what it returns for as many rows as the input has; of which the box alone may have changed.
         images: the input.
+        independent: whether no row depends on another; otherwise several copies at once go through the model.
     """
 
-    def __init__(self, model: nn.Module, replay: Callable[[Tensor, Box | None], Any], images: Tensor) -> None:
-        self._model, self._replay, self._images = model, replay, images
+    def __init__(
+        self, model: nn.Module, replay: Callable[[Tensor, Box | None], Any], images: Tensor, independent: bool
+    ) -> None:
+        self._model, self._replay, self._images, self._independent = model, replay, images, independent
         self._agrees: bool | None = None
 
     @classmethod
@@ -52,6 +56,7 @@ class Replayed:
             return None
         if not isinstance(tape.result, Tensor) or tape.result.shape[:1] != images.shape[:1]:
             return None
+        independent = rows_are_independent(tape)
         known, laid_out = [box for box in boxes if box is not None], in_channels_last(model, images)
         if known and len(known) == len(boxes):
             try:
@@ -59,14 +64,14 @@ class Replayed:
             except NotReplayedError:
                 pass
             else:
-                return cls(model, lambda changed, box: local(_present(box), changed), images)
+                return cls(model, lambda changed, box: local(_present(box), changed), images, independent)
         if len(boxes) < least:
             return None
         try:
             whole = PackedReplay(tape, laid_out)
         except NotReplayedError:
             return None
-        return cls(model, lambda changed, box: whole(in_channels_last(model, changed)), images)
+        return cls(model, lambda changed, box: whole(in_channels_last(model, changed)), images, independent)
 
     def __call__(self, changed: Tensor, boxes: Sequence[Box | None]) -> Any:
         """Returns what the model returns for `[copies * N, ...]`.
@@ -75,7 +80,7 @@ class Replayed:
             changed: the input once for each of some copies.
             boxes: their boxes.
         """
-        if self._agrees is False or changed.dtype != self._images.dtype:
+        if self._agrees is False or changed.dtype != self._images.dtype or (len(boxes) > 1 and not self._independent):
             return self._model(changed)
         results = []
         for images, box in zip(changed.split(len(self._images)), boxes, strict=True):

@@ -133,19 +133,27 @@ def test_equal_samples_run_once(net, theirs):
     same(results[1], results[0])
 
 
+class Centred(nn.Module):
+    """A network whose rows depend on each other."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        outputs = self.net(images)
+        return outputs - outputs.mean(0) / 2
+
+
 @pytest.mark.parametrize("name", SAMPLED)
 def test_samples_of_a_model_whose_rows_depend_on_each_other(name, net, theirs):
-    class Centred(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, images):
-            outputs = self.net(images)
-            return outputs - outputs.mean(0) / 2
-
-    same(attributed(ours, name, Centred()), attributed(theirs, name, Centred()))
+    same(attributed(ours, name, Centred(net)), attributed(theirs, name, Centred(net)))
     assert net.runs["model"] == 2 * 82
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_copies_of_images_of_a_model_whose_rows_depend_on_each_other(name, net, theirs):
+    same(attributed(ours, name, Centred(net)), attributed(theirs, name, Centred(net)))
 
 
 def test_samples_with_a_model_of_the_callers_own(net, theirs):

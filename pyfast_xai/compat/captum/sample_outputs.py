@@ -51,6 +51,8 @@ class SampleOutputs:
         """
         if tape is None or tape.writes or not isinstance(model, nn.Module) or not may_replay(model):
             return None
+        if images.device.type != "cpu":
+            return None
         result, count = tape.result, len(images)
         if not isinstance(result, Tensor) or result.shape[:1] != (count,) or not rows_are_independent(tape):
             return None
