@@ -167,6 +167,16 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     shares = {report.quick.OF_PEER_RECORDED: 0.9, report.quick.OF_PEER: 0.5}
     peer = goal | {"what": "Saliency", "goal": 0.9}
     measured.append("quick", [peer | {"quotient": name, "value": value} for name, value in shares.items()])
+    row = {
+        "date": "2026-11-30",
+        "instructions": "AVX512",
+        "threads": 1,
+        "batch": 8,
+        "peer": "captum",
+        "name": "Occlusion",
+    }
+    row |= {"seconds": 6.0, "peer_seconds": 12.0, "ratio": 0.5, "load": 2}
+    (measured.DATA / "peers.csv").write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
     report.main()
     text = report.DOCUMENT.read_text()
     assert (text[:7], text[-6:]) == ("by hand", "below\n")
@@ -174,6 +184,7 @@ def test_the_page_shows_all_that_was_measured(part, tmp_path, monkeypatch):
     assert "| saliency | in forwards | 0.85 | 0.50 |" in report.README.read_text()
     assert "| saliency | in forwards | 1.9 | 2.50 / 1.50 |" in text
     assert "| saliency | 2.00 |\n| saliency of captum | 3.00 |" in text
+    assert "| Occlusion | captum | 8 | AVX512 | 1 | 2 | 6.0 | 12.0 | 0.5 |" in text
     assert "freed memory kept" in text
     assert "freed memory given back" in text
     assert text.count("| saliency | 4.00 |") == 1

@@ -96,7 +96,7 @@ def test_a_method_of_pictures_does_not_apply_to_videos(judge):
     model = nn.Sequential(
         nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)
     )
-    verdicts = judge.judge(judge.Specimen(model, torch.rand(2, 3, 4, 8, 8)), ("saliency", "fixations"))
+    verdicts = judge.judge(judge.Specimen(model, torch.rand(2, 3, 4, 8, 8)), ("saliency", "consensus"))
     assert [(one.verdict, one.reason) for one in verdicts] == [
         ("served", ""),
         ("not applicable", "explains pictures alone"),

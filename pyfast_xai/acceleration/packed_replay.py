@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from pyfast_xai.acceleration.batch_norm_folding import fold_batch_norm
 from pyfast_xai.acceleration.packed_convolutions import Allowance, pack
 from pyfast_xai.acceleration.weight_cache import WeightCache
+from pyfast_xai.errors import PyFastXaiError
 from pyfast_xai.tape import aliasing
 from pyfast_xai.tape.graph import Tape, Value, substitute
 from pyfast_xai.tape.record import tensors_in
@@ -20,7 +21,7 @@ from pyfast_xai.tape.record import tensors_in
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
-class NotReplayedError(Exception):
+class NotReplayedError(PyFastXaiError):
     """A model cannot be replayed in this way, or that does not pay."""
 
 
