@@ -15,14 +15,9 @@ from torch.nn import functional as F
 
 from pyfast_xai.acceleration.packed_convolutions import unpadded
 from pyfast_xai.acceleration.packed_replay import NotReplayedError, PackedReplay
+from pyfast_xai.acceleration.row_independence import POINTWISE
 from pyfast_xai.tape.graph import Node, Tape, Value, argument, key, substitute
 
-# Operations of one map whose results at a place depend on that place alone.
-_POINTWISE = {
-    *("aten::relu", "aten::relu6", "aten::hardtanh", "aten::leaky_relu", "aten::elu", "aten::selu", "aten::celu"),
-    *("aten::gelu", "aten::silu", "aten::mish", "aten::hardswish", "aten::hardsigmoid", "aten::sigmoid", "aten::tanh"),
-    *("aten::softplus", "aten::clamp", "aten::clamp_min", "aten::abs", "aten::neg", "aten::exp", "aten::square"),
-}
 _OF_TWO = {"aten::add", "aten::sub", "aten::mul", "aten::div"}
 # Reading and writing a number takes about as long as so many products.
 _TRAFFIC = 30
@@ -366,7 +361,7 @@ def _is_local(node: Node, value: Value) -> bool:
         sizes = [tuple(part.shape[-2:]) for part in node.args if isinstance(part, Tensor) and part.numel() > 1]
         return alike and all(size in ((1, 1), value.shape[-2:]) for size in sizes)
     constant = any(isinstance(part, Tensor) for part in (*node.args, *node.kwargs.values()))
-    return name in _POINTWISE and alike and not constant
+    return name in POINTWISE and alike and not constant
 
 
 def _read(node: Node, source: Value, region: Box) -> Box:

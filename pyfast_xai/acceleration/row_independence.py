@@ -8,11 +8,14 @@ from torch import Tensor
 from pyfast_xai.tape import aliasing
 from pyfast_xai.tape.graph import Node, Tape, Value, argument, key
 
-# Each element of the result depends on the elements of the operands at the same place.
-_ELEMENTWISE = {
+# Operations of one tensor whose results at a place depend on that place alone.
+POINTWISE = {
     *("aten::relu", "aten::relu6", "aten::hardtanh", "aten::leaky_relu", "aten::elu", "aten::selu", "aten::celu"),
     *("aten::gelu", "aten::silu", "aten::mish", "aten::hardswish", "aten::hardsigmoid", "aten::sigmoid", "aten::tanh"),
     *("aten::softplus", "aten::clamp", "aten::clamp_min", "aten::abs", "aten::neg", "aten::exp", "aten::square"),
+}
+# Each element of the result depends on the elements of the operands at the same place.
+_ELEMENTWISE = POINTWISE | {
     *("aten::sqrt", "aten::rsqrt", "aten::log", "aten::pow", "aten::contiguous", "aten::clone", "aten::alias"),
     *("aten::add", "aten::sub", "aten::mul", "aten::div", "aten::maximum", "aten::minimum"),
 }

@@ -121,14 +121,11 @@ def number(output: Any) -> Tensor:
     return torch.tensor(output, dtype=torch.float64 if isinstance(output, float) else torch.int64)
 
 
-def repeatable(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
-    """Returns the function, or one that restores the state of a model that writes to it; and its first result."""
-    call, result, _ = recorded(function, args)
-    return call, result
-
-
 def recorded(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Callable[..., Any], Any, Tape | None]:
-    """Returns the same as `repeatable`, and the recording of a model that can be repeated."""
+    """Returns a function to call again, the first result, and the recording of a model that can be repeated.
+
+    It is the function itself, or one that restores the state of a model that writes to it.
+    """
     if not isinstance(function, nn.Module):
         return function, function(*args), None
     tape = record(function, *args)

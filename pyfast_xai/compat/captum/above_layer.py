@@ -32,16 +32,19 @@ class AboveLayer:
         if module_hooks.any_forward_hooks(modules):
             return None
         # One row tells which operation the layer ends in.
-        calls, ahead = _calls(
-            record(function, *(tensor[:1] for tensor in inputs)), modules.get(module_hooks.unwrap(layer))
-        )
+        path = modules.get(module_hooks.unwrap(layer))
+        if path is None:
+            return None
+        ahead = record(function, *(tensor[:1] for tensor in inputs))
+        calls = ahead.modules.get(path, [])
         if len(calls) != 1 or len(calls[0]) != 1:
             return None
         producer = ahead.producer(calls[0][0])
         if producer is None:
             return None
         policy = KeepSuffix(producer.name, producer.outputs.index(calls[0][0]))
-        calls, tape = _calls(record(function, *inputs, policy=policy), modules[module_hooks.unwrap(layer)])
+        tape = record(function, *inputs, policy=policy)
+        calls = tape.modules.get(path, [])
         if len(calls) != 1 or not isinstance(tape.result, Tensor) or len(tape.result) != len(inputs[0]):
             return None
         (value,) = calls[0]
@@ -56,8 +59,3 @@ class AboveLayer:
         rows = self._value.shape[0]
         results = [replay_suffix(self._tape, self._value, part.clone()) for part in activation.split(rows)]
         return results[0] if len(results) == 1 else torch.cat(results)
-
-
-def _calls(tape: Tape, path: str | None) -> tuple[list[list[Value]], Tape]:
-    """Returns the values of each call of a module, and the tape."""
-    return ([] if path is None else tape.modules.get(path, [])), tape
